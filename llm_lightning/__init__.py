@@ -1,0 +1,1 @@
+"""llm_lightning: pretrain and fine-tune language models on PyTorch Lightning."""

@@ -1,0 +1,180 @@
+"""Cross-checks of a composed config, before anything heavy is imported.
+
+Every check yields what is wrong, where (the key), and what to do; `check` raises them together, so that one run shows all mistakes.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_lightning import signatures
+from llm_lightning.config import OPEN_GROUPS, Config, DataConfig
+from llm_lightning.errors import UserError, listed, nearest
+
+SOURCES = Path(__file__).parent / "data" / "sources"
+LABELLED_DATA = "docs_topics, files, hub, sst2, imdb, ag_news"
+
+
+def check(config: Config) -> None:
+    """Raise a `UserError` that names every mistake in the config."""
+    mistakes = list(_values(config))
+    if not mistakes:
+        checks = [_run_to_read] if config.task == "evaluate" else [_groups, _model, _data, _fit, _trainer, _resume]
+        mistakes = [mistake for find in checks for mistake in find(config)]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+
+
+def shown(value: Any) -> str:
+    return "null" if value is None else repr(value)
+
+
+def _values(config: Any, prefix: str = "") -> Iterator[str]:
+    """Values outside the range or the choices that their field declares."""
+    for f in fields(config):
+        value, key = getattr(config, f.name), f"{prefix}{f.name}"
+        rule = f.metadata.get("rule")
+        if is_dataclass(value):
+            yield from _values(value, key + ".")
+        elif rule is not None and not rule.allows(value):
+            hint = nearest(str(value), map(str, rule.values)) if isinstance(rule, signatures.Choice) else ""
+            yield f"{key}={value}: expected {rule}.{hint}"
+
+
+def _groups(config: Config) -> Iterator[str]:
+    """Keys and values of the open groups that their target's signature does not have."""
+    for group in OPEN_GROUPS:
+        settings = dict(getattr(config, group))
+        target = settings.pop("_target_", None)
+        allowed = signatures.parameters(str(target))
+        if allowed is None:
+            yield f"{group}._target_={target}: there is no such function or class in llm_lightning; choose {group}=<option>."
+            continue
+        for key, value in settings.items():
+            if key not in allowed:
+                yield (
+                    f"{group}.{key}: {config.choices.get(group, target)} has no such setting; "
+                    f"it has {listed(allowed) or 'none'}.{nearest(key, allowed)}"
+                )
+            elif wrong := signatures.mismatch(value, allowed[key].type):
+                yield f"{group}.{key}={value}: expected {wrong}."
+        for key, parameter in allowed.items():
+            if parameter.required and key not in settings:
+                yield f"{group}.{key} is not set, and has no default."
+
+
+def _model(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.init_from and model.name_or_path:
+        yield "model.init_from and model.name_or_path are both set: give one of them."
+    elif model.init_from:
+        folder = Path(model.init_from).expanduser()
+        if not (folder / "hf" / "config.json").is_file():
+            yield (
+                f"model.init_from={model.init_from}: not a finished run (it has no hf/config.json); "
+                f"give a run folder such as runs/<date>/<time>-pretrain-docs-gpt_tiny."
+            )
+    elif model.name_or_path:
+        path = Path(model.name_or_path).expanduser()
+        is_path = model.name_or_path.startswith((".", "/", "~")) or model.name_or_path.count("/") > 1
+        if is_path and not (path / "config.json").is_file():
+            found = "has no config.json" if path.is_dir() else "does not exist"
+            yield f"model.name_or_path={model.name_or_path}: the folder {found}; give a Hugging Face folder or a hub name."
+    elif not model.architecture:
+        yield "model: one of model.architecture (from scratch), model.name_or_path or model.init_from is needed."
+
+
+def _data(config: Config) -> Iterator[str]:
+    data = config.data
+    sources = sorted(p.stem for p in SOURCES.glob("*.py") if p.stem != "__init__")
+    if data.source not in sources:
+        yield f"data.source={data.source}: there is no such source; there are {listed(sources)}.{nearest(data.source, sources)}"
+    if data.dir is not None and not Path(data.dir).expanduser().is_dir():
+        yield f"data.dir={data.dir}: no such folder."
+    elif data.source in ("files", "text") or (data.source == "hub" and data.dir is not None):
+        if data.train is None and data.dir is None:
+            yield f"data.train is not set: data={config.choices.get('data', data.source)} reads files; give data.train=<file, glob or folder> or data.dir=<folder>."
+        if data.source != "hub":
+            yield from _files(data)
+    elif data.source == "hub" and data.name is None:
+        yield "data.name is not set: data=hub needs data.name=<data set on the hub>, such as data.name=glue data.config=sst2."
+    if config.batch.micro_tokens is not None and config.batch.micro_tokens < data.block_size:
+        yield (
+            f"batch.micro_tokens={config.batch.micro_tokens}: a sequence may have data.block_size={data.block_size} tokens "
+            f"and has to fit; raise the one or lower the other."
+        )
+
+
+def _files(data: DataConfig) -> Iterator[str]:
+    for split in ("train", "validation", "test"):
+        value = getattr(data, split)
+        for name in value if isinstance(value, list) else [value] if value is not None else []:
+            if not glob.glob(str(located(data, str(name))), recursive=True):
+                yield f"data.{split}={name}: no such file{_similar(data, str(name))}."
+
+
+def located(data: DataConfig, name: str) -> Path:
+    """A file name of the config as a path: relative names start at data.dir where that is given."""
+    path = Path(name).expanduser()
+    return Path(data.dir).expanduser() / path if data.dir and not path.is_absolute() else path
+
+
+def _similar(data: DataConfig, name: str) -> str:
+    folder = located(data, name).parent
+    if not folder.is_dir():
+        return f" (the folder {folder} does not exist)"
+    return nearest(Path(name).name, [p.name for p in folder.iterdir()]).rstrip("?").replace(" Did", "; did")
+
+
+def _fit(config: Config) -> Iterator[str]:
+    """Does the objective fit the data and the model?"""
+    facts = signatures.constants(str(config.objective.get("_target_")))
+    objective, chosen = config.choices.get("objective", "the objective"), config.choices.get("data", config.data.source)
+    if facts.get("labelled") and config.data.columns.label is None:
+        yield (
+            f"data={chosen} has no labels, and objective={objective} needs them: name the column with data.columns.label=<column>, "
+            f"or choose labelled data ({LABELLED_DATA})."
+        )
+    family = facts.get("family")
+    if family and config.model.family and family != config.model.family and not config.model.init_from:
+        fitting = "bert_tiny, bert_base, distilbert, roberta_base" if family == "encoder" else "gpt_tiny, llama_tiny, gpt2"
+        yield (
+            f"model={config.choices.get('model')} is {_article(config.model.family)}, and objective={objective} needs "
+            f"{_article(family)}: choose one such as {fitting}."
+        )
+    if facts.get("whole_sequences") and config.data.packing != "none":
+        yield f"data.packing={config.data.packing}: objective={objective} works on whole texts; use data.packing=none."
+
+
+def _article(family: str) -> str:
+    return f"an {family}" if family[0] in "aeiou" else f"a {family}"
+
+
+def _trainer(config: Config) -> Iterator[str]:
+    trainer = config.trainer
+    if trainer.max_steps is None and trainer.max_epochs is None:
+        yield "trainer.max_steps and trainer.max_epochs are both null: set one, or training would never end."
+    if not (trainer.devices == "auto" or signatures.mismatch(trainer.devices, int) is None and trainer.devices > 0):
+        yield f"trainer.devices={trainer.devices}: expected auto, or a whole number of at least 1."
+
+
+def _resume(config: Config) -> Iterator[str]:
+    if config.resume not in ("auto", "never") and not Path(config.resume).expanduser().is_file():
+        yield f"resume={config.resume}: expected auto, never, or a checkpoint file that exists.{nearest(config.resume, ['auto', 'never'])}"
+    if config.run_dir is not None and Path(config.run_dir).expanduser().is_file():
+        yield f"run_dir={config.run_dir}: this is a file; give a folder."
+
+
+def _run_to_read(config: Config) -> Iterator[str]:
+    if config.run is None:
+        yield f"run is not set: task={config.task} needs run=<run folder>."
+    elif not (Path(config.run).expanduser() / "config.yaml").is_file():
+        yield f"run={config.run}: not a run folder (it has no config.yaml)."
+    elif not (Path(config.run).expanduser() / "hf" / "config.json").is_file():
+        yield f"run={config.run}: the run has no weights yet (no hf/config.json); finish it with the same command and resume=auto."
+
+

@@ -1,0 +1,85 @@
+"""From the command line to a run: compose, check, run; the user's mistakes become one message and exit code 2.
+
+Exit codes: 0 done; 1 failed; 2 the user's input or configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llm_lightning import checks, config
+from llm_lightning.errors import UserError, listed, nearest
+
+PACKAGE = Path(__file__).parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+
+def main() -> None:
+    """Compose the config from `conf/` and the command line, and run it."""
+    ConfigStore.instance().store(name="schema", node=config.schema())
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we word them ourselves
+    debug = "debug=true" in (argument.lower() for argument in sys.argv[1:])
+    try:
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if debug:
+            raise
+        print(f"\nerror: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _job(node: DictConfig) -> None:
+    chosen = compose(node, dict(HydraConfig.get().runtime.choices))
+    checks.check(chosen)
+    from llm_lightning.run import run  # torch and its friends: only once the config is known to be good
+
+    run(chosen, overrides=list(HydraConfig.get().overrides.task))
+
+
+def compose(node: DictConfig, choices: dict[str, str]) -> config.Config:
+    """The node with what only the program knows, as typed dataclasses."""
+    OmegaConf.set_struct(node, False)
+    node.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
+    node.command = shlex.join(["python", *sys.argv]) if sys.argv[0].endswith(".py") else shlex.join(sys.argv)
+    return config.typed(node)
+
+
+def explain(error: Exception) -> str:
+    """One message for the user: which key, what was found, what is allowed, the nearest valid name."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={option}: there is no such option; {group} can be {listed(error.options, 40)}.{nearest(option, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: this is not key=value; quote values with spaces or special characters, as in 'key=\"a b.csv\"'."
+    if isinstance(error, ConfigCompositionException) and str(error).startswith("Could not override"):
+        key = str(getattr(cause, "full_key", None) or str(error).split("'")[1])
+        return _unknown_key(key)
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}."
+    return str(error)
+
+
+def _unknown_key(key: str) -> str:
+    """The message for a key that the schema does not have."""
+    node, known = config.schema(), ""
+    parts = key.split(".")
+    for part in parts[:-1]:
+        child = node.get(part)
+        if not isinstance(child, DictConfig):
+            break
+        node, known = child, f"{known}{part}."
+    unknown = parts[known.count(".")]
+    valid = sorted(map(str, node)) + ([p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"] if not known else [])
+    guess = nearest(unknown, valid).replace("'", f"'{known}", 1)
+    return f"{key}: there is no such key; {known.rstrip('.') or 'the config'} has {listed(sorted(set(valid)), 40)}.{guess}"

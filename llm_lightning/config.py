@@ -1,0 +1,251 @@
+"""The typed schema of everything under `conf/`.
+
+One frozen dataclass a config group; the line under a field says its unit and what changing it buys. `objective`, `optimizer` and
+`scheduler` are open groups: their schema is the signature of their `_target_` (see `signatures.py`), so that a new one is one file
+and one yaml. Nothing here imports torch: a wrong config is refused before the seconds that imports cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from llm_lightning.signatures import Choice, Range
+
+
+def bounded(default: Any, rule: Range | Choice) -> Any:
+    """A dataclass field whose value `checks.py` holds to `rule`."""
+    return field(default=default, metadata={"rule": rule})
+
+
+POSITIVE = Range(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsConfig:
+    text: str = "text"
+    """Column that holds the text (the first text, where there are two)."""
+    text_pair: str | None = None
+    """Column of the second text of a pair, for tasks on two texts."""
+    label: str | None = None
+    """Column that holds the label; needed by every labelled objective."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    source: str = MISSING
+    """Module of `llm_lightning/data/sources/` that reads the rows."""
+    dir: str | None = None
+    """Folder with files named train.*, validation.* (or valid, val, dev) and test.*; relative file names start here."""
+    name: str | None = None
+    """Data set on the Hugging Face hub."""
+    config: str | None = None
+    """Configuration of that hub data set, `sst2` of `glue` for example."""
+    train: Any = None
+    """File, glob, folder or list of them (hub: the split's name)."""
+    validation: Any = None
+    """The same for validation; cut off from train where there is none."""
+    test: Any = None
+    """The same for test; not evaluated where there is none."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    column_names: list[str] | None = None
+    """Names of the columns of files without a header."""
+    delimiter: str | None = None
+    """Field separator of csv and tsv files; by default from the file's ending."""
+    quotes: bool = True
+    """Whether double quotes enclose fields in csv and tsv files; `false` takes them as plain characters."""
+    document: str = bounded("file", Choice("file", "blank_line", "line"))
+    """What one document of a plain-text file is."""
+    labels: list[str] | None = None
+    """Label names, in the order of the label values; by default the values themselves, sorted."""
+    validation_fraction: float = bounded(0.1, Range(0, 1, open=True))
+    """Share of train that becomes validation where there is no validation split."""
+    on_bad_row: str = bounded("error", Choice("error", "skip"))
+    """`error` stops at the first unusable row; `skip` leaves such rows out, counts them and says so."""
+    block_size: int = bounded(512, Range(8))
+    """Longest sequence, in tokens; memory of a micro-batch grows with it."""
+    packing: str = bounded("none", Choice("none", "concat"))
+    """`none`: a document is one sequence (long ones are cut to blocks); `concat`: one stream of documents cut to blocks."""
+    share: float = bounded(1.0, Range(0, 1, open_low=True))
+    """Fraction of the built-in corpus that is used."""
+    per_class: int | None = bounded(None, POSITIVE)
+    """Training rows a class in built-in labelled data; null takes as many as the smallest class has."""
+    workers: int = bounded(0, Range(0))
+    """Processes that assemble batches; 0 does it in the training process."""
+    trust_remote_code: bool = False
+    """Whether code that comes with a hub data set may run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    kind: str = bounded("bpe", Choice("bpe", "wordpiece"))
+    """Byte-level BPE (decoders) or lower-cased WordPiece (encoders), trained on the training split."""
+    vocab_size: int = bounded(8192, Range(300))
+    """Entries; a larger vocabulary makes shorter sequences and a larger embedding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    name_or_path: str | None = None
+    """A hub name or a local Hugging Face folder to start from."""
+    init_from: str | None = None
+    """A run folder of ours to start from, with its tokenizer."""
+    family: str | None = bounded(None, Choice("encoder", "decoder", None))
+    """What the model can do, where a preset knows it: encoders fill in masks, decoders continue text."""
+    architecture: str | None = None
+    """Hugging Face model type that is built from scratch: `gpt2`, `llama`, `bert`, …"""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Settings of that architecture's Hugging Face config; everything not named keeps the library's default."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    trust_remote_code: bool = False
+    """Whether code that comes with a hub model may run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    sequences: int = bounded(32, POSITIVE)
+    """Sequences an optimizer step, over all devices and micro-batches."""
+    tokens: int | None = bounded(None, POSITIVE)
+    """Tokens an optimizer step at the most; replaces `sequences` where given."""
+    micro_sequences: int | None = bounded(None, POSITIVE)
+    """Sequences on a device at once; lower it when memory runs out, the result stays the same."""
+    micro_tokens: int | None = bounded(None, POSITIVE)
+    """Tokens (with padding) on a device at once; accumulation follows from it."""
+    length_window: int = bounded(32, POSITIVE)
+    """Steps inside which sequences are sorted by length; 1 is a plain shuffle, more means less padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    max_steps: int | None = bounded(None, POSITIVE)
+    """Optimizer steps; training ends at this or at `max_epochs`, whichever is first."""
+    max_epochs: float | None = bounded(None, Range(0, open_low=True))
+    """Passes over the training data; fractions are allowed."""
+    accelerator: str = bounded("auto", Choice("auto", "cpu", "gpu", "cuda", "mps"))
+    devices: Any = "auto"
+    """How many devices of this machine, or `auto` for all."""
+    num_nodes: int = bounded(1, POSITIVE)
+    strategy: str = bounded("auto", Choice("auto", "ddp", "fsdp"))
+    """How several devices share the work: `ddp` copies the model to each, `fsdp` cuts it up."""
+    precision: str = bounded("auto", Choice("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"))
+    """`auto` is bf16-mixed where the hardware multiplies bf16, else 32-true."""
+    compile: bool = False
+    """Compile the model with torch.compile; costs a minute or more at the start."""
+    clip_norm: float | None = bounded(1.0, Range(0, open_low=True))
+    """Largest gradient norm of a step; null does not clip."""
+    validate_every_steps: int | None = bounded(None, POSITIVE)
+    """Steps between validations; null validates once an epoch, and at the end."""
+    log_every_steps: int = bounded(10, POSITIVE)
+    progress: str = bounded("bar", Choice("bar", "none"))
+    detect_anomaly: bool = False
+    """Stop at the operation that made a NaN; slow, for debugging."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int | None = bounded(None, POSITIVE)
+    """Steps between full states (model, optimizer, position); null saves one after each validation."""
+    keep: int = bounded(1, POSITIVE)
+    """Full states kept; each costs about three times the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerConfig:
+    name: str = bounded("csv", Choice("csv", "wandb"))
+    """`wandb` logs to Weights & Biases beside metrics.csv: online where a key is configured, else offline."""
+    project: str = "llm_lightning"
+    entity: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallbacksConfig:
+    patience: int | None = bounded(None, POSITIVE)
+    """Validations without improvement after which training stops; null never stops early."""
+    energy: bool = True
+    """Measure or estimate kWh and CO2 with codecarbon."""
+    country: str = "USA"
+    """ISO 3166 alpha-3 code of the country whose electricity mix the CO2 figure assumes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    task: str = bounded(MISSING, Choice("pretrain", "finetune", "evaluate", "check"))
+    objective: dict[str, Any] = field(default_factory=dict)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = bounded(0, Range(0, 2**32 - 1))
+    run_dir: str | None = None
+    """The run's folder; by default runs/<date>/<time>-<task>-<data>-<model>."""
+    resume: str = "auto"
+    """`auto` continues what run_dir holds, `never` refuses to touch a used folder, else a checkpoint file."""
+    run: str | None = None
+    """The run folder that task=evaluate reads."""
+    cache_dir: str = "~/.cache/llm_lightning"
+    """Where encoded data and the built-in corpus are kept between runs."""
+    debug: bool = False
+    """Show tracebacks for the user's mistakes too."""
+    choices: dict[str, str] = field(default_factory=dict)
+    """Which option of each group was chosen; filled in by the program."""
+    command: str | None = None
+    """The command that started the run; filled in by the program."""
+
+
+OPEN_GROUPS = ("objective", "optimizer", "scheduler")
+
+
+def schema() -> DictConfig:
+    """`Config` as an OmegaConf node that Hydra may merge into.
+
+    Frozen dataclasses become read-only nodes, which nothing can be merged into: the flag is lifted for composing. The open
+    groups take any key here; `checks.py` holds them to their target's signature.
+    """
+    node = OmegaConf.structured(Config)
+    _lift_readonly(node)
+    for group in OPEN_GROUPS:
+        OmegaConf.set_struct(node[group], False)
+    OmegaConf.set_struct(node.model.config, False)
+    return node
+
+
+def _lift_readonly(node: DictConfig) -> None:
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            _lift_readonly(child)
+
+
+def typed(node: DictConfig) -> Config:
+    """The composed node as the frozen dataclasses the rest of the code reads."""
+    config = OmegaConf.to_object(node)
+    assert isinstance(config, Config)
+    return config
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The config as plain containers, for `config.yaml` and checkpoints."""
+
+    def unpack(value: Any) -> Any:
+        if is_dataclass(value):
+            return {f.name: unpack(getattr(value, f.name)) for f in fields(value)}
+        if isinstance(value, dict):
+            return {key: unpack(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [unpack(item) for item in value]
+        return value
+
+    return unpack(config)
+
+
+def cache_folder(config: Config) -> Path:
+    return Path(config.cache_dir).expanduser()

@@ -1,0 +1,64 @@
+"""Label names: from the config, from the data set's own features, or from the values in the training split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from llm_lightning.config import DataConfig
+from llm_lightning.data.rows import Rows
+from llm_lightning.errors import UserError, listed
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes: `names` for people and exports, `values` as they stand in the data, in the same order."""
+
+    names: tuple[str, ...]
+    values: tuple[str, ...]
+
+    def index(self, value: Any) -> int | None:
+        """Class index of a raw value (given as a value or as a name); None where it is neither."""
+        key = str(value)
+        if key in self.values:
+            return self.values.index(key)
+        return self.names.index(key) if key in self.names else None
+
+
+def find(data: DataConfig, train: Rows) -> Labels:
+    """The classes of a data set.
+
+    Raises UserError where there is only one class, or where `data.labels` does not fit the values found.
+    """
+    column = data.columns.label
+    assert column is not None
+    feature = train.table.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        values = tuple(str(i) for i in range(feature.num_classes))
+        return Labels(names=tuple(data.labels or feature.names), values=values)
+    found = {str(v) for v in train.table.unique(column) if v is not None and str(v).strip()}
+    values = tuple(sorted(found, key=_by_value))
+    if len(values) < 2:
+        what = f"only the label '{values[0]}'" if values else "no label"
+        raise UserError(f"{train.where(0)}: column '{column}' of train has {what}; classification needs at least two classes.")
+    if len(values) > max(1000, len(train) // 2):
+        raise UserError(f"column '{column}' has {len(values)} different values in {len(train)} rows: is it the label?")
+    if data.labels is None:
+        return Labels(names=values, values=values)
+    if found <= set(data.labels):
+        return Labels(names=tuple(data.labels), values=tuple(data.labels))
+    if len(data.labels) != len(values):
+        raise UserError(
+            f"data.labels names {len(data.labels)} classes ({listed(data.labels)}), and column '{column}' has {len(values)} ({listed(values)})."
+        )
+    return Labels(names=tuple(data.labels), values=values)
+
+
+def _by_value(value: str) -> tuple[int, float, str]:
+    """Numbers first, by size; then text."""
+    try:
+        return (0, float(value), value)
+    except ValueError:
+        return (1, 0.0, value)

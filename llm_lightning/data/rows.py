@@ -1,0 +1,44 @@
+"""What a data source hands over: raw rows, an identity of their content, and where each row came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import datasets
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The raw rows of one split."""
+
+    table: datasets.Dataset
+    fingerprint: str
+    """Identity of the content (hexadecimal), equal on every machine where the content is equal."""
+    where: Callable[[int], str]
+    """Row index -> the place an error message names: `train.csv, line 17`."""
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+def joined(parts: list[Rows]) -> Rows:
+    """Several files' rows as one, each row still knowing its file."""
+    import bisect
+    from itertools import accumulate
+
+    import datasets
+    import xxhash
+
+    if len(parts) == 1:
+        return parts[0]
+    ends = list(accumulate(len(part) for part in parts))
+
+    def where(index: int) -> str:
+        part = bisect.bisect_right(ends, index)
+        return parts[part].where(index - (ends[part - 1] if part else 0))
+
+    identity = xxhash.xxh3_128(",".join(part.fingerprint for part in parts).encode()).hexdigest()
+    return Rows(table=datasets.concatenate_datasets([part.table for part in parts]), fingerprint=identity, where=where)

@@ -1,0 +1,174 @@
+"""Tables in files: csv, tsv, jsonl, json, parquet, arrow.
+
+csv and jsonl are read here line by line, so that a bad row is reported with its file and line, then kept as Arrow in the cache;
+parquet and arrow are read by `datasets` as they are. Every value is taken as it stands: "NA" and "null" are words, not gaps.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from llm_lightning.config import DataConfig
+from llm_lightning.data.paths import content_hash, split_files
+from llm_lightning.data.rows import Rows, joined
+from llm_lightning.errors import UserError, listed, nearest
+
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
+csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, refuses long documents
+
+
+def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
+    """Rows of every split, with the columns that the config names."""
+    return {split: joined([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, TABLES).items()}
+
+
+def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
+    kind = path.suffix.lower()
+    if kind not in TABLES:
+        raise UserError(f"{path}: cannot read '{kind}' files; data=files reads {listed(TABLES)} (plain text: data=text).")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty.")
+    identity = content_hash([path], data.columns, data.column_names, data.delimiter, data.quotes)
+    if kind in (".parquet", ".arrow"):
+        return _arrow(path, data, identity, cache_dir)
+    folder = cache_dir / "rows" / identity
+    columns = _wanted(data)
+    features = {**{c: datasets.Value("string") for c in columns}, "line": datasets.Value("int64"), "problem": datasets.Value("string")}
+    with quiet_datasets():
+        table = datasets.Dataset.from_generator(
+            _rows,
+            features=datasets.Features(features),
+            cache_dir=str(folder),
+            gen_kwargs={"path": path, "data": data},
+            fingerprint=identity,
+        )
+    if len(table) == 0:
+        raise UserError(f"{path}: the file has a header and no rows.")
+    lines = table.data.column("line")
+    return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {lines[i].as_py()}")
+
+
+def _rows(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+    readers = {".jsonl": _jsonl, ".json": _json}
+    return readers.get(path.suffix.lower(), _csv)(path, data)
+
+
+def _wanted(data: DataConfig) -> list[str]:
+    columns = (data.columns.text, data.columns.text_pair, data.columns.label)
+    return [column for column in columns if column is not None]
+
+
+def _require(path: Path, data: DataConfig, present: list[str]) -> None:
+    for key, column in vars(data.columns).items():
+        if column is not None and column not in present:
+            raise UserError(
+                f"{path}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}.{nearest(column, present)}"
+            )
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The file's lines as text; a byte that is not UTF-8 is an error that names the line."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}, line {number}: byte 0x{line[error.start]:02x} is not UTF-8; convert the file "
+                    f"(iconv -f latin1 -t utf-8, for example)."
+                ) from None
+
+
+def _csv(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+    delimiter = data.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
+    quoting: Any = csv.QUOTE_MINIMAL if data.quotes else csv.QUOTE_NONE
+    reader = csv.reader(lines(path), delimiter=delimiter, quoting=quoting, strict=True)
+    try:
+        names = data.column_names or next(reader)
+        _require(path, data, names)
+        for fields in reader:
+            if fields:  # a blank line is no row
+                row: dict[str, Any] = dict(zip(names, fields, strict=False))
+                row["problem"] = None if len(fields) == len(names) else f"{len(fields)} fields where there should be {len(names)}"
+                yield {key: row.get(key) for key in (*_wanted(data), "problem")} | {"line": reader.line_num}
+    except StopIteration:
+        return
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {reader.line_num}: {error}; if double quotes are plain characters in this file, set data.quotes=false."
+        ) from None
+
+
+def _jsonl(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield _problem(data, number, f"not valid JSON ({error.msg}, column {error.colno})")
+            continue
+        yield _from_object(path, data, value, number)
+
+
+def _json(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+    try:
+        values = json.loads("".join(lines(path)))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); one object a line belongs in a .jsonl file.") from None
+    if not isinstance(values, list):
+        raise UserError(f"{path}: expected a list of objects, found {type(values).__name__}.")
+    for number, value in enumerate(values, 1):
+        yield _from_object(path, data, value, number)
+
+
+def _from_object(path: Path, data: DataConfig, value: Any, number: int) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return _problem(data, number, f"expected an object, found {type(value).__name__}")
+    if number == 1:
+        _require(path, data, list(value))
+    row: dict[str, Any] = {"line": number, "problem": None}
+    for column in _wanted(data):
+        item = value.get(column)
+        if column == data.columns.label and isinstance(item, bool | int | float):
+            item = str(int(item)) if isinstance(item, bool) or float(item).is_integer() else str(item)
+        elif item is not None and not isinstance(item, str):
+            row["problem"] = f"column '{column}' holds {type(item).__name__}, not text"
+            item = None
+        row[column] = item
+    return row
+
+
+def _problem(data: DataConfig, number: int, problem: str) -> dict[str, Any]:
+    return {**dict.fromkeys(_wanted(data)), "line": number, "problem": problem}
+
+
+def _arrow(path: Path, data: DataConfig, identity: str, cache_dir: Path) -> Rows:
+    try:
+        if path.suffix.lower() == ".parquet":
+            with quiet_datasets():
+                table = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache_dir / "rows" / identity))
+        else:
+            table = datasets.Dataset.from_file(str(path))
+    except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
+        raise UserError(f"{path}: cannot be read as {path.suffix[1:]} ({str(error).splitlines()[0]}).") from error
+    _require(path, data, table.column_names)
+    return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, row {i + 1}")
+
+
+class quiet_datasets:
+    """No progress bars of `datasets` inside: reading a table is quick, and its bars say nothing of ours."""
+
+    def __enter__(self) -> None:
+        self.shown = datasets.utils.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            datasets.enable_progress_bars()

@@ -1,0 +1,44 @@
+"""Cut a validation split off train where there is none: deterministic, and stratified by label where there are labels."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from llm_lightning.config import DataConfig
+from llm_lightning.data.rows import Rows
+from llm_lightning.errors import UserError
+
+SEED = 20_240_229  # fixed: the split belongs to the data, not to a run's seed
+
+
+def with_validation(splits: dict[str, Rows], data: DataConfig) -> dict[str, Rows]:
+    """The splits, with `data.validation_fraction` of train as validation where there was none."""
+    if "validation" in splits:
+        return splits
+    train = splits["train"]
+    groups: dict[str, list[int]] = defaultdict(list)
+    if data.columns.label is None:
+        groups[""] = list(range(len(train)))
+    else:
+        for index, value in enumerate(train.table[data.columns.label]):
+            groups[str(value)].append(index)
+    rng = np.random.default_rng(SEED)
+    held: list[int] = []
+    for _, members in sorted(groups.items()):
+        held.extend(rng.permutation(members)[: round(len(members) * data.validation_fraction)].tolist())
+    if not held:
+        raise UserError(f"train has {len(train)} rows: too few to cut a validation split from; give data.validation=<file>.")
+    chosen = set(held)
+    kept = [index for index in range(len(train)) if index not in chosen]
+    parts = {"train": _part(train, kept, "kept", data), "validation": _part(train, sorted(held), "held", data)}
+    return {**splits, **parts}
+
+
+def _part(rows: Rows, indices: list[int], name: str, data: DataConfig) -> Rows:
+    return Rows(
+        table=rows.table.select(indices),
+        fingerprint=f"{rows.fingerprint}-{name}-{data.validation_fraction}",
+        where=lambda i: rows.where(indices[i]),
+    )

@@ -1,0 +1,136 @@
+"""Tokenizers: trained on the training split, or loaded with the checkpoint they belong to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from llm_lightning.config import TokenizerConfig
+from llm_lightning.data.rows import Rows
+from llm_lightning.errors import UserError
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or it warns when a loader worker forks
+
+ENOUGH = 50_000_000  # characters; more text changes a vocabulary of this size very little
+
+
+def train(config: TokenizerConfig, rows: Rows, column: str, longest: int, cache_dir: Path) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on a text column, cached under the fingerprint of text and settings.
+
+    Byte-level BPE (Radford et al. 2019) or lower-cased WordPiece (Devlin et al. 2019); `longest` is the model's context in tokens.
+    """
+    identity = xxhash.xxh3_128(f"1 {config} {rows.fingerprint} {column}".encode()).hexdigest()
+    file = cache_dir / "tokenizers" / f"{identity}.json"
+    if not file.is_file():
+        tokenizer = {"bpe": _train_bpe, "wordpiece": _train_wordpiece}[config.kind](config, _texts(rows, column))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")
+        tokenizer.save(str(partial))
+        partial.replace(file)
+    return _wrapped(config.kind, Tokenizer.from_file(str(file)), longest)
+
+
+def load(folder_or_name: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a Hugging Face folder or hub name; one without padding pads with its end-of-text token.
+
+    Padding is always told from text by lengths, never by its id, so the two may share one.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(unreachable(folder_or_name, error)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def unreachable(name: str, error: Exception) -> str:
+    """The message where a checkpoint cannot be loaded: what to do without a connection."""
+    reason = str(error).strip().splitlines()[0]
+    if Path(name).expanduser().is_dir():
+        return f"model.name_or_path={name}: the folder cannot be loaded ({reason})."
+    return (
+        f"model.name_or_path={name}: cannot be loaded from the Hugging Face hub ({reason}). Check the name; without a connection, "
+        f"download the model elsewhere and give its folder: model.name_or_path=<folder with config.json>."
+    )
+
+
+def identity(tokenizer: Any) -> str:
+    """Hash of everything that decides which tokens a text becomes."""
+    return xxhash.xxh3_128(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def continues_word(tokenizer: Any) -> list[bool]:
+    """For each token id, whether it continues a word: '##ing' in WordPiece, no leading space mark in BPE and SentencePiece."""
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    if any(t.startswith("##") for t in tokens):
+        return [t.startswith("##") for t in tokens]
+    special = set(tokenizer.all_special_tokens)
+    return [t not in special and t[:1] not in ("Ġ", "Ċ", "▁") for t in tokens]
+
+
+def _texts(rows: Rows, column: str) -> Iterator[list[str]]:
+    seen = 0
+    for batch in rows.table.iter(batch_size=1000):
+        texts = [text for text in batch[column] if isinstance(text, str)]
+        yield texts
+        seen += sum(map(len, texts))
+        if seen > ENOUGH:
+            return
+
+
+def _train_bpe(config: TokenizerConfig, texts: Iterator[list[str]]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=["<|endoftext|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _train_wordpiece(config: TokenizerConfig, texts: Iterator[list[str]]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    start, end = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", start), ("[SEP]", end)]
+    )
+    return tokenizer
+
+
+def _wrapped(kind: str, tokenizer: Tokenizer, longest: int) -> PreTrainedTokenizerFast:
+    if kind == "bpe":
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            eos_token="<|endoftext|>",
+            bos_token="<|endoftext|>",
+            pad_token="<|pad|>",
+            model_max_length=longest,
+            model_input_names=["input_ids", "attention_mask"],
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=longest,
+    )

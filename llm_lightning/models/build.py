@@ -1,0 +1,105 @@
+"""Hugging Face models: from scratch by a preset, from a checkpoint by name or folder, or from a run of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+
+from llm_lightning.config import ModelConfig
+from llm_lightning.data import tokenizers
+from llm_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def checkpoint(config: ModelConfig) -> str | None:
+    """The folder or hub name that weights and tokenizer come from; None from scratch."""
+    if config.init_from:
+        return str(Path(config.init_from).expanduser() / "hf")
+    if config.name_or_path:
+        path = Path(config.name_or_path).expanduser()
+        return str(path) if path.is_dir() else config.name_or_path
+    return None
+
+
+def tokenizer(config: ModelConfig) -> Any | None:
+    """The tokenizer of the checkpoint; None where there is no checkpoint and one has to be trained."""
+    origin = checkpoint(config)
+    return None if origin is None else tokenizers.load(origin, config.trust_remote_code)
+
+
+def build(config: ModelConfig, auto_class: str, tokenizer: Any, longest: int, label_names: tuple[str, ...] | None) -> PreTrainedModel:
+    """The model with the head that `auto_class` (`AutoModelFor…`) gives it, in fp32.
+
+    `longest` is the longest input in tokens; label names go into the model's config, and so into every export.
+    Raises UserError where the checkpoint cannot be loaded, does not have such a head, or is too short for the data.
+    """
+    settings: dict[str, Any] = {}
+    if label_names is not None:
+        settings["id2label"] = dict(enumerate(label_names))
+        settings["label2id"] = {name: i for i, name in enumerate(label_names)}
+    auto = getattr(transformers, auto_class)
+    origin = checkpoint(config)
+    model_config = _loaded_config(config, origin, settings) if origin else _new_config(config, tokenizer, settings)
+    _check_length(config, model_config, longest)
+    model_config.pad_token_id = tokenizer.pad_token_id  # decoder classifiers find the last real token by it
+    if type(model_config) not in auto._model_mapping:
+        raise UserError(f"model type '{model_config.model_type}' has no {auto_class} head: choose another model or objective.")
+    if origin is None:
+        return auto.from_config(model_config)
+    with quiet_transformers():
+        try:
+            model = auto.from_pretrained(origin, config=model_config, trust_remote_code=config.trust_remote_code, dtype="float32")
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(tokenizers.unreachable(origin, error)) from error
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise UserError(f"the tokenizer has {len(tokenizer)} entries, and the model {model.get_input_embeddings().num_embeddings}: they do not belong together.")
+    return model
+
+
+def reload(folder: Path, auto_class: str) -> PreTrainedModel:
+    """The model as it was exported to a folder."""
+    with quiet_transformers():
+        return getattr(transformers, auto_class).from_pretrained(folder, dtype="float32")
+
+
+def _loaded_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -> Any:
+    try:
+        return AutoConfig.from_pretrained(origin, trust_remote_code=config.trust_remote_code, **settings)
+    except (OSError, ValueError) as error:
+        raise UserError(tokenizers.unreachable(origin, error)) from error
+
+
+def _new_config(config: ModelConfig, tokenizer: Any, settings: dict[str, Any]) -> Any:
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    try:
+        return AutoConfig.for_model(config.architecture, vocab_size=len(tokenizer), **special, **config.config, **settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model.architecture={config.architecture}: {str(error).splitlines()[0][:300]}") from error
+
+
+def _check_length(config: ModelConfig, model_config: Any, longest: int) -> None:
+    limit = getattr(model_config, "max_position_embeddings", None)  # GPT-2 maps n_positions to this name
+    if model_config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        limit = limit and limit - model_config.pad_token_id - 1  # their positions start behind the padding's
+    if limit is not None and longest > limit:
+        raise UserError(f"data.block_size: sequences of up to {longest} tokens, and the model has {limit} positions; set data.block_size={limit}.")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars and its report of new and unused weights: a new head is what was asked for."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        transformers.logging.enable_progress_bar()

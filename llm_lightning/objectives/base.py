@@ -1,0 +1,189 @@
+"""What every objective shares: one optimizer step, one evaluation pass.
+
+A batch of the training loader is a whole optimizer step, cut into micro-batches. Its gradient is that of one big batch: the sum of the losses of its
+targets, divided by their number over all micro-batches and ranks; never a mean of means. Optimization is manual for that reason, which also
+keeps clipping ours (Lightning refuses to clip under fused AdamW with mixed precision).
+
+An objective is a subclass in a file of its own: it says how data is encoded for it, which head the model needs, the loss and the scores. Its
+keyword-only parameters are its configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import fully_shard
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from llm_lightning.data.collate import MicroBatch, Step, count_targets
+from llm_lightning.data.masking import Masking
+from llm_lightning.data.module import Text
+
+Evaluation = dict[str, float]
+
+
+class Objective(lightning.LightningModule):
+    """A model, a loss, and the scores that tell how good it is."""
+
+    encoding: ClassVar[str]
+    """How examples become sequences: `stream`, `documents` or `texts` (see data/encode.py)."""
+    labelled: ClassVar[bool] = False
+    """Whether examples need a label."""
+    auto_class: ClassVar[str]
+    """The Hugging Face class that gives the model its head."""
+    monitor: ClassVar[str]
+    """The validation metric that decides which weights are the best."""
+    maximize: ClassVar[bool]
+
+    def __init__(self, text: Text) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.text = text
+        self.model: PreTrainedModel
+        self.clip_norm: float | None = None
+        self.seed = 0
+        self.split = "validation"
+        """The split that is being evaluated."""
+        self.latest: Evaluation = {}
+        """The metrics of the last evaluation: `split/metric` to a number."""
+        self._make_optimizer: Callable[[nn.Module], Optimizer]
+        self._factor: Callable[[int], float]
+        self._loss_sum = self._target_count = torch.zeros(())
+
+    # ---- what an objective defines ----
+
+    def masking(self, text: Text, seed: int) -> Masking | None:
+        """How inputs are corrupted before the model sees them; None leaves them as they are."""
+        return None
+
+    def loss_sum(self, batch: MicroBatch) -> Tensor:
+        """The sum of the losses of the batch's targets, a scalar that gradients flow through."""
+        return self.score(batch)[0]
+
+    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(sum of the losses, outputs that `collect` takes) of a batch."""
+        raise NotImplementedError
+
+    def collect(self, batch: MicroBatch, outputs: Tensor) -> None:
+        """Take in one evaluation batch."""
+
+    def scores(self, split: str, mean_loss: float, targets: int) -> Evaluation:
+        """A split's metrics from what was collected, named without the split; forgets what was collected."""
+        return {"loss": mean_loss}
+
+    # ---- training ----
+
+    def connect(
+        self,
+        model: PreTrainedModel,
+        make_optimizer: Callable[[nn.Module], Optimizer],
+        factor: Callable[[int], float],
+        clip_norm: float | None,
+        seed: int,
+    ) -> None:
+        """Give the objective what it trains and how: the factor scales the learning rate at a step."""
+        self.model, self.clip_norm, self.seed = model, clip_norm, seed
+        self._make_optimizer, self._factor = make_optimizer, factor
+
+    def configure_model(self) -> None:
+        """Under FSDP2, cut the model up: each transformer layer, then the rest."""
+        if self.device_mesh is None or isinstance(next(self.model.parameters()), DTensor):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for block in _layers(self.model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._make_optimizer(self.model)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)]
+
+    def training_step(self, step: Step, batch_index: int) -> dict[str, Tensor]:
+        torch.manual_seed(_mix(self.seed, step.step, self.global_rank))  # dropout is a function of (seed, step, rank)
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        world = self.trainer.world_size
+        targets = torch.tensor(float(step.targets), device=self.device)
+        if world > 1:
+            targets = self.trainer.strategy.reduce(targets, reduce_op="sum")
+        total = torch.zeros((), device=self.device)
+        batches = step.micro_batches
+        for i, batch in enumerate(batches):
+            with self._synced(i == len(batches) - 1):
+                loss = self.loss_sum(batch)
+                self.manual_backward(loss * (world / targets))  # DDP averages over ranks, and we want the sum
+            total += loss.detach()
+        if not batches:  # a rank with nothing left still takes part in the step
+            self.manual_backward(sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad))
+        norm = self._clip(optimizer)
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        scheduler.step()  # type: ignore[union-attr, call-arg]
+        return {"loss_sum": total, "targets": targets, "gradient_norm": norm}
+
+    def _synced(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are exchanged between ranks once a step, at its last micro-batch."""
+        strategy = self.trainer.strategy
+        if last or not hasattr(strategy, "block_backward_sync"):
+            return contextlib.nullcontext()
+        return strategy.block_backward_sync()
+
+    def _clip(self, optimizer: Any) -> Tensor:
+        """The gradient norm before clipping."""
+        plugin = self.trainer.precision_plugin
+        if getattr(plugin, "scaler", None) is not None:
+            plugin.scaler.unscale_(optimizer.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or float("inf"))
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    # ---- evaluation ----
+
+    def on_validation_epoch_start(self) -> None:
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._target_count = torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: MicroBatch, batch_index: int) -> None:
+        loss, outputs = self.score(batch)
+        self._loss_sum += loss
+        self._target_count += count_targets(batch)
+        self.collect(batch, outputs)
+
+    def on_validation_epoch_end(self) -> None:
+        totals = torch.stack([self._loss_sum, self._target_count])
+        if self.trainer.world_size > 1:
+            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        loss, count = totals.tolist()
+        scores = self.scores(self.split, loss / max(count, 1), round(count))
+        self.latest = {f"{self.split}/{name}": value for name, value in scores.items()}
+        self.log_dict(self.latest, logger=False, sync_dist=True)  # for callbacks such as early stopping; equal on all ranks
+
+    def summary(self, text: Text) -> dict[str, float]:
+        """Facts about the data that put the scores in proportion, such as a baseline."""
+        return {}
+
+    def details(self) -> dict[str, Any]:
+        """Tables of the last evaluation that are no single number, for `evaluation/<split>.json`."""
+        return {}
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The transformer's layers: the items of the longest list of modules."""
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+def _mix(*parts: int) -> int:
+    """One 63-bit seed from several numbers (splitmix64 steps), so that neighbouring steps share nothing."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & (1 << 64) - 1
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (1 << 64) - 1
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (1 << 64) - 1
+        state ^= state >> 31
+    return state >> 1

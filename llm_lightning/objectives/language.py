@@ -1,0 +1,30 @@
+"""Figures that put a language model's loss in proportion."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from llm_lightning.data.encode import Encoded
+
+
+def unigram_entropy(data: Encoded, special: list[int]) -> float:
+    """Entropy in nats of the token frequencies: the loss of the best model that knows no context.
+
+    H = -Σ p log p over the split's own tokens, those of `special` left out.
+    """
+    counts = np.bincount(data.tokens, minlength=1).astype(np.float64)
+    counts[[token for token in special if token < len(counts)]] = 0
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def perplexity(loss: float) -> float:
+    """exp of the mean loss in nats."""
+    return math.exp(min(loss, 700.0))
+
+
+def bits_per_byte(loss_sum: float, size: int) -> float:
+    """Bits needed for one byte of text, whatever the tokenizer: total loss in nats / (ln 2 · bytes)."""
+    return loss_sum / (math.log(2) * max(size, 1))

@@ -1,0 +1,64 @@
+"""Masked language modelling: guess the masked tokens from both sides (Devlin et al. 2019, section 3.1)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from llm_lightning.data import tokenizers
+from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.masking import IGNORED, Masking
+from llm_lightning.data.module import Text
+from llm_lightning.errors import UserError
+from llm_lightning.objectives.base import Evaluation, Objective
+from llm_lightning.objectives.language import perplexity, unigram_entropy
+from llm_lightning.signatures import Range
+
+
+class MaskedLM(Objective):
+    """Negative log-likelihood of the masked tokens; masks are drawn anew each epoch, and the same each time for evaluation."""
+
+    family = "encoder"
+    encoding = "documents"
+    whole_sequences = True
+    auto_class = "AutoModelForMaskedLM"
+    monitor = "validation/loss"
+    maximize = False
+
+    def __init__(
+        self, text: Text, *, mask_probability: Annotated[float, Range(0, 1, open=True)] = 0.15, whole_words: bool = False
+    ) -> None:
+        """`mask_probability` of the tokens are targets; `whole_words` masks all pieces of a word together."""
+        super().__init__(text)
+        self.mask_probability, self.whole_words = mask_probability, whole_words
+
+    def masking(self, text: Text, seed: int) -> Masking:
+        tokenizer = text.tokenizer
+        if tokenizer.mask_token_id is None:
+            raise UserError("objective=masked_lm: the model's tokenizer has no mask token; choose an encoder such as model=bert_tiny.")
+        special = np.zeros(len(tokenizer), dtype=bool)
+        special[[i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]] = True
+        return Masking(
+            probability=self.mask_probability,
+            whole_words=self.whole_words,
+            mask_id=tokenizer.mask_token_id,
+            vocabulary=len(tokenizer),
+            special=special,
+            continues=np.array(tokenizers.continues_word(tokenizer)),
+            seed=seed,
+        )
+
+    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(summed loss, logits (batch, time, vocabulary))."""
+        logits = self.model(**batch.inputs()).logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        return loss, logits
+
+    def scores(self, split: str, mean_loss: float, targets: int) -> Evaluation:
+        return {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
+
+    def summary(self, text: Text) -> dict[str, float]:
+        return {"validation/unigram_entropy": unigram_entropy(text.splits["validation"], text.tokenizer.all_special_ids)}

@@ -1,0 +1,123 @@
+"""The one folder that a run leaves, and what it holds: config.yaml, train.log, metrics.csv, summary.json, evaluation/, checkpoints/, hf/."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from llm_lightning.config import Config, plain
+from llm_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("llm_lightning", "torch", "lightning", "transformers", "tokenizers", "datasets", "torchmetrics", "hydra-core", "numpy")
+RANK_ENVIRONMENT = "LLM_LIGHTNING_RUN_DIR"
+"""Tells the processes that Lightning starts for other ranks which folder the run has."""
+
+
+def open_folder(config: Config) -> Path:
+    """The run's folder, made for this run alone unless `run_dir` names one.
+
+    Raises UserError where the named folder holds a run already and `resume=never`.
+    """
+    if inherited := os.environ.get(RANK_ENVIRONMENT):
+        return Path(inherited)
+    if config.run_dir is not None:
+        folder = Path(config.run_dir).expanduser()
+        if config.resume == "never" and (folder / "config.yaml").is_file():
+            raise UserError(f"run_dir={config.run_dir}: this folder holds a run already; give another, or resume=auto to continue it.")
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = _new_folder(config)
+    os.environ[RANK_ENVIRONMENT] = str(folder.resolve())
+    return folder
+
+
+def _new_folder(config: Config) -> Path:
+    """A folder that no other run has, also not one that was started in the same second."""
+    now, names = datetime.now(), [config.choices.get(g, "") for g in ("task", "data", "model")]
+    parent = Path("runs") / f"{now:%Y-%m-%d}"
+    parent.mkdir(parents=True, exist_ok=True)
+    base = f"{now:%H-%M-%S}-" + "-".join(filter(None, names))
+    for attempt in range(1, 10_000):
+        folder = parent / (base if attempt == 1 else f"{base}-{attempt}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue
+    raise UserError(f"{parent}: no free name for a run folder.")
+
+
+def write_config(folder: Path, config: Config) -> None:
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(config))), encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain containers; a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def start_log(folder: Path, show: bool) -> None:
+    """Messages of the run go to train.log and, where `show`, to the terminal (tracebacks to the file alone)."""
+    logger = logging.getLogger("llm_lightning")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(file)
+    if show:
+        terminal = logging.StreamHandler(sys.stderr)
+        terminal.setFormatter(logging.Formatter("%(message)s"))
+        terminal.addFilter(lambda record: record.exc_info is None)
+        logger.addHandler(terminal)
+
+
+def end_log() -> None:
+    logger = logging.getLogger("llm_lightning")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def finish(folder: Path, summary: dict[str, Any], details: dict[str, Any]) -> None:
+    """Write what the run came to, and show it."""
+    for split, tables in details.items():
+        if tables:
+            write_json(folder / "evaluation" / f"{split}.json", tables)
+    write_json(folder / "summary.json", summary)
+    log.info("done: %s", " · ".join(f"{name} {value:.4f}" for name, value in summary["metrics"].items()))
+
+
+def versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the code, with `-dirty` where files differ from it; None outside a checkout."""
+    root = Path(__file__).parents[2]
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

@@ -1,0 +1,136 @@
+"""Schemas read from source: what a `_target_` of the config may be given, without importing it.
+
+A target is `llm_lightning.<module>.<name>`, a function or a class of ours. Its keyword-only parameters are its configuration: their
+annotations are the types, their defaults the defaults, so neither is written down twice. What run.py passes at run time is positional.
+Parsing costs a millisecond; importing the module would cost the seconds that torch takes.
+"""
+
+from __future__ import annotations
+
+import ast
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included unless `open`."""
+
+    low: float | None = None
+    high: float | None = None
+    open: bool = False
+    open_low: bool = False
+
+    def allows(self, value: Any) -> bool:
+        if value is None:
+            return True
+        above = self.low is None or (value > self.low if self.open or self.open_low else value >= self.low)
+        below = self.high is None or (value < self.high if self.open else value <= self.high)
+        return above and below
+
+    def __str__(self) -> str:
+        low_open, high_open = self.open or self.open_low, self.open
+        parts = []
+        if self.low is not None:
+            parts.append(f"{'above' if low_open else 'at least'} {self.low:g}")
+        if self.high is not None:
+            parts.append(f"{'below' if high_open else 'at most'} {self.high:g}")
+        return "a number " + " and ".join(parts)
+
+
+class Choice:
+    """One of the named values."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+    def allows(self, value: Any) -> bool:
+        return value in self.values
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join("null" if v is None else str(v) for v in self.values)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One setting of a target: its type, and whether it must be given."""
+
+    type: Any
+    required: bool
+
+
+_NAMES = {"Annotated": Annotated, "Literal": Literal, "Range": Range, "Any": Any}
+
+
+def parameters(target: str) -> dict[str, Parameter] | None:
+    """The keyword-only parameters of a target, or None where there is no such function or class."""
+    node = _definition(target)
+    if node is None:
+        return None
+    return _keyword_only(_constructor(node) if isinstance(node, ast.ClassDef) else node)
+
+
+def constants(target: str) -> dict[str, Any]:
+    """The plain constants of a target's class body, such as `labelled = True`; empty where there is no such class."""
+    node = _definition(target)
+    assigned = [n for n in node.body if isinstance(n, ast.Assign)] if isinstance(node, ast.ClassDef) else []
+    return {n.targets[0].id: n.value.value for n in assigned if isinstance(n.targets[0], ast.Name) and isinstance(n.value, ast.Constant)}
+
+
+def _definition(target: str) -> ast.FunctionDef | ast.ClassDef | None:
+    package, _, path = target.partition(".")
+    module, _, name = path.rpartition(".")
+    source = PACKAGE / (module.replace(".", "/") + ".py")
+    if package != PACKAGE.name or not source.is_file():
+        return None
+    body = ast.parse(source.read_text(encoding="utf-8")).body
+    return next((n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name), None)
+
+
+def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
+    return next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+
+
+def _keyword_only(function: ast.FunctionDef | None) -> dict[str, Parameter]:
+    if function is None:
+        return {}
+    found = {}
+    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        annotation = ast.unparse(argument.annotation) if argument.annotation else "Any"
+        found[argument.arg] = Parameter(eval(annotation, dict(_NAMES)), required=default is None)
+    return found
+
+
+def mismatch(value: Any, kind: Any) -> str | None:
+    """What `kind` allows, in words, where `value` is not it; None where it fits."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return None
+    if origin is Annotated:
+        wrong = mismatch(value, arguments[0])
+        return wrong or next((str(rule) for rule in arguments[1:] if not rule.allows(value)), None)
+    if origin is Literal:
+        return None if value in arguments else str(Choice(*arguments))
+    if origin in (Union, types.UnionType):
+        wrongs = [mismatch(value, option) for option in arguments]
+        return None if None in wrongs else " or ".join(w for w in wrongs if w)
+    if origin in (list, tuple):
+        items = arguments[0] if arguments else Any
+        fits = isinstance(value, list | tuple) and all(mismatch(item, items) is None for item in value)
+        return None if fits else f"a list of {_name(items)}"
+    if kind is float:
+        return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+    if kind is int:
+        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
+    if kind is type(None):
+        return None if value is None else "null"
+    return None if isinstance(value, kind) else _name(kind)
+
+
+def _name(kind: Any) -> str:
+    return {bool: "true or false", str: "text", float: "numbers", int: "whole numbers"}.get(kind, str(kind))

@@ -1,0 +1,3 @@
+"""Try, in seconds, whatever could fail after hours."""
+def run(*a, **k):
+    return {}

@@ -1,0 +1,84 @@
+"""The Lightning Trainer of a run, and what it chose from the hardware."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+from llm_lightning.config import TrainerConfig
+from llm_lightning.errors import UserError
+from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
+
+log = logging.getLogger(__name__)
+
+
+def build(
+    config: TrainerConfig, folder: Path, steps: int, validate_every: int, loggers: list[Logger], callbacks: list[Callback]
+) -> lightning.Trainer:
+    """A Trainer that counts in optimizer steps: one batch of the loader is one step, one pass of the loader the whole run.
+
+    Raises UserError where the hardware asked for is not there.
+    """
+    accelerator = _accelerator(config.accelerator)
+    precision, why = _precision(config.precision, accelerator)
+    try:
+        trainer = lightning.Trainer(
+            accelerator=accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=_strategy(config.strategy),
+            precision=precision,  # type: ignore[arg-type]
+            max_steps=steps,
+            val_check_interval=validate_every,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,  # preflight tries a validation batch
+            logger=loggers or False,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder,
+            enable_checkpointing=False,  # ours decides after validation, and writes atomically
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # the plan cuts steps into ranks
+            detect_anomaly=config.detect_anomaly,
+        )
+    except (lightning.fabric.utilities.exceptions.MisconfigurationException, ValueError, RuntimeError) as error:
+        raise UserError(f"trainer: {error}") from error
+    log.info("trainer: %s × %s · %s (%s)", trainer.num_devices * trainer.num_nodes, accelerator, precision, why)
+    return trainer
+
+
+def _accelerator(wanted: str) -> str:
+    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = {"auto": found, "gpu": "cuda" if found == "cpu" else found}.get(wanted, wanted)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"trainer.accelerator={wanted}: this machine has no usable GPU (torch {torch.__version__}); use trainer=cpu.")
+    return name
+
+
+def _precision(wanted: str, accelerator: str) -> tuple[str, str]:
+    """The precision, and the reason for it."""
+    if wanted != "auto":
+        return wanted, "as configured"
+    if accelerator == "cuda":
+        return ("bf16-mixed", "the GPU multiplies bf16") if torch.cuda.is_bf16_supported() else ("32-true", "the GPU has no bf16")
+    if accelerator == "cpu":
+        for name, there in (("AMX", torch.cpu._is_amx_tile_supported()), ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported())):
+            if there:
+                return "bf16-mixed", f"the CPU has {name}"
+        return "32-true", "the CPU has no fast bf16"
+    return "32-true", "safe on this accelerator"
+
+
+def _strategy(name: str) -> Any:
+    if name == "fsdp":
+        from lightning.pytorch.strategies import ModelParallelStrategy
+
+        return ModelParallelStrategy(data_parallel_size="auto", tensor_parallel_size=1, save_distributed_checkpoint=False)
+    return name
