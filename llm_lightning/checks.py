@@ -97,7 +97,8 @@ def _data(config: Config) -> Iterator[str]:
         yield f"data.dir={data.dir}: no such folder."
     elif data.source in ("files", "text") or (data.source == "hub" and data.dir is not None):
         if data.train is None and data.dir is None:
-            yield f"data.train is not set: data={config.choices.get('data', data.source)} reads files; give data.train=<file, glob or folder> or data.dir=<folder>."
+            chosen = config.choices.get("data", data.source)
+            yield f"data.train is not set: data={chosen} reads files; give data.train=<file, glob or folder> or data.dir=<folder>."
         if data.source != "hub":
             yield from _files(data)
     elif data.source == "hub" and data.name is None:
@@ -158,13 +159,14 @@ def _trainer(config: Config) -> Iterator[str]:
     trainer = config.trainer
     if trainer.max_steps is None and trainer.max_epochs is None:
         yield "trainer.max_steps and trainer.max_epochs are both null: set one, or training would never end."
-    if not (trainer.devices == "auto" or signatures.mismatch(trainer.devices, int) is None and trainer.devices > 0):
+    if not (trainer.devices == "auto" or (signatures.mismatch(trainer.devices, int) is None and trainer.devices > 0)):
         yield f"trainer.devices={trainer.devices}: expected auto, or a whole number of at least 1."
 
 
 def _resume(config: Config) -> Iterator[str]:
     if config.resume not in ("auto", "never") and not Path(config.resume).expanduser().is_file():
-        yield f"resume={config.resume}: expected auto, never, or a checkpoint file that exists.{nearest(config.resume, ['auto', 'never'])}"
+        hint = nearest(config.resume, ["auto", "never"])
+        yield f"resume={config.resume}: expected auto, never, or a checkpoint file that exists.{hint}"
     if config.run_dir is not None and Path(config.run_dir).expanduser().is_file():
         yield f"run_dir={config.run_dir}: this is a file; give a folder."
 
@@ -176,5 +178,3 @@ def _run_to_read(config: Config) -> Iterator[str]:
         yield f"run={config.run}: not a run folder (it has no config.yaml)."
     elif not (Path(config.run).expanduser() / "hf" / "config.json").is_file():
         yield f"run={config.run}: the run has no weights yet (no hf/config.json); finish it with the same command and resume=auto."
-
-

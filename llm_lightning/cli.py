@@ -59,7 +59,8 @@ def explain(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={option}: there is no such option; {group} can be {listed(error.options, 40)}.{nearest(option, error.options)}"
+        options = listed(error.options, 40)
+        return f"{group}={option}: there is no such option; {group} can be {options}.{nearest(option, error.options)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: this is not key=value; quote values with spaces or special characters, as in 'key=\"a b.csv\"'."
     if isinstance(error, ConfigCompositionException) and str(error).startswith("Could not override"):

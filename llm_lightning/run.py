@@ -14,7 +14,9 @@ import torch
 from hydra.utils import get_class, instantiate
 
 from llm_lightning.config import Config, plain
+from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text, prepare
+from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, stored
 from llm_lightning.inference.export import export
 from llm_lightning.models import build
 from llm_lightning.objectives.base import Objective
@@ -31,8 +33,6 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     """Do what `config.task` says; returns the run's summary."""
     quiet_libraries()
     if config.task == "evaluate":
-        from llm_lightning.inference.evaluate import evaluate
-
         return evaluate(config, overrides)
     folder = record.open_folder(config)
     record.start_log(folder, show=int(os.environ.get("LOCAL_RANK", "0")) == 0)
@@ -76,9 +76,9 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     sinks = loggers.build(config.logger, folder, plain(config), tags)
     engine = trainer.build(config.trainer, folder, data.total_steps, data.validate_every, sinks, callbacks)
 
-    checked = preflight.run(config, folder, text, data, objective, engine)
+    outcomes = preflight.run(folder, data, objective, engine, thorough=config.task == "check")
     if config.task == "check":
-        return checked
+        return {"checks": [vars(outcome) for outcome in outcomes]}
 
     setup = time.perf_counter() - started
     resume = resume_point(config, folder)
@@ -86,7 +86,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     engine.fit(objective, data, ckpt_path=resume, weights_only=True)
     trained = time.perf_counter() - started - setup
     if checkpoints.decided_step != engine.global_step:  # training ended between two validations
-        evaluated(engine, objective, data, "validation")
+        evaluate_split(engine, objective, data, "validation")
         checkpoints.decide(engine, objective)
 
     objective.model = build.reload(folder / "hf", objective.auto_class)
@@ -114,9 +114,25 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     return summary
 
 
+def evaluate(config: Config, overrides: list[str]) -> dict[str, Any]:
+    """Repeat a run's evaluation from its weights; the metrics are those of its summary, unless the data was changed."""
+    folder = Path(str(config.run)).expanduser()
+    config = stored(folder, overrides)
+    record.start_log(folder, show=True)
+    log.info("evaluate: %s", folder)
+    text, objective = prepared(config, tokenizer=tokenizers.load(str(folder / "hf")))
+    data = DataModule(config, text, objective.masking(text, config.seed))
+    objective.model = build.reload(folder / "hf", objective.auto_class)
+    engine = trainer.build(config.trainer, folder, 1, 1, [], [])
+    metrics = evaluate_splits(engine, objective, data)[0] | objective.summary(text)
+    log.info("%s", "\n".join(f"  {name:<32} {value:.6g}" for name, value in metrics.items()))
+    record.end_log()
+    return {"metrics": metrics}
+
+
 def prepared(config: Config, tokenizer: Any | None = None) -> tuple[Text, Objective]:
     """The encoded data and the objective that reads it."""
-    objective_class = get_class(config.objective["_target_"])
+    objective_class: type[Objective] = get_class(config.objective["_target_"])
     tokenizer = tokenizer or build.tokenizer(config.model)
     text = prepare(config, objective_class.encoding, objective_class.labelled, tokenizer)
     return text, instantiate(config.objective, text)
@@ -130,35 +146,30 @@ def describe(config: Config, text: Text, data: DataModule, model: Any, objective
     sizes = " · ".join(f"{split} {rows[split]:,} rows, {tokens[split]:,} tokens" for split in rows)
     name, source = config.choices.get("data", config.data.source), build.checkpoint(config.model)
     log.info("data: %s · %s", name, sizes)
-    log.info("tokenizer: %s entries, %s", f"{len(text.tokenizer):,}", f"from {source}" if source else f"{config.model.tokenizer.kind}, trained on train")
-    log.info("model: %s · %s parameters · %s", model.config.model_type, f"{parameters / 1e6:.1f}M", f"from {source}" if source else "from scratch")
+    log.info(
+        "tokenizer: %s entries, %s",
+        f"{len(text.tokenizer):,}",
+        f"from {source}" if source else f"{config.model.tokenizer.kind}, trained on train",
+    )
+    log.info(
+        "model: %s · %s parameters · %s",
+        model.config.model_type,
+        f"{parameters / 1e6:.1f}M",
+        f"from {source}" if source else "from scratch",
+    )
     epochs = data.total_steps / len(data.plan.epoch(0))
-    log.info("plan: %s optimizer steps (%.2f epochs), validation every %s", f"{data.total_steps:,}", epochs, f"{data.validate_every:,}")
+    log.info(
+        "plan: %s optimizer steps (%.2f epochs), validation every %s",
+        f"{data.total_steps:,}",
+        epochs,
+        f"{data.validate_every:,}",
+    )
     gib = parameters * 4 / 2**30
     log.info("disk: %.2f GiB of best weights, %s × %.2f GiB of full state", gib, config.checkpoint.keep, 3 * gib)
     return {
         "model": {"name": source or config.choices.get("model", model.config.model_type), "parameters": parameters},
         "data": {"name": config.data.name or name, "fingerprint": text.fingerprint, "rows": rows, "tokens": tokens},
     }
-
-
-def evaluate_splits(engine: lightning.Trainer, objective: Objective, data: DataModule) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics and tables of every split but train."""
-    metrics: dict[str, float] = {}
-    details: dict[str, Any] = {}
-    for split in data.text.splits:
-        if split != "train":
-            metrics |= evaluated(engine, objective, data, split)
-            details[split] = objective.details()
-    return metrics, details
-
-
-def evaluated(engine: lightning.Trainer, objective: Objective, data: DataModule, split: str) -> dict[str, float]:
-    objective.split = split
-    loader = data.evaluation_loader(split, engine.global_rank, engine.world_size)
-    engine.validate(objective, dataloaders=loader, verbose=False)
-    objective.split = "validation"
-    return objective.latest
 
 
 def resume_point(config: Config, folder: Path) -> str | None:
@@ -182,5 +193,10 @@ def quiet_libraries() -> None:
     """Lightning's and torch's hints about choices that are made here on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*isinstance.treespec.*", ".*torch.jit.*", ".*lr_scheduler.step.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*training batches .* is smaller than the logging interval.*",  # the monitor logs, not Lightning
+        ".*your dataloader is not resumable.*",  # the plan resumes from the step
+        ".*lr_scheduler.step.*",
+    ):
         warnings.filterwarnings("ignore", message)

@@ -1,8 +1,8 @@
 """Schemas read from source: what a `_target_` of the config may be given, without importing it.
 
 A target is `llm_lightning.<module>.<name>`, a function or a class of ours. Its keyword-only parameters are its configuration: their
-annotations are the types, their defaults the defaults, so neither is written down twice. What run.py passes at run time is positional.
-Parsing costs a millisecond; importing the module would cost the seconds that torch takes.
+annotations are the types, their defaults the defaults, so neither is written down twice. What run.py passes at run time is
+positional. Parsing costs a millisecond; importing the module would cost the seconds that torch takes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def constants(target: str) -> dict[str, Any]:
     """The plain constants of a target's class body, such as `labelled = True`; empty where there is no such class."""
     node = _definition(target)
     assigned = [n for n in node.body if isinstance(n, ast.Assign)] if isinstance(node, ast.ClassDef) else []
-    return {n.targets[0].id: n.value.value for n in assigned if isinstance(n.targets[0], ast.Name) and isinstance(n.value, ast.Constant)}
+    return {
+        n.targets[0].id: n.value.value for n in assigned if isinstance(n.targets[0], ast.Name) and isinstance(n.value, ast.Constant)
+    }
 
 
 def _definition(target: str) -> ast.FunctionDef | ast.ClassDef | None:

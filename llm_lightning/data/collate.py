@@ -1,7 +1,7 @@
 """Sequences to tensors: one optimizer step at a time, as the micro-batches of one rank.
 
-The unit that the Trainer sees is a whole step. So a checkpoint always falls between steps, the position of a run is one integer, and the loss
-can be divided by the number of targets in the step, which is known before its first micro-batch runs.
+The unit that the Trainer sees is a whole step. So a checkpoint always falls between steps, the position of a run is one integer,
+and the loss can be divided by the number of targets in the step, which is known before its first micro-batch runs.
 """
 
 from __future__ import annotations
@@ -82,8 +82,13 @@ class Collator:
         types = None
         if data.second is not None:
             types = torch.from_numpy((np.arange(longest) >= data.second[indices][:, None]) * attention_mask)
-        tensors = [torch.from_numpy(a) for a in (input_ids, attention_mask, targets, np.asarray(indices))]
-        return MicroBatch(*tensors, token_type_ids=types)
+        return MicroBatch(
+            input_ids=torch.from_numpy(input_ids),
+            attention_mask=torch.from_numpy(attention_mask),
+            targets=torch.from_numpy(targets),
+            indices=torch.from_numpy(np.asarray(indices)),
+            token_type_ids=types,
+        )
 
     def _pair(self, data: Encoded, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
         """(inputs, token targets) of a sequence, both (time,)."""

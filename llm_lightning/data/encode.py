@@ -1,8 +1,8 @@
 """Examples to token sequences, once: flat files that every later start maps into memory.
 
-A split is one array of tokens (two bytes each below 65,536 entries) and the offsets of its sequences. Flat, because a sequence, a block of
-a stream and later a packed row are then all slices, read without copying; and because writing appends, memory stays
-bounded whatever the corpus. The tokenizers library tokenises a batch on all cores.
+A split is one array of tokens (two bytes each below 65,536 entries) and the lengths of its sequences. Flat, because a sequence and
+a block of a stream are then both slices, read without copying; and because writing appends, memory stays bounded whatever the
+corpus. The tokenizers library tokenises a batch on all cores.
 
 The three encodings, named by the objective:
 - `stream`     documents with an end-of-text token between them, for predicting the next token: a block of n+1 tokens has n targets,
@@ -140,14 +140,18 @@ def _tokenize(batch: list[Example], data: DataConfig, tokenizer: Any, encoding: 
         if data.packing == "concat":
             lead = [] if start == end else [start]
             return [[*lead, *document, end] for document in ids], 0, []
-        return [piece for document in ids for piece in _overlapping([start, *document, end], data.block_size + 1)], 0, []
+        return (
+            [piece for document in ids for piece in _overlapping([start, *document, end], data.block_size + 1)],
+            0,
+            [],
+        )
     before, after = _special(tokenizer)
     room = data.block_size - len(before) - len(after)
     return [[*before, *d[i : i + room], *after] for d in ids for i in range(0, max(len(d), 1), room)], 0, []
 
 
 def _overlapping(document: list[int], longest: int) -> Iterator[list[int]]:
-    """Pieces of at most `longest` tokens; each begins with the last token of the one before, so that none goes without being a target."""
+    """Pieces of at most `longest` tokens; each begins with the last token of the one before, so that every token is a target."""
     for start in range(0, max(len(document) - 1, 1), longest - 1):
         yield document[start : start + longest]
 
@@ -161,7 +165,9 @@ def _special(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 def _texts(batch: list[Example], data: DataConfig, tokenizer: Any) -> tuple[list[list[int]], int, list[int]]:
     pairs = [e.text_pair for e in batch] if data.columns.text_pair else None
-    encoded = tokenizer([e.text for e in batch], pairs, truncation=True, max_length=data.block_size, return_overflowing_tokens=False)
+    encoded = tokenizer(
+        [e.text for e in batch], pairs, truncation=True, max_length=data.block_size, return_overflowing_tokens=False
+    )
     sequences = encoded["input_ids"]
     full = [i for i, ids in enumerate(sequences) if len(ids) == data.block_size]
     whole = tokenizer([batch[i].text for i in full], pairs and [pairs[i] for i in full], verbose=False)["input_ids"] if full else []
@@ -186,7 +192,9 @@ def _open(folder: Path, data: DataConfig, encoding: str) -> Encoded:
     if encoding == "stream" and data.packing == "concat":
         starts = np.arange(0, max(len(tokens) - 1, 0), data.block_size, dtype=np.int64)
         lengths = np.minimum(data.block_size + 1, len(tokens) - starts).astype(np.int32)
-    optional = {name: np.load(folder / f"{name}.npy") if (folder / f"{name}.npy").is_file() else None for name in ("labels", "second")}
+    optional = {
+        name: np.load(folder / f"{name}.npy") if (folder / f"{name}.npy").is_file() else None for name in ("labels", "second")
+    }
     return Encoded(tokens=tokens, starts=starts, lengths=lengths, facts=Facts(**facts), fingerprint=folder.name, **optional)
 
 
@@ -194,6 +202,19 @@ def _announce(facts: Facts, split: str, data: DataConfig) -> None:
     """Say what was left out or cut: nothing is dropped silently, from a warm cache neither."""
     if facts.skipped:
         named = "; ".join(facts.skipped_first)
-        log.warning("%s: skipped %s of %s rows: %s%s", split, facts.skipped, facts.skipped + facts.rows, named, "; …" if facts.skipped > len(facts.skipped_first) else "")
+        log.warning(
+            "%s: skipped %s of %s rows: %s%s",
+            split,
+            facts.skipped,
+            facts.skipped + facts.rows,
+            named,
+            "; …" if facts.skipped > len(facts.skipped_first) else "",
+        )
     if facts.truncated:
-        log.warning("%s: %s of %s texts are longer than data.block_size=%s tokens and were cut", split, facts.truncated, facts.rows, data.block_size)
+        log.warning(
+            "%s: %s of %s texts are longer than data.block_size=%s tokens and were cut",
+            split,
+            facts.truncated,
+            facts.rows,
+            data.block_size,
+        )

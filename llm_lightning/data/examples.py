@@ -49,7 +49,7 @@ def read(rows: Rows, data: DataConfig, labels: Labels | None, skipped: Skipped, 
         for i in range(size):
             problem = problems[i] or _problem(data, labels, texts[i], pairs[i], values[i])
             if problem is None:
-                yield Example(texts[i], pairs[i], None if labels is None else labels.index(values[i]))
+                yield Example(str(texts[i]), pairs[i], None if labels is None else labels.index(values[i]))
                 continue
             message = f"{rows.where(start + i)}: {problem}"
             if data.on_bad_row == "error":

@@ -51,7 +51,8 @@ def find(data: DataConfig, train: Rows) -> Labels:
         return Labels(names=tuple(data.labels), values=tuple(data.labels))
     if len(data.labels) != len(values):
         raise UserError(
-            f"data.labels names {len(data.labels)} classes ({listed(data.labels)}), and column '{column}' has {len(values)} ({listed(values)})."
+            f"data.labels names {len(data.labels)} classes ({listed(data.labels)}), "
+            f"and column '{column}' has {len(values)} ({listed(values)})."
         )
     return Labels(names=tuple(data.labels), values=values)
 

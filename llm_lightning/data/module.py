@@ -107,8 +107,10 @@ class DataModule(lightning.LightningDataModule):
         return self._loader(steps, sampler=FromStep(self.trainer.global_step, self.total_steps))
 
     def evaluation_loader(self, split: str, rank: int = 0, world: int = 1) -> DataLoader[MicroBatch]:
-        batches = EvaluationBatches(self.text.splits[split], self.config.batch, self.collator, rank, world)
-        return self._loader(batches)
+        return self._loader(self.evaluation_batches(split, rank, world))
+
+    def evaluation_batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
+        return EvaluationBatches(self.text.splits[split], self.config.batch, self.collator, rank, world)
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:
         assert self.trainer is not None

@@ -32,7 +32,9 @@ def split_files(data: DataConfig, endings: Iterable[str]) -> dict[str, list[Path
             if found:
                 splits[split] = found[:1]
     if "train" not in splits:
-        raise UserError(f"data.dir={data.dir}: there is no train file in it (train.csv, train.tsv, …); name it with data.train=<file>.")
+        raise UserError(
+            f"data.dir={data.dir}: there is no train file in it (train.csv, train.tsv, …); name it with data.train=<file>."
+        )
     return splits
 
 

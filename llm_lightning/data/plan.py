@@ -1,8 +1,8 @@
 """The schedule of training as a pure function of (seed, epoch, sequence lengths, batch spec).
 
-It says which sequences form optimizer step s, and how a step is cut into ranks and micro-batches. Nothing before that last cut depends on
-the number of devices. Sequences are shuffled, then sorted by length inside windows of some steps, so that a step holds like lengths
-(less padding) while the order of steps and most of the randomness stay.
+It says which sequences form optimizer step s, and how a step is cut into ranks and micro-batches. Nothing before that last cut
+depends on the number of devices. Sequences are shuffled, then sorted by length inside windows of some steps, so that a step holds
+like lengths (less padding) while the order of steps and most of the randomness stay.
 """
 
 from __future__ import annotations

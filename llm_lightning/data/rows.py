@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llm_lightning.config import DataConfig
+from llm_lightning.errors import UserError, listed, nearest
+
 if TYPE_CHECKING:
     import datasets
 
@@ -42,3 +45,13 @@ def joined(parts: list[Rows]) -> Rows:
 
     identity = xxhash.xxh3_128(",".join(part.fingerprint for part in parts).encode()).hexdigest()
     return Rows(table=datasets.concatenate_datasets([part.table for part in parts]), fingerprint=identity, where=where)
+
+
+def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
+    """Raise UserError where `place` (a file, a hub data set) lacks a column that the config names."""
+    for key, column in vars(data.columns).items():
+        if column is not None and column not in present:
+            raise UserError(
+                f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}."
+                f"{nearest(column, present)}"
+            )

@@ -34,7 +34,9 @@ def tokenizer(config: ModelConfig) -> Any | None:
     return None if origin is None else tokenizers.load(origin, config.trust_remote_code)
 
 
-def build(config: ModelConfig, auto_class: str, tokenizer: Any, longest: int, label_names: tuple[str, ...] | None) -> PreTrainedModel:
+def build(
+    config: ModelConfig, auto_class: str, tokenizer: Any, longest: int, label_names: tuple[str, ...] | None
+) -> PreTrainedModel:
     """The model with the head that `auto_class` (`AutoModelFor…`) gives it, in fp32.
 
     `longest` is the longest input in tokens; label names go into the model's config, and so into every export.
@@ -59,8 +61,11 @@ def build(config: ModelConfig, auto_class: str, tokenizer: Any, longest: int, la
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(tokenizers.unreachable(origin, error)) from error
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise UserError(f"the tokenizer has {len(tokenizer)} entries, and the model {model.get_input_embeddings().num_embeddings}: they do not belong together.")
-    return model
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} entries, and the model {model.get_input_embeddings().num_embeddings}: "
+            f"they do not belong together."
+        )
+    return model.train()  # from_pretrained leaves dropout off, and Lightning keeps what it finds
 
 
 def reload(folder: Path, auto_class: str) -> PreTrainedModel:
@@ -79,7 +84,7 @@ def _loaded_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -
 def _new_config(config: ModelConfig, tokenizer: Any, settings: dict[str, Any]) -> Any:
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
-        return AutoConfig.for_model(config.architecture, vocab_size=len(tokenizer), **special, **config.config, **settings)
+        return AutoConfig.for_model(str(config.architecture), vocab_size=len(tokenizer), **special, **config.config, **settings)
     except (ValueError, TypeError) as error:
         raise UserError(f"model.architecture={config.architecture}: {str(error).splitlines()[0][:300]}") from error
 
@@ -89,7 +94,10 @@ def _check_length(config: ModelConfig, model_config: Any, longest: int) -> None:
     if model_config.model_type in ("roberta", "xlm-roberta", "camembert"):
         limit = limit and limit - model_config.pad_token_id - 1  # their positions start behind the padding's
     if limit is not None and longest > limit:
-        raise UserError(f"data.block_size: sequences of up to {longest} tokens, and the model has {limit} positions; set data.block_size={limit}.")
+        raise UserError(
+            f"data.block_size: there are sequences of {longest} tokens, and the model has {limit} positions; "
+            f"set data.block_size={limit}."
+        )
 
 
 @contextlib.contextmanager

@@ -1,11 +1,11 @@
 """What every objective shares: one optimizer step, one evaluation pass.
 
-A batch of the training loader is a whole optimizer step, cut into micro-batches. Its gradient is that of one big batch: the sum of the losses of its
-targets, divided by their number over all micro-batches and ranks; never a mean of means. Optimization is manual for that reason, which also
-keeps clipping ours (Lightning refuses to clip under fused AdamW with mixed precision).
+A batch of the training loader is a whole optimizer step, cut into micro-batches. Its gradient is that of one big batch: the sum of
+the losses of its targets, divided by their number over all micro-batches and ranks; never a mean of means. Optimization is manual for
+that reason, which also keeps clipping ours (Lightning refuses to clip under fused AdamW with mixed precision).
 
-An objective is a subclass in a file of its own: it says how data is encoded for it, which head the model needs, the loss and the scores. Its
-keyword-only parameters are its configuration.
+An objective is a subclass in a file of its own: it says how data is encoded for it, which head the model needs, the loss and the
+scores. Its keyword-only parameters are its configuration.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -105,7 +105,7 @@ class Objective(lightning.LightningModule):
         optimizer = self._make_optimizer(self.model)
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)]
 
-    def training_step(self, step: Step, batch_index: int) -> dict[str, Tensor]:
+    def training_step(self, step: Step, batch_index: int) -> dict[str, Any]:
         torch.manual_seed(_mix(self.seed, step.step, self.global_rank))  # dropout is a function of (seed, step, rank)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         world = self.trainer.world_size
@@ -120,12 +120,12 @@ class Objective(lightning.LightningModule):
                 self.manual_backward(loss * (world / targets))  # DDP averages over ranks, and we want the sum
             total += loss.detach()
         if not batches:  # a rank with nothing left still takes part in the step
-            self.manual_backward(sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad))
-        norm = self._clip(optimizer)
+            self.manual_backward(torch.stack([p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad]).sum())
+        norm, rate = self._clip(optimizer), optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
-        scheduler.step()  # type: ignore[union-attr, call-arg]
-        return {"loss_sum": total, "targets": targets, "gradient_norm": norm}
+        scheduler.step()  # type: ignore[union-attr]
+        return {"loss_sum": total, "targets": targets, "gradient_norm": norm, "learning_rate": rate}
 
     def _synced(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged between ranks once a step, at its last micro-batch."""
@@ -136,9 +136,9 @@ class Objective(lightning.LightningModule):
 
     def _clip(self, optimizer: Any) -> Tensor:
         """The gradient norm before clipping."""
-        plugin = self.trainer.precision_plugin
-        if getattr(plugin, "scaler", None) is not None:
-            plugin.scaler.unscale_(optimizer.optimizer)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(optimizer.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or float("inf"))
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 

@@ -29,7 +29,11 @@ class CausalLM(Objective):
 
     def scores(self, split: str, mean_loss: float, targets: int) -> Evaluation:
         size = self.text.splits[split].facts.bytes
-        return {"loss": mean_loss, "perplexity": perplexity(mean_loss), "bits_per_byte": bits_per_byte(mean_loss * targets, size)}
+        return {
+            "loss": mean_loss,
+            "perplexity": perplexity(mean_loss),
+            "bits_per_byte": bits_per_byte(mean_loss * targets, size),
+        }
 
     def summary(self, text: Text) -> dict[str, float]:
         return {"validation/unigram_entropy": unigram_entropy(text.splits["validation"], [])}

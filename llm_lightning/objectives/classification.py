@@ -46,6 +46,7 @@ class Classification(Objective):
         super().__init__(text)
         assert text.labels is not None
         self.label_smoothing = label_smoothing
+        self.weights: Tensor | None
         self.register_buffer("weights", _weights(class_weights, text), persistent=False)
         classes = len(text.labels.names)
         self.metrics = MetricCollection(
@@ -80,7 +81,8 @@ class Classification(Objective):
         train = text.splits["train"].labels
         assert train is not None
         most = np.bincount(train).argmax()
-        return {f"{name}/majority_accuracy": float((split.labels == most).mean()) for name, split in text.splits.items() if name != "train"}
+        held = {name: split.labels for name, split in text.splits.items() if name != "train"}
+        return {f"{name}/majority_accuracy": float(np.mean(np.equal(labels, most))) for name, labels in held.items()}  # type: ignore[arg-type]
 
     def details(self) -> dict[str, Any]:
         return self._details

@@ -29,7 +29,11 @@ class MaskedLM(Objective):
     maximize = False
 
     def __init__(
-        self, text: Text, *, mask_probability: Annotated[float, Range(0, 1, open=True)] = 0.15, whole_words: bool = False
+        self,
+        text: Text,
+        *,
+        mask_probability: Annotated[float, Range(0, 1, open=True)] = 0.15,
+        whole_words: bool = False,
     ) -> None:
         """`mask_probability` of the tokens are targets; `whole_words` masks all pieces of a word together."""
         super().__init__(text)
@@ -38,7 +42,9 @@ class MaskedLM(Objective):
     def masking(self, text: Text, seed: int) -> Masking:
         tokenizer = text.tokenizer
         if tokenizer.mask_token_id is None:
-            raise UserError("objective=masked_lm: the model's tokenizer has no mask token; choose an encoder such as model=bert_tiny.")
+            raise UserError(
+                "objective=masked_lm: the model's tokenizer has no mask token; choose an encoder such as model=bert_tiny."
+            )
         special = np.zeros(len(tokenizer), dtype=bool)
         special[[i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]] = True
         return Masking(

@@ -19,9 +19,7 @@ def linear(total: int, *, warmup: Annotated[float, Range(0)] = 0.06) -> Factor:
     return _warmed(total, warmup, lambda progress: 1 - progress)
 
 
-def cosine(
-    total: int, *, warmup: Annotated[float, Range(0)] = 0.02, floor: Annotated[float, Range(0, 1)] = 0.1
-) -> Factor:
+def cosine(total: int, *, warmup: Annotated[float, Range(0)] = 0.02, floor: Annotated[float, Range(0, 1)] = 0.1) -> Factor:
     """Up over the warm-up, then half a cosine down to `floor` (Loshchilov and Hutter 2017, equation 5, one period)."""
     return _warmed(total, warmup, lambda progress: floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
 

@@ -1,4 +1,4 @@
-"""The one folder that a run leaves, and what it holds: config.yaml, train.log, metrics.csv, summary.json, evaluation/, checkpoints/, hf/."""
+"""What a run leaves in its folder: config.yaml, train.log, metrics.csv, summary.json, report.html, evaluation/, hf/ and so on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ from llm_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("llm_lightning", "torch", "lightning", "transformers", "tokenizers", "datasets", "torchmetrics", "hydra-core", "numpy")
+PACKAGES = (
+    "llm_lightning",
+    "torch",
+    "lightning",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "torchmetrics",
+    "hydra-core",
+    "numpy",
+)
 RANK_ENVIRONMENT = "LLM_LIGHTNING_RUN_DIR"
 """Tells the processes that Lightning starts for other ranks which folder the run has."""
 
@@ -34,7 +44,9 @@ def open_folder(config: Config) -> Path:
     if config.run_dir is not None:
         folder = Path(config.run_dir).expanduser()
         if config.resume == "never" and (folder / "config.yaml").is_file():
-            raise UserError(f"run_dir={config.run_dir}: this folder holds a run already; give another, or resume=auto to continue it.")
+            raise UserError(
+                f"run_dir={config.run_dir}: this folder holds a run already; give another, or resume=auto to continue it."
+            )
         folder.mkdir(parents=True, exist_ok=True)
     else:
         folder = _new_folder(config)
@@ -116,7 +128,10 @@ def git_commit() -> str | None:
     root = Path(__file__).parents[2]
     try:
         result = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, timeout=10
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

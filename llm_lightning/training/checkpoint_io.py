@@ -1,6 +1,7 @@
 """Checkpoint files that a kill cannot spoil: written beside their place, flushed, then renamed.
 
-Lightning stages the whole file in memory and in $TMPDIR, then moves it: across file systems that is a plain copy, which a kill truncates.
+Lightning stages the whole file in memory and in $TMPDIR, then moves it: across file systems that is a plain copy, which a kill
+truncates.
 """
 
 from __future__ import annotations

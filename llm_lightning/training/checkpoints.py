@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints(Callback):
-    """Saves the state on its own interval or after each validation, and exports the weights when the monitored metric is the best so far."""
+    """Saves the state on its own interval or after each validation; exports the weights when the metric is the best yet."""
 
     def __init__(self, config: CheckpointConfig, folder: Path, export: Callable[[], None], run: dict[str, Any]) -> None:
         """`export` writes the current weights to `hf/`; `run` (plain containers) goes into every checkpoint."""
@@ -44,6 +44,7 @@ class Checkpoints(Callback):
         if self.best is None or (value > self.best if module.maximize else value < self.best):
             self.best, self.best_step = value, trainer.global_step
             self.export()
+            trainer.strategy.barrier()  # the other ranks read what rank 0 wrote
         if self.config.every_steps is None:
             self.save(trainer)
 
@@ -77,4 +78,3 @@ class Checkpoints(Callback):
 def saved(folder: Path) -> list[Path]:
     """The full states in a folder, oldest first."""
     return sorted((p for p in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+", p.stem)), key=lambda p: int(p.stem[5:]))
-

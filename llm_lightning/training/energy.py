@@ -25,7 +25,11 @@ class Energy:
             from codecarbon import OfflineEmissionsTracker
 
             tracker = OfflineEmissionsTracker(
-                country_iso_code=country, save_to_file=False, log_level="critical", measure_power_secs=15, allow_multiple_runs=True
+                country_iso_code=country,
+                save_to_file=False,
+                log_level="critical",
+                measure_power_secs=15,
+                allow_multiple_runs=True,
             )
             tracker.start()
             self._tracker = tracker

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from llm_lightning.config import LoggerConfig
 from llm_lightning.training.csv_logger import CSVLogger
@@ -36,14 +36,15 @@ def resume_at(loggers: list[Logger], checkpoint: str | None) -> None:
 def finish(loggers: list[Logger], summary: dict[str, Any]) -> None:
     """Close W&B's run with the metrics of the best weights as its summary."""
     for logger in loggers:
-        if not isinstance(logger, CSVLogger):
-            logger.experiment.summary.update(summary["metrics"] | {"steps": summary["steps"], "tokens_seen": summary["tokens_seen"]})
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(
+                summary["metrics"] | {"steps": summary["steps"], "tokens_seen": summary["tokens_seen"]}
+            )
             logger.experiment.finish()
 
 
 def _wandb(config: LoggerConfig, folder: Path, settings: dict[str, Any], tags: list[str]) -> Logger:
     import wandb
-    from lightning.pytorch.loggers import WandbLogger
 
     mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
     if mode == "offline":

@@ -1,7 +1,7 @@
 """What a run reports while it trains: loss, learning rate, gradient norm, tokens per second; and the totals for its summary.
 
-Values are summed on the device and read every `log_every_steps`: between two log lines nothing waits for the device. The loss logged is the mean
-over the targets of the interval, not that of the last step.
+Values are summed on the device and read every `log_every_steps`: between two log lines nothing waits for the device. The loss
+logged is the mean over the targets of the interval, not that of the last step.
 """
 
 from __future__ import annotations
@@ -96,7 +96,11 @@ class Monitor(Callback):
         mean = float(loss) / max(float(self._targets), 1.0)
         tokens, positions, sequences = (round(c) for c in counts.tolist())
         seconds = max(float(self._interval["seconds"]), 1e-9)
-        self.tokens, self.positions, self.sequences = self.tokens + tokens, self.positions + positions, self.sequences + sequences
+        self.tokens, self.positions, self.sequences = (
+            self.tokens + tokens,
+            self.positions + positions,
+            self.sequences + sequences,
+        )
         self.seconds += seconds
         self._clear()
         if not math.isfinite(mean):
@@ -104,7 +108,7 @@ class Monitor(Callback):
                 f"the training loss is {mean} at step {trainer.global_step}: training has diverged. Lower optimizer.lr, lengthen "
                 f"scheduler.warmup, or set trainer.precision=32-true; the last good state is in the run's checkpoints/."
             )
-        rate = module.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        rate = outputs["learning_rate"]
         values = {
             "train/loss": mean,
             "train/learning_rate": rate,
@@ -129,7 +133,9 @@ class Monitor(Callback):
         if self._bar is not None:
             shown = {name.split("/")[1]: value for name, value in module.latest.items()}
             best = module.monitor.split("/")[1]
-            self._bar.write(f"  step {trainer.global_step}: " + " · ".join(f"{n} {v:.4g}" for n, v in shown.items() if n in ("loss", best)))
+            self._bar.write(
+                f"  step {trainer.global_step}: " + " · ".join(f"{n} {v:.4g}" for n, v in shown.items() if n in ("loss", best))
+            )
 
     def on_train_batch_start(self, *_: Any) -> None:
         if hasattr(self, "_validation_started"):  # time since then was validation's and the checkpoint's
@@ -139,7 +145,9 @@ class Monitor(Callback):
     def emit(self, trainer: lightning.Trainer, values: dict[str, float], epoch: float | None) -> None:
         """Hand values to every logger, with the x-axes that they are drawn against."""
         pending = self._interval
-        axes = {"tokens": self.tokens + pending["tokens"], "seconds": round(self.seconds + pending["seconds"], 3)} | ({} if epoch is None else {"epoch": round(epoch, 5)})
+        axes = {"tokens": self.tokens + pending["tokens"], "seconds": round(self.seconds + pending["seconds"], 3)} | (
+            {} if epoch is None else {"epoch": round(epoch, 5)}
+        )
         for logger in trainer.loggers:
             logger.log_metrics(axes | values, step=trainer.global_step)
 

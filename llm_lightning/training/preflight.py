@@ -1,3 +1,233 @@
-"""Try, in seconds, whatever could fail after hours."""
-def run(*a, **k):
-    return {}
+"""Try, in seconds, whatever would otherwise fail after hours.
+
+The first thing that every training does, and all that `task=check` does. Each check is a function that returns what it found and
+raises where it fails; a failed check stops the run, and all are listed with their outcome.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+
+from llm_lightning.data.collate import MicroBatch, count_targets
+from llm_lightning.data.masking import IGNORED
+from llm_lightning.data.module import DataModule
+from llm_lightning.errors import UserError
+from llm_lightning.objectives.base import Objective
+from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
+
+log = logging.getLogger(__name__)
+
+SHOWN = 2  # sequences of a batch that are decoded
+WIDE = 400  # characters of a decoded sequence
+LARGE = 2 << 30  # bytes of weights above which only task=check writes and reads a whole checkpoint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check came to."""
+
+    name: str
+    passed: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The checks of one run; `thorough` where nothing else is to be done."""
+
+    folder: Path
+    data: DataModule
+    objective: Objective
+    trainer: lightning.Trainer
+    thorough: bool
+
+    def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        yield "tokenizer", self.tokenizer
+        for split in self.data.text.splits:
+            yield f"{split} batch", lambda split=split: self.batch(split)  # type: ignore[misc]
+            if self.data.text.labels is not None:
+                yield f"{split} labels", lambda split=split: self.labels(split)  # type: ignore[misc]
+        yield "disk", self.disk
+        yield "one step on the longest batch", self.step
+        yield "checkpoint written and read", self.checkpoint
+        yield "monitored metric", self.monitor
+
+    def tokenizer(self) -> str:
+        """Every id that the data holds must be one of the model's."""
+        tokenizer = self.data.text.tokenizer
+        largest = max(int(split.tokens.max()) for split in self.data.text.splits.values())
+        rows = self.objective.model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
+        if largest >= rows:
+            raise UserError(f"the data holds token {largest}, and the model has embeddings for {rows}")
+        return f"{len(tokenizer):,} entries, embeddings for {rows:,}"
+
+    def batch(self, split: str) -> str:
+        """One batch, decoded with its targets marked; every sequence needs one."""
+        encoded = self.data.text.splits[split]
+        batch = self.data.collator(encoded, np.arange(min(4, len(encoded))), 0)
+        if count_targets(batch) == 0:
+            raise UserError(f"the first sequences of {split} have no target")
+        if batch.targets.ndim == 2 and (lonely := int((encoded.lengths < 2).sum())) == len(encoded):
+            raise UserError(f"all {lonely} sequences of {split} are too short to have a target")
+        return "\n".join(decoded(batch, row, self.data) for row in range(min(SHOWN, len(batch.indices))))
+
+    def labels(self, split: str) -> str:
+        """Labels in range, and how they are spread."""
+        labels, names = self.data.text.splits[split].labels, self.data.text.label_names
+        assert labels is not None
+        assert names is not None
+        if labels.min() < 0 or labels.max() >= len(names):
+            raise UserError(f"labels from {labels.min()} to {labels.max()}, and there are {len(names)} classes")
+        counts = np.bincount(labels, minlength=len(names))
+        missing = [name for name, count in zip(names, counts, strict=True) if count == 0]
+        if split == "train" and missing:
+            raise UserError(f"no training row has the label {', '.join(missing)}")
+        spread = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
+        return spread if len(names) <= 12 else f"{len(names)} classes of {counts.min():,} to {counts.max():,} rows"
+
+    def disk(self) -> str:
+        """Room for the weights, and for one state more than is kept, as the new one is written before the old one goes."""
+        weights = 4 * sum(p.numel() for p in self.objective.model.parameters())
+        trained = 4 * sum(p.numel() for p in self.objective.model.parameters() if p.requires_grad)
+        keep = self.data.config.checkpoint.keep
+        needed = 2 * weights + (keep + 1) * (weights + 2 * trained)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UserError(
+                f"{self.folder} has {gib(free)} free, and the run needs {gib(needed)}; lower checkpoint.keep or give run_dir"
+            )
+        return f"{gib(needed)} at the most for weights and checkpoints, {gib(free)} free"
+
+    def step(self) -> str:
+        """Forward and backward on the batch that takes the most memory; nothing of it stays behind."""
+        objective, device = self.objective, self.trainer.strategy.root_device
+        batch, state = self.data.longest(), torch.get_rng_state()
+        model = objective.model
+        buffers = copy.deepcopy(dict(model.named_buffers()))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        objective.to(device).train()
+        with self.trainer.precision_plugin.train_step_context():
+            loss = objective.loss_sum(objective.transfer_batch_to_device(batch, device, 0))
+        loss.backward()
+        missing = [
+            name for name, p in model.named_parameters() if p.requires_grad and p.grad is not None and not p.grad.isfinite().all()
+        ]
+        model.zero_grad(set_to_none=True)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+        torch.set_rng_state(state)
+        mean = float(loss.detach()) / max(count_targets(batch), 1)
+        if missing or not np.isfinite(mean):
+            raise UserError(f"the loss is {mean:.4g} and {len(missing)} gradients are not finite (first: {missing[:1]})")
+        size = " × ".join(map(str, batch.input_ids.shape))
+        peak = f", {gib(torch.cuda.max_memory_allocated(device))} of device memory" if device.type == "cuda" else ""
+        states = 16 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return f"{size} tokens, loss {mean:.3f}; weights, gradients and optimizer take {gib(states)}{peak}"
+
+    def checkpoint(self) -> str:
+        """The weights survive a round trip through the checkpoint file."""
+        state = self.objective.model.state_dict()
+        size = sum(t.numel() * t.element_size() for t in state.values())
+        if size > LARGE and not self.thorough:
+            return f"left out, weights of {gib(size)} take long to write (task=check does it)"
+        path = self.folder / "checkpoints" / f".preflight-{self.trainer.global_rank}.ckpt"
+        try:
+            AtomicCheckpointIO().save_checkpoint({"state_dict": state}, path)
+            back = torch.load(path, weights_only=True, mmap=True, map_location="cpu")["state_dict"]
+            wrong = [name for name, tensor in state.items() if not torch.equal(tensor.cpu(), back[name])]
+            if wrong:
+                raise UserError(f"{wrong[0]} came back changed from {path}")
+            return f"{gib(path.stat().st_size)} of weights"
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error}") from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    def monitor(self) -> str:
+        """One validation batch must produce the metric that decides which weights are kept."""
+        objective = self.objective
+        objective.eval()
+        batches = self.data.evaluation_batches("validation")
+        with torch.inference_mode(), self.trainer.precision_plugin.val_step_context():
+            batch = objective.transfer_batch_to_device(batches[len(batches) - 1], objective.model.device, 0)
+            loss, outputs = objective.score(batch)
+            objective.collect(batch, outputs)
+        produced = objective.scores("validation", float(loss) / max(count_targets(batch), 1), count_targets(batch))
+        objective.train()
+        name = objective.monitor.split("/", 1)[1]
+        if name not in produced:
+            raise UserError(f"{objective.monitor} is not produced; there are {', '.join(produced)}")
+        return f"{objective.monitor}, {'higher' if objective.maximize else 'lower'} is better"
+
+
+def run(folder: Path, data: DataModule, objective: Objective, trainer: lightning.Trainer, thorough: bool) -> list[Outcome]:
+    """Run every check and list them. Raises UserError where one failed."""
+    outcomes = []
+    for name, check in Preflight(folder, data, objective, trainer, thorough).checks():
+        try:
+            outcomes.append(Outcome(name, True, check()))
+        except (UserError, RuntimeError, ValueError, IndexError) as error:
+            outcomes.append(Outcome(name, False, str(error)))
+    failed = [outcome for outcome in outcomes if not outcome.passed]
+    if thorough or failed:
+        log.info("%s", table(outcomes))
+    else:
+        log.info("preflight: %s checks passed", len(outcomes))
+        for outcome in outcomes:
+            log.debug("%s: %s", outcome.name, outcome.found)
+    if failed:
+        raise UserError(
+            f"preflight: {len(failed)} of {len(outcomes)} checks failed: {'; '.join(f'{o.name}: {o.found}' for o in failed)}"
+        )
+    return outcomes
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """The outcomes as text for a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table("", "check", "found", show_lines=True)
+    for outcome in outcomes:
+        mark = Text("pass", "green") if outcome.passed else Text("FAIL", "bold red")
+        rows.add_row(mark, Text(outcome.name), Text(outcome.found))
+    console = Console(width=140)
+    with console.capture() as captured:
+        console.print(rows)
+    return captured.get()
+
+
+def decoded(batch: MicroBatch, row: int, data: DataModule) -> str:
+    """A sequence as text: tokens that are targets in «», a class after an arrow."""
+    tokenizer, real = data.text.tokenizer, int(batch.attention_mask[row].sum())
+    ids = batch.input_ids[row, :real].tolist()
+    if batch.targets.ndim == 1:
+        names = data.text.label_names
+        assert names is not None
+        return f"{shortened(tokenizer.decode(ids))} → {names[int(batch.targets[row])]}"
+    targets = batch.targets[row, :real].tolist()
+    if data.text.encoding == "stream":
+        known = tokenizer.decode(ids[:1])
+        return f"{known}«{shortened(tokenizer.decode([t for t in targets if t != IGNORED]))}»"
+    pieces = [tokenizer.decode([i]) if t == IGNORED else f"«{tokenizer.decode([t])}»" for i, t in zip(ids, targets, strict=True)]
+    return shortened(" ".join(pieces))
+
+
+def shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= WIDE else f"{text[: WIDE // 2]} … {text[-WIDE // 2 :]}"
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"

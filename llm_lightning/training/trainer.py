@@ -19,7 +19,12 @@ log = logging.getLogger(__name__)
 
 
 def build(
-    config: TrainerConfig, folder: Path, steps: int, validate_every: int, loggers: list[Logger], callbacks: list[Callback]
+    config: TrainerConfig,
+    folder: Path,
+    steps: int,
+    validate_every: int,
+    loggers: list[Logger],
+    callbacks: list[Callback],
 ) -> lightning.Trainer:
     """A Trainer that counts in optimizer steps: one batch of the loader is one step, one pass of the loader the whole run.
 
@@ -32,7 +37,7 @@ def build(
             accelerator=accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=_strategy(config.strategy),
+            strategy=_strategy(config, accelerator),
             precision=precision,  # type: ignore[arg-type]
             max_steps=steps,
             val_check_interval=validate_every,
@@ -58,7 +63,9 @@ def _accelerator(wanted: str) -> str:
     found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     name = {"auto": found, "gpu": "cuda" if found == "cpu" else found}.get(wanted, wanted)
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"trainer.accelerator={wanted}: this machine has no usable GPU (torch {torch.__version__}); use trainer=cpu.")
+        raise UserError(
+            f"trainer.accelerator={wanted}: this machine has no usable GPU (torch {torch.__version__}); use trainer=cpu."
+        )
     return name
 
 
@@ -69,16 +76,21 @@ def _precision(wanted: str, accelerator: str) -> tuple[str, str]:
     if accelerator == "cuda":
         return ("bf16-mixed", "the GPU multiplies bf16") if torch.cuda.is_bf16_supported() else ("32-true", "the GPU has no bf16")
     if accelerator == "cpu":
-        for name, there in (("AMX", torch.cpu._is_amx_tile_supported()), ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported())):
+        for name, there in (
+            ("AMX", torch.cpu._is_amx_tile_supported()),
+            ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported()),
+        ):
             if there:
                 return "bf16-mixed", f"the CPU has {name}"
         return "32-true", "the CPU has no fast bf16"
     return "32-true", "safe on this accelerator"
 
 
-def _strategy(name: str) -> Any:
-    if name == "fsdp":
-        from lightning.pytorch.strategies import ModelParallelStrategy
+def _strategy(config: TrainerConfig, accelerator: str) -> Any:
+    if config.strategy != "fsdp":
+        return config.strategy
+    from lightning.pytorch.strategies import ModelParallelStrategy
 
-        return ModelParallelStrategy(data_parallel_size="auto", tensor_parallel_size=1, save_distributed_checkpoint=False)
-    return name
+    here = config.devices if isinstance(config.devices, int) else torch.cuda.device_count() if accelerator == "cuda" else 1
+    size = here * config.num_nodes  # Lightning's own "auto" is one a node: tensor parallelism, which is not asked for
+    return ModelParallelStrategy(data_parallel_size=size, tensor_parallel_size=1, save_distributed_checkpoint=False)

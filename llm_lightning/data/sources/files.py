@@ -16,8 +16,8 @@ import datasets
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data.paths import content_hash, split_files
-from llm_lightning.data.rows import Rows, joined
-from llm_lightning.errors import UserError, listed, nearest
+from llm_lightning.data.rows import Rows, joined, require_columns
+from llm_lightning.errors import UserError, listed
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
 csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, refuses long documents
@@ -39,7 +39,11 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
         return _arrow(path, data, identity, cache_dir)
     folder = cache_dir / "rows" / identity
     columns = _wanted(data)
-    features = {**{c: datasets.Value("string") for c in columns}, "line": datasets.Value("int64"), "problem": datasets.Value("string")}
+    features = {
+        **{c: datasets.Value("string") for c in columns},
+        "line": datasets.Value("int64"),
+        "problem": datasets.Value("string"),
+    }
     with quiet_datasets():
         table = datasets.Dataset.from_generator(
             _rows,
@@ -64,14 +68,6 @@ def _wanted(data: DataConfig) -> list[str]:
     return [column for column in columns if column is not None]
 
 
-def _require(path: Path, data: DataConfig, present: list[str]) -> None:
-    for key, column in vars(data.columns).items():
-        if column is not None and column not in present:
-            raise UserError(
-                f"{path}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}.{nearest(column, present)}"
-            )
-
-
 def lines(path: Path) -> Iterator[str]:
     """The file's lines as text; a byte that is not UTF-8 is an error that names the line."""
     with path.open("rb") as file:
@@ -91,11 +87,12 @@ def _csv(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     reader = csv.reader(lines(path), delimiter=delimiter, quoting=quoting, strict=True)
     try:
         names = data.column_names or next(reader)
-        _require(path, data, names)
+        require_columns(str(path), data, names)
         for fields in reader:
             if fields:  # a blank line is no row
                 row: dict[str, Any] = dict(zip(names, fields, strict=False))
-                row["problem"] = None if len(fields) == len(names) else f"{len(fields)} fields where there should be {len(names)}"
+                fits = len(fields) == len(names)
+                row["problem"] = None if fits else f"{len(fields)} fields where there should be {len(names)}"
                 yield {key: row.get(key) for key in (*_wanted(data), "problem")} | {"line": reader.line_num}
     except StopIteration:
         return
@@ -121,7 +118,9 @@ def _json(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     try:
         values = json.loads("".join(lines(path)))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); one object a line belongs in a .jsonl file.") from None
+        raise UserError(
+            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); one object a line belongs in a .jsonl file."
+        ) from None
     if not isinstance(values, list):
         raise UserError(f"{path}: expected a list of objects, found {type(values).__name__}.")
     for number, value in enumerate(values, 1):
@@ -132,7 +131,7 @@ def _from_object(path: Path, data: DataConfig, value: Any, number: int) -> dict[
     if not isinstance(value, dict):
         return _problem(data, number, f"expected an object, found {type(value).__name__}")
     if number == 1:
-        _require(path, data, list(value))
+        require_columns(str(path), data, list(value))
     row: dict[str, Any] = {"line": number, "problem": None}
     for column in _wanted(data):
         item = value.get(column)
@@ -158,7 +157,7 @@ def _arrow(path: Path, data: DataConfig, identity: str, cache_dir: Path) -> Rows
             table = datasets.Dataset.from_file(str(path))
     except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]} ({str(error).splitlines()[0]}).") from error
-    _require(path, data, table.column_names)
+    require_columns(str(path), data, table.column_names)
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, row {i + 1}")
 
 

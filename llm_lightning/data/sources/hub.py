@@ -8,7 +8,7 @@ import datasets
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data.paths import STEMS
-from llm_lightning.data.rows import Rows
+from llm_lightning.data.rows import Rows, require_columns
 from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError, listed, nearest
 
@@ -23,21 +23,20 @@ def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
         wanted = getattr(data, split)
         name = wanted or next((n for n in names if n in loaded), None)
         if wanted is not None and wanted not in loaded:
-            raise UserError(f"data.{split}={wanted}: {data.name} has no such split; it has {listed(loaded)}.{nearest(wanted, loaded)}")
+            raise UserError(
+                f"data.{split}={wanted}: {data.name} has no such split; it has {listed(loaded)}.{nearest(wanted, loaded)}"
+            )
         if name is not None:
             splits[split] = _rows(data, loaded[name], name)
     if "train" not in splits:
-        raise UserError(f"data.name={data.name}: it has no split named train; name one of {listed(loaded)} with data.train=<split>.")
+        raise UserError(
+            f"data.name={data.name}: it has no split named train; name one of {listed(loaded)} with data.train=<split>."
+        )
     return splits
 
 
 def _rows(data: DataConfig, table: datasets.Dataset, name: str) -> Rows:
-    for key, column in vars(data.columns).items():
-        if column is not None and column not in table.column_names:
-            raise UserError(
-                f"{data.name} ({name}): there is no column '{column}' (data.columns.{key}); the columns are "
-                f"{listed(table.column_names)}.{nearest(column, table.column_names)}"
-            )
+    require_columns(f"{data.name} ({name})", data, table.column_names)
     return Rows(table=table, fingerprint=table._fingerprint, where=lambda i: f"{data.name} ({name}), row {i + 1}")
 
 
@@ -47,7 +46,8 @@ def _download(data: DataConfig) -> datasets.DatasetDict:
     except (ConnectionError, FileNotFoundError, OSError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"data.name={data.name}: cannot be loaded from the Hugging Face hub ({str(error).splitlines()[0]}). "
-            f"Without a connection, give a local copy: data.dir=<folder with train.csv, validation.csv, …> or data=files data.train=<file>."
+            f"Without a connection, give a local copy: data.dir=<folder with train.csv, validation.csv, …>, "
+            f"or data=files data.train=<file>."
         ) from error
     except ValueError as error:  # an unknown configuration, which the message lists
         raise UserError(f"data.name={data.name} data.config={data.config}: {error}") from error

@@ -47,7 +47,8 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
 
 def _documents(path: Path, document: str) -> Iterator[dict[str, Any]]:
     """Documents with the line they start on; white space alone is no document."""
-    start, block = 1, []
+    start = 1
+    block: list[str] = []
     for number, line in enumerate(lines(path), 1):
         if not block:
             start = number

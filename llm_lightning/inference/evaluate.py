@@ -1,0 +1,56 @@
+"""Evaluate an objective on the splits of its data, at the end of a run or again later from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+from omegaconf import OmegaConf
+
+from llm_lightning import checks
+from llm_lightning.config import Config, schema, typed
+from llm_lightning.data.module import DataModule
+from llm_lightning.errors import UserError
+from llm_lightning.objectives.base import Objective
+
+CHANGEABLE = ("data.", "batch.", "trainer.", "cache_dir", "debug")
+"""What may be changed for an evaluation: other files, other batch sizes, other hardware."""
+
+
+def stored(folder: Path, overrides: list[str]) -> Config:
+    """The config that a run was started with, and what the command line changes of it.
+
+    Raises UserError for an override that an evaluation cannot follow.
+    """
+    node = OmegaConf.merge(schema(), OmegaConf.load(folder / "config.yaml"))
+    changes = [change for change in overrides if not change.startswith(("task=", "run="))]
+    for change in changes:
+        if not change.startswith(CHANGEABLE):
+            raise UserError(f"{change}: task=evaluate takes everything but data, batch and trainer from the run; leave this out.")
+    node.merge_with_dotlist(changes)
+    config = typed(node)  # type: ignore[arg-type]
+    checks.check(config)
+    return config
+
+
+def evaluate_splits(
+    engine: lightning.Trainer, objective: Objective, data: DataModule
+) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """Metrics of every split but train, and each split's tables."""
+    metrics: dict[str, float] = {}
+    details: dict[str, dict[str, Any]] = {}
+    for split in data.text.splits:
+        if split != "train":
+            metrics |= evaluate_split(engine, objective, data, split)
+            details[split] = objective.details()
+    return metrics, details
+
+
+def evaluate_split(engine: lightning.Trainer, objective: Objective, data: DataModule, split: str) -> dict[str, float]:
+    """One pass over a split with the objective's current weights."""
+    objective.split = split
+    loader = data.evaluation_loader(split, engine.global_rank, engine.world_size)
+    engine.validate(objective, dataloaders=loader, verbose=False)
+    objective.split = "validation"
+    return objective.latest
