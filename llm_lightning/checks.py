@@ -1,6 +1,7 @@
 """Cross-checks of a composed config, before anything heavy is imported.
 
-Every check yields what is wrong, where (the key), and what to do; `check` raises them together, so that one run shows all mistakes.
+Every check yields what is wrong, where (the key), and what to do; `check` raises them together, so that one run shows all
+mistakes.
 """
 
 from __future__ import annotations
@@ -103,6 +104,10 @@ def _data(config: Config) -> Iterator[str]:
             yield from _files(data)
     elif data.source == "hub" and data.name is None:
         yield "data.name is not set: data=hub needs data.name=<data set on the hub>, such as data.name=glue data.config=sst2."
+    elif data.source.startswith("docs"):
+        for key in ("train", "validation", "test", "dir"):
+            if getattr(data, key) is not None:
+                yield f"data.{key}={getattr(data, key)}: data={data.source} is built in and reads no files; choose data=text or data=files."
     if config.batch.micro_tokens is not None and config.batch.micro_tokens < data.block_size:
         yield (
             f"batch.micro_tokens={config.batch.micro_tokens}: a sequence may have data.block_size={data.block_size} tokens "

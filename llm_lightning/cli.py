@@ -46,6 +46,25 @@ def _job(node: DictConfig) -> None:
     run(chosen, overrides=list(HydraConfig.get().overrides.task))
 
 
+def load(overrides: list[str]) -> config.Config:
+    """The checked config of a command line, for use from Python: `load(["task=finetune", "data=sst2"])`.
+
+    Raises UserError where the command line is wrong.
+    """
+    ConfigStore.instance().store(name="schema", node=config.schema())
+    try:
+        with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+            node = hydra.compose("config", overrides, return_hydra_config=True)
+        choices = dict(node.hydra.runtime.choices)
+        OmegaConf.set_struct(node, False)
+        del node["hydra"]
+        chosen = compose(node, choices)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+    checks.check(chosen)
+    return chosen
+
+
 def compose(node: DictConfig, choices: dict[str, str]) -> config.Config:
     """The node with what only the program knows, as typed dataclasses."""
     OmegaConf.set_struct(node, False)

@@ -1,8 +1,8 @@
 """The typed schema of everything under `conf/`.
 
 One frozen dataclass a config group; the line under a field says its unit and what changing it buys. `objective`, `optimizer` and
-`scheduler` are open groups: their schema is the signature of their `_target_` (see `signatures.py`), so that a new one is one file
-and one yaml. Nothing here imports torch: a wrong config is refused before the seconds that imports cost.
+`scheduler` are open groups: their schema is the signature of their `_target_` (see `signatures.py`), so that a new one is one
+file and one yaml. Nothing here imports torch: a wrong config is refused before the seconds that imports cost.
 """
 
 from __future__ import annotations

@@ -198,5 +198,6 @@ def quiet_libraries() -> None:
         ".*training batches .* is smaller than the logging interval.*",  # the monitor logs, not Lightning
         ".*your dataloader is not resumable.*",  # the plan resumes from the step
         ".*lr_scheduler.step.*",
+        ".*isinstance.treespec.*",
     ):
         warnings.filterwarnings("ignore", message)

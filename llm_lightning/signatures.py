@@ -1,7 +1,7 @@
 """Schemas read from source: what a `_target_` of the config may be given, without importing it.
 
-A target is `llm_lightning.<module>.<name>`, a function or a class of ours. Its keyword-only parameters are its configuration: their
-annotations are the types, their defaults the defaults, so neither is written down twice. What run.py passes at run time is
+A target is `llm_lightning.<module>.<name>`, a function or a class of ours. Its keyword-only parameters are its configuration:
+their annotations are the types, their defaults the defaults, so neither is written down twice. What run.py passes at run time is
 positional. Parsing costs a millisecond; importing the module would cost the seconds that torch takes.
 """
 

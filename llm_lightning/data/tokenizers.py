@@ -23,7 +23,8 @@ ENOUGH = 50_000_000  # characters; more text changes a vocabulary of this size v
 def train(config: TokenizerConfig, rows: Rows, column: str, longest: int, cache_dir: Path) -> PreTrainedTokenizerFast:
     """A tokenizer trained on a text column, cached under the fingerprint of text and settings.
 
-    Byte-level BPE (Radford et al. 2019) or lower-cased WordPiece (Devlin et al. 2019); `longest` is the model's context in tokens.
+    Byte-level BPE (Radford et al. 2019) or lower-cased WordPiece (Devlin et al. 2019); `longest` is the model's context in
+    tokens.
     """
     identity = xxhash.xxh3_128(f"1 {config} {rows.fingerprint} {column}".encode()).hexdigest()
     file = cache_dir / "tokenizers" / f"{identity}.json"

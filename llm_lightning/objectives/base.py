@@ -1,8 +1,8 @@
 """What every objective shares: one optimizer step, one evaluation pass.
 
-A batch of the training loader is a whole optimizer step, cut into micro-batches. Its gradient is that of one big batch: the sum of
-the losses of its targets, divided by their number over all micro-batches and ranks; never a mean of means. Optimization is manual for
-that reason, which also keeps clipping ours (Lightning refuses to clip under fused AdamW with mixed precision).
+A batch of the training loader is a whole optimizer step, cut into micro-batches. Its gradient is that of one big batch: the sum
+of the losses of its targets, divided by their number over all micro-batches and ranks; never a mean of means. Optimization is
+manual for that reason, which also keeps clipping ours (Lightning refuses to clip under fused AdamW with mixed precision).
 
 An objective is a subclass in a file of its own: it says how data is encoded for it, which head the model needs, the loss and the
 scores. Its keyword-only parameters are its configuration.

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from llm_lightning.config import Config, plain
 from llm_lightning.errors import UserError
+from llm_lightning.reporting.report import write_report
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,9 @@ def finish(folder: Path, summary: dict[str, Any], details: dict[str, Any]) -> No
         if tables:
             write_json(folder / "evaluation" / f"{split}.json", tables)
     write_json(folder / "summary.json", summary)
-    log.info("done: %s", " · ".join(f"{name} {value:.4f}" for name, value in summary["metrics"].items()))
+    page = write_report(folder)
+    log.info("%s", "\n".join(f"  {name:<32} {value:.4f}" for name, value in summary["metrics"].items()))
+    log.info("weights: %s · report: %s", summary["export"], page)
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,69 @@
+"""Which library does a docstring come from? Built-in labelled data, balanced, with the libraries' names masked out.
+
+Splits are by module, and the corpus holds no near-copies, so a test text is new. What gives a library away by name (its own name
+and aliases, module paths, the organisation behind it) is replaced by `[LIB]`, for every library in every text.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import datasets
+import numpy as np
+import xxhash
+
+from llm_lightning.config import DataConfig
+from llm_lightning.data import builtin
+from llm_lightning.data.rows import Rows
+from llm_lightning.data.sources.docs import position
+
+NAMES = {
+    "torch": ("pytorch", "torch", "aten", "libtorch"),
+    "sympy": ("sympy",),
+    "transformers": ("transformers", "hugging ?face", "hf"),
+    "python": ("python", "cpython", "stdlib"),
+    "pandas": ("pandas", "pd"),
+    "networkx": ("networkx", "nx"),
+    "numpy": ("numpy", "np"),
+    "wandb": ("wandb", "weights (?:&|and) biases", "w&b"),
+    "huggingface-hub": ("huggingface_hub", "hf_hub", "hf_api", "hfapi"),
+    "lightning": ("lightning", "pytorch_lightning", "lightningmodule", "pl"),
+}
+"""Class (a distribution) -> how it is called in texts, as regular expressions."""
+MASK = "[LIB]"
+_WORDS = sorted((name for names in NAMES.values() for name in names), key=len, reverse=True)
+_PATTERN = re.compile(rf"(?<![a-z0-9])(?:{'|'.join(_WORDS)})(?![a-z0-9])", re.IGNORECASE)
+_INSIDE = re.compile("pytorch|torch|sympy|transformers|huggingface|python|pandas|networkx|numpy|wandb|lightning", re.IGNORECASE)
+BOUNDS = {"train": (0.0, 0.7), "validation": (0.7, 0.85), "test": (0.85, 1.0)}
+PER_CLASS = 600
+"""Training rows a class, where `data.per_class` gives no other number."""
+
+
+def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
+    """Columns text and label; every class has the same number of rows in a split (a fifth of train's in the others)."""
+    table = builtin.documents(cache_dir)
+    package, module = np.array(table["package"]), np.array(table["module"])
+    place = np.array([position(f"topics {name}") for name in module])
+    order = np.array([position(f"{m} {n}") for m, n in zip(module, table["name"], strict=True)])
+    wanted = data.per_class or PER_CLASS
+    splits = {}
+    for split, (low, high) in BOUNDS.items():
+        members = [np.flatnonzero((package == name) & (place >= low) & (place < high)) for name in NAMES]
+        size = min(wanted if split == "train" else max(wanted // 5, 60), *map(len, members))
+        chosen = np.concatenate([indices[np.argsort(order[indices], kind="stable")[:size]] for indices in members])
+        splits[split] = _rows(table, chosen)
+    return splits
+
+
+def masked(text: str) -> str:
+    """The text without any library's name."""
+    return _INSIDE.sub(MASK, _PATTERN.sub(MASK, text))
+
+
+def _rows(table: datasets.Dataset, indices: np.ndarray) -> Rows:
+    part = table.select(indices)
+    modules, names = part["module"], part["name"]
+    labelled = datasets.Dataset.from_dict({"text": [masked(text) for text in part["text"]], "label": part["package"]})
+    identity = xxhash.xxh3_128("\0".join([*labelled["text"], *labelled["label"]]).encode()).hexdigest()
+    return Rows(table=labelled, fingerprint=identity, where=lambda i: f"{modules[i]}: {names[i] or 'module docstring'}")

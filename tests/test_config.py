@@ -1,0 +1,150 @@
+"""The command line is checked before anything heavy is imported, and says what is wrong, what is allowed, and what was meant."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_object
+
+from llm_lightning import signatures
+from llm_lightning.cli import CONF, load
+from llm_lightning.config import OPEN_GROUPS
+from llm_lightning.errors import UserError
+
+from .conftest import ROOT
+
+FINETUNE = ["task=finetune"]
+FILES = ["task=finetune", "data=files", "data.columns.label=label"]
+
+BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message must hold
+    (["taskk=finetune"], ["taskk", "no such key", "Did you mean 'task'?"]),
+    (["task=finetun"], ["task=finetun", "can be check, evaluate, finetune, pretrain", "Did you mean 'finetune'?"]),
+    (["model=bert_tini"], ["model=bert_tini", "Did you mean 'bert_tiny'?"]),
+    (["optimizer=adam"], ["optimizer=adam", "Did you mean 'adamw'?"]),
+    (["trainer.max_stepz=3"], ["trainer.max_stepz", "no such key", "Did you mean 'trainer.max_steps'?"]),
+    (["data.columns.lable=x"], ["data.columns.lable", "Did you mean 'data.columns.label'?"]),
+    (["optimizer.weigth_decay=0.1"], ["optimizer.weigth_decay", "lr", "Did you mean 'weight_decay'?"]),
+    (["objective=masked_lm", "objective.whole_word=true"], ["objective.whole_word", "Did you mean 'whole_words'?"]),
+    (["scheduler.warmup=ten"], ["scheduler.warmup=ten", "expected a number"]),
+    (["trainer.max_steps=abc"], ["trainer.max_steps", "'abc'", "Integer"]),
+    (["optimizer.lr=-0.1"], ["optimizer.lr=-0.1", "a number above 0"]),
+    (["batch.sequences=0"], ["batch.sequences=0", "at least 1"]),
+    (["trainer.precision=bf17"], ["trainer.precision=bf17", "bf16-mixed"]),
+    (["objective=masked_lm", "objective.mask_probability=1.5"], ["objective.mask_probability=1.5", "above 0 and below 1"]),
+    (["trainer.max_steps=null"], ["trainer.max_steps and trainer.max_epochs are both null"]),
+    ([*FILES, "data.train=nowhere.csv"], ["data.train=nowhere.csv", "no such file"]),
+    (["task=finetune", "data=docs"], ["data=docs has no labels", "data.columns.label", "docs_topics"]),
+    (["objective=masked_lm", "model=gpt_tiny"], ["model=gpt_tiny is a decoder", "needs an encoder", "bert_tiny"]),
+    (["objective=masked_lm", "data.packing=concat"], ["data.packing=concat", "whole texts"]),
+    (["model.init_from=nowhere"], ["model.init_from=nowhere", "hf/config.json"]),
+    (["model.name_or_path=./nowhere"], ["model.name_or_path=./nowhere", "does not exist"]),
+    (["task=evaluate"], ["run is not set", "run=<run folder>"]),
+    (["task=evaluate", "run=nowhere"], ["run=nowhere", "not a run folder"]),
+    (["task=pretrain", "data=hub"], ["data.name is not set", "data=hub"]),
+    (["resume=alway"], ["resume=alway", "auto, never, or a checkpoint file"]),
+    (["trainer.devices=none"], ["trainer.devices=none", "auto, or a whole number"]),
+    (["batch.micro_tokens=10"], ["batch.micro_tokens=10", "data.block_size"]),
+    (["data.train=mine.txt"], ["data.train=mine.txt", "data=docs is built in", "data=text or data=files"]),
+    (["data.train=a(1).txt"], ["data.train=a(1).txt", "quote"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else None)
+def test_bad_config(arguments: list[str], expected: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        load(arguments)
+    message = str(error.value)
+    for part in expected:
+        assert part in message
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        load(["optimizer.lr=-1", "optimizer.lrr=1", "resume=alway"])
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_nearest_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text("text,label\na,b\n")
+    with pytest.raises(UserError, match=r"did you mean 'reviews\.csv'"):
+        load([*FILES, f"data.train={tmp_path}/review.csv"])
+
+
+def test_command_line_exits_with_2_and_one_message(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    result = command("task=finetune", "optimizer.lr=-1")
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: optimizer.lr=-1: expected a number above 0."
+    assert "Traceback" in command("task=finetune", "optimizer.lr=-1", "debug=true").stderr
+
+
+def test_wrong_config_is_refused_before_torch_is_imported() -> None:
+    code = (
+        "import sys; sys.argv = ['train.py', 'task=finetune', 'optimizer.lr=-1']\n"
+        "from llm_lightning.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert stop.code == 2\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'datasets', 'pandas', 'wandb'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+def test_help_shows_groups_options_and_five_examples(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    shown = command("--help").stdout
+    for folder in (path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"):
+        options = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        assert f"{folder.name}: {options}" in shown
+    assert shown.split("Examples:")[1].count("python train.py") == 5
+
+
+OPTIONS = [(folder.name, file.stem) for folder in sorted(CONF.iterdir()) if folder.name != "hydra" for file in sorted(folder.glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_shipped_option_composes(group: str, option: str, tmp_path: Path) -> None:
+    """Each option of each group gives a valid config with whatever it needs beside it."""
+    (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\n")
+    (tmp_path / "train.txt").write_text("some text")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text("")
+    needs = {
+        ("data", "files"): ["data.train=" + str(tmp_path / "train.csv")],
+        ("data", "text"): ["data.train=" + str(tmp_path / "train.txt")],
+        ("data", "hub"): ["data.name=some/data"],
+        ("task", "evaluate"): [f"run={tmp_path}"],
+    }
+    extra = {"model": ["objective=classification"], "data": ["objective=causal_lm"]}.get(group, [])
+    config = load([*extra, f"{group}={option}", *needs.get((group, option), [])])
+    assert config.choices[group] == option
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if g in OPEN_GROUPS])
+def test_targets_read_from_source_are_those_that_run(group: str, option: str) -> None:
+    """The schema that is parsed without importing is the signature that will be called."""
+    target = getattr(load([f"{group}={option}"]), group)["_target_"]
+    real = inspect.signature(get_object(target)).parameters.values()
+    parsed = signatures.parameters(target)
+    assert parsed is not None
+    assert set(parsed) == {p.name for p in real if p.kind is p.KEYWORD_ONLY}
+    assert {name for name, p in parsed.items() if p.required} == {p.name for p in real if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
+
+
+def test_no_yaml_repeats_a_default() -> None:
+    """What a yaml sets is a choice: it differs from the default of the signature or of the schema."""
+    for group, option in OPTIONS:
+        if group not in ("optimizer", "scheduler"):
+            continue
+        settings = dict(getattr(load([f"{group}={option}"]), group))
+        signature = inspect.signature(get_object(settings.pop("_target_")))
+        for key, value in settings.items():
+            assert signature.parameters[key].default != value, f"{group}/{option}: {key}"
+
+
+def test_zero_is_a_seed() -> None:
+    assert load(["seed=0"]).seed == 0
