@@ -107,7 +107,10 @@ def _data(config: Config) -> Iterator[str]:
     elif data.source.startswith("docs"):
         for key in ("train", "validation", "test", "dir"):
             if getattr(data, key) is not None:
-                yield f"data.{key}={getattr(data, key)}: data={data.source} is built in and reads no files; choose data=text or data=files."
+                yield (
+                    f"data.{key}={getattr(data, key)}: data={data.source} is built in and reads no files; "
+                    f"choose data=text or data=files."
+                )
     if config.batch.micro_tokens is not None and config.batch.micro_tokens < data.block_size:
         yield (
             f"batch.micro_tokens={config.batch.micro_tokens}: a sequence may have data.block_size={data.block_size} tokens "

@@ -5,15 +5,19 @@ Exit codes: 0 done; 1 failed; 2 the user's input or configuration is wrong.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -28,22 +32,33 @@ def main() -> None:
     """Compose the config from `conf/` and the command line, and run it."""
     ConfigStore.instance().store(name="schema", node=config.schema())
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we word them ourselves
-    debug = "debug=true" in (argument.lower() for argument in sys.argv[1:])
-    try:
+    with _worded():
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if debug:
-            raise
-        print(f"\nerror: {explain(error)}", file=sys.stderr)
-        sys.exit(2)
 
 
 def _job(node: DictConfig) -> None:
-    chosen = compose(node, dict(HydraConfig.get().runtime.choices))
-    checks.check(chosen)
-    from llm_lightning.run import run  # torch and its friends: only once the config is known to be good
+    hydra_config = HydraConfig.get()
+    with _worded():  # here too, or Hydra prints its own line before ours
+        chosen = compose(node, dict(hydra_config.runtime.choices))
+        checks.check(chosen)
+        if hydra_config.mode is RunMode.MULTIRUN:
+            sweep = chosen.run_dir or hydra_config.sweep.dir
+            chosen = replace(chosen, run_dir=str(Path(sweep) / hydra_config.sweep.subdir))
+        from llm_lightning.run import run  # torch and its friends: only once the config is known to be good
 
-    run(chosen, overrides=list(HydraConfig.get().overrides.task))
+        run(chosen, overrides=list(hydra_config.overrides.task))
+
+
+@contextlib.contextmanager
+def _worded() -> Iterator[None]:
+    """Turn the user's mistakes into one message and exit code 2; with debug=true the traceback stays."""
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if "debug=true" in (argument.lower() for argument in sys.argv[1:]):
+            raise
+        print(f"\nerror: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def load(overrides: list[str]) -> config.Config:

@@ -247,5 +247,13 @@ def plain(config: Config) -> dict[str, Any]:
     return unpack(config)
 
 
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `a.b.c` -> value."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
 def cache_folder(config: Config) -> Path:
     return Path(config.cache_dir).expanduser()

@@ -22,7 +22,7 @@ from llm_lightning.models import build
 from llm_lightning.objectives.base import Objective
 from llm_lightning.reporting import record
 from llm_lightning.training import loggers, preflight, trainer
-from llm_lightning.training.checkpoints import Checkpoints, saved
+from llm_lightning.training.checkpoints import Checkpoints, require_same_run, saved
 from llm_lightning.training.energy import Energy
 from llm_lightning.training.monitor import Monitor
 
@@ -43,7 +43,7 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         log.exception("the run failed", extra={"file_only": True})
         raise
     finally:
-        record.end_log()
+        record.close()
 
 
 def train(config: Config, folder: Path) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     if config.trainer.compile:
         model.compile()
 
-    identity = {"config": plain(config), "versions": record.versions(), "git": record.git_commit()}
+    identity = {"config": plain(config), "versions": record.versions(), "git": record.git_commit(), "data": text.fingerprint}
     checkpoints = Checkpoints(config.checkpoint, folder, lambda: export(model, text.tokenizer, folder / "hf"), identity)
     monitor = Monitor(config.trainer.log_every_steps, data.total_steps, config.trainer.progress == "bar")
     callbacks = [monitor, checkpoints]
@@ -81,7 +81,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         return {"checks": [vars(outcome) for outcome in outcomes]}
 
     setup = time.perf_counter() - started
-    resume = resume_point(config, folder)
+    resume = resume_point(config, folder, identity)
     loggers.resume_at(sinks, resume)
     engine.fit(objective, data, ckpt_path=resume, weights_only=True)
     trained = time.perf_counter() - started - setup
@@ -126,7 +126,7 @@ def evaluate(config: Config, overrides: list[str]) -> dict[str, Any]:
     engine = trainer.build(config.trainer, folder, 1, 1, [], [])
     metrics = evaluate_splits(engine, objective, data)[0] | objective.summary(text)
     log.info("%s", "\n".join(f"  {name:<32} {value:.6g}" for name, value in metrics.items()))
-    record.end_log()
+    record.close()
     return {"metrics": metrics}
 
 
@@ -172,15 +172,17 @@ def describe(config: Config, text: Text, data: DataModule, model: Any, objective
     }
 
 
-def resume_point(config: Config, folder: Path) -> str | None:
-    """The checkpoint to continue from, if any."""
+def resume_point(config: Config, folder: Path, identity: dict[str, Any]) -> Path | None:
+    """The checkpoint to continue from, if any. Raises UserError where it belongs to another run than the config describes."""
     if config.resume not in ("auto", "never"):
-        return str(Path(config.resume).expanduser())
-    states = saved(folder / "checkpoints") if config.resume == "auto" else []
-    if states:
-        log.info("resume: continuing from %s", states[-1])
-        return str(states[-1])
-    return None
+        state = Path(config.resume).expanduser()
+    elif config.resume == "auto" and (states := saved(folder / "checkpoints")):
+        state = states[-1]
+    else:
+        return None
+    require_same_run(state, identity)
+    log.info("resume: continuing from %s", state)
+    return state
 
 
 def early_stopping(objective: Objective, patience: int) -> lightning.Callback:

@@ -16,11 +16,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("LLM_LIGHTNING_DATA", ROOT.parent / "shared" / "data"))
-TINY_GPT = "model=gpt_tiny model.config.n_layer=2 model.config.n_embd=32 model.config.n_head=2 model.tokenizer.vocab_size=400".split()
-TINY_BERT = (
-    "model=bert_tiny model.config.num_hidden_layers=2 model.config.hidden_size=32 model.config.intermediate_size=64 "
-    "model.config.num_attention_heads=2 model.tokenizer.vocab_size=400"
-).split()
+TINY_GPT = ["model=gpt_tiny", "++model.config={n_layer: 2, n_embd: 32, n_head: 2}", "model.tokenizer.vocab_size=400"]
+TINY_BERT = [
+    "model=bert_tiny",
+    "++model.config={num_hidden_layers: 2, hidden_size: 32, intermediate_size: 64, num_attention_heads: 2}",
+    "model.tokenizer.vocab_size=400",
+]
 QUIET = ["logger=csv", "trainer.progress=none", "callbacks.energy=false", "trainer=cpu"]
 
 Runner = Callable[..., dict[str, Any]]
@@ -50,7 +51,11 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *arguments], capture_output=True, text=True, cwd=ROOT, env=os.environ | environment
+            [sys.executable, str(ROOT / "train.py"), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | environment,
         )
 
     return start
@@ -62,7 +67,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import random
 
     rng = random.Random(0)
-    subjects, verbs, objects = ["the cat", "a dog", "my friend", "the old man"], ["sees", "likes", "follows"], ["rain", "music", "the sea", "bread"]
+    subjects, verbs, objects = (
+        ["the cat", "a dog", "my friend", "the old man"],
+        ["sees", "likes", "follows"],
+        ["rain", "music", "the sea", "bread"],
+    )
     lines = [f"{rng.choice(subjects)} {rng.choice(verbs)} {rng.choice(objects)} on day {rng.randint(1, 99)}." for _ in range(400)]
     file = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     file.write_text("\n".join(lines), encoding="utf-8")

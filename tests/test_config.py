@@ -102,7 +102,12 @@ def test_help_shows_groups_options_and_five_examples(command: Callable[..., subp
     assert shown.split("Examples:")[1].count("python train.py") == 5
 
 
-OPTIONS = [(folder.name, file.stem) for folder in sorted(CONF.iterdir()) if folder.name != "hydra" for file in sorted(folder.glob("*.yaml"))]
+OPTIONS = [
+    (folder.name, file.stem)
+    for folder in sorted(CONF.iterdir())
+    if folder.name != "hydra"
+    for file in sorted(folder.glob("*.yaml"))
+]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -132,7 +137,9 @@ def test_targets_read_from_source_are_those_that_run(group: str, option: str) ->
     parsed = signatures.parameters(target)
     assert parsed is not None
     assert set(parsed) == {p.name for p in real if p.kind is p.KEYWORD_ONLY}
-    assert {name for name, p in parsed.items() if p.required} == {p.name for p in real if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
+    assert {name for name, p in parsed.items() if p.required} == {
+        p.name for p in real if p.kind is p.KEYWORD_ONLY and p.default is p.empty
+    }
 
 
 def test_no_yaml_repeats_a_default() -> None:

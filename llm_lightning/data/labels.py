@@ -43,8 +43,11 @@ def find(data: DataConfig, train: Rows) -> Labels:
     if len(values) < 2:
         what = f"only the label '{values[0]}'" if values else "no label"
         raise UserError(f"{train.where(0)}: column '{column}' of train has {what}; classification needs at least two classes.")
-    if len(values) > max(1000, len(train) // 2):
-        raise UserError(f"column '{column}' has {len(values)} different values in {len(train)} rows: is it the label?")
+    if data.labels is None and len(values) > max(10, len(train) // 2):
+        raise UserError(
+            f"{train.where(0)}: column '{column}' has {len(values)} different values in {len(train)} rows, so it is no label; set "
+            f"data.columns.label to the column that is, or list the classes in data.labels."
+        )
     if data.labels is None:
         return Labels(names=values, values=values)
     if found <= set(data.labels):

@@ -42,6 +42,8 @@ def open_folder(config: Config) -> Path:
     """
     if inherited := os.environ.get(RANK_ENVIRONMENT):
         return Path(inherited)
+    if config.run_dir is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("run_dir is not set: processes started by torchrun cannot agree on a new folder; give run_dir=<folder>.")
     if config.run_dir is not None:
         folder = Path(config.run_dir).expanduser()
         if config.resume == "never" and (folder / "config.yaml").is_file():
@@ -84,7 +86,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def start_log(folder: Path, show: bool) -> None:
-    """Messages of the run go to train.log and, where `show`, to the terminal (tracebacks to the file alone)."""
+    """Messages of the run go to train.log and, where `show`, to the terminal; those marked `file_only` to the file alone."""
     logger = logging.getLogger("llm_lightning")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -94,11 +96,13 @@ def start_log(folder: Path, show: bool) -> None:
     if show:
         terminal = logging.StreamHandler(sys.stderr)
         terminal.setFormatter(logging.Formatter("%(message)s"))
-        terminal.addFilter(lambda record: record.exc_info is None)
+        terminal.addFilter(lambda record: not getattr(record, "file_only", False))
         logger.addHandler(terminal)
 
 
-def end_log() -> None:
+def close() -> None:
+    """Let go of the folder: this process may start another run."""
+    os.environ.pop(RANK_ENVIRONMENT, None)
     logger = logging.getLogger("llm_lightning")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)

@@ -64,7 +64,7 @@ def _curves(runs: dict[str, Run], dashed: bool) -> list[Figure]:
     kind = next(iter(runs.values())).summary["objective"]
     figures = []
     for title, metrics, axis in CURVES:
-        traces = []
+        traces: list[dict[str, Any]] = []
         for name, curves in read.items():
             for metric in metrics if len(runs) == 1 else [m for m in metrics if m.startswith("validation/")][:1] or metrics:
                 points = curves.get(metric, [])
@@ -113,10 +113,10 @@ def _metrics_table(run: Run) -> Table:
 
 def _class_tables(run: Run) -> list[Table]:
     found = []
-    for split, tables_ in run.evaluations().items():
+    for split, found_ in run.evaluations().items():
         rows = [
             [name, *(f"{s[k]:.3f}" for k in ("precision", "recall", "f1")), str(s["support"])]
-            for name, s in tables_["per_class"].items()
+            for name, s in found_["per_class"].items()
         ]
         found.append(Table(f"Classes · {split}", ["class", "precision", "recall", "F1", "rows"], rows))
     return found

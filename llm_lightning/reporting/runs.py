@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from llm_lightning.config import flat
 from llm_lightning.errors import UserError
 
 PERSONAL = {"seed", "run_dir", "resume", "command", "cache_dir", "choices", "logger", "debug", "run"}
@@ -91,8 +92,8 @@ def grouped(runs: list[Run]) -> list[Group]:
         settings = {key: value for key, value in run.config.items() if key not in PERSONAL}
         by_settings.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
     groups = list(by_settings.values())
-    flat = [_flat({k: v for k, v in members[0].config.items() if k not in PERSONAL}) for members in groups]
-    return [Group(_name(members[0], settings, flat), members) for members, settings in zip(groups, flat, strict=True)]
+    own = [flat({k: v for k, v in members[0].config.items() if k not in PERSONAL}) for members in groups]
+    return [Group(_name(members[0], settings, own), members) for members, settings in zip(groups, own, strict=True)]
 
 
 def _name(run: Run, settings: dict[str, Any], everyone: list[dict[str, Any]]) -> str:
@@ -104,9 +105,3 @@ def _name(run: Run, settings: dict[str, Any], everyone: list[dict[str, Any]]) ->
     start = f"from {Path(origin).name if len(origin) > 30 else origin}" if origin else "from scratch"
     changed = [f"{key.split('.', 1)[-1]}={settings[key]}" for key in differing if not key.endswith("_target_")][:3]
     return " · ".join([run.summary["objective"], run.summary["data"]["name"], start, *changed])
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(config, dict):
-        return {prefix[:-1]: config}
-    return {key: value for name, item in config.items() for key, value in _flat(item, f"{prefix}{name}.").items()}

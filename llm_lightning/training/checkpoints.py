@@ -7,16 +7,19 @@ So a run costs a known amount of disk: the weights once (`hf/`), and `checkpoint
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from llm_lightning.config import CheckpointConfig
+from llm_lightning.config import CheckpointConfig, flat
+from llm_lightning.errors import UserError
 from llm_lightning.objectives.base import Objective
 
 log = logging.getLogger(__name__)
@@ -73,6 +76,31 @@ class Checkpoints(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+DECISIVE = ("objective", "model", "batch", "optimizer", "scheduler", "seed")
+"""Config sections that a run cannot change half-way and still be the same run."""
+
+
+def require_same_run(state: Path, run: dict[str, Any]) -> None:
+    """Raise UserError where a checkpoint was written under other settings, or on other data, than `run` describes."""
+    try:
+        stored = torch.load(state, weights_only=True, mmap=True)["run"]
+    except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UserError(f"{state}: this is no checkpoint of a run of ours ({str(error).splitlines()[0]}).") from error
+    before, now = (flat({section: settings["config"][section] for section in DECISIVE}) for settings in (stored, run))
+    changed = [
+        f"{key} was {before.get(key)} and is {now.get(key)}"
+        for key in before | now
+        if before.get(key) != now.get(key) and not key.startswith("batch.micro_")
+    ]
+    if stored["data"] != run["data"]:
+        changed.append("the training data is not the same")
+    if changed:
+        raise UserError(
+            f"{state} belongs to a run with other settings: {'; '.join(changed)}. Repeat that run's command to continue "
+            f"it, or give another run_dir to start a new one."
+        )
 
 
 def saved(folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ def build(config: LoggerConfig, folder: Path, settings: dict[str, Any], tags: li
     return loggers
 
 
-def resume_at(loggers: list[Logger], checkpoint: str | None) -> None:
+def resume_at(loggers: list[Logger], checkpoint: Path | None) -> None:
     """Forget what was logged after the checkpoint that a run continues from: it will come again."""
     step = 0 if checkpoint is None else int(torch.load(checkpoint, weights_only=True, mmap=True)["global_step"])
     for logger in loggers:

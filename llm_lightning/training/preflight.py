@@ -183,8 +183,7 @@ def run(folder: Path, data: DataModule, objective: Objective, trainer: lightning
         log.info("%s", table(outcomes))
     else:
         log.info("preflight: %s checks passed", len(outcomes))
-        for outcome in outcomes:
-            log.debug("%s: %s", outcome.name, outcome.found)
+        log.info("%s", table(outcomes), extra={"file_only": True})
     if failed:
         raise UserError(
             f"preflight: {len(failed)} of {len(outcomes)} checks failed: {'; '.join(f'{o.name}: {o.found}' for o in failed)}"

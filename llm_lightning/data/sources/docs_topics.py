@@ -38,10 +38,12 @@ _INSIDE = re.compile("pytorch|torch|sympy|transformers|huggingface|python|pandas
 BOUNDS = {"train": (0.0, 0.7), "validation": (0.7, 0.85), "test": (0.85, 1.0)}
 PER_CLASS = 600
 """Training rows a class, where `data.per_class` gives no other number."""
+HELD = 120
+"""Rows a class of validation and of test, whatever train has, so that scores of different training sizes compare."""
 
 
 def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
-    """Columns text and label; every class has the same number of rows in a split (a fifth of train's in the others)."""
+    """Columns text and label; every class has the same number of rows in a split."""
     table = builtin.documents(cache_dir)
     package, module = np.array(table["package"]), np.array(table["module"])
     place = np.array([position(f"topics {name}") for name in module])
@@ -50,7 +52,7 @@ def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
     splits = {}
     for split, (low, high) in BOUNDS.items():
         members = [np.flatnonzero((package == name) & (place >= low) & (place < high)) for name in NAMES]
-        size = min(wanted if split == "train" else max(wanted // 5, 60), *map(len, members))
+        size = min(wanted if split == "train" else HELD, *map(len, members))
         chosen = np.concatenate([indices[np.argsort(order[indices], kind="stable")[:size]] for indices in members])
         splits[split] = _rows(table, chosen)
     return splits

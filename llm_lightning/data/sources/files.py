@@ -17,6 +17,7 @@ import datasets
 from llm_lightning.config import DataConfig
 from llm_lightning.data.paths import content_hash, split_files
 from llm_lightning.data.rows import Rows, joined, require_columns
+from llm_lightning.data.tables import generated, quiet_datasets
 from llm_lightning.errors import UserError, listed
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
@@ -37,21 +38,8 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
     identity = content_hash([path], data.columns, data.column_names, data.delimiter, data.quotes)
     if kind in (".parquet", ".arrow"):
         return _arrow(path, data, identity, cache_dir)
-    folder = cache_dir / "rows" / identity
-    columns = _wanted(data)
-    features = {
-        **{c: datasets.Value("string") for c in columns},
-        "line": datasets.Value("int64"),
-        "problem": datasets.Value("string"),
-    }
-    with quiet_datasets():
-        table = datasets.Dataset.from_generator(
-            _rows,
-            features=datasets.Features(features),
-            cache_dir=str(folder),
-            gen_kwargs={"path": path, "data": data},
-            fingerprint=identity,
-        )
+    types = {**dict.fromkeys(_wanted(data), "string"), "line": "int64", "problem": "string"}
+    table = generated(_rows, types, cache_dir / "rows" / identity, identity, path=path, data=data)
     if len(table) == 0:
         raise UserError(f"{path}: the file has a header and no rows.")
     lines = table.data.column("line")
@@ -159,15 +147,3 @@ def _arrow(path: Path, data: DataConfig, identity: str, cache_dir: Path) -> Rows
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]} ({str(error).splitlines()[0]}).") from error
     require_columns(str(path), data, table.column_names)
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, row {i + 1}")
-
-
-class quiet_datasets:
-    """No progress bars of `datasets` inside: reading a table is quick, and its bars say nothing of ours."""
-
-    def __enter__(self) -> None:
-        self.shown = datasets.utils.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *_: object) -> None:
-        if self.shown:
-            datasets.enable_progress_bars()

@@ -12,7 +12,8 @@ import datasets
 from llm_lightning.config import DataConfig
 from llm_lightning.data.paths import content_hash, split_files
 from llm_lightning.data.rows import Rows, joined
-from llm_lightning.data.sources.files import lines, quiet_datasets
+from llm_lightning.data.sources.files import lines
+from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError
 
 ENDINGS = (".txt", ".text", ".md", ".rst")
@@ -31,14 +32,8 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty.")
     identity = content_hash([path], data.document)
-    with quiet_datasets():
-        table = datasets.Dataset.from_generator(
-            _documents,
-            features=datasets.Features({"text": datasets.Value("string"), "line": datasets.Value("int64")}),
-            cache_dir=str(cache_dir / "rows" / identity),
-            gen_kwargs={"path": path, "document": data.document},
-            fingerprint=identity,
-        )
+    types = {"text": "string", "line": "int64"}
+    table = generated(_documents, types, cache_dir / "rows" / identity, identity, path=path, document=data.document)
     if len(table) == 0:
         raise UserError(f"{path}: there is no text in the file.")
     starts = table.data.column("line")

@@ -1,0 +1,45 @@
+"""Rows from a generator to a `datasets` table that is cached under an identity of our own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from llm_lightning.errors import UserError
+
+
+def generated(
+    rows: Callable[..., Iterator[Any]], types: dict[str, str], folder: Path, identity: str, **arguments: Any
+) -> datasets.Dataset:
+    """The table that `rows(**arguments)` yields, from `folder` where it was made before; `types` are the columns' types.
+
+    A UserError that is raised by `rows` comes out as it is.
+    """
+    features = datasets.Features({name: datasets.Value(kind) for name, kind in types.items()})
+    try:
+        if next(rows(**arguments), None) is None:  # from_generator fails on this
+            return datasets.Dataset.from_dict({name: [] for name in types}, features)
+        with quiet_datasets():
+            return datasets.Dataset.from_generator(
+                rows, features=features, cache_dir=str(folder), gen_kwargs=arguments, fingerprint=identity
+            )
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+
+
+@contextlib.contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """No progress bars of `datasets` inside: reading a table is quick, and its bars say nothing of ours."""
+    shown = datasets.utils.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
