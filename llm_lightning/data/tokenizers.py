@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ def train(config: TokenizerConfig, rows: Rows, column: str, longest: int, cache_
     Byte-level BPE (Radford et al. 2019) or lower-cased WordPiece (Devlin et al. 2019); `longest` is the model's context in
     tokens.
     """
-    identity = xxhash.xxh3_128(f"1 {config} {rows.fingerprint} {column}".encode()).hexdigest()
+    identity = xxhash.xxh3_128(f"2 {config} {rows.fingerprint} {column}".encode()).hexdigest()
     file = cache_dir / "tokenizers" / f"{identity}.json"
     if not file.is_file():
-        tokenizer = {"bpe": _train_bpe, "wordpiece": _train_wordpiece}[config.kind](config, _texts(rows, column))
+        tokenizer = {"bpe": _train_bpe, "wordpiece": _train_wordpiece}[config.kind](config, lambda: _texts(rows, column))
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")
         tokenizer.save(str(partial))
@@ -86,7 +87,7 @@ def _texts(rows: Rows, column: str) -> Iterator[list[str]]:
             return
 
 
-def _train_bpe(config: TokenizerConfig, texts: Iterator[list[str]]) -> Tokenizer:
+def _train_bpe(config: TokenizerConfig, texts: Callable[[], Iterator[list[str]]]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -96,24 +97,36 @@ def _train_bpe(config: TokenizerConfig, texts: Iterator[list[str]]) -> Tokenizer
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(texts(), trainer)
     return tokenizer
 
 
-def _train_wordpiece(config: TokenizerConfig, texts: Iterator[list[str]]) -> Tokenizer:
+def _train_wordpiece(config: TokenizerConfig, texts: Callable[[], Iterator[list[str]]]) -> Tokenizer:
+    """The trainer numbers the pieces inside words at random and breaks ties by number: so they are given to it in fixed order."""
+    special, most = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], 1000
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    characters = Counter(
+        c for batch in texts() for text in batch for c in tokenizer.normalizer.normalize_str(text) if not c.isspace()
+    )
+    alphabet = sorted(sorted(characters), key=lambda c: -characters[c])[:most]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=config.vocab_size, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False
+        vocab_size=config.vocab_size,
+        special_tokens=[*special, *(f"##{c}" for c in alphabet)],
+        limit_alphabet=most,
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    start, end = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", start), ("[SEP]", end)]
+    tokenizer.train_from_iterator(texts(), trainer)
+    entries = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    wordpiece = Tokenizer(models.WordPiece(dict(entries), unk_token="[UNK]"))
+    wordpiece.add_special_tokens(special)
+    wordpiece.normalizer, wordpiece.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    wordpiece.decoder = decoders.WordPiece()
+    wordpiece.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    return tokenizer
+    return wordpiece
 
 
 def _wrapped(kind: str, tokenizer: Tokenizer, longest: int) -> PreTrainedTokenizerFast:

@@ -1,0 +1,53 @@
+"""Tokenizers: the same text gives the same one, nothing is lost on the way there and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_lightning.config import TokenizerConfig
+from llm_lightning.data import tokenizers
+from llm_lightning.data.rows import Rows
+
+
+def rows(corpus: Path) -> Rows:
+    return Rows(datasets.Dataset.from_dict({"text": corpus.read_text().splitlines()}), "content", str)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_the_same_text_gives_the_same_tokenizer(kind: str, corpus: Path, tmp_path: Path) -> None:
+    config = TokenizerConfig(kind=kind, vocab_size=320)
+    trained = [tokenizers.train(config, rows(corpus), "text", 64, tmp_path / str(i)) for i in range(8)]
+    assert len({tokenizers.identity(tokenizer) for tokenizer in trained}) == 1
+
+
+def test_special_tokens_are_one_token_each(corpus: Path, tmp_path: Path) -> None:
+    tokenizer = tokenizers.train(TokenizerConfig(kind="wordpiece", vocab_size=320), rows(corpus), "text", 64, tmp_path)
+    assert tokenizer.convert_tokens_to_ids(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]) == [0, 1, 2, 3, 4]
+    ids = tokenizer("the cat", "the dog")
+    assert [ids["input_ids"][0], ids["input_ids"].count(3)] == [2, 2]
+    assert tokenizer.decode(tokenizer("the cat")["input_ids"], skip_special_tokens=True) == "the cat"
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_bytes_of_any_text_come_back(text: str) -> None:
+    tokenizer = bpe()
+    assert tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False) == text
+
+
+_TRAINED: list[tokenizers.PreTrainedTokenizerFast] = []
+
+
+def bpe() -> tokenizers.PreTrainedTokenizerFast:
+    if not _TRAINED:
+        import tempfile
+
+        text = Rows(datasets.Dataset.from_dict({"text": ["some words and some more words", "naïve café"]}), "x", str)
+        with tempfile.TemporaryDirectory() as folder:
+            _TRAINED.append(tokenizers.train(TokenizerConfig(vocab_size=300), text, "text", 64, Path(folder)))
+    return _TRAINED[0]
