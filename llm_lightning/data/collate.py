@@ -7,7 +7,7 @@ and the loss can be divided by the number of targets in the step, which is known
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class MicroBatch:
     """(batch,) int64: which sequences of the split these are."""
     token_type_ids: Tensor | None = None
     """(batch, time) int64: 1 in the second text of a pair."""
+    blank: bool = False
+    """Computed only because another rank has one batch more (a sharded model is gathered by all ranks at once): counts for nothing."""
 
     def inputs(self) -> dict[str, Tensor]:
         """Keyword arguments of a Hugging Face model."""
@@ -101,7 +103,7 @@ class Collator:
 
 
 def count_targets(batch: MicroBatch) -> int:
-    return int((batch.targets != IGNORED).sum())
+    return 0 if batch.blank else int((batch.targets != IGNORED).sum())
 
 
 class TrainingSteps(Dataset[Step]):
@@ -118,10 +120,11 @@ class TrainingSteps(Dataset[Step]):
         epoch, inside = self.plan.locate(step)
         schedule = self.plan.epoch(epoch)
         sequences = schedule[inside]
-        parts = cut(sequences, self.data.lengths[sequences], self.spec, self.rank, self.world)
-        batches = [self.collator(self.data, part, epoch) for part in parts]
+        parts = [cut(sequences, self.data.lengths[sequences], self.spec, rank, self.world) for rank in range(self.world)]
+        batches = [self.collator(self.data, part, epoch) for part in parts[self.rank]]
+        blanks = max(map(len, parts)) - len(batches)
         return Step(
-            micro_batches=batches,
+            micro_batches=batches + [replace(self.collator(self.data, sequences[:1], epoch), blank=True) for _ in range(blanks)],
             step=step,
             epoch=epoch + (inside + 1) / len(schedule),
             targets=sum(map(count_targets, batches)),
@@ -132,17 +135,20 @@ class TrainingSteps(Dataset[Step]):
 
 
 class EvaluationBatches(Dataset[MicroBatch]):
-    """Map-style: one pass over a split, each sequence once over all ranks."""
+    """Map-style: one pass over a split, each sequence once over all ranks, as many batches on each."""
 
     def __init__(self, data: Encoded, spec: BatchConfig, collator: Collator, rank: int, world: int) -> None:
-        self.data, self.collator = data, collator
-        self.batches = evaluation(data.lengths, spec, rank, world)
+        self.data, self.collator, self.rank, self.world = data, collator, rank, world
+        self.batches = evaluation(data.lengths, spec)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return -(-len(self.batches) // self.world)
 
     def __getitem__(self, index: int) -> MicroBatch:
-        return self.collator(self.data, self.batches[index], -1)  # epoch -1: masks that no training epoch has
+        place = index * self.world + self.rank
+        blank = place >= len(self.batches)
+        batch = self.collator(self.data, self.batches[0][-1:] if blank else self.batches[place], -1)  # a mask of no training epoch
+        return replace(batch, blank=blank)
 
 
 class FromStep(Sequence[int]):

@@ -117,9 +117,9 @@ def cut(sequences: np.ndarray, lengths: np.ndarray, spec: BatchConfig, rank: int
     return batches
 
 
-def evaluation(lengths: np.ndarray, spec: BatchConfig, rank: int = 0, world: int = 1) -> list[np.ndarray]:
-    """A rank's batches for one pass over a split: every sequence once, on one rank, in batches of like lengths."""
+def evaluation(lengths: np.ndarray, spec: BatchConfig) -> list[np.ndarray]:
+    """The batches of one pass over a split, for ranks to take in turns: every sequence once, in batches of like lengths."""
     order = np.argsort(-lengths, kind="stable")
     step = min(spec.sequences, spec.micro_sequences or spec.sequences)
     whole = BatchConfig(sequences=len(order), micro_sequences=step, micro_tokens=spec.micro_tokens)
-    return cut(order, lengths[order], whole, 0, 1)[rank::world]
+    return cut(order, lengths[order], whole)

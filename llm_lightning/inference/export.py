@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from llm_lightning.models.build import quiet_transformers
@@ -19,17 +19,30 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
 
     To be called on every rank: a sharded model is gathered from all of them, and rank 0 writes.
     """
-    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(model, options=whole) if isinstance(next(model.parameters()), DTensor) else None
+    if isinstance(model, FSDPModule):
+        model = _gathered(model)
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     with quiet_transformers():
-        model.save_pretrained(partial, state_dict=state)
+        model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _gathered(model: PreTrainedModel) -> PreTrainedModel:
+    """A sharded model as a plain one; its weights are whole on rank 0 alone. transformers cannot save the sharded one itself."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    plain = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    with torch.device("meta"):
+        whole = plain(model.config)
+    if state:
+        whole.load_state_dict(state, assign=True)
+        whole.tie_weights()
+    return whole

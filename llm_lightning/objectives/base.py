@@ -116,11 +116,9 @@ class Objective(lightning.LightningModule):
         batches = step.micro_batches
         for i, batch in enumerate(batches):
             with self._synced(i == len(batches) - 1):
-                loss = self.loss_sum(batch)
+                loss = self.loss_sum(batch) * (not batch.blank)
                 self.manual_backward(loss * (world / targets))  # DDP averages over ranks, and we want the sum
             total += loss.detach()
-        if not batches:  # a rank with nothing left still takes part in the step
-            self.manual_backward(torch.stack([p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad]).sum())
         norm, rate = self._clip(optimizer), optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
@@ -150,6 +148,8 @@ class Objective(lightning.LightningModule):
 
     def validation_step(self, batch: MicroBatch, batch_index: int) -> None:
         loss, outputs = self.score(batch)
+        if batch.blank:
+            return
         self._loss_sum += loss
         self._target_count += count_targets(batch)
         self.collect(batch, outputs)
