@@ -35,7 +35,7 @@ class MicroBatch:
     token_type_ids: Tensor | None = None
     """(batch, time) int64: 1 in the second text of a pair."""
     blank: bool = False
-    """Computed only because another rank has one batch more (a sharded model is gathered by all ranks at once): counts for nothing."""
+    """Computed only because another rank has one batch more, and all gather a sharded model together: counts for nothing."""
 
     def inputs(self) -> dict[str, Tensor]:
         """Keyword arguments of a Hugging Face model."""

@@ -4,10 +4,12 @@ A split is one array of tokens (two bytes each below 65,536 entries) and the len
 and a block of a stream are then both slices, read without copying; and because writing appends, memory stays bounded whatever the
 corpus. The tokenizers library tokenises a batch on all cores.
 
-The three encodings, named by the objective: - `stream`     documents with an end-of-text token between them, for predicting the
-next token: a block of n+1 tokens has n targets, and neighbours share one token, so that every token is a target once; -
-`documents`  whole documents with the tokenizer's special tokens, long ones cut to blocks; - `texts`      one sequence an example
-(or a pair), cut at `block_size`, with its label.
+The three encodings, named by the objective:
+
+- `stream`: documents with an end-of-text token between them, for predicting the next token. A block of n+1 tokens has n targets, and
+  neighbours share one token, so that every token is a target once.
+- `documents`: whole documents with the tokenizer's special tokens, long ones cut to blocks.
+- `texts`: one sequence an example (or a pair), cut at `block_size`, with its label.
 """
 
 from __future__ import annotations

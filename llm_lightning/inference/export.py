@@ -39,7 +39,7 @@ def _gathered(model: PreTrainedModel) -> PreTrainedModel:
     """A sharded model as a plain one; its weights are whole on rank 0 alone. transformers cannot save the sharded one itself."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(model, options=options)
-    plain = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    plain: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
     with torch.device("meta"):
         whole = plain(model.config)
     if state:

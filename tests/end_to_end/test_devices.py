@@ -34,7 +34,9 @@ def train(arguments: list[str], folder: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("task", ["causal", "classes"])
-def test_two_processes_train_what_one_would(task: str, strategy: str, corpus: Path, reviews: Path, cache: Path, tmp_path: Path) -> None:
+def test_two_processes_train_what_one_would(
+    task: str, strategy: str, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
+) -> None:
     """Steps of seven sequences in micro-batches of two: unequal numbers of sequences, batches and targets on the two ranks."""
     data = [*CAUSAL, f"data.train={corpus}"] if task == "causal" else [*CLASSES, NO_DROPOUT, f"data.train={reviews}"]
     given = [*data, f"cache_dir={cache}", "batch.micro_sequences=2", "trainer.max_steps=6", "trainer.validate_every_steps=3"]
