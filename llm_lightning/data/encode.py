@@ -6,8 +6,8 @@ corpus. The tokenizers library tokenises a batch on all cores.
 
 The three encodings, named by the objective:
 
-- `stream`: documents with an end-of-text token between them, for predicting the next token. A block of n+1 tokens has n targets, and
-  neighbours share one token, so that every token is a target once.
+- `stream`: documents with an end-of-text token between them, for predicting the next token. A block of n+1 tokens has n targets,
+  and neighbours share one token, so that every token is a target once.
 - `documents`: whole documents with the tokenizer's special tokens, long ones cut to blocks.
 - `texts`: one sequence an example (or a pair), cut at `block_size`, with its label.
 """
