@@ -15,7 +15,7 @@ import jinja2
 import yaml
 
 from llm_lightning.reporting.runs import Group, Run, load
-from llm_lightning.reporting.table import COSTS, LABELLED, LANGUAGE, Table, tables, written
+from llm_lightning.reporting.table import COSTS, Table, by_objective, columns_of, tables, written
 
 Figure = dict[str, Any]
 """title, note, plotly traces and the axes' titles"""
@@ -28,19 +28,23 @@ CURVES = [  # title, the metrics drawn in it, the axis
     ("Gradient norm", ["train/gradient_norm"], "norm before clipping"),
     ("Throughput", ["train/tokens_per_second"], "tokens per second"),
 ]
+COMPARED = [
+    ("Validation accuracy", "validation/accuracy", "share"),
+    ("Training loss", "train/loss", "nats per target"),
+    ("Validation loss", "validation/loss", "nats per target"),
+]
 
 
 def write_report(folder: Path) -> Path:
     """report.html of one run, in its folder."""
     run = load(folder)
     group = Group(run.summary["data"]["name"], [run])
-    columns = LABELLED if "validation/accuracy" in run.metrics else LANGUAGE
-    tiles = [(column.title, written(group, column)) for column in [*columns, *COSTS]]
+    tiles = [(column.title, written(group, column)) for column in [*columns_of(run), *COSTS]]
     page = {
         "title": f"{run.summary['objective']} on {run.summary['data']['name']}",
         "lead": f"{run.folder.name} · {run.summary['model']['name']} · {run.summary['model']['parameters'] / 1e6:.1f}M parameters",
         "tiles": [tile for tile in tiles if tile[1] != "–"],
-        "figures": [*_curves({"": run}, dashed=True), *_confusions(run)],
+        "figures": [*_curves(run), *_confusions(run)],
         "tables": [_metrics_table(run), *_class_tables(run), _data_table(run), _about_table(run)],
         "texts": [("Configuration", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))],
     }
@@ -49,47 +53,40 @@ def write_report(folder: Path) -> Path:
 
 def write_comparison(groups: list[Group], target: Path, title: str) -> Path:
     """One page for several runs: the tables that the terminal shows, and the curves over each other."""
-    first = {group.name: group.runs[0] for group in groups}
-    kinds: dict[str, dict[str, Run]] = {}
-    for name, run in first.items():
-        kinds.setdefault(run.summary["objective"], {})[name] = run
-    figures = [figure for runs in kinds.values() for figure in _curves(runs, dashed=False)]
+    figures = [figure for kind, members in by_objective(groups).items() for figure in _comparisons(kind, members)]
     seeds = "Mean ± standard deviation over seeds; curves show the first seed." if any(len(g.runs) > 1 for g in groups) else ""
     return _write(target, {"title": title, "lead": seeds, "figures": figures, "tables": tables(groups), "tiles": [], "texts": []})
 
 
-def _curves(runs: dict[str, Run], dashed: bool) -> list[Figure]:
-    """The curves of runs of one objective; a single run's own unigram entropy is drawn as a dashed line."""
-    read = {name: run.curves() for name, run in runs.items()}
-    kind = next(iter(runs.values())).summary["objective"]
+def _curves(run: Run) -> list[Figure]:
+    """The curves of one run; a language model's unigram entropy is a dashed line in its loss."""
+    curves = run.curves()
     figures = []
     for title, metrics, axis in CURVES:
-        traces: list[dict[str, Any]] = []
-        for name, curves in read.items():
-            for metric in metrics if len(runs) == 1 else [m for m in metrics if m.startswith("validation/")][:1] or metrics:
-                points = curves.get(metric, [])
-                if len(points) > 0:
-                    steps, values = zip(*points, strict=True)
-                    mode = "lines" if len(points) > 30 else "lines+markers"
-                    label = " · ".join(filter(None, [name, metric if len(runs) == 1 else ""]))
-                    traces.append({"x": steps, "y": values, "name": label, "mode": mode, "type": "scatter"})
-        entropy = next(iter(runs.values())).metrics.get("validation/unigram_entropy")
-        if traces and title == "Loss" and dashed and entropy is not None:
-            span = [min(t["x"][0] for t in traces), max(t["x"][-1] for t in traces)]
-            traces.append(
-                {
-                    "x": span,
-                    "y": [entropy] * 2,
-                    "name": "unigram entropy",
-                    "mode": "lines",
-                    "line": {"dash": "dash"},
-                    "type": "scatter",
-                }
-            )
+        traces = [_line(metric, curves[metric]) for metric in metrics if metric in curves]
+        entropy = run.metrics.get("validation/unigram_entropy")
+        if traces and title == "Loss" and entropy is not None:
+            steps = [step for trace in traces for step in trace["x"]]
+            traces.append(_line("unigram entropy", [(min(steps), entropy), (max(steps), entropy)]) | {"line": {"dash": "dash"}})
         if traces:
-            heading = title if dashed else f"{title} · {kind}"
-            figures.append({"title": heading, "traces": traces, "x": "optimizer step", "y": axis})
+            figures.append({"title": title, "traces": traces, "x": "optimizer step", "y": axis})
     return figures
+
+
+def _comparisons(kind: str, groups: list[Group]) -> list[Figure]:
+    """Each compared metric, the first seed of every group over the others."""
+    read = [(group.name, group.runs[0].curves()) for group in groups]
+    figures = []
+    for title, metric, axis in COMPARED:
+        traces = [_line(name, curves[metric]) for name, curves in read if metric in curves]
+        if traces:
+            figures.append({"title": f"{title} · {kind}", "traces": traces, "x": "optimizer step", "y": axis})
+    return figures
+
+
+def _line(name: str, points: list[tuple[float, float]]) -> dict[str, Any]:
+    steps, values = zip(*points, strict=True)
+    return {"x": steps, "y": values, "name": name, "mode": "lines" if len(points) > 30 else "lines+markers", "type": "scatter"}
 
 
 def _confusions(run: Run) -> list[Figure]:
@@ -97,8 +94,9 @@ def _confusions(run: Run) -> list[Figure]:
     for split, found in run.evaluations().items():
         matrix = found["confusion_matrix"]
         shares = [[value / max(sum(row), 1) for value in row] for row in matrix]
-        trace = {"z": shares, "x": found["labels"], "y": found["labels"], "text": matrix, "type": "heatmap", "colorscale": "Blues"}
+        trace = {"z": shares, "x": found["labels"], "y": found["labels"], "text": matrix, "type": "heatmap", "zmin": 0, "zmax": 1}
         trace |= {
+            "colorscale": [[0, "rgba(47,111,222,0.03)"], [1, "rgba(47,111,222,0.95)"]],
             "texttemplate": "%{text}",
             "showscale": False,
             "hovertemplate": "true %{y}<br>said %{x}<br>%{text}<extra></extra>",

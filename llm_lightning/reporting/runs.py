@@ -44,18 +44,25 @@ class Run:
         return found
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Tables of each split: confusion matrix, per-class scores."""
-        return {
-            file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted((self.folder / "evaluation").glob("*.json"))
-        }
+        """Tables of each split, validation before test: confusion matrix, per-class scores."""
+        files = sorted((self.folder / "evaluation").glob("*.json"), reverse=True)
+        return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one configuration with different seeds."""
+    """Runs of one configuration on the same data, with different seeds; the name tells it from others of its objective."""
 
     name: str
     runs: list[Run]
+
+    @property
+    def objective(self) -> str:
+        return str(self.runs[0].summary["objective"])
+
+    @property
+    def data(self) -> str:
+        return str(self.runs[0].summary["data"]["name"])
 
     def value(self, pick: Any) -> tuple[float | None, float | None]:
         """(mean, standard deviation) over the seeds of what `pick` takes from a run; None where there is nothing to take."""
@@ -86,22 +93,28 @@ def find(folders: Iterable[Path]) -> list[Run]:
 
 
 def grouped(runs: list[Run]) -> list[Group]:
-    """Runs gathered by configuration, named by what tells them apart."""
+    """Runs gathered by configuration and data, named by what tells them apart."""
     by_settings: dict[str, list[Run]] = {}
     for run in runs:
-        settings = {key: value for key, value in run.config.items() if key not in PERSONAL}
-        by_settings.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
+        identity = [_settings(run), run.summary["data"]["fingerprint"]]
+        by_settings.setdefault(json.dumps(identity, sort_keys=True, default=str), []).append(run)
     groups = list(by_settings.values())
-    own = [flat({k: v for k, v in members[0].config.items() if k not in PERSONAL}) for members in groups]
-    return [Group(_name(members[0], settings, own), members) for members, settings in zip(groups, own, strict=True)]
+    return [Group(_name(members[0], [other[0] for other in groups]), members) for members in groups]
 
 
-def _name(run: Run, settings: dict[str, Any], everyone: list[dict[str, Any]]) -> str:
-    """Objective and data, the origin of the weights, and the settings in which this group differs from others of its kind."""
-    alike = [other for other in everyone if other["objective._target_"] == settings["objective._target_"]]
-    keys = ("model.init_from", "model.name_or_path")
-    differing = [key for key in settings if key not in keys and any(other.get(key) != settings[key] for other in alike)]
-    origin = settings.get(keys[0]) or settings.get(keys[1])
-    start = f"from {Path(origin).name if len(origin) > 30 else origin}" if origin else "from scratch"
-    changed = [f"{key.split('.', 1)[-1]}={settings[key]}" for key in differing if not key.endswith("_target_")][:3]
-    return " · ".join([run.summary["objective"], run.summary["data"]["name"], start, *changed])
+def _settings(run: Run) -> dict[str, Any]:
+    return flat({key: value for key, value in run.config.items() if key not in PERSONAL})
+
+
+ORIGIN = ("model.init_from", "model.name_or_path")
+
+
+def _name(run: Run, everyone: list[Run]) -> str:
+    """The data where they differ, the origin of the weights, and the settings that other runs of its objective do not have."""
+    own, alike = _settings(run), [other for other in everyone if other.summary["objective"] == run.summary["objective"]]
+    others = [_settings(other) for other in alike]
+    origin = own.get(ORIGIN[0]) or own.get(ORIGIN[1])
+    differing = [key for key in own if not key.startswith(("data.", *ORIGIN)) and any(o.get(key) != own[key] for o in others)]
+    changed = [f"{key.split('.', 1)[-1]}={own[key]}" for key in differing if not key.endswith("_target_")][:3]
+    data = [run.summary["data"]["name"]] if len({other.summary["data"]["name"] for other in alike}) > 1 else []
+    return " · ".join([*data, f"from {Path(origin).name}" if origin else "from scratch", *changed])

@@ -8,6 +8,8 @@ from typing import Any
 
 from llm_lightning.reporting.runs import Group, Run
 
+WIDE = 160  # characters
+
 
 @dataclass(frozen=True)
 class Column:
@@ -16,6 +18,8 @@ class Column:
     title: str
     pick: Callable[[Run], float | None]
     form: str = "{:.4f}"
+    spread: bool = True
+    """Whether the deviation over the seeds is written beside the mean."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +33,24 @@ def metric(title: str, name: str, form: str = "{:.4f}") -> Column:
     return Column(title, lambda run: run.metrics.get(name), form)
 
 
-def part(title: str, section: str, name: str, form: str) -> Column:
-    return Column(title, lambda run: run.summary[section].get(name), form)
+def percent(title: str, name: str) -> Column:
+    return Column(f"{title} %", lambda run: None if (share := run.metrics.get(name)) is None else 100 * share, "{:.1f}")
+
+
+def cost(title: str, section: str, name: str, form: str) -> Column:
+    return Column(title, lambda run: run.summary[section].get(name), form, spread=False)
 
 
 COSTS = [
-    part("tokens/s", "throughput", "tokens_per_second", "{:,.0f}"),
-    part("seconds", "seconds", "total", "{:.0f}"),
-    part("kWh", "energy", "kwh", "{:.5f}"),
+    cost("tokens/s", "throughput", "tokens_per_second", "{:,.0f}"),
+    cost("seconds", "seconds", "total", "{:.0f}"),
+    cost("kWh", "energy", "kwh", "{:.5f}"),
 ]
-PERCENT = "{:.1%}"
 LABELLED = [
-    metric("validation accuracy", "validation/accuracy", PERCENT),
-    metric("macro-F1", "validation/macro_f1", PERCENT),
-    metric("test accuracy", "test/accuracy", PERCENT),
-    metric("macro-F1", "test/macro_f1", PERCENT),
+    percent("validation accuracy", "validation/accuracy"),
+    percent("macro-F1", "validation/macro_f1"),
+    percent("test accuracy", "test/accuracy"),
+    percent("macro-F1", "test/macro_f1"),
 ]
 LANGUAGE = [
     metric("validation loss", "validation/loss"),
@@ -54,24 +61,37 @@ LANGUAGE = [
 ]
 
 
+def columns_of(run: Run) -> list[Column]:
+    """The scores that a run of its kind is read by."""
+    return LABELLED if "validation/accuracy" in run.metrics else LANGUAGE
+
+
 def tables(groups: list[Group]) -> list[Table]:
-    """A table of the labelled runs, with the majority-class baseline as its last row, and one of the language models."""
-    labelled = [group for group in groups if "validation/accuracy" in group.runs[0].metrics]
-    language = [group for group in groups if group not in labelled]
+    """One table an objective; labelled ones end with the majority-class baseline of their data."""
     found = []
-    if labelled:
-        rows = _table("Classification", labelled, LABELLED + COSTS)
-        baselines = {_baseline(group) for group in labelled}
-        rows.rows.extend(["always the most frequent class", v, "", t, *[""] * 4, ""] for v, t in sorted(baselines))
-        found.append(rows)
-    if language:
-        found.append(_table("Language models", language, LANGUAGE + COSTS))
+    for kind, members in by_objective(groups).items():
+        data = sorted({group.data for group in members})
+        table = _table(f"{kind} on {data[0]}" if len(data) == 1 else kind, members, [*columns_of(members[0].runs[0]), *COSTS])
+        for name in data:
+            table.rows.extend(_baselines(next(g for g in members if g.data == name), table.columns, name if len(data) > 1 else ""))
+        found.append(table)
     return found
 
 
-def _baseline(group: Group) -> tuple[str, str]:
-    values = [group.runs[0].metrics.get(f"{split}/majority_accuracy") for split in ("validation", "test")]
-    return tuple("" if value is None else PERCENT.format(value) for value in values)  # type: ignore[return-value]
+def by_objective(groups: list[Group]) -> dict[str, list[Group]]:
+    kinds: dict[str, list[Group]] = {}
+    for group in groups:
+        kinds.setdefault(group.objective, []).append(group)
+    return dict(sorted(kinds.items()))
+
+
+def _baselines(group: Group, columns: list[str], data: str) -> list[list[str]]:
+    """The row of always answering train's most frequent class, where the runs say what it scores."""
+    scores = {f"{s} accuracy %": group.runs[0].metrics.get(f"{s}/majority_accuracy") for s in ("validation", "test")}
+    if all(score is None for score in scores.values()):
+        return []
+    cells = ["" if (score := scores.get(column)) is None else f"{100 * score:.1f}" for column in columns[1:]]
+    return [[" · ".join(filter(None, [data, "most frequent class"])), *cells]]
 
 
 def _table(title: str, groups: list[Group], columns: list[Column]) -> Table:
@@ -85,7 +105,7 @@ def written(group: Group, column: Column) -> str:
     average, deviation = group.value(column.pick)
     if average is None:
         return "–"
-    return column.form.format(average) + (f" ± {column.form.format(deviation)}" if deviation is not None else "")
+    return column.form.format(average) + (f" ± {column.form.format(deviation)}" if column.spread and deviation is not None else "")
 
 
 def show(found: list[Table], **options: Any) -> None:
@@ -95,8 +115,10 @@ def show(found: list[Table], **options: Any) -> None:
     from rich.table import Table as RichTable
 
     console = Console(**options)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)  # a file has no edge to fold at
     for table in found:
-        drawn = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_style="bold", title_justify="left")
+        drawn = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_style="bold", title_justify="left", pad_edge=False)
         for i, title in enumerate(table.columns):
             drawn.add_column(title, justify="left" if i == 0 else "right", overflow="fold")
         for row in table.rows:

@@ -1,0 +1,108 @@
+"""Runs compared: gathered over seeds, named by what tells them apart, with their baseline."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+import yaml
+
+from llm_lightning.errors import UserError
+from llm_lightning.reporting.report import write_comparison, write_report
+from llm_lightning.reporting.runs import find, grouped
+from llm_lightning.reporting.table import tables
+
+SCORES = {"a": {1: 0.61, 2: 0.65}, None: {1: 0.42, 2: 0.43}}
+
+
+def write(folder: Path, seed: int, origin: str | None, accuracy: float, data: str = "reviews", lr: float = 1e-3) -> None:
+    folder.mkdir(parents=True)
+    config = {"task": "finetune", "model": {"init_from": origin}, "optimizer": {"lr": lr}, "seed": seed, "run_dir": str(folder)}
+    metrics = {"validation/accuracy": accuracy, "test/accuracy": accuracy / 2, "validation/majority_accuracy": 0.25}
+    summary: dict[str, Any] = {
+        "task": "finetune",
+        "objective": "classification",
+        "model": {"name": "bert_tiny", "parameters": 1000},
+        "data": {"name": data, "fingerprint": f"of {data}", "rows": {"train": 10}, "tokens": {"train": 100}},
+        "metrics": metrics,
+        "steps": 20,
+        "tokens_seen": 100,
+        "throughput": {"tokens_per_second": 1234.0},
+        "seconds": {"setup": 1.0, "train": 2.0, "total": 3.0},
+        "energy": {"kwh": 0.001, "co2eq_kg": 0.0002},
+        "seed": seed,
+        "versions": {"python": "3"},
+        "git": None,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "metrics.csv").write_text("step,train/loss,validation/accuracy\n10,1.5,\n10,,0.3\n20,0.5,\n")
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for origin, scores in SCORES.items():
+        for seed, accuracy in scores.items():
+            write(tmp_path / f"{origin}-{seed}", seed, origin and f"runs/{origin}", accuracy)
+    return tmp_path
+
+
+def test_seeds_are_gathered_and_averaged(runs: Path) -> None:
+    (table,) = tables(grouped(find([runs])))
+    assert table.title == "classification on reviews"
+    rows = {row[0]: row for row in table.rows}
+    assert set(rows) == {"from a", "from scratch", "most frequent class"}
+    column = table.columns.index("validation accuracy %")
+    for name, scores in (("from a", [61, 65]), ("from scratch", [42, 43])):
+        assert rows[name][column] == f"{mean(scores):.1f} ± {stdev(scores):.1f}"
+        assert rows[name][-1] == "2"
+    assert rows["most frequent class"][column] == "25.0"
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    assert "perplexity" not in table.columns  # no run has one
+
+
+def test_groups_are_named_by_what_differs(runs: Path) -> None:
+    write(runs / "faster", 1, None, 0.5, lr=1e-2)
+    write(runs / "other", 1, None, 0.5, data="tweets")
+    names = [group.name for group in grouped(find([runs]))]
+    assert sorted(names) == [
+        "reviews · from a · lr=0.001",
+        "reviews · from scratch · lr=0.001",
+        "reviews · from scratch · lr=0.01",
+        "tweets · from scratch · lr=0.001",
+    ]
+
+
+def test_an_unfinished_run_is_named(runs: Path) -> None:
+    (runs / "a-1" / "summary.json").write_text("{")
+    with pytest.raises(UserError, match=r"a-1: not a readable run"):
+        find([runs])
+    with pytest.raises(UserError, match=r"nothing: no finished run in or below"):
+        find([runs / "nothing"])
+
+
+def figures(page: Path) -> list[dict[str, Any]]:
+    found = re.search(r"const figures = (\[.*?\]);\n", page.read_text())
+    assert found is not None
+    return json.loads(found.group(1).replace("<\\/", "</"))
+
+
+def test_pages_draw_the_curves_of_metrics_csv(runs: Path) -> None:
+    page = write_comparison(grouped(find([runs])), runs / "report.html", "Compared")
+    drawn = {figure["title"]: figure["traces"] for figure in figures(page)}
+    assert set(drawn) == {"Validation accuracy · classification", "Training loss · classification"}
+    assert {trace["name"] for trace in drawn["Training loss · classification"]} == {"from scratch", "from a"}
+    assert all((trace["x"], trace["y"]) == ([10.0, 20.0], [1.5, 0.5]) for trace in drawn["Training loss · classification"])
+    single = {figure["title"]: figure["traces"] for figure in figures(write_report(runs / "a-1"))}
+    assert [trace["name"] for trace in single["Loss"]] == ["train/loss"]
+
+
+def test_names_from_the_data_are_text_and_not_markup(runs: Path) -> None:
+    write(runs / "odd", 3, None, 0.5, data="<b>bold</b></script>")
+    html = write_report(runs / "odd").read_text()
+    assert "<b>bold" not in html
+    assert "&lt;b&gt;bold" in html
