@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from llm_lightning import signatures
-from llm_lightning.config import OPEN_GROUPS, Config, DataConfig
+from llm_lightning.config import CONF, OPEN_GROUPS, Config, DataConfig
 from llm_lightning.errors import UserError, listed, nearest
 
 SOURCES = Path(__file__).parent / "data" / "sources"
-LABELLED_DATA = "docs_topics, files, hub, sst2, imdb, ag_news"
+SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+"""What the file of a split may be called in data.dir."""
 
 
 def check(config: Config) -> None:
@@ -28,10 +29,6 @@ def check(config: Config) -> None:
         mistakes = [mistake for find in checks for mistake in find(config)]
     if mistakes:
         raise UserError("\n".join(mistakes))
-
-
-def shown(value: Any) -> str:
-    return "null" if value is None else repr(value)
 
 
 def _values(config: Any, prefix: str = "") -> Iterator[str]:
@@ -94,17 +91,21 @@ def _data(config: Config) -> Iterator[str]:
     sources = sorted(p.stem for p in SOURCES.glob("*.py") if p.stem != "__init__")
     if data.source not in sources:
         yield f"data.source={data.source}: there is no such source; there are {listed(sources)}.{nearest(data.source, sources)}"
-    if data.dir is not None and not Path(data.dir).expanduser().is_dir():
+    if data.dir is not None and not (folder := Path(data.dir).expanduser()).is_dir():
         yield f"data.dir={data.dir}: no such folder."
+    elif data.dir is not None and data.train is None and not any(folder.glob("train.*")):
+        yield f"data.dir={data.dir}: there is no file named train.* in it; name it with data.train=<file>."
     elif data.source in ("files", "text") or (data.source == "hub" and data.dir is not None):
         if data.train is None and data.dir is None:
             chosen = config.choices.get("data", data.source)
             yield f"data.train is not set: data={chosen} reads files; give data.train=<file, glob or folder> or data.dir=<folder>."
-        if data.source != "hub":
-            yield from _files(data)
+        yield from _files(data)
     elif data.source == "hub" and data.name is None:
         yield "data.name is not set: data=hub needs data.name=<data set on the hub>, such as data.name=glue data.config=sst2."
-    elif data.source.startswith("docs"):
+    for key, owner in {"share": "docs", "per_class": "docs_topics", "document": "text"}.items():
+        if getattr(data, key) != getattr(DataConfig(), key) and data.source != owner:
+            yield f"data.{key}={getattr(data, key)}: only data={owner} has such a setting; leave it out."
+    if data.source.startswith("docs"):
         for key in ("train", "validation", "test", "dir"):
             if getattr(data, key) is not None:
                 yield (
@@ -146,17 +147,21 @@ def _fit(config: Config) -> Iterator[str]:
     if facts.get("labelled") and config.data.columns.label is None:
         yield (
             f"data={chosen} has no labels, and objective={objective} needs them: name the column with data.columns.label=<column>, "
-            f"or choose labelled data ({LABELLED_DATA})."
+            f"or choose labelled data ({listed(_options('data', 'label: '))})."
         )
     family = facts.get("family")
     if family and config.model.family and family != config.model.family and not config.model.init_from:
-        fitting = "bert_tiny, bert_base, distilbert, roberta_base" if family == "encoder" else "gpt_tiny, llama_tiny, gpt2"
         yield (
             f"model={config.choices.get('model')} is {_article(config.model.family)}, and objective={objective} needs "
-            f"{_article(family)}: choose one such as {fitting}."
+            f"{_article(family)}: choose one of {listed(_options('model', f'family: {family}'))}."
         )
     if facts.get("whole_sequences") and config.data.packing != "none":
         yield f"data.packing={config.data.packing}: objective={objective} works on whole texts; use data.packing=none."
+
+
+def _options(group: str, text: str) -> list[str]:
+    """The options of a group whose file holds `text`."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml") if text in file.read_text(encoding="utf-8"))
 
 
 def _article(family: str) -> str:

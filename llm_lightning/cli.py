@@ -1,6 +1,6 @@
-"""From the command line to a run: compose, check, run; the user's mistakes become one message and exit code 2.
+"""From the command line to a run: compose, check, run; what ends a run early becomes one message and an exit code.
 
-Exit codes: 0 done; 1 failed; 2 the user's input or configuration is wrong.
+Exit codes: 0 done; 1 failed; 2 the user's input or configuration is wrong; 3 stopped by a signal after saving.
 """
 
 from __future__ import annotations
@@ -22,18 +22,28 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llm_lightning import checks, config
-from llm_lightning.errors import UserError, listed, nearest
-
-PACKAGE = Path(__file__).parent
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+from llm_lightning.config import CONF
+from llm_lightning.errors import RunError, Stopped, UserError, listed, nearest
 
 
 def main() -> None:
     """Compose the config from `conf/` and the command line, and run it."""
-    ConfigStore.instance().store(name="schema", node=config.schema())
+    register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we word them ourselves
     with _worded():
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
+
+
+def register() -> None:
+    """Give Hydra the schema, and what the files of conf/ compute with."""
+    ConfigStore.instance().store(name="schema", node=config.schema())
+    OmegaConf.register_new_resolver("first", lambda *values: next((v for v in values if v is not None), None), replace=True)
+    OmegaConf.register_new_resolver("unless_pretrained", _unless_pretrained, replace=True)
+
+
+def _unless_pretrained(fresh: float, pretrained: float, *, _root_: DictConfig) -> float:
+    """A learning rate that trains a model from scratch would wreck pretrained weights."""
+    return fresh if _root_.model.name_or_path is None else pretrained
 
 
 def _job(node: DictConfig) -> None:
@@ -41,24 +51,31 @@ def _job(node: DictConfig) -> None:
     with _worded():  # here too, or Hydra prints its own line before ours
         chosen = compose(node, dict(hydra_config.runtime.choices))
         checks.check(chosen)
+        sweep = None
         if hydra_config.mode is RunMode.MULTIRUN:
-            sweep = chosen.run_dir or hydra_config.sweep.dir
-            chosen = replace(chosen, run_dir=str(Path(sweep) / hydra_config.sweep.subdir))
+            sweep = Path(hydra_config.sweep.dir).name
+            chosen = replace(chosen, run_dir=str(Path(hydra_config.sweep.dir) / hydra_config.sweep.subdir))
         from llm_lightning.run import run  # torch and its friends: only once the config is known to be good
 
-        run(chosen, overrides=list(hydra_config.overrides.task))
+        run(chosen, list(hydra_config.overrides.task), sweep)
 
 
 @contextlib.contextmanager
 def _worded() -> Iterator[None]:
-    """Turn the user's mistakes into one message and exit code 2; with debug=true the traceback stays."""
+    """Turn the user's mistakes, and what else ends a run for a known reason, into one message; debug=true keeps the traceback."""
     try:
         yield
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (RunError, HydraException, OmegaConfBaseException) as error:
         if "debug=true" in (argument.lower() for argument in sys.argv[1:]):
             raise
+        if isinstance(error, Stopped):
+            launched = (
+                int(os.environ.get("LOCAL_RANK", "0")) > 0
+            )  # whoever launched it takes another code for a crash, and kills all
+            print("" if launched else error, file=sys.stderr)
+            sys.exit(0 if launched else error.exit_code)
         print(f"\nerror: {explain(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code if isinstance(error, RunError) else UserError.exit_code)
 
 
 def load(overrides: list[str]) -> config.Config:
@@ -66,7 +83,7 @@ def load(overrides: list[str]) -> config.Config:
 
     Raises UserError where the command line is wrong.
     """
-    ConfigStore.instance().store(name="schema", node=config.schema())
+    register()
     try:
         with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             node = hydra.compose("config", overrides, return_hydra_config=True)

@@ -15,6 +15,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from llm_lightning.signatures import Choice, Range
 
+PACKAGE = Path(__file__).parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The option files: in an installed package inside it, in a checkout beside it."""
+
 
 def bounded(default: Any, rule: Range | Choice) -> Any:
     """A dataclass field whose value `checks.py` holds to `rule`."""
@@ -67,16 +71,15 @@ class DataConfig:
     """`error` stops at the first unusable row; `skip` leaves such rows out, counts them and says so."""
     block_size: int = bounded(512, Range(8))
     """Longest sequence, in tokens; memory of a micro-batch grows with it."""
-    packing: str = bounded("none", Choice("none", "concat"))
-    """`none`: a document is one sequence (long ones are cut to blocks); `concat`: one stream of documents cut to blocks."""
+    packing: str = bounded("none", Choice("none", "best_fit", "concat"))
+    """`none`: a document is a row; `best_fit`: documents share rows of `block_size` and do not see each other; `concat`: one stream
+    of documents cut to blocks, attention reaches across. Longer documents than a block are cut in any case."""
     share: float = bounded(1.0, Range(0, 1, open_low=True))
     """Fraction of the built-in corpus that is used."""
     per_class: int | None = bounded(None, POSITIVE)
     """Training rows a class in built-in labelled data; null takes as many as the smallest class has."""
     workers: int = bounded(0, Range(0))
     """Processes that assemble batches; 0 does it in the training process."""
-    trust_remote_code: bool = False
-    """Whether code that comes with a hub data set may run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +151,8 @@ class TrainerConfig:
 class CheckpointConfig:
     every_steps: int | None = bounded(None, POSITIVE)
     """Steps between full states (model, optimizer, position); null saves one after each validation."""
-    keep: int = bounded(1, POSITIVE)
-    """Full states kept; each costs about three times the weights."""
+    keep: int = bounded(2, POSITIVE)
+    """Full states kept, each about three times the weights; with two, a damaged newest one has a whole one before it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,25 @@
-"""The one exception that means "the user can fix this": printed without a traceback, exit code 2."""
+"""The exceptions that end a run with one message and no traceback, each with its exit code."""
 
 import difflib
 from collections.abc import Iterable
 
 
-class UserError(Exception):
+class RunError(Exception):
+    """The run cannot go on, and neither a traceback nor another configuration is needed to see why: a full disk, a diverged loss."""
+
+    exit_code = 1
+
+
+class UserError(RunError):
     """A mistake in the configuration or the data; its message says what is wrong, where, and what to do."""
+
+    exit_code = 2
+
+
+class Stopped(RunError):
+    """A signal ended the run after its state was saved; the message says how to resume."""
+
+    exit_code = 3
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

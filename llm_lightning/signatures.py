@@ -25,16 +25,17 @@ class Range:
     high: float | None = None
     open: bool = False
     open_low: bool = False
+    open_high: bool = False
 
     def allows(self, value: Any) -> bool:
         if value is None:
             return True
         above = self.low is None or (value > self.low if self.open or self.open_low else value >= self.low)
-        below = self.high is None or (value < self.high if self.open else value <= self.high)
+        below = self.high is None or (value < self.high if self.open or self.open_high else value <= self.high)
         return above and below
 
     def __str__(self) -> str:
-        low_open, high_open = self.open or self.open_low, self.open
+        low_open, high_open = self.open or self.open_low, self.open or self.open_high
         parts = []
         if self.low is not None:
             parts.append(f"{'above' if low_open else 'at least'} {self.low:g}")
@@ -121,6 +122,10 @@ def mismatch(value: Any, kind: Any) -> str | None:
     if origin in (Union, types.UnionType):
         wrongs = [mismatch(value, option) for option in arguments]
         return None if None in wrongs else " or ".join(w for w in wrongs if w)
+    if origin is tuple and ... not in arguments:
+        fits = isinstance(value, list | tuple) and len(value) == len(arguments)
+        wrong = next((w for item, k in zip(value, arguments, strict=False) if (w := mismatch(item, k))), None) if fits else None
+        return f"a list of {len(arguments)} values" if not fits else wrong and f"each to be {wrong}"
     if origin in (list, tuple):
         items = arguments[0] if arguments else Any
         fits = isinstance(value, list | tuple) and all(mismatch(item, items) is None for item in value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,28 +18,37 @@ from torch.utils.data import Dataset
 from llm_lightning.config import BatchConfig
 from llm_lightning.data.encode import Encoded
 from llm_lightning.data.masking import IGNORED, Masking
-from llm_lightning.data.plan import Plan, cut, evaluation
+from llm_lightning.data.plan import Plan, Row, cut
+
+EVALUATION = -1
+"""The epoch that evaluation stands for where masks are drawn."""
 
 
 @dataclass
 class MicroBatch:
-    """What a model sees at once; padded on the right to the longest sequence."""
+    """What a model sees at once; padded on the right to the longest row."""
 
     input_ids: Tensor
-    """(batch, time) int64"""
+    """(rows, time) int64"""
     attention_mask: Tensor
-    """(batch, time) int64: 1 at real tokens."""
+    """(rows, time) int64: 1 at real tokens."""
     targets: Tensor
-    """(batch, time) int64 token targets, -100 where there is none; or (batch,) classes."""
+    """(rows, time) int64 token targets, -100 where there is none; or (rows,) classes."""
     indices: Tensor
-    """(batch,) int64: which sequences of the split these are."""
+    """(sequences,) int64: which sequences of the split these are."""
     token_type_ids: Tensor | None = None
-    """(batch, time) int64: 1 in the second text of a pair."""
+    """(rows, time) int64: 1 in the second text of a pair, for models that tell the two apart so."""
+    position_ids: Tensor | None = None
+    """(rows, time) int64: position of a token in its sequence, where a row holds several."""
+    segments: Tensor | None = None
+    """(rows, time) int64: which of its row's sequences a token belongs to, -1 for padding; where a row holds several."""
+    place: int = 0
+    """Which batch of an evaluation pass this is."""
     blank: bool = False
     """Computed only because another rank has one batch more, and all gather a sharded model together: counts for nothing."""
 
-    def inputs(self) -> dict[str, Tensor]:
-        """Keyword arguments of a Hugging Face model."""
+    def inputs(self) -> dict[str, Any]:
+        """Keyword arguments of a Hugging Face model, for rows of one sequence each."""
         types = {} if self.token_type_ids is None else {"token_type_ids": self.token_type_ids}
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **types}
 
@@ -66,30 +76,41 @@ class Collator:
     encoding: str
     pad_id: int
     masking: Masking | None = None
+    packed: bool = False
+    """Whether a row may hold several sequences."""
+    token_types: bool = False
+    """Whether the model's tokenizer tells the texts of a pair apart by token types."""
 
-    def __call__(self, data: Encoded, indices: np.ndarray, epoch: int) -> MicroBatch:
-        pairs = [self._pair(data, int(i), epoch) for i in indices]
-        longest = max(len(inputs) for inputs, _ in pairs)
-        input_ids = np.full((len(pairs), longest), self.pad_id, dtype=np.int64)
-        attention_mask = np.zeros((len(pairs), longest), dtype=np.int64)
-        targets = np.full((len(pairs), longest), IGNORED, dtype=np.int64)
-        for row, (inputs, wanted) in enumerate(pairs):
-            input_ids[row, : len(inputs)] = inputs
-            attention_mask[row, : len(inputs)] = 1
-            if wanted is not None:
-                targets[row, : len(inputs)] = wanted
+    def __call__(self, data: Encoded, rows: Sequence[Row], epoch: int) -> MicroBatch:
+        pairs = [[self._pair(data, int(i), epoch) for i in row] for row in rows]
+        longest = max(sum(len(inputs) for inputs, _ in row) for row in pairs)
+        shape = (len(pairs), longest)
+        input_ids, targets = np.full(shape, self.pad_id, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+        segments, positions = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        for r, row in enumerate(pairs):
+            start = 0
+            for number, (inputs, wanted) in enumerate(row):
+                end = start + len(inputs)
+                input_ids[r, start:end], segments[r, start:end], positions[r, start:end] = inputs, number, np.arange(len(inputs))
+                if wanted is not None:
+                    targets[r, start:end] = wanted
+                start = end
+        indices = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+        attention_mask = (segments >= 0).astype(np.int64)
         if self.encoding == "texts":
             assert data.labels is not None
             targets = data.labels[indices]
         types = None
-        if data.second is not None:
+        if data.second is not None and self.token_types:
             types = torch.from_numpy((np.arange(longest) >= data.second[indices][:, None]) * attention_mask)
         return MicroBatch(
             input_ids=torch.from_numpy(input_ids),
             attention_mask=torch.from_numpy(attention_mask),
             targets=torch.from_numpy(targets),
-            indices=torch.from_numpy(np.asarray(indices)),
+            indices=torch.from_numpy(indices),
             token_type_ids=types,
+            position_ids=torch.from_numpy(positions) if self.packed else None,
+            segments=torch.from_numpy(segments) if self.packed else None,
         )
 
     def _pair(self, data: Encoded, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -119,12 +140,12 @@ class TrainingSteps(Dataset[Step]):
     def __getitem__(self, step: int) -> Step:
         epoch, inside = self.plan.locate(step)
         schedule = self.plan.epoch(epoch)
-        sequences = schedule[inside]
-        parts = [cut(sequences, self.data.lengths[sequences], self.spec, rank, self.world) for rank in range(self.world)]
+        rows = schedule[inside]
+        parts = [cut(rows, self.plan.lengths, self.spec, rank, self.world) for rank in range(self.world)]
         batches = [self.collator(self.data, part, epoch) for part in parts[self.rank]]
         blanks = max(map(len, parts)) - len(batches)
         return Step(
-            micro_batches=batches + [replace(self.collator(self.data, sequences[:1], epoch), blank=True) for _ in range(blanks)],
+            micro_batches=batches + [replace(self.collator(self.data, rows[:1], epoch), blank=True) for _ in range(blanks)],
             step=step,
             epoch=epoch + (inside + 1) / len(schedule),
             targets=sum(map(count_targets, batches)),
@@ -137,9 +158,8 @@ class TrainingSteps(Dataset[Step]):
 class EvaluationBatches(Dataset[MicroBatch]):
     """Map-style: one pass over a split, each sequence once over all ranks, as many batches on each."""
 
-    def __init__(self, data: Encoded, spec: BatchConfig, collator: Collator, rank: int, world: int) -> None:
-        self.data, self.collator, self.rank, self.world = data, collator, rank, world
-        self.batches = evaluation(data.lengths, spec)
+    def __init__(self, data: Encoded, batches: list[list[Row]], collator: Collator, rank: int, world: int) -> None:
+        self.data, self.batches, self.collator, self.rank, self.world = data, batches, collator, rank, world
 
     def __len__(self) -> int:
         return -(-len(self.batches) // self.world)
@@ -147,8 +167,8 @@ class EvaluationBatches(Dataset[MicroBatch]):
     def __getitem__(self, index: int) -> MicroBatch:
         place = index * self.world + self.rank
         blank = place >= len(self.batches)
-        batch = self.collator(self.data, self.batches[0][-1:] if blank else self.batches[place], -1)  # a mask of no training epoch
-        return replace(batch, blank=blank)
+        batch = self.collator(self.data, self.batches[0][-1:] if blank else self.batches[place], EVALUATION)
+        return replace(batch, place=place, blank=blank)
 
 
 class FromStep(Sequence[int]):

@@ -12,6 +12,17 @@ from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError, listed
 
 
+def canonical(value: Any) -> str:
+    """A label value as text: the same for 1, 1.0, "1" and true; empty where there is none (null, NaN)."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool | int | float) and float(value).is_integer():
+        return str(int(value))
+    text = str(value).strip()
+    whole, dot, zeros = text.partition(".")
+    return whole if dot and whole.lstrip("-").isdigit() and zeros.strip("0") == "" else text
+
+
 @dataclass(frozen=True)
 class Labels:
     """The classes: `names` for people and exports, `values` as they stand in the data, in the same order."""
@@ -21,7 +32,7 @@ class Labels:
 
     def index(self, value: Any) -> int | None:
         """Class index of a raw value (given as a value or as a name); None where it is neither."""
-        key = str(value)
+        key = canonical(value)
         if key in self.values:
             return self.values.index(key)
         return self.names.index(key) if key in self.names else None
@@ -37,8 +48,13 @@ def find(data: DataConfig, train: Rows) -> Labels:
     feature = train.table.features[column]
     if isinstance(feature, datasets.ClassLabel):
         values = tuple(str(i) for i in range(feature.num_classes))
+        if data.labels is not None and len(data.labels) != len(values):
+            raise UserError(
+                f"data.labels names {len(data.labels)} classes ({listed(data.labels)}), and the data set has {len(values)} "
+                f"({listed(feature.names)})."
+            )
         return Labels(names=tuple(data.labels or feature.names), values=values)
-    found = {str(v) for v in train.table.unique(column) if v is not None and str(v).strip()}
+    found = {canonical(value) for value in train.table.unique(column)} - {""}
     values = tuple(sorted(found, key=_by_value))
     if len(values) < 2:
         what = f"only the label '{values[0]}'" if values else "no label"

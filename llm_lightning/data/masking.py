@@ -29,7 +29,8 @@ class Masking:
 
     def __call__(self, tokens: np.ndarray, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(inputs, targets) of a sequence, both (time,); at least one token is a target where any may be."""
-        rng = np.random.default_rng([self.seed, epoch + 1, index])
+        seed = self.seed if epoch >= 0 else 0  # evaluation is the same for every seed
+        rng = np.random.default_rng([seed, epoch + 1, index])
         maskable = ~self.special[tokens]
         if not maskable.any():
             return tokens, np.full(len(tokens), IGNORED)

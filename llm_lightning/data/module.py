@@ -7,9 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import lightning
-import numpy as np
 from torch.utils.data import DataLoader
 
 from llm_lightning.config import Config, cache_folder
@@ -18,8 +16,8 @@ from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, Mi
 from llm_lightning.data.encode import Encoded
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import Masking
-from llm_lightning.data.plan import Plan
-from llm_lightning.data.rows import Rows
+from llm_lightning.data.plan import Plan, evaluation, most_rows
+from llm_lightning.data.rows import Rows, require_columns
 
 log = logging.getLogger(__name__)
 
@@ -46,21 +44,25 @@ def prepare(config: Config, encoding: str, labelled: bool, tokenizer: Any | None
     """Read, validate and encode every split; where `tokenizer` is None one is trained on train."""
     data, cache = config.data, cache_folder(config)
     source = importlib.import_module(f"llm_lightning.data.sources.{data.source}")
-    rows = splits.with_validation(source.load(data, cache), data)
+    loaded = source.load(data, cache)
+    for split, part in loaded.items():
+        require_columns(split, data, part.table.column_names)
+    rows = splits.with_validation(loaded, data)
     found = labels.find(data, rows["train"]) if labelled else None
     if found is not None:
-        rows = {split: part for split, part in rows.items() if split == "train" or _is_labelled(part, data.columns.label, split)}
+        rows = {
+            split: part for split, part in rows.items() if split == "train" or _is_labelled(part, str(data.columns.label), split)
+        }
     if tokenizer is None:
-        longest = int(config.model.config.get("n_positions", config.model.config.get("max_position_embeddings", data.block_size)))
-        tokenizer = tokenizers.train(config.model.tokenizer, rows["train"], data.columns.text, longest, cache)
+        columns = [column for column in (data.columns.text, data.columns.text_pair) if column is not None]
+        tokenizer = tokenizers.train(config.model.tokenizer, rows["train"], columns, cache)
     encoded = {split: encode.encode(part, data, tokenizer, encoding, found, cache, split) for split, part in rows.items()}
     return Text(splits=encoded, tokenizer=tokenizer, labels=found, encoding=encoding)
 
 
-def _is_labelled(rows: Rows, column: str | None, split: str) -> bool:
+def _is_labelled(rows: Rows, column: str, split: str) -> bool:
     """Hub data sets hide the labels of their test split behind -1: such a split cannot be evaluated."""
-    assert column is not None
-    hidden = isinstance(rows.table.features[column], datasets.ClassLabel) and set(rows.table.unique(column)) == {-1}
+    hidden = set(rows.table.unique(column)) == {-1}
     if hidden:
         log.warning("%s has no labels (they are all -1, as hub benchmarks hide them): it is not evaluated", split)
     return not hidden
@@ -72,12 +74,15 @@ class DataModule(lightning.LightningDataModule):
     def __init__(self, config: Config, text: Text, masking: Masking | None) -> None:
         super().__init__()
         self.config, self.text = config, text
-        self.collator = Collator(text.encoding, text.tokenizer.pad_token_id or 0, masking)
-        self.plan = Plan(text.splits["train"].lengths, config.batch, config.seed)
-
-    @property
-    def total_steps(self) -> int:
+        packed = text.encoding == "stream" and config.data.packing == "best_fit"
+        self.row_size = config.data.block_size if packed else None
+        types = "token_type_ids" in text.tokenizer.model_input_names
+        self.collator = Collator(text.encoding, text.tokenizer.pad_token_id or 0, masking, packed=packed, token_types=types)
+        self.plan = Plan(text.splits["train"].inputs, config.batch, config.seed, self.row_size)
+        self.total_steps = self._total_steps()
         """Optimizer steps of the run, known before it starts: Lightning is never asked (it would drop the position on resume)."""
+
+    def _total_steps(self) -> int:
         trainer = self.config.trainer
         limits = [trainer.max_steps, None if trainer.max_epochs is None else self.plan.steps(trainer.max_epochs)]
         return min(limit for limit in limits if limit is not None)
@@ -89,9 +94,8 @@ class DataModule(lightning.LightningDataModule):
 
     @property
     def longest_input(self) -> int:
-        """Tokens of the longest input of any split; of a stream's n+1 tokens the model sees n."""
-        longest = max(int(split.lengths.max()) for split in self.text.splits.values())
-        return longest - 1 if self.text.encoding == "stream" else longest
+        """Tokens of the longest sequence of any split."""
+        return max(int(split.inputs.max()) for split in self.text.splits.values())
 
     def train_dataloader(self) -> DataLoader[Step]:
         assert self.trainer is not None
@@ -110,20 +114,20 @@ class DataModule(lightning.LightningDataModule):
         return self._loader(self.evaluation_batches(split, rank, world))
 
     def evaluation_batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
-        return EvaluationBatches(self.text.splits[split], self.config.batch, self.collator, rank, world)
+        part = self.text.splits[split]
+        return EvaluationBatches(part, evaluation(part.inputs, self.config.batch, self.row_size), self.collator, rank, world)
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:
         assert self.trainer is not None
         return self.evaluation_loader("validation", self.trainer.global_rank, self.trainer.world_size)
 
-    def longest(self) -> MicroBatch:
-        """The micro-batch that takes the most memory: as many of the longest sequences as may be on a device at once."""
-        lengths, spec = self.text.splits["train"].lengths, self.config.batch
-        order = np.argsort(-lengths, kind="stable")
-        size = min(spec.micro_sequences or spec.sequences, len(order))
-        if spec.micro_tokens is not None:
-            size = min(size, max(1, spec.micro_tokens // int(lengths[order[0]])))
-        return self.collator(self.text.splits["train"], order[:size], 0)
+    def longest(self, world: int) -> MicroBatch:
+        """The micro-batch that takes the most memory: as many of the longest rows as may be on a device at once."""
+        lengths, rows = self.plan.lengths, self.plan.epoch(0)[0]  # packed rows are nearly full, one like the other
+        if self.row_size is None:
+            rows = list(lengths.argsort(kind="stable")[::-1, None])
+        most = most_rows(self.config.batch, self.row_size or int(lengths.max()), world)
+        return self.collator(self.text.splits["train"], rows[:most], 0)
 
     def _loader(self, items: Any, **options: Any) -> DataLoader[Any]:
         workers = self.config.data.workers

@@ -8,29 +8,33 @@ from pathlib import Path
 
 import xxhash
 
-from llm_lightning.checks import located
+from llm_lightning.checks import SPLITS, located
 from llm_lightning.config import DataConfig
 from llm_lightning.errors import UserError, listed
-
-STEMS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
 def split_files(data: DataConfig, endings: Iterable[str]) -> dict[str, list[Path]]:
     """Files of each split: those the config names, else those of data.dir that are named after the split.
 
-    A folder stands for all files below it with one of `endings`. Raises UserError where a name matches nothing.
+    A folder stands for all files below it with one of `endings`. Raises UserError where a name matches nothing, or where
+    data.dir holds several files for a split.
     """
     splits = {}
-    for split, stems in STEMS.items():
-        named = getattr(data, split) if data.source != "hub" else None
+    for split, stems in SPLITS.items():
+        named = getattr(data, split)
         if named is not None:
             names = named if isinstance(named, list) else [named]
             splits[split] = [path for name in names for path in _expand(located(data, str(name)), split, tuple(endings))]
-        elif data.dir is not None and not (data.train is not None and split == "train"):
+        elif data.dir is not None:
             folder = Path(data.dir).expanduser()
             found = [p for stem in stems for p in sorted(folder.glob(f"{stem}.*")) if p.suffix.lower() in endings]
+            if len(found) > 1:
+                several = listed(path.name for path in found)
+                raise UserError(
+                    f"data.dir={data.dir}: several files could be {split} ({several}); name it with data.{split}=<file>."
+                )
             if found:
-                splits[split] = found[:1]
+                splits[split] = found
     if "train" not in splits:
         raise UserError(
             f"data.dir={data.dir}: there is no train file in it (train.csv, train.tsv, …); name it with data.train=<file>."

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     import datasets
 
 
+LINE, PROBLEM, CONTINUES = "__line__", "__problem__", "__continues__"
+"""Columns that sources add beside the data's own: where a row starts in its file, why it is no row (null where it is one), and
+whether it goes on with the document of the row before."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """The raw rows of one split."""
@@ -48,7 +53,8 @@ def joined(parts: list[Rows]) -> Rows:
 
 
 def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
-    """Raise UserError where `place` (a file, a hub data set) lacks a column that the config names."""
+    """Raise UserError where `place` (a file, a split) lacks a column that the config names."""
+    present = [name for name in present if name not in (LINE, PROBLEM, CONTINUES)]
     for key, column in vars(data.columns).items():
         if column is not None and column not in present:
             raise UserError(

@@ -7,7 +7,8 @@ from collections import defaultdict
 import numpy as np
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.rows import Rows
+from llm_lightning.data.labels import canonical
+from llm_lightning.data.rows import CONTINUES, Rows
 from llm_lightning.errors import UserError
 
 SEED = 20_240_229  # fixed: the split belongs to the data, not to a run's seed
@@ -23,7 +24,7 @@ def with_validation(splits: dict[str, Rows], data: DataConfig) -> dict[str, Rows
         groups[""] = list(range(len(train)))
     else:
         for index, value in enumerate(train.table[data.columns.label]):
-            groups[str(value)].append(index)
+            groups[canonical(value)].append(index)
     rng = np.random.default_rng(SEED)
     held: list[int] = []
     for _, members in sorted(groups.items()):
@@ -37,8 +38,9 @@ def with_validation(splits: dict[str, Rows], data: DataConfig) -> dict[str, Rows
 
 
 def _part(rows: Rows, indices: list[int], name: str, data: DataConfig) -> Rows:
+    alone = rows.table.remove_columns([CONTINUES] if CONTINUES in rows.table.column_names else [])  # gaps lie between the rows
     return Rows(
-        table=rows.table.select(indices),
+        table=alone.select(indices),
         fingerprint=f"{rows.fingerprint}-{name}-{data.validation_fraction}",
         where=lambda i: rows.where(indices[i]),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,21 +22,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or it warns when a lo
 ENOUGH = 50_000_000  # characters; more text changes a vocabulary of this size very little
 
 
-def train(config: TokenizerConfig, rows: Rows, column: str, longest: int, cache_dir: Path) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on a text column, cached under the fingerprint of text and settings.
+def train(config: TokenizerConfig, rows: Rows, columns: list[str], cache_dir: Path) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on the text columns, cached under the fingerprint of text and settings.
 
-    Byte-level BPE (Radford et al. 2019) or lower-cased WordPiece (Devlin et al. 2019); `longest` is the model's context in
-    tokens.
+    Byte-level BPE (Radford et al. 2019) or lower-cased WordPiece (Devlin et al. 2019).
     """
-    identity = xxhash.xxh3_128(f"2 {config} {rows.fingerprint} {column}".encode()).hexdigest()
+    identity = xxhash.xxh3_128(f"3 {config} {rows.fingerprint} {columns}".encode()).hexdigest()
     file = cache_dir / "tokenizers" / f"{identity}.json"
     if not file.is_file():
-        tokenizer = {"bpe": _train_bpe, "wordpiece": _train_wordpiece}[config.kind](config, lambda: _texts(rows, column))
+        tokenizer = {"bpe": _train_bpe, "wordpiece": _train_wordpiece}[config.kind](config, lambda: _texts(rows, columns))
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")
         tokenizer.save(str(partial))
         partial.replace(file)
-    return _wrapped(config.kind, Tokenizer.from_file(str(file)), longest)
+    return _wrapped(config.kind, Tokenizer.from_file(str(file)))
 
 
 def load(folder_or_name: str, trust_remote_code: bool = False) -> Any:
@@ -64,8 +64,9 @@ def unreachable(name: str, error: Exception) -> str:
 
 
 def identity(tokenizer: Any) -> str:
-    """Hash of everything that decides which tokens a text becomes."""
-    return xxhash.xxh3_128(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    """Hash of everything that decides which tokens a text becomes; a call's truncation and padding stay in the backend, and do not."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    return xxhash.xxh3_128(json.dumps(state).encode()).hexdigest()
 
 
 def continues_word(tokenizer: Any) -> list[bool]:
@@ -77,10 +78,10 @@ def continues_word(tokenizer: Any) -> list[bool]:
     return [t not in special and t[:1] not in ("Ġ", "Ċ", "▁") for t in tokens]
 
 
-def _texts(rows: Rows, column: str) -> Iterator[list[str]]:
+def _texts(rows: Rows, columns: list[str]) -> Iterator[list[str]]:
     seen = 0
     for batch in rows.table.iter(batch_size=1000):
-        texts = [text for text in batch[column] if isinstance(text, str)]
+        texts = [text for column in columns for text in batch[column] if isinstance(text, str)]
         yield texts
         seen += sum(map(len, texts))
         if seen > ENOUGH:
@@ -91,6 +92,9 @@ def _train_bpe(config: TokenizerConfig, texts: Callable[[], Iterator[list[str]]]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", pair="$A <|endoftext|> $B:1", special_tokens=[("<|endoftext|>", 0)]
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         special_tokens=["<|endoftext|>", "<|pad|>"],
@@ -129,14 +133,13 @@ def _train_wordpiece(config: TokenizerConfig, texts: Callable[[], Iterator[list[
     return wordpiece
 
 
-def _wrapped(kind: str, tokenizer: Tokenizer, longest: int) -> PreTrainedTokenizerFast:
+def _wrapped(kind: str, tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     if kind == "bpe":
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
             eos_token="<|endoftext|>",
             bos_token="<|endoftext|>",
             pad_token="<|pad|>",
-            model_max_length=longest,
             model_input_names=["input_ids", "attention_mask"],
         )
     return PreTrainedTokenizerFast(
@@ -146,5 +149,4 @@ def _wrapped(kind: str, tokenizer: Tokenizer, longest: int) -> PreTrainedTokeniz
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
-        model_max_length=longest,
     )

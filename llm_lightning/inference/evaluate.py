@@ -7,11 +7,12 @@ from typing import Any
 
 import lightning
 from omegaconf import OmegaConf
+from transformers import PreTrainedModel
 
 from llm_lightning import checks
 from llm_lightning.config import Config, schema, typed
 from llm_lightning.data.module import DataModule
-from llm_lightning.errors import UserError
+from llm_lightning.errors import UserError, listed
 from llm_lightning.objectives.base import Objective
 
 CHANGEABLE = ("data.", "batch.", "trainer.", "cache_dir", "debug")
@@ -32,6 +33,16 @@ def stored(folder: Path, overrides: list[str]) -> Config:
     config = typed(node)  # type: ignore[arg-type]
     checks.check(config)
     return config
+
+
+def require_same_labels(model: PreTrainedModel, names: tuple[str, ...] | None) -> None:
+    """Raise UserError where the classes of the data are not those that the model was trained for: its answers would be misread."""
+    trained = tuple(name for _, name in sorted((model.config.id2label or {}).items()))
+    if names is not None and names != trained:
+        raise UserError(
+            f"the data has the classes {listed(names)}, and the model was trained for {listed(trained)}; give data with the same, "
+            f"and their names with data.labels."
+        )
 
 
 def evaluate_splits(

@@ -35,6 +35,13 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def recover(folder: Path) -> None:
+    """Put the old export back where a kill came between the two renames of `export`."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+
+
 def _gathered(model: PreTrainedModel) -> PreTrainedModel:
     """A sharded model as a plain one; its weights are whole on rank 0 alone. transformers cannot save the sharded one itself."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

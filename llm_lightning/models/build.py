@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from llm_lightning.config import ModelConfig
 from llm_lightning.data import tokenizers
-from llm_lightning.errors import UserError
+from llm_lightning.errors import UserError, listed, nearest
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ def build(
     auto = getattr(transformers, auto_class)
     origin = checkpoint(config)
     model_config = _loaded_config(config, origin, settings) if origin else _new_config(config, tokenizer, settings)
-    _check_length(config, model_config, longest)
+    _check_length(model_config, longest)
+    _limit_tokenizer(tokenizer, model_config)
     model_config.pad_token_id = tokenizer.pad_token_id  # decoder classifiers find the last real token by it
     if type(model_config) not in auto._model_mapping:
         raise UserError(f"model type '{model_config.model_type}' has no {auto_class} head: choose another model or objective.")
@@ -57,9 +58,17 @@ def build(
         return auto.from_config(model_config)
     with quiet_transformers():
         try:
-            model = auto.from_pretrained(origin, config=model_config, trust_remote_code=config.trust_remote_code, dtype="float32")
+            model, info = auto.from_pretrained(
+                origin,
+                config=model_config,
+                trust_remote_code=config.trust_remote_code,
+                dtype="float32",
+                ignore_mismatched_sizes=True,  # a head for other labels is a new head
+                output_loading_info=True,
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(tokenizers.unreachable(origin, error)) from error
+    _check_weights(model, info, origin)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} entries, and the model {model.get_input_embeddings().num_embeddings}: "
@@ -68,10 +77,10 @@ def build(
     return model.train()  # from_pretrained leaves dropout off, and Lightning keeps what it finds
 
 
-def reload(folder: Path, auto_class: str) -> PreTrainedModel:
+def reload(folder: Path, auto_class: str, trust_remote_code: bool) -> PreTrainedModel:
     """The model as it was exported to a folder."""
     with quiet_transformers():
-        return getattr(transformers, auto_class).from_pretrained(folder, dtype="float32")
+        return getattr(transformers, auto_class).from_pretrained(folder, dtype="float32", trust_remote_code=trust_remote_code)
 
 
 def _loaded_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -> Any:
@@ -81,7 +90,29 @@ def _loaded_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -
         raise UserError(tokenizers.unreachable(origin, error)) from error
 
 
+def _check_weights(model: PreTrainedModel, info: dict[str, Any], origin: str) -> None:
+    """Say which weights are new; only a head's may be. Raises UserError where the transformer itself has weights missing."""
+    new = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
+    body = f"{model.base_model_prefix}."
+    missing = [name for name in new if name.startswith(body) and "pooler" not in name]
+    if missing:
+        raise UserError(
+            f"{origin}: {len(missing)} weights of the transformer are missing or of another size (first: {missing[0]}); this is not "
+            f"a checkpoint of a {model.config.model_type} model of this configuration."
+        )
+    if new:
+        log.info("model: new weights, not in the checkpoint: %s", listed(new, 6))
+
+
 def _new_config(config: ModelConfig, tokenizer: Any, settings: dict[str, Any]) -> Any:
+    try:
+        known = AutoConfig.for_model(str(config.architecture))
+    except ValueError as error:
+        raise UserError(f"model.architecture={config.architecture}: {str(error).splitlines()[0][:300]}") from error
+    for key in config.config:
+        if not hasattr(known, key):
+            names = [*known.to_dict(), *known.attribute_map]
+            raise UserError(f"model.config.{key}: {config.architecture} has no such setting.{nearest(key, names)}")
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
         return AutoConfig.for_model(str(config.architecture), vocab_size=len(tokenizer), **special, **config.config, **settings)
@@ -89,10 +120,23 @@ def _new_config(config: ModelConfig, tokenizer: Any, settings: dict[str, Any]) -
         raise UserError(f"model.architecture={config.architecture}: {str(error).splitlines()[0][:300]}") from error
 
 
-def _check_length(config: ModelConfig, model_config: Any, longest: int) -> None:
+def _positions(model_config: Any) -> int | None:
+    """The longest sequence in tokens, where the architecture has a limit."""
     limit = getattr(model_config, "max_position_embeddings", None)  # GPT-2 maps n_positions to this name
-    if model_config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        limit = limit and limit - model_config.pad_token_id - 1  # their positions start behind the padding's
+    if limit is not None and model_config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        return int(limit) - model_config.pad_token_id - 1  # their positions start behind the padding's
+    return limit
+
+
+def _limit_tokenizer(tokenizer: Any, model_config: Any) -> None:
+    """A tokenizer that was trained here learns the model's limit, so that an export cuts longer texts."""
+    limit = _positions(model_config)
+    if limit is not None and tokenizer.model_max_length > limit:
+        tokenizer.model_max_length = limit
+
+
+def _check_length(model_config: Any, longest: int) -> None:
+    limit = _positions(model_config)
     if limit is not None and longest > limit:
         raise UserError(
             f"data.block_size: there are sequences of {longest} tokens, and the model has {limit} positions; "

@@ -11,6 +11,7 @@ scores. Its keyword-only parameters are its configuration.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -55,11 +56,12 @@ class Objective(lightning.LightningModule):
         """The metrics of the last evaluation: `split/metric` to a number."""
         self._make_optimizer: Callable[[nn.Module], Optimizer]
         self._factor: Callable[[int], float]
-        self._loss_sum = self._target_count = torch.zeros(())
+        self._seen: list[tuple[int, Tensor, int, Any]] = []
+        """Of each batch of this evaluation: its place, loss sum, targets, outcome."""
 
     # ---- what an objective defines ----
 
-    def masking(self, text: Text, seed: int) -> Masking | None:
+    def masking(self, seed: int) -> Masking | None:
         """How inputs are corrupted before the model sees them; None leaves them as they are."""
         return None
 
@@ -71,11 +73,12 @@ class Objective(lightning.LightningModule):
         """(sum of the losses, outputs that `collect` takes) of a batch."""
         raise NotImplementedError
 
-    def collect(self, batch: MicroBatch, outputs: Tensor) -> None:
-        """Take in one evaluation batch."""
+    def outcome(self, batch: MicroBatch, outputs: Tensor) -> Any:
+        """What the scores need of an evaluation batch, on the CPU."""
+        return None
 
-    def scores(self, split: str, mean_loss: float, targets: int) -> Evaluation:
-        """A split's metrics from what was collected, named without the split; forgets what was collected."""
+    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
+        """A split's metrics, named without the split, from the outcomes of all its batches in their order."""
         return {"loss": mean_loss}
 
     # ---- training ----
@@ -143,27 +146,30 @@ class Objective(lightning.LightningModule):
     # ---- evaluation ----
 
     def on_validation_epoch_start(self) -> None:
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._target_count = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._seen = []
 
     def validation_step(self, batch: MicroBatch, batch_index: int) -> None:
         loss, outputs = self.score(batch)
-        if batch.blank:
-            return
-        self._loss_sum += loss
-        self._target_count += count_targets(batch)
-        self.collect(batch, outputs)
+        if not batch.blank:
+            self._seen.append((batch.place, loss, count_targets(batch), self.outcome(batch, outputs)))
 
     def on_validation_epoch_end(self) -> None:
-        totals = torch.stack([self._loss_sum, self._target_count])
-        if self.trainer.world_size > 1:
-            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
-        loss, count = totals.tolist()
-        scores = self.scores(self.split, loss / max(count, 1), round(count))
+        """Every rank scores what all have seen, in one order: so the figures are those of one process to the last bit."""
+        seen = sorted(self._everyones([(place, float(loss), count, outcome) for place, loss, count, outcome in self._seen]))
+        self._seen = []
+        loss, count = math.fsum(loss for _, loss, _, _ in seen), sum(count for _, _, count, _ in seen)
+        scores = self.scores(self.split, loss / max(count, 1), count, [outcome for _, _, _, outcome in seen])
         self.latest = {f"{self.split}/{name}": value for name, value in scores.items()}
-        self.log_dict(self.latest, logger=False, sync_dist=True)  # for callbacks such as early stopping; equal on all ranks
 
-    def summary(self, text: Text) -> dict[str, float]:
+    def _everyones(self, mine: list[Any]) -> list[Any]:
+        """The items of all ranks."""
+        if self.trainer.world_size == 1:
+            return mine
+        parts: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(parts, mine)
+        return [item for part in parts for item in part]
+
+    def summary(self) -> dict[str, float]:
         """Facts about the data that put the scores in proportion, such as a baseline."""
         return {}
 

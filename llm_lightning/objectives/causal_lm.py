@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.masking import IGNORED
-from llm_lightning.data.module import Text
+from llm_lightning.models.attention import isolated
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.objectives.language import bits_per_byte, perplexity, unigram_entropy
 
@@ -22,12 +24,16 @@ class CausalLM(Objective):
     maximize = False
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(summed loss, logits (batch, time, vocabulary)); targets are already the next tokens."""
-        logits = self.model(**batch.inputs(), use_cache=False).logits
+        """(summed loss, logits (rows, time, vocabulary)); targets are already the next tokens."""
+        inputs = batch.inputs()
+        if batch.segments is not None:
+            inputs["attention_mask"] = isolated(batch.segments, self.model.config._attn_implementation)
+            inputs["position_ids"] = batch.position_ids
+        logits = self.model(**inputs, use_cache=False).logits
         loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
         return loss, logits
 
-    def scores(self, split: str, mean_loss: float, targets: int) -> Evaluation:
+    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
         size = self.text.splits[split].facts.bytes
         return {
             "loss": mean_loss,
@@ -35,5 +41,5 @@ class CausalLM(Objective):
             "bits_per_byte": bits_per_byte(mean_loss * targets, size),
         }
 
-    def summary(self, text: Text) -> dict[str, float]:
-        return {"validation/unigram_entropy": unigram_entropy(text.splits["validation"], [])}
+    def summary(self) -> dict[str, float]:
+        return {"validation/unigram_entropy": unigram_entropy(self.text.splits["validation"], [])}

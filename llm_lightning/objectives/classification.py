@@ -8,17 +8,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassMatthewsCorrCoef,
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+    multiclass_matthews_corrcoef,
 )
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import Text
+from llm_lightning.errors import UserError, listed
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.signatures import Range
 
@@ -48,17 +48,6 @@ class Classification(Objective):
         self.label_smoothing = label_smoothing
         self.weights: Tensor | None
         self.register_buffer("weights", _weights(class_weights, text), persistent=False)
-        classes = len(text.labels.names)
-        self.metrics = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(classes, average="micro"),
-                "macro_f1": MulticlassF1Score(classes, average="macro"),
-                "mcc": MulticlassMatthewsCorrCoef(classes),
-                "ece": MulticlassCalibrationError(classes, n_bins=BINS),
-                "confusion": MulticlassConfusionMatrix(classes),
-            },
-            compute_groups=False,
-        )
         self._details: dict[str, Any] = {}
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -67,21 +56,28 @@ class Classification(Objective):
         loss = F.cross_entropy(logits, batch.targets, self.weights, label_smoothing=self.label_smoothing, reduction="sum")
         return loss, logits
 
-    def collect(self, batch: MicroBatch, outputs: Tensor) -> None:
-        self.metrics.update(outputs.softmax(-1), batch.targets)
+    def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """(probabilities (batch, classes), classes (batch,))"""
+        return outputs.softmax(-1).cpu(), batch.targets.cpu()
 
-    def scores(self, split: str, mean_loss: float, targets: int) -> Evaluation:
-        values = self.metrics.compute()
-        self.metrics.reset()
-        self._details = _tables(values.pop("confusion"), self.text)
+    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[tuple[Tensor, Tensor]]) -> Evaluation:
+        probabilities, classes = (torch.cat(parts) for parts in zip(*outcomes, strict=True))
+        number = probabilities.shape[1]
+        self._details = _tables(multiclass_confusion_matrix(probabilities, classes, number), self.text)
+        values = {
+            "accuracy": multiclass_accuracy(probabilities, classes, number, average="micro"),
+            "macro_f1": multiclass_f1_score(probabilities, classes, number, average="macro"),
+            "mcc": multiclass_matthews_corrcoef(probabilities, classes, number),
+            "ece": multiclass_calibration_error(probabilities, classes, number, n_bins=BINS),
+        }
         return {"loss": mean_loss, **{name: float(value) for name, value in values.items()}}
 
-    def summary(self, text: Text) -> dict[str, float]:
+    def summary(self) -> dict[str, float]:
         """What always answering the most frequent class of train would score."""
-        train = text.splits["train"].labels
+        train = self.text.splits["train"].labels
         assert train is not None
         most = np.bincount(train).argmax()
-        held = {name: split.labels for name, split in text.splits.items() if name != "train"}
+        held = {name: split.labels for name, split in self.text.splits.items() if name != "train"}
         return {f"{name}/majority_accuracy": float(np.mean(np.equal(labels, most))) for name, labels in held.items()}  # type: ignore[arg-type]
 
     def details(self) -> dict[str, Any]:
@@ -92,6 +88,11 @@ def _weights(setting: str | list[float], text: Text) -> Tensor | None:
     assert text.labels is not None
     if setting == "none":
         return None
+    if isinstance(setting, list) and len(setting) != len(text.labels.names):
+        raise UserError(
+            f"objective.class_weights has {len(setting)} weights, and there are {len(text.labels.names)} classes "
+            f"({listed(text.labels.names)}): give one for each, in this order."
+        )
     if setting == "balanced":
         counts = np.bincount(text.splits["train"].labels, minlength=len(text.labels.names))  # type: ignore[arg-type]
         return torch.from_numpy(counts.sum() / (len(counts) * np.maximum(counts, 1))).float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -39,8 +39,8 @@ class MaskedLM(Objective):
         super().__init__(text)
         self.mask_probability, self.whole_words = mask_probability, whole_words
 
-    def masking(self, text: Text, seed: int) -> Masking:
-        tokenizer = text.tokenizer
+    def masking(self, seed: int) -> Masking:
+        tokenizer = self.text.tokenizer
         if tokenizer.mask_token_id is None:
             raise UserError(
                 "objective=masked_lm: the model's tokenizer has no mask token; choose an encoder such as model=bert_tiny."
@@ -58,13 +58,14 @@ class MaskedLM(Objective):
         )
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(summed loss, logits (batch, time, vocabulary))."""
+        """(summed loss, logits (rows, time, vocabulary))."""
         logits = self.model(**batch.inputs()).logits
         loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
         return loss, logits
 
-    def scores(self, split: str, mean_loss: float, targets: int) -> Evaluation:
+    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
         return {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
 
-    def summary(self, text: Text) -> dict[str, float]:
-        return {"validation/unigram_entropy": unigram_entropy(text.splits["validation"], text.tokenizer.all_special_ids)}
+    def summary(self) -> dict[str, float]:
+        held, special = self.text.splits["validation"], self.text.tokenizer.all_special_ids
+        return {"validation/unigram_entropy": unigram_entropy(held, special)}

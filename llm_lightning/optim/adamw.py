@@ -16,7 +16,7 @@ def adamw(
     *,
     lr: Annotated[float, Range(0, open_low=True)],
     weight_decay: Annotated[float, Range(0)] = 0.01,
-    betas: list[float] = [0.9, 0.999],  # noqa: B006
+    betas: tuple[Annotated[float, Range(0, 1, open_high=True)], Annotated[float, Range(0, 1, open_high=True)]] = (0.9, 0.999),
     eps: Annotated[float, Range(0, open_low=True)] = 1e-8,
 ) -> torch.optim.Optimizer:
     """One fused kernel for all parameters: 3 times the speed of the default loop on a CPU, 2 to 3 on a GPU."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated
 
+from llm_lightning.errors import UserError
 from llm_lightning.signatures import Range
 
 Factor = Callable[[int], float]
@@ -42,6 +43,8 @@ def warmup_stable_decay(
 
 def _warmed(total: int, warmup: float, shape: Callable[[float], float]) -> Factor:
     steps = round(warmup * total) if warmup < 1 else int(warmup)
+    if steps > total:
+        raise UserError(f"scheduler.warmup={warmup:g}: the run has {total} steps; give fewer, or a share below 1.")
 
     def factor(step: int) -> float:
         if step < steps:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +20,9 @@ from omegaconf import OmegaConf
 
 from llm_lightning.config import Config, plain
 from llm_lightning.errors import UserError
+from llm_lightning.reporting.card import write_card
 from llm_lightning.reporting.report import write_report
+from llm_lightning.reporting.runs import PERSONAL
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +61,39 @@ def open_folder(config: Config) -> Path:
         folder = _new_folder(config)
     os.environ[RANK_ENVIRONMENT] = str(folder.resolve())
     return folder
+
+
+@contextlib.contextmanager
+def scratch_folder(config: Config) -> Iterator[Path]:
+    """A folder on the disk that the run would use, gone afterwards."""
+    place = Path(config.run_dir or "runs").expanduser()
+    while not place.is_dir():
+        place = place.parent
+    with tempfile.TemporaryDirectory(dir=place, prefix=".check-") as folder:
+        yield Path(folder)
+
+
+def finished(folder: Path, config: Config) -> dict[str, Any] | None:
+    """The summary of the run in the folder where it is done and the config is the same; None where there is something to do."""
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        stored = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (OSError, ValueError):
+        return None
+    assert isinstance(stored, dict)
+    now = plain(config)
+    return summary if all(stored.get(key) == now[key] for key in now if key not in PERSONAL - {"seed"}) else None
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What of a run goes into its checkpoints, as plain containers."""
+    return {"config": plain(config), "versions": versions(), "git": git_commit()}
+
+
+def command(config: Config, folder: Path) -> str:
+    """The command line that continues a run."""
+    started = config.command or "the same command"
+    return started if "run_dir=" in started else f"{started} run_dir={shlex.quote(str(folder))}"
 
 
 def _new_folder(config: Config) -> Path:
@@ -116,6 +155,7 @@ def finish(folder: Path, summary: dict[str, Any], details: dict[str, Any]) -> No
             write_json(folder / "evaluation" / f"{split}.json", tables)
     write_json(folder / "summary.json", summary)
     page = write_report(folder)
+    write_card(folder)
     log.info("%s", "\n".join(f"  {name:<32} {value:.4f}" for name, value in summary["metrics"].items()))
     log.info("weights: %s · report: %s", summary["export"], page)
 

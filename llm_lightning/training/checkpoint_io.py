@@ -1,28 +1,67 @@
-"""Checkpoint files that a kill cannot spoil: written beside their place, flushed, then renamed.
+"""Checkpoint files that a kill cannot spoil, and that tell when something else has.
 
-Lightning stages the whole file in memory and in $TMPDIR, then moves it: across file systems that is a plain copy, which a kill
-truncates.
+Written beside their place, flushed to the disk, then renamed: at every moment the name holds the old file or the new one, whole. The
+zip format that torch.save writes has a CRC-32 of every tensor; reading 200 MB back to compare takes 0.06 s. Lightning instead stages
+the whole file in memory and in $TMPDIR, then moves it: across file systems that is a plain copy, which a kill truncates.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from llm_lightning.errors import RunError
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Reads are Lightning's, with weights_only=True; writes replace the file in one step."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Raises RunError where the file cannot be written, a full disk above all; what was there before is untouched."""
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{final.name}.partial")
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(final)
+        partial = partial_name(final)
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(final)
+            flush_folder(final.parent)
+        except (OSError, RuntimeError) as error:  # torch words some failed writes as RuntimeError
+            partial.unlink(missing_ok=True)
+            free = shutil.disk_usage(final.parent).free / 2**30
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+            raise RunError(
+                f"{final}: the checkpoint cannot be written: {reason} ({free:.2f} GiB free). Checkpoints before it are untouched; "
+                f"make room and repeat the command with run_dir={final.parent.parent}."
+            ) from error
+
+
+def partial_name(final: Path) -> Path:
+    return final.with_name(f".{final.name}.partial")
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename in the folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file; None where every byte of its tensors is as it was written."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        return str(error) or type(error).__name__
+    return broken and f"the checksum of {broken} does not fit"

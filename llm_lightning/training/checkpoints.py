@@ -1,12 +1,14 @@
-"""After each validation: keep the best weights as a Hugging Face folder, and one full state to continue from.
+"""After each validation: keep the best weights as a Hugging Face folder, and full states to continue from.
 
 So a run costs a known amount of disk: the weights once (`hf/`), and `checkpoint.keep` states of about three times the weights
-(model and AdamW's two moments) in `checkpoints/`.
+(model and AdamW's two moments) in `checkpoints/`. States are saved between optimizer steps only. One that is saved at a step whose
+validation is still to come says so, and a run that continues from it validates first.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import re
 from collections.abc import Callable
@@ -21,19 +23,43 @@ from lightning.pytorch.trainer.states import TrainerFn
 from llm_lightning.config import CheckpointConfig, flat
 from llm_lightning.errors import UserError
 from llm_lightning.objectives.base import Objective
+from llm_lightning.training.checkpoint_io import damage
+from llm_lightning.training.monitor import Diverged, Monitor
 
 log = logging.getLogger(__name__)
 
 
 class Checkpoints(Callback):
-    """Saves the state on its own interval or after each validation; exports the weights when the metric is the best yet."""
+    """Saves states on their own interval or after each validation; exports the weights when the metric is the best yet."""
 
-    def __init__(self, config: CheckpointConfig, folder: Path, export: Callable[[], None], run: dict[str, Any]) -> None:
-        """`export` writes the current weights to `hf/`; `run` (plain containers) goes into every checkpoint."""
-        self.config, self.folder, self.export, self.run = config, folder / "checkpoints", export, run
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        folder: Path,
+        run: dict[str, Any],
+        monitor: Monitor,
+        export: Callable[[], None],
+        validate_every: int,
+        patience: int | None,
+    ) -> None:
+        """`export` writes the current weights to `hf/`; `run` (plain containers) goes into every checkpoint; after `patience`
+        validations without improvement training stops."""
+        self.config, self.folder, self.run, self.monitor = config, folder / "checkpoints", run, monitor
+        self.export, self.validate_every, self.patience = export, validate_every, patience
         self.best: float | None = None
         self.best_step: int | None = None
         self.decided_step: int | None = None
+        self.stale = 0
+        """Validations since the best one."""
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self.best is not None and not (self.folder.parent / "hf").is_dir():
+            self.best = None  # the state comes from a run with another folder: this one has no best weights yet
+        trainer.should_stop = self._exhausted()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step % self.validate_every != 0 and self._due(trainer):  # else after the validation
+            self.save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
@@ -41,41 +67,74 @@ class Checkpoints(Callback):
             self.decide(trainer, module)
 
     def decide(self, trainer: lightning.Trainer, module: Objective) -> None:
-        """Keep the weights if the evaluation that just ended is the best, then save the state that knows it."""
-        self.decided_step = trainer.global_step
+        """Keep the weights if the evaluation that just ended is the best, then save the state that knows it.
+
+        Raises Diverged where the metric is no number: such weights are neither exported nor saved.
+        """
         value = module.latest[module.monitor]
+        if not math.isfinite(value) or not math.isfinite(module.latest["validation/loss"]):
+            raise Diverged("validation loss", module.latest["validation/loss"], trainer.global_step)
+        self.decided_step = trainer.global_step
+        self.stale += 1
         if self.best is None or (value > self.best if module.maximize else value < self.best):
-            self.best, self.best_step = value, trainer.global_step
+            self.best, self.best_step, self.stale = value, trainer.global_step, 0
             self.export()
             trainer.strategy.barrier()  # the other ranks read what rank 0 wrote
-        if self.config.every_steps is None:
+        if self._exhausted():
+            log.info("early stopping: no improvement in %s validations", self.stale)
+            trainer.should_stop = True
+        if self.config.every_steps is None or self._due(trainer):
             self.save(trainer)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if self.config.every_steps is not None and trainer.global_step % self.config.every_steps == 0:
-            self.save(trainer)
+    def _exhausted(self) -> bool:
+        return self.patience is not None and self.stale >= self.patience
+
+    def _due(self, trainer: lightning.Trainer) -> bool:
+        every = self.config.every_steps
+        return every is not None and trainer.global_step % every == 0
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.ckpt"
 
     def save(self, trainer: lightning.Trainer) -> Path:
         """Save the full state at the current step, then let go of the oldest ones."""
-        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        self.monitor.gather(trainer)
+        path = self.path(trainer.global_step)
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            for old in saved(self.folder)[: -self.config.keep]:
+            for old in [p for p in saved(self.folder) if step_of(p) <= trainer.global_step][: -self.config.keep]:
                 old.unlink()
         return path
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = self.run
         # Lightning counts the batch that is being finished as begun, not as done: then a resumed run would be a batch behind
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        step, loop = trainer.global_step, checkpoint["loops"]["fit_loop"]
+        progress = loop["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            counts.update(dict.fromkeys(counts, trainer.global_step))
+            counts.update(dict.fromkeys(counts, step))
+        # and it takes a validation for done at whose step it starts, unless that was begun: then it is run whole
+        if step % self.validate_every == 0 and self.decided_step != step:
+            for counts in (progress := loop["epoch_loop.val_loop.batch_progress"])["total"], progress["current"]:
+                counts.update({"ready": 1, "started": 1, "processed": 0, "completed": 0})
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("best", "best_step", "decided_step")}
+        return {name: getattr(self, name) for name in ("best", "best_step", "decided_step", "stale")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+def resume_point(resume: str, folder: Path, run: dict[str, Any]) -> Path | None:
+    """The checkpoint to continue from, if any. Raises UserError where it belongs to another run than the config describes."""
+    if resume == "never":
+        return None
+    state = newest(folder / "checkpoints") if resume == "auto" else Path(resume).expanduser()
+    if state is None:
+        return None
+    require_same_run(state, run)
+    log.info("resume: continuing from %s", state)
+    return state
 
 
 DECISIVE = ("objective", "model", "batch", "optimizer", "scheduler", "seed")
@@ -83,7 +142,10 @@ DECISIVE = ("objective", "model", "batch", "optimizer", "scheduler", "seed")
 
 
 def require_same_run(state: Path, run: dict[str, Any]) -> None:
-    """Raise UserError where a checkpoint was written under other settings, or on other data, than `run` describes."""
+    """Raise UserError where a checkpoint was written under other settings, or on other data, than `run` describes.
+
+    A longer or shorter run is the same run, but its schedule is another: that is said.
+    """
     try:
         stored = torch.load(state, weights_only=True, mmap=True)["run"]
     except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
@@ -101,8 +163,36 @@ def require_same_run(state: Path, run: dict[str, Any]) -> None:
             f"{state} belongs to a run with other settings: {'; '.join(changed)}. Repeat that run's command to continue "
             f"it, or give another run_dir to start a new one."
         )
+    if stored["total_steps"] != run["total_steps"]:
+        log.warning(
+            "resume: the run was to have %s steps and now has %s; the learning rate goes on along the schedule of the new length",
+            f"{stored['total_steps']:,}",
+            f"{run['total_steps']:,}",
+        )
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole state in a folder. A damaged one is named in a warning and put aside, and the one before is taken.
+
+    Raises UserError where there are states and none is whole.
+    """
+    states = saved(folder)
+    for state in reversed(states):
+        wrong = damage(state)
+        if wrong is None:
+            return state
+        aside = state.with_name(f"{state.name}.damaged")
+        state.rename(aside)
+        log.warning("resume: %s is damaged (%s); it is now %s, and the one before is used", state, wrong, aside.name)
+    if states:
+        raise UserError(f"{folder}: no whole checkpoint is left; start the run again with another run_dir.")
+    return None
 
 
 def saved(folder: Path) -> list[Path]:
     """The full states in a folder, oldest first."""
-    return sorted((p for p in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+", p.stem)), key=lambda p: int(p.stem[5:]))
+    return sorted((p for p in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+", p.stem)), key=step_of)
+
+
+def step_of(state: Path) -> int:
+    return int(state.stem[len("step-") :])

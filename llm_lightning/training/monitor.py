@@ -1,7 +1,8 @@
 """What a run reports while it trains: loss, learning rate, gradient norm, tokens per second; and the totals for its summary.
 
-Values are summed on the device and read every `log_every_steps`: between two log lines nothing waits for the device. The loss
-logged is the mean over the targets of the interval, not that of the last step.
+Values are summed on the device and read every `log_every_steps`, and before a state is saved: between, nothing waits for the device.
+The loss logged is the mean over the targets of the interval, not that of the last step; an interval that a checkpoint falls into
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,12 +18,22 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tqdm.auto import tqdm
 
 from llm_lightning.data.collate import Step
+from llm_lightning.errors import RunError
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training.throughput import Peak, flops_per_token
 
 
-class Diverged(RuntimeError):
+class Diverged(RunError):
     """The loss is not a number any more."""
+
+    def __init__(self, what: str, value: float, step: int) -> None:
+        super().__init__(
+            f"the {what} is {value} at step {step}: training has diverged. Lower optimizer.lr, lengthen scheduler.warmup, or set "
+            f"trainer.precision=32-true; the last good state is in the run's checkpoints/."
+        )
+
+
+SUMMED = ("tokens", "positions", "sequences", "seconds", "loss", "targets")
 
 
 class Monitor(Callback):
@@ -30,36 +41,61 @@ class Monitor(Callback):
 
     def __init__(self, every: int, total_steps: int, progress: bool) -> None:
         self.every, self.total_steps, self.progress = every, total_steps, progress
-        self.tokens = self.positions = self.sequences = 0
-        self.seconds = 0.0
+        self.totals = dict.fromkeys(SUMMED, 0.0)
+        """Of all closed intervals, over all ranks."""
+        self.interval = dict.fromkeys(SUMMED, 0.0)
+        """Of the open interval, over all ranks, as far as it was gathered."""
+        self._mine = dict.fromkeys(("tokens", "positions", "sequences"), 0)  # of this rank since it was gathered last
+        self._loss = self._targets = torch.zeros(())
+        self._seconds = 0.0
         self.since = time.perf_counter()
         self.flops = 0.0
         self.peak = Peak()
         self._bar: tqdm[Any] | None = None
-        self._clear()
-
-    def _clear(self) -> None:
-        self._loss: Any = 0.0
-        self._targets: Any = 0.0
-        self._interval = {"tokens": 0, "positions": 0, "sequences": 0, "seconds": 0.0}
 
     # ---- totals ----
 
+    @property
+    def tokens(self) -> int:
+        return round(self.totals["tokens"] + self.interval["tokens"])
+
+    @property
+    def seconds(self) -> float:
+        return self.totals["seconds"] + self.interval["seconds"]
+
     def throughput(self) -> dict[str, float | None]:
         """Of the whole run: what `summary.json` holds."""
-        seconds = max(self.seconds, 1e-9)
+        seconds, positions = max(self.totals["seconds"], 1e-9), self.totals["positions"]
         return {
-            "tokens_per_second": self.tokens / seconds,
-            "samples_per_second": self.sequences / seconds,
-            "mfu": self._mfu(self.tokens / seconds),
-            "padding_fraction": 1 - self.tokens / self.positions if self.positions else None,
+            "tokens_per_second": self.totals["tokens"] / seconds,
+            "samples_per_second": self.totals["sequences"] / seconds,
+            "mfu": self._mfu(self.totals["tokens"] / seconds),
+            "padding_fraction": 1 - self.totals["tokens"] / positions if positions else None,
         }
 
     def _mfu(self, tokens_per_second: float) -> float | None:
         return tokens_per_second * self.flops / self.peak.flops if self.peak.flops else None
 
+    def gather(self, trainer: lightning.Trainer) -> None:
+        """Add what this rank has seen to the open interval, over all ranks. Raises Diverged where the loss is no number.
+
+        To be called on every rank. Losses are added in fp64, which is exact for them: so it does not matter how often this is called.
+        """
+        device = self._loss.device
+        counts = torch.tensor([float(count) for count in self._mine.values()], dtype=self._loss.dtype, device=device)
+        sums = torch.cat([counts, self._loss[None]])
+        if trainer.world_size > 1:
+            sums = trainer.strategy.reduce(sums, reduce_op="sum")
+        values = [*sums.tolist(), float(self._targets), self._seconds]
+        for name, value in zip((*self._mine, "loss", "targets", "seconds"), values, strict=True):
+            self.interval[name] += value
+        self._mine = dict.fromkeys(self._mine, 0)
+        self._loss, self._targets, self._seconds = torch.zeros_like(self._loss), torch.zeros_like(self._targets), 0.0
+        if not math.isfinite(self.interval["loss"]):
+            raise Diverged("training loss", self.interval["loss"], trainer.global_step)
+
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("tokens", "positions", "sequences", "seconds")}
+        return {"totals": self.totals, "interval": self.interval}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -72,54 +108,40 @@ class Monitor(Callback):
         self.peak = Peak.measure(module.device, trainer.precision)
         if self.progress and trainer.is_global_zero:
             self._bar = tqdm(total=self.total_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, mininterval=0.5)
+        kind = torch.float32 if module.device.type == "mps" else torch.float64  # which MPS does not have
+        self._loss = self._targets = torch.zeros((), dtype=kind, device=module.device)
         self.since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Step, batch_index: int) -> None:
         now = time.perf_counter()
-        for name, amount in (("tokens", batch.tokens), ("positions", batch.positions), ("sequences", batch.sequences)):
-            self._interval[name] += amount
-        self._interval["seconds"] += now - self.since
-        self._loss += outputs["loss_sum"]
-        self._targets += outputs["targets"]
+        for name in self._mine:
+            self._mine[name] += getattr(batch, name)
+        self._seconds += now - self.since
+        self._loss = self._loss + outputs["loss_sum"]
+        self._targets = self._targets + outputs["targets"]
         self.since = now
         step = trainer.global_step
         if step % self.every == 0 or step == self.total_steps:
-            self._report(trainer, module, outputs, batch.epoch)
+            self._report(trainer, outputs, batch.epoch)
             self.since = time.perf_counter()
 
-    def _report(self, trainer: lightning.Trainer, module: Objective, outputs: Any, epoch: float) -> None:
-        counts = torch.tensor([float(self._interval[n]) for n in ("tokens", "positions", "sequences")], dtype=torch.float64)
-        loss = torch.as_tensor(self._loss, dtype=torch.float32)
-        if trainer.world_size > 1:
-            counts = trainer.strategy.reduce(counts.float().to(module.device), reduce_op="sum").double().cpu()
-            loss = trainer.strategy.reduce(loss, reduce_op="sum")
-        mean = float(loss) / max(float(self._targets), 1.0)
-        tokens, positions, sequences = (round(c) for c in counts.tolist())
-        seconds = max(float(self._interval["seconds"]), 1e-9)
-        self.tokens, self.positions, self.sequences = (
-            self.tokens + tokens,
-            self.positions + positions,
-            self.sequences + sequences,
-        )
-        self.seconds += seconds
-        self._clear()
-        if not math.isfinite(mean):
-            raise Diverged(
-                f"the training loss is {mean} at step {trainer.global_step}: training has diverged. Lower optimizer.lr, lengthen "
-                f"scheduler.warmup, or set trainer.precision=32-true; the last good state is in the run's checkpoints/."
-            )
-        rate = outputs["learning_rate"]
+    def _report(self, trainer: lightning.Trainer, outputs: Any, epoch: float) -> None:
+        self.gather(trainer)
+        closed, self.interval = self.interval, dict.fromkeys(SUMMED, 0.0)
+        self.totals = {name: self.totals[name] + value for name, value in closed.items()}
+        mean, rate = closed["loss"] / max(closed["targets"], 1.0), outputs["learning_rate"]
+        speed = closed["tokens"] / max(closed["seconds"], 1e-9)
         values = {
             "train/loss": mean,
             "train/learning_rate": rate,
             "train/gradient_norm": float(outputs["gradient_norm"]),
-            "train/tokens_per_second": tokens / seconds,
-            "train/padding_fraction": 1 - tokens / max(positions, 1),
+            "train/tokens_per_second": speed,
+            "train/padding_fraction": 1 - closed["tokens"] / max(closed["positions"], 1),
         }
-        mfu = self._mfu(tokens / seconds)
+        mfu = self._mfu(speed)
         self.emit(trainer, values | ({} if mfu is None else {"train/mfu": mfu}), epoch)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {mean:.3f} · lr {rate:.1e} · {tokens / seconds:,.0f} tokens/s", refresh=False)
+            self._bar.set_postfix_str(f"loss {mean:.3f} · lr {rate:.1e} · {speed:,.0f} tokens/s", refresh=False)
             self._bar.update(trainer.global_step - self._bar.n)
 
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -129,6 +151,7 @@ class Monitor(Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         assert isinstance(module, Objective)
+        self.gather(trainer)
         self.emit(trainer, module.latest, None)
         if self._bar is not None:
             shown = {name.split("/")[1]: value for name, value in module.latest.items()}
@@ -144,10 +167,7 @@ class Monitor(Callback):
 
     def emit(self, trainer: lightning.Trainer, values: dict[str, float], epoch: float | None) -> None:
         """Hand values to every logger, with the x-axes that they are drawn against."""
-        pending = self._interval
-        axes = {"tokens": self.tokens + pending["tokens"], "seconds": round(self.seconds + pending["seconds"], 3)} | (
-            {} if epoch is None else {"epoch": round(epoch, 5)}
-        )
+        axes = {"tokens": self.tokens, "seconds": round(self.seconds, 3)} | ({} if epoch is None else {"epoch": round(epoch, 5)})
         for logger in trainer.loggers:
             logger.log_metrics(axes | values, step=trainer.global_step)
 

@@ -12,10 +12,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from llm_lightning.data.collate import MicroBatch, count_targets
 from llm_lightning.data.masking import IGNORED
@@ -57,7 +59,10 @@ class Preflight:
             if self.data.text.labels is not None:
                 yield f"{split} labels", lambda split=split: self.labels(split)  # type: ignore[misc]
         yield "disk", self.disk
+        yield "optimizer", self.optimizer
         yield "one step on the longest batch", self.step
+        if self.objective.auto_class == "AutoModelForCausalLM":
+            yield "no look ahead", self.causality
         yield "checkpoint written and read", self.checkpoint
         yield "monitored metric", self.monitor
 
@@ -73,12 +78,10 @@ class Preflight:
     def batch(self, split: str) -> str:
         """One batch, decoded with its targets marked; every sequence needs one."""
         encoded = self.data.text.splits[split]
-        batch = self.data.collator(encoded, np.arange(min(4, len(encoded))), 0)
+        batch = self.data.collator(encoded, list(np.arange(min(4, len(encoded)))[:, None]), 0)
         if count_targets(batch) == 0:
             raise UserError(f"the first sequences of {split} have no target")
-        if batch.targets.ndim == 2 and (lonely := int((encoded.lengths < 2).sum())) == len(encoded):
-            raise UserError(f"all {lonely} sequences of {split} are too short to have a target")
-        return "\n".join(decoded(batch, row, self.data) for row in range(min(SHOWN, len(batch.indices))))
+        return "\n".join(decoded(batch, row, self.data) for row in range(min(SHOWN, len(batch.input_ids))))
 
     def labels(self, split: str) -> str:
         """Labels in range, and how they are spread."""
@@ -107,10 +110,51 @@ class Preflight:
             )
         return f"{gib(needed)} at the most for weights and checkpoints, {gib(free)} free"
 
+    def optimizer(self) -> str:
+        """Its settings and those of the schedule are accepted."""
+        (optimizer,), (scheduler,) = self.objective.configure_optimizers()
+        groups = [(sum(p.numel() for p in group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+        decays = ", ".join(f"{count:,} parameters with weight decay {decay:g}" for count, decay in groups if count)
+        return f"{decays}; learning rate {scheduler.get_last_lr()[0]:.2e} at the first step"
+
+    def causality(self) -> str:
+        """A token changes no prediction before it, and none in another sequence of its row.
+
+        An encoder under a language-modelling head would see the token that it is to predict, and learn nothing, at a loss near zero.
+        """
+        objective = self.objective
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return "left out: the model is cut up over the devices only when training starts"
+        batch = self.data.collator(self.data.text.splits["train"], self.data.plan.epoch(0)[0][:1], 0)
+        batch = objective.transfer_batch_to_device(batch, objective.model.device, 0)
+        length = int(batch.attention_mask[0].sum())
+        segments = torch.zeros_like(batch.input_ids[0]) if batch.segments is None else batch.segments[0]
+        place = int((segments[:length] == 0).sum()) // 2  # the middle of the first sequence
+        positions = torch.arange(length, device=segments.device)
+        unseen = (positions < place) | (segments[:length] != 0)
+        changed = copy.copy(batch)
+        changed.input_ids = batch.input_ids.clone()
+        changed.input_ids[0, place] = (batch.input_ids[0, place] + 1) % len(self.data.text.tokenizer)
+        objective.eval()
+        with torch.inference_mode(), self.trainer.precision_plugin.val_step_context():
+            before, after = (objective.score(b)[1][0, :length].float() for b in (batch, changed))
+        objective.train()
+        moved = (before - after).abs().amax(-1)
+        if not bool((moved[~unseen] > 0).any()):
+            raise UserError("the logits do not depend on the tokens")
+        if bool((moved[unseen] > 1e-3 * before.abs().max()).any()):
+            raise UserError(
+                f"a token changes predictions that must not see it: {objective.model.config.model_type} is no decoder, or its "
+                f"attention does not keep packed documents apart; choose a decoder (model=gpt_tiny), or data.packing=concat"
+            )
+        return f"{length} positions: a token changes predictions behind it in its own document alone"
+
     def step(self) -> str:
         """Forward and backward on the batch that takes the most memory; nothing of it stays behind."""
         objective, device = self.objective, self.trainer.strategy.root_device
-        batch, state = self.data.longest(), torch.get_rng_state()
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return "left out: the model is cut up over the devices only when training starts"
+        batch, state = self.data.longest(self.trainer.world_size), torch.get_rng_state()
         model = objective.model
         buffers = copy.deepcopy(dict(model.named_buffers()))
         if device.type == "cuda":
@@ -130,7 +174,8 @@ class Preflight:
         if missing or not np.isfinite(mean):
             raise UserError(f"the loss is {mean:.4g} and {len(missing)} gradients are not finite (first: {missing[:1]})")
         size = " × ".join(map(str, batch.input_ids.shape))
-        peak = f", {gib(torch.cuda.max_memory_allocated(device))} of device memory" if device.type == "cuda" else ""
+        used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 1024 * getrusage(RUSAGE_SELF).ru_maxrss
+        peak = f", peak so far {gib(used)}"
         states = 16 * sum(p.numel() for p in model.parameters() if p.requires_grad)
         return f"{size} tokens, loss {mean:.3f}; weights, gradients and optimizer take {gib(states)}{peak}"
 
@@ -159,10 +204,10 @@ class Preflight:
         objective.eval()
         batches = self.data.evaluation_batches("validation")
         with torch.inference_mode(), self.trainer.precision_plugin.val_step_context():
-            batch = objective.transfer_batch_to_device(batches[len(batches) - 1], objective.model.device, 0)
+            batch = objective.transfer_batch_to_device(batches[0], objective.model.device, 0)  # the longest sequences
             loss, outputs = objective.score(batch)
-            objective.collect(batch, outputs)
-        produced = objective.scores("validation", float(loss) / max(count_targets(batch), 1), count_targets(batch))
+        mean, targets = float(loss) / max(count_targets(batch), 1), count_targets(batch)
+        produced = objective.scores("validation", mean, targets, [objective.outcome(batch, outputs)])
         objective.train()
         name = objective.monitor.split("/", 1)[1]
         if name not in produced:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
@@ -16,6 +18,20 @@ from llm_lightning.errors import UserError
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
 
 log = logging.getLogger(__name__)
+
+
+def quiet_libraries() -> None:
+    """Lightning's and torch's hints about choices that are made here on purpose."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*training batches .* is smaller than the logging interval.*",  # the monitor logs, not Lightning
+        ".*your dataloader is not resumable.*",  # the plan resumes from the step
+        ".*lr_scheduler.step.*",
+        ".*isinstance.treespec.*",
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def build(
@@ -32,6 +48,9 @@ def build(
     """
     accelerator = _accelerator(config.accelerator)
     precision, why = _precision(config.precision, accelerator)
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # signals are ours: save, say how to go on, exit
     try:
         trainer = lightning.Trainer(
             accelerator=accelerator,
@@ -45,7 +64,7 @@ def build(
             num_sanity_val_steps=0,  # preflight tries a validation batch
             logger=loggers or False,
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
+            plugins=plugins,
             default_root_dir=folder,
             enable_checkpointing=False,  # ours decides after validation, and writes atomically
             enable_progress_bar=False,
@@ -74,7 +93,8 @@ def _precision(wanted: str, accelerator: str) -> tuple[str, str]:
     if wanted != "auto":
         return wanted, "as configured"
     if accelerator == "cuda":
-        return ("bf16-mixed", "the GPU multiplies bf16") if torch.cuda.is_bf16_supported() else ("32-true", "the GPU has no bf16")
+        there = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16-mixed", "the GPU multiplies bf16") if there else ("32-true", "the GPU has no bf16")
     if accelerator == "cpu":
         for name, there in (
             ("AMX", torch.cpu._is_amx_tile_supported()),

@@ -76,7 +76,7 @@ BAD: list[tuple[str, Files, list[str], list[str]]] = [  # name, files, command l
     ),
     (
         "number as text",
-        {"train.jsonl": '{"text": "a", "label": 1}\n{"text": 7, "label": 0}\n'},
+        {"train.jsonl": '{"text": "a", "label": 1}\n{"text": 7, "label": 0}\n{"text": "b", "label": 0}\n'},
         ["data.train=train.jsonl"],
         ["train.jsonl, line 2", "'text' holds int"],
     ),

@@ -21,12 +21,12 @@ def rows(corpus: Path) -> Rows:
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
 def test_the_same_text_gives_the_same_tokenizer(kind: str, corpus: Path, tmp_path: Path) -> None:
     config = TokenizerConfig(kind=kind, vocab_size=320)
-    trained = [tokenizers.train(config, rows(corpus), "text", 64, tmp_path / str(i)) for i in range(8)]
+    trained = [tokenizers.train(config, rows(corpus), ["text"], tmp_path / str(i)) for i in range(8)]
     assert len({tokenizers.identity(tokenizer) for tokenizer in trained}) == 1
 
 
 def test_special_tokens_are_one_token_each(corpus: Path, tmp_path: Path) -> None:
-    tokenizer = tokenizers.train(TokenizerConfig(kind="wordpiece", vocab_size=320), rows(corpus), "text", 64, tmp_path)
+    tokenizer = tokenizers.train(TokenizerConfig(kind="wordpiece", vocab_size=320), rows(corpus), ["text"], tmp_path)
     assert tokenizer.convert_tokens_to_ids(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]) == [0, 1, 2, 3, 4]
     ids = tokenizer("the cat", "the dog")
     assert [ids["input_ids"][0], ids["input_ids"].count(3)] == [2, 2]
@@ -49,5 +49,5 @@ def bpe() -> tokenizers.PreTrainedTokenizerFast:
 
         text = Rows(datasets.Dataset.from_dict({"text": ["some words and some more words", "naïve café"]}), "x", str)
         with tempfile.TemporaryDirectory() as folder:
-            _TRAINED.append(tokenizers.train(TokenizerConfig(vocab_size=300), text, "text", 64, Path(folder)))
+            _TRAINED.append(tokenizers.train(TokenizerConfig(vocab_size=300), text, ["text"], Path(folder)))
     return _TRAINED[0]

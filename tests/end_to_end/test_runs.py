@@ -111,13 +111,13 @@ def test_the_record_of_a_run(finetuned: tuple[Path, dict[str, Any]]) -> None:
 
 
 def test_disk_is_what_was_announced(pretrained: tuple[Path, dict[str, Any]]) -> None:
-    """Best weights once, one full state of about three times their size, and nothing else."""
+    """Best weights once, two full states of about three times their size, and nothing else."""
     folder, summary = pretrained
     weights = 4 * summary["model"]["parameters"]
     states = saved(folder / "checkpoints")
-    assert len(states) == 1
-    assert list((folder / "checkpoints").iterdir()) == states
-    assert states[0].stat().st_size == pytest.approx(3 * weights, rel=0.3, abs=60_000)
+    assert len(states) == 2
+    assert sorted((folder / "checkpoints").iterdir()) == states
+    assert [state.stat().st_size for state in states] == pytest.approx([3 * weights] * 2, rel=0.3, abs=60_000)
     assert (folder / "hf" / "model.safetensors").stat().st_size == pytest.approx(weights, abs=20_000)
 
 
@@ -147,16 +147,14 @@ def test_export_is_a_plain_classifier(finetuned: tuple[Path, dict[str, Any]]) ->
 
 def test_export_gives_the_logits_of_the_best_weights(finetuned: tuple[Path, dict[str, Any]], reviews: Path, cache: Path) -> None:
     """Every validation row, one by one and unpadded through plain transformers, against our own batches."""
-    from llm_lightning.data.module import DataModule
     from llm_lightning.inference.evaluate import stored
     from llm_lightning.models import build
     from llm_lightning.run import prepared
 
     folder = finetuned[0]
     config = stored(folder, [])
-    text, objective = prepared(config, transformers.AutoTokenizer.from_pretrained(folder / "hf"))
-    data = DataModule(config, text, None)
-    objective.model = build.reload(folder / "hf", objective.auto_class).eval()
+    text, objective, data = prepared(config, transformers.AutoTokenizer.from_pretrained(folder / "hf"))
+    objective.model = build.reload(folder / "hf", objective.auto_class, False).eval()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "hf").eval()
     split = text.splits["validation"]
     with torch.no_grad():

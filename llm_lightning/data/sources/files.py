@@ -15,8 +15,9 @@ from typing import Any
 import datasets
 
 from llm_lightning.config import DataConfig
+from llm_lightning.data.labels import canonical
 from llm_lightning.data.paths import content_hash, split_files
-from llm_lightning.data.rows import Rows, joined, require_columns
+from llm_lightning.data.rows import LINE, PROBLEM, Rows, joined, require_columns
 from llm_lightning.data.tables import generated, quiet_datasets
 from llm_lightning.errors import UserError, listed
 
@@ -38,11 +39,11 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
     identity = content_hash([path], data.columns, data.column_names, data.delimiter, data.quotes)
     if kind in (".parquet", ".arrow"):
         return _arrow(path, data, identity, cache_dir)
-    types = {**dict.fromkeys(_wanted(data), "string"), "line": "int64", "problem": "string"}
+    types = {**dict.fromkeys(_wanted(data), "string"), LINE: "int64", PROBLEM: "string"}
     table = generated(_rows, types, cache_dir / "rows" / identity, identity, path=path, data=data)
     if len(table) == 0:
         raise UserError(f"{path}: the file has a header and no rows.")
-    lines = table.data.column("line")
+    lines = table.data.column(LINE)
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {lines[i].as_py()}")
 
 
@@ -77,11 +78,13 @@ def _csv(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
         names = data.column_names or next(reader)
         require_columns(str(path), data, names)
         for fields in reader:
-            if fields:  # a blank line is no row
-                row: dict[str, Any] = dict(zip(names, fields, strict=False))
-                fits = len(fields) == len(names)
-                row["problem"] = None if fits else f"{len(fields)} fields where there should be {len(names)}"
-                yield {key: row.get(key) for key in (*_wanted(data), "problem")} | {"line": reader.line_num}
+            if not fields:  # a blank line is no row
+                continue
+            if len(fields) != len(names):
+                yield _problem(data, reader.line_num, f"{len(fields)} fields where there should be {len(names)}")
+                continue
+            row = dict(zip(names, fields, strict=True))
+            yield {column: row[column] for column in _wanted(data)} | {LINE: reader.line_num, PROBLEM: None}
     except StopIteration:
         return
     except csv.Error as error:
@@ -120,20 +123,20 @@ def _from_object(path: Path, data: DataConfig, value: Any, number: int) -> dict[
         return _problem(data, number, f"expected an object, found {type(value).__name__}")
     if number == 1:
         require_columns(str(path), data, list(value))
-    row: dict[str, Any] = {"line": number, "problem": None}
+    row: dict[str, Any] = {LINE: number, PROBLEM: None}
     for column in _wanted(data):
         item = value.get(column)
         if column == data.columns.label and isinstance(item, bool | int | float):
-            item = str(int(item)) if isinstance(item, bool) or float(item).is_integer() else str(item)
+            item = canonical(item)
         elif item is not None and not isinstance(item, str):
-            row["problem"] = f"column '{column}' holds {type(item).__name__}, not text"
-            item = None
+            return _problem(data, number, f"column '{column}' holds {type(item).__name__}, not text")
         row[column] = item
     return row
 
 
 def _problem(data: DataConfig, number: int, problem: str) -> dict[str, Any]:
-    return {**dict.fromkeys(_wanted(data)), "line": number, "problem": problem}
+    """A row that is none: its values are not kept, so that nothing is learnt from them, label names neither."""
+    return {**dict.fromkeys(_wanted(data)), LINE: number, PROBLEM: problem}
 
 
 def _arrow(path: Path, data: DataConfig, identity: str, cache_dir: Path) -> Rows:

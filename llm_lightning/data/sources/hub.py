@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import datasets
+import xxhash
 
+from llm_lightning.checks import SPLITS
 from llm_lightning.config import DataConfig
-from llm_lightning.data.paths import STEMS
-from llm_lightning.data.rows import Rows, require_columns
+from llm_lightning.data.rows import Rows
 from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError, listed, nearest
 
@@ -19,7 +20,7 @@ def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
         return files.load(data, cache_dir)
     loaded = _download(data)
     splits = {}
-    for split, names in STEMS.items():
+    for split, names in SPLITS.items():
         wanted = getattr(data, split)
         name = wanted or next((n for n in names if n in loaded), None)
         if wanted is not None and wanted not in loaded:
@@ -36,8 +37,12 @@ def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
 
 
 def _rows(data: DataConfig, table: datasets.Dataset, name: str) -> Rows:
-    require_columns(f"{data.name} ({name})", data, table.column_names)
-    return Rows(table=table, fingerprint=table._fingerprint, where=lambda i: f"{data.name} ({name}), row {i + 1}")
+    """The fingerprint says which data set it is: that of `datasets` holds the times of its own cache files."""
+    info = table.info
+    files_ = sorted(info.download_checksums or ())  # their names hold the revision of the hub's repository
+    content = [data.name, data.config, name, str(info.version), files_, len(table), table.features]
+    identity = xxhash.xxh3_128(repr(content).encode()).hexdigest()
+    return Rows(table=table, fingerprint=identity, where=lambda i: f"{data.name} ({name}), row {i + 1}")
 
 
 def _download(data: DataConfig) -> datasets.DatasetDict:

@@ -11,13 +11,14 @@ import datasets
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data.paths import content_hash, split_files
-from llm_lightning.data.rows import Rows, joined
+from llm_lightning.data.rows import CONTINUES, LINE, Rows, joined
 from llm_lightning.data.sources.files import lines
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError
 
 ENDINGS = (".txt", ".text", ".md", ".rst")
 FEW = 20  # documents; below this the validation split is cut from the text, not from the list of documents
+LARGE = 1 << 18  # characters; a longer document is kept in several rows, so that no step ever holds all of it
 
 
 def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
@@ -32,32 +33,40 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty.")
     identity = content_hash([path], data.document)
-    types = {"text": "string", "line": "int64"}
+    types = {"text": "string", LINE: "int64", CONTINUES: "bool"}
     table = generated(_documents, types, cache_dir / "rows" / identity, identity, path=path, document=data.document)
     if len(table) == 0:
         raise UserError(f"{path}: there is no text in the file.")
-    starts = table.data.column("line")
+    starts = table.data.column(LINE)
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {starts[i].as_py()}")
 
 
 def _documents(path: Path, document: str) -> Iterator[dict[str, Any]]:
-    """Documents with the line they start on; white space alone is no document."""
-    start = 1
+    """Documents with the line they start on, long ones in pieces that end with a line; white space alone is no document."""
+    start, size, continues = 1, 0, False
     block: list[str] = []
+
+    def piece() -> Iterator[dict[str, Any]]:
+        text = "".join(block)
+        if text.strip():
+            yield {"text": text if document == "file" else text.strip(), LINE: start, CONTINUES: continues}
+        block.clear()
+
     for number, line in enumerate(lines(path), 1):
+        if size >= LARGE and document == "file":
+            yield from piece()
+            continues = True
         if not block:
-            start = number
+            start, size = number, 0
         block.append(line)
+        size += len(line)
         if document == "line" or (document == "blank_line" and not line.strip()):
-            if text := "".join(block).strip():
-                yield {"text": text, "line": start}
-            block = []
-    if (text := "".join(block)).strip():
-        yield {"text": text if document == "file" else text.strip(), "line": start}
+            yield from piece()
+    yield from piece()
 
 
 def _cut(rows: Rows, fraction: float) -> tuple[Rows, Rows]:
-    """Each document's last part as validation, cut at the end of a line (or of a word, where there is but one line)."""
+    """Each row's last part as validation, cut at the end of a line (or of a word, where there is but one line)."""
     heads, tails = [], []
     for text in rows.table["text"]:
         goal = int(len(text) * (1 - fraction))

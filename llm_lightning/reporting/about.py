@@ -1,0 +1,48 @@
+"""What a run is about to do, said before it does it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from llm_lightning.config import Config
+from llm_lightning.data.module import DataModule, Text
+from llm_lightning.models import build
+
+log = logging.getLogger(__name__)
+
+
+def describe(config: Config, text: Text, data: DataModule, model: PreTrainedModel) -> dict[str, Any]:
+    """Say what the run is about to do; returns what of it belongs into the summary."""
+    parameters = sum(p.numel() for p in model.parameters())
+    rows = {split: part.facts.rows for split, part in text.splits.items()}
+    tokens = {split: int(part.lengths.sum()) for split, part in text.splits.items()}
+    sizes = " · ".join(f"{split} {rows[split]:,} rows, {tokens[split]:,} tokens" for split in rows)
+    name, source = config.choices.get("data", config.data.source), build.checkpoint(config.model)
+    log.info("data: %s · %s", name, sizes)
+    log.info(
+        "tokenizer: %s entries, %s",
+        f"{len(text.tokenizer):,}",
+        f"from {source}" if source else f"{config.model.tokenizer.kind}, trained on train",
+    )
+    log.info(
+        "model: %s · %s parameters · %s",
+        model.config.model_type,
+        f"{parameters / 1e6:.1f}M",
+        f"from {source}" if source else "from scratch",
+    )
+    epochs = data.total_steps / len(data.plan.epoch(0))
+    log.info(
+        "plan: %s optimizer steps (%.2f epochs), validation every %s",
+        f"{data.total_steps:,}",
+        epochs,
+        f"{data.validate_every:,}",
+    )
+    gib = parameters * 4 / 2**30
+    log.info("disk: %.2f GiB of best weights, %s × %.2f GiB of full state", gib, config.checkpoint.keep, 3 * gib)
+    return {
+        "model": {"name": source or config.choices.get("model", model.config.model_type), "parameters": parameters},
+        "data": {"name": config.data.name or name, "fingerprint": text.fingerprint, "rows": rows, "tokens": tokens},
+    }

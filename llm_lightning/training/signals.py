@@ -1,0 +1,57 @@
+"""Stop in good order: on SIGINT, SIGTERM or SIGUSR1 (SLURM's warning) finish the step, save, and say how to go on.
+
+Ranks agree after every step, for a signal may reach only one of them. A second SIGINT stops at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+
+from llm_lightning.errors import Stopped
+
+HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopOnSignal(Callback):
+    """Comes last, so that whatever else happens at the end of a step is in the state that is saved."""
+
+    def __init__(self, save: Callable[[lightning.Trainer], Path], how_to_resume: str) -> None:
+        self.save, self.how_to_resume = save, how_to_resume
+        self.received: int | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """From here on: Lightning has set its own handlers before, and puts back at the end what was there before them."""
+        if threading.current_thread() is threading.main_thread():
+            for number in HEEDED:
+                signal.signal(number, self._heed)
+
+    def _heed(self, number: int, frame: Any) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+        print(f"\n{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr, flush=True)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._stop_if_told(trainer)
+
+    def on_validation_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._stop_if_told(trainer)
+
+    def _stop_if_told(self, trainer: lightning.Trainer) -> None:
+        told = self.received is not None
+        if trainer.world_size > 1:
+            told = trainer.strategy.reduce_boolean_decision(told, all=False)
+        if told:
+            path = self.save(trainer)
+            name = signal.Signals(self.received).name if self.received else "a signal to another rank"
+            raise Stopped(f"\nstopped by {name} after step {trainer.global_step}, saved in {path}\n{self.how_to_resume}")
