@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_object
 from transformers import PreTrainedModel
 
 from llm_lightning.config import Config, plain
@@ -158,18 +158,23 @@ def evaluate(config: Config, overrides: list[str]) -> dict[str, Any]:
 def prepared(config: Config, tokenizer: Any | None = None) -> tuple[Text, Objective, DataModule]:
     """The encoded data, the objective that reads it, and the loaders; everything random is seeded."""
     lightning.seed_everything(config.seed, verbose=False)
-    objective_class: type[Objective] = get_class(config.objective["_target_"])
+    objective_class: type[Objective] = get_object(config.objective["_target_"])
     tokenizer = tokenizer or build.tokenizer(config.model)
     text = prepare(config, objective_class.encoding, objective_class.labelled, tokenizer)
-    objective: Objective = instantiate(config.objective, text)
+    objective: Objective = made(config.objective, text)
     return text, objective, DataModule(config, text, objective.masking(config.seed))
 
 
 def built(config: Config, text: Text, objective: Objective, data: DataModule) -> PreTrainedModel:
     """The model, given to the objective with its optimizer and schedule."""
     model = build.build(config.model, objective.auto_class, text.tokenizer, data.longest_input, text.label_names)
-    factor = instantiate(config.scheduler, data.total_steps)
-    objective.connect(model, lambda module: instantiate(config.optimizer, module), factor, config.trainer.clip_norm, config.seed)
+    factor = made(config.scheduler, data.total_steps)
+    objective.connect(model, lambda module: made(config.optimizer, module), factor, config.trainer.clip_norm, config.seed)
     if config.trainer.compile:
         model.compile()
     return model
+
+
+def made(settings: dict[str, Any], given: Any) -> Any:
+    """What the `_target_` of an open group makes of what the run gives it and of its settings."""
+    return get_object(settings["_target_"])(given, **{name: value for name, value in settings.items() if name != "_target_"})

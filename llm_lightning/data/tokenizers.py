@@ -41,14 +41,15 @@ def train(config: TokenizerConfig, rows: Rows, columns: list[str], cache_dir: Pa
 def load(folder_or_name: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a Hugging Face folder or hub name; one without padding pads with its end-of-text token.
 
-    Padding is always told from text by lengths, never by its id, so the two may share one.
+    Losses and masks tell padding from text by lengths, so the two may share an id. Hugging Face's decoder heads for classification
+    look for it: where a text ends with that token, they read the one before, here as in an export.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(unreachable(folder_or_name, error)) from error
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 
 from llm_lightning.config import ModelConfig
 from llm_lightning.data import tokenizers
@@ -52,10 +52,13 @@ def build(
     _check_length(model_config, longest)
     _limit_tokenizer(tokenizer, model_config)
     model_config.pad_token_id = tokenizer.pad_token_id  # decoder classifiers find the last real token by it
-    if type(model_config) not in auto._model_mapping:
+    if type(model_config) not in auto._model_mapping and auto_class not in getattr(model_config, "auto_map", {}):
         raise UserError(f"model type '{model_config.model_type}' has no {auto_class} head: choose another model or objective.")
     if origin is None:
-        return auto.from_config(model_config)
+        try:
+            return auto.from_config(model_config)
+        except ValueError as error:
+            raise UserError(f"model.config: {str(error).splitlines()[0]}.") from error
     with quiet_transformers():
         try:
             model, info = auto.from_pretrained(
@@ -105,10 +108,11 @@ def _check_weights(model: PreTrainedModel, info: dict[str, Any], origin: str) ->
 
 
 def _new_config(config: ModelConfig, tokenizer: Any, settings: dict[str, Any]) -> Any:
-    try:
-        known = AutoConfig.for_model(str(config.architecture))
-    except ValueError as error:
-        raise UserError(f"model.architecture={config.architecture}: {str(error).splitlines()[0][:300]}") from error
+    architecture = str(config.architecture)
+    if architecture not in CONFIG_MAPPING:
+        hint = nearest(architecture, CONFIG_MAPPING)
+        raise UserError(f"model.architecture={architecture}: transformers has no such model type.{hint}")
+    known = AutoConfig.for_model(architecture)
     for key in config.config:
         if not hasattr(known, key):
             names = [*known.to_dict(), *known.attribute_map]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -42,4 +43,8 @@ class CausalLM(Objective):
         }
 
     def summary(self) -> dict[str, float]:
-        return {"validation/unigram_entropy": unigram_entropy(self.text.splits["validation"], [])}
+        held = self.text.splits["validation"]
+        shared = np.append(False, held.starts[1:] < held.starts[:-1] + held.lengths[:-1])  # with the sequence before, as its target
+        target = np.ones(len(held.tokens), dtype=bool)
+        target[held.starts[~shared]] = False
+        return {"validation/unigram_entropy": unigram_entropy(held.tokens[target])}

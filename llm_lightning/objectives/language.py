@@ -6,17 +6,14 @@ import math
 
 import numpy as np
 
-from llm_lightning.data.encode import Encoded
 
+def unigram_entropy(targets: np.ndarray) -> float:
+    """Entropy in nats of the frequencies of the targets: the loss of the best model that knows no context.
 
-def unigram_entropy(data: Encoded, special: list[int]) -> float:
-    """Entropy in nats of the token frequencies: the loss of the best model that knows no context.
-
-    H = -Σ p log p over the split's own tokens, those of `special` left out.
+    H = -Σ p log p over the split's own targets.
     """
-    counts = np.bincount(data.tokens, minlength=1).astype(np.float64)
-    counts[[token for token in special if token < len(counts)]] = 0
-    shares = counts[counts > 0] / counts.sum()
+    counts = np.bincount(targets).astype(np.float64)
+    shares = counts[counts > 0] / max(counts.sum(), 1)
     return float(-(shares * np.log(shares)).sum())
 
 

@@ -45,14 +45,12 @@ class MaskedLM(Objective):
             raise UserError(
                 "objective=masked_lm: the model's tokenizer has no mask token; choose an encoder such as model=bert_tiny."
             )
-        special = np.zeros(len(tokenizer), dtype=bool)
-        special[[i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]] = True
         return Masking(
             probability=self.mask_probability,
             whole_words=self.whole_words,
             mask_id=tokenizer.mask_token_id,
             vocabulary=len(tokenizer),
-            special=special,
+            special=self._special(),
             continues=np.array(tokenizers.continues_word(tokenizer)),
             seed=seed,
         )
@@ -67,5 +65,12 @@ class MaskedLM(Objective):
         return {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
 
     def summary(self) -> dict[str, float]:
-        held, special = self.text.splits["validation"], self.text.tokenizer.all_special_ids
-        return {"validation/unigram_entropy": unigram_entropy(held, special)}
+        held = self.text.splits["validation"].tokens
+        return {"validation/unigram_entropy": unigram_entropy(held[~self._special()[held]])}
+
+    def _special(self) -> np.ndarray:
+        """(vocabulary,) bool: tokens that are never masked; an unknown word may be."""
+        tokenizer = self.text.tokenizer
+        special = np.zeros(len(tokenizer), dtype=bool)
+        special[[i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]] = True
+        return special

@@ -32,19 +32,27 @@ def warmup_stable_decay(
     decay: Annotated[float, Range(0, 1)] = 0.2,
     floor: Annotated[float, Range(0, 1)] = 0.0,
 ) -> Factor:
-    """Up, then constant, then down over the last `decay` share as 1 - sqrt (Hu et al. 2024; Hägele et al. 2024)."""
+    """Up, then constant, then down over the last `decay` share of all steps as 1 - sqrt (Hu et al. 2024; Hägele et al. 2024)."""
 
-    def shape(progress: float) -> float:
-        left = (progress - (1 - decay)) / decay if decay else 0.0
-        return 1.0 if left <= 0 else floor + (1 - floor) * (1 - math.sqrt(left))
+    falling = min(decay, 1 - _warmup_steps(total, warmup) / total)
 
-    return _warmed(total, warmup, shape)
+    def shape(left: float) -> float:
+        """`left` is the share of all steps that is left."""
+        return floor + (1 - floor) * (1 - math.sqrt(1 - left / falling)) if left < falling else 1.0
+
+    return _warmed(total, warmup, lambda progress: shape((1 - progress) * (1 - _warmup_steps(total, warmup) / total)))
 
 
-def _warmed(total: int, warmup: float, shape: Callable[[float], float]) -> Factor:
+def _warmup_steps(total: int, warmup: float) -> int:
     steps = round(warmup * total) if warmup < 1 else int(warmup)
     if steps > total:
         raise UserError(f"scheduler.warmup={warmup:g}: the run has {total} steps; give fewer, or a share below 1.")
+    return steps
+
+
+def _warmed(total: int, warmup: float, shape: Callable[[float], float]) -> Factor:
+    """Up in a straight line, then `shape` of the progress from 0 to 1 after it."""
+    steps = _warmup_steps(total, warmup)
 
     def factor(step: int) -> float:
         if step < steps:

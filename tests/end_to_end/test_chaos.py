@@ -1,0 +1,142 @@
+"""A run that is killed at any moment, any number of times, ends with the weights of one that was not: bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llm_lightning.training.checkpoints import saved
+
+from ..conftest import QUIET, ROOT, TINY_BERT, TINY_GPT
+from .test_runs import losses, same_weights
+
+KILLS = 8
+PLAIN = ["data=text", "data.document=line", "data.block_size=32", "batch.sequences=4", "trainer.max_steps=48"]
+CASES = {
+    "causal packed": ["task=pretrain", *TINY_GPT, "++model.config.resid_pdrop=0.1", *PLAIN],
+    "masked": ["task=pretrain", "objective=masked_lm", *TINY_BERT, *PLAIN],
+    "classification with workers": [
+        "task=finetune",
+        "data=files",
+        "data.columns.text=body",
+        "data.columns.label=stars",
+        *TINY_BERT,
+        "data.workers=2",
+        "batch.sequences=16",
+        "batch.micro_sequences=6",
+        "trainer.max_epochs=4",
+    ],
+}
+TRAINING = ["trainer.validate_every_steps=7", "checkpoint.every_steps=2", "trainer.log_every_steps=3", "optimizer.lr=3e-3"]
+
+
+class Launched:
+    """A training process, started by the launcher."""
+
+    def __init__(self, launcher: subprocess.Popen[str], arguments: list[str], log: Path) -> None:
+        self.launcher, self.log = launcher, log
+        assert launcher.stdin is not None
+        assert launcher.stdout is not None
+        launcher.stdin.write(json.dumps({"arguments": arguments, "log": str(log)}) + "\n")
+        launcher.stdin.flush()
+        self.process = int(launcher.stdout.readline())
+
+    def kill(self, number: int) -> None:
+        os.killpg(self.process, number)
+
+    def running(self) -> bool:
+        try:
+            return Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    def wait(self) -> int:
+        """The exit code; the negative signal where one killed it."""
+        assert self.launcher.stdout is not None
+        return int(self.launcher.stdout.readline())
+
+
+Launch = Callable[[list[str], Path], Launched]
+
+
+@pytest.fixture(scope="module")
+def launch() -> Iterator[Launch]:
+    command = [sys.executable, "-m", "tests.end_to_end.launcher"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as launcher:
+        yield lambda arguments, folder: Launched(launcher, [*arguments, f"run_dir={folder}"], folder.with_suffix(".log"))
+        launcher.kill()
+
+
+def given(case: str, corpus: Path, reviews: Path, cache: Path) -> list[str]:
+    train = reviews if "classification" in case else corpus
+    return [*QUIET, *CASES[case], *TRAINING, f"data.train={train}", f"cache_dir={cache}"]
+
+
+def until(condition: Callable[[], bool], run: Launched) -> None:
+    """Wait for the condition, or for the end of the run."""
+    while run.running() and not condition():
+        time.sleep(0.001)
+
+
+def wait_for_a_save(states: Path, run: Launched) -> None:
+    reached = saved(states)[-1:]
+    until(lambda: saved(states)[-1:] != reached, run)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_at_any_moment(case: str, launch: Launch, corpus: Path, reviews: Path, cache: Path, tmp_path: Path) -> None:
+    arguments = given(case, corpus, reviews, cache)
+    assert launch(arguments, tmp_path / "whole").wait() == 0
+
+    rng, folder, kills = random.Random(case), tmp_path / "killed", 0
+    for attempt in range(KILLS):
+        run = launch(arguments, folder)
+        wait_for_a_save(folder / "checkpoints", run)
+        if attempt % 2:
+            until(lambda: any((folder / "checkpoints").glob(".step-*.partial")), run)  # in the middle of the next one
+        else:
+            time.sleep(rng.uniform(0, 0.05))
+        run.kill(signal.SIGKILL)
+        kills += run.wait() == -signal.SIGKILL
+    assert kills == KILLS, run.log.read_text()[-2000:]
+    assert launch(arguments, folder).wait() == 0, (tmp_path / "killed.log").read_text()[-3000:]
+
+    assert same_weights(tmp_path / "whole", folder)
+    assert losses(tmp_path / "whole") == losses(folder)
+    whole, killed = (json.loads((place / "summary.json").read_text()) for place in (tmp_path / "whole", folder))
+    assert {**killed["metrics"]} == {**whole["metrics"]}
+    assert killed["tokens_seen"] == whole["tokens_seen"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda s: s.name)
+def test_a_signal_ends_the_run_in_good_order(
+    number: signal.Signals, launch: Launch, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
+) -> None:
+    """It saves at the step it is at, exits with 3 and says how to go on; and what goes on ends where an undisturbed run does."""
+    arguments = [*given("causal packed", corpus, reviews, cache), "checkpoint.every_steps=1000"]  # nothing saves but the signal
+    assert launch(arguments, tmp_path / "whole").wait() == 0
+
+    folder = tmp_path / "stopped"
+    run = launch(arguments, folder)
+    until(lambda: (folder / "metrics.csv").is_file() and "\n3," in (folder / "metrics.csv").read_text(), run)
+    run.kill(number)
+    assert run.wait() == 3, run.log.read_text()[-3000:]
+    said = run.log.read_text()
+    assert f"stopped by {number.name} after step" in said
+    assert f"run_dir={folder}" in said.split("to go on: ")[1]
+    assert "Traceback" not in said
+    assert len(saved(folder / "checkpoints")) == 1
+
+    assert launch(arguments, folder).wait() == 0, run.log.read_text()[-3000:]
+    assert "resume: continuing from" in run.log.read_text()
+    assert same_weights(tmp_path / "whole", folder)
+    assert losses(tmp_path / "whole") == losses(folder)
