@@ -69,9 +69,7 @@ def _worded() -> Iterator[None]:
         if "debug=true" in (argument.lower() for argument in sys.argv[1:]):
             raise
         if isinstance(error, Stopped):
-            launched = (
-                int(os.environ.get("LOCAL_RANK", "0")) > 0
-            )  # whoever launched it takes another code for a crash, and kills all
+            launched = int(os.environ.get("LOCAL_RANK", "0")) > 0  # its launcher takes another code for a crash, and kills all
             print("" if launched else error, file=sys.stderr)
             sys.exit(0 if launched else error.exit_code)
         print(f"\nerror: {explain(error)}", file=sys.stderr)

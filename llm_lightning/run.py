@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,9 @@ def run(config: Config, overrides: list[str], sweep: str | None = None) -> dict[
     if config.task == "check":
         return check(config)
     folder = record.open_folder(config)
-    record.start_log(folder, show=int(os.environ.get("LOCAL_RANK", "0")) == 0)
+    record.start_log(folder)
     try:
-        if (done := record.finished(folder, config)) is not None:
+        if record.is_first() and (done := record.finished(folder, config)) is not None:
             log.info("run: %s is finished already; to train it again, give another run_dir", folder)
             return done
         log.info("run: %s", folder)
@@ -65,8 +64,9 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
 
     identity = record.identity(config) | {"data": text.fingerprint, "total_steps": data.total_steps}
     resume = resume_point(config.resume, folder, identity)
-    record.write_config(folder, config)
-    recover(folder / "hf")
+    if record.is_first():
+        record.write_config(folder, config)
+        recover(folder / "hf")
     monitor = Monitor(config.trainer.log_every_steps, data.total_steps, config.trainer.progress == "bar")
     checkpoints = Checkpoints(
         config.checkpoint,
@@ -129,7 +129,7 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
 def check(config: Config) -> dict[str, Any]:
     """Try everything that could fail later, and leave nothing behind."""
     with record.scratch_folder(config) as folder:
-        record.start_log(folder, show=True)
+        record.start_log(folder)
         try:
             text, objective, data = prepared(config)
             about.describe(config, text, data, built(config, text, objective, data))
@@ -143,14 +143,14 @@ def evaluate(config: Config, overrides: list[str]) -> dict[str, Any]:
     """Repeat a run's evaluation from its weights; the metrics are those of its summary, unless the data was changed."""
     folder = Path(str(config.run)).expanduser()
     config = stored(folder, overrides)
-    record.start_log(folder, show=True)
+    record.start_log(folder)
     log.info("evaluate: %s", folder)
     text, objective, data = prepared(config, tokenizer=tokenizers.load(str(folder / "hf")))
     objective.model = build.reload(folder / "hf", objective.auto_class, config.model.trust_remote_code)
     require_same_labels(objective.model, text.label_names)
     engine = trainer.build(config.trainer, folder, 1, 1, [], [])
     metrics = evaluate_splits(engine, objective, data)[0] | objective.summary()
-    log.info("%s", "\n".join(f"  {name:<32} {value:.6g}" for name, value in metrics.items()))
+    log.info("%s", "\n".join(f"  {name:<32} {value:.9g}" for name, value in metrics.items()))
     record.close()
     return {"metrics": metrics}
 

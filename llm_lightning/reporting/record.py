@@ -41,6 +41,11 @@ RANK_ENVIRONMENT = "LLM_LIGHTNING_RUN_DIR"
 """Tells the processes that Lightning starts for other ranks which folder the run has."""
 
 
+def is_first() -> bool:
+    """Whether this process is the one that others were started from, or the first of those that torchrun started."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
 def open_folder(config: Config) -> Path:
     """The run's folder, made for this run alone unless `run_dir` names one.
 
@@ -113,6 +118,8 @@ def _new_folder(config: Config) -> Path:
 
 
 def write_config(folder: Path, config: Config) -> None:
+    """config.yaml of a run that begins or goes on; a summary from before it is not its own any more."""
+    (folder / "summary.json").unlink(missing_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(config))), encoding="utf-8")
 
 
@@ -124,15 +131,15 @@ def write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
-def start_log(folder: Path, show: bool) -> None:
-    """Messages of the run go to train.log and, where `show`, to the terminal; those marked `file_only` to the file alone."""
+def start_log(folder: Path) -> None:
+    """Messages of the run go to train.log and, from the first process, to the terminal; those marked `file_only` to the file alone."""
     logger = logging.getLogger("llm_lightning")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     file = logging.FileHandler(folder / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(file)
-    if show:
+    if is_first():
         terminal = logging.StreamHandler(sys.stderr)
         terminal.setFormatter(logging.Formatter("%(message)s"))
         terminal.addFilter(lambda record: not getattr(record, "file_only", False))

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llm_lightning.training.checkpoints import saved
 
-from ..conftest import QUIET, ROOT, TINY_BERT, TINY_GPT
+from ..conftest import QUIET, TINY_BERT, TINY_GPT
+from .conftest import Launch, Launched
 from .test_runs import losses, same_weights
 
 KILLS = 8
@@ -37,43 +35,6 @@ CASES = {
     ],
 }
 TRAINING = ["trainer.validate_every_steps=7", "checkpoint.every_steps=2", "trainer.log_every_steps=3", "optimizer.lr=3e-3"]
-
-
-class Launched:
-    """A training process, started by the launcher."""
-
-    def __init__(self, launcher: subprocess.Popen[str], arguments: list[str], log: Path) -> None:
-        self.launcher, self.log = launcher, log
-        assert launcher.stdin is not None
-        assert launcher.stdout is not None
-        launcher.stdin.write(json.dumps({"arguments": arguments, "log": str(log)}) + "\n")
-        launcher.stdin.flush()
-        self.process = int(launcher.stdout.readline())
-
-    def kill(self, number: int) -> None:
-        os.killpg(self.process, number)
-
-    def running(self) -> bool:
-        try:
-            return Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except FileNotFoundError:
-            return False
-
-    def wait(self) -> int:
-        """The exit code; the negative signal where one killed it."""
-        assert self.launcher.stdout is not None
-        return int(self.launcher.stdout.readline())
-
-
-Launch = Callable[[list[str], Path], Launched]
-
-
-@pytest.fixture(scope="module")
-def launch() -> Iterator[Launch]:
-    command = [sys.executable, "-m", "tests.end_to_end.launcher"]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as launcher:
-        yield lambda arguments, folder: Launched(launcher, [*arguments, f"run_dir={folder}"], folder.with_suffix(".log"))
-        launcher.kill()
 
 
 def given(case: str, corpus: Path, reviews: Path, cache: Path) -> list[str]:

@@ -1,48 +1,55 @@
-"""Two processes train what one would: the same losses and the same weights, copied (DDP) or cut up (FSDP2)."""
+"""Several processes train what one would, and score what one would; and a run may go on on another number of them."""
 
 from __future__ import annotations
 
-import os
+import json
 import signal
-import subprocess
-import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from ..conftest import QUIET, ROOT, TINY_BERT, TINY_GPT
+from llm_lightning.training.checkpoints import saved
+
+from ..conftest import QUIET, TINY_BERT, TINY_GPT
+from .conftest import Launch
 from .test_runs import losses
 
 CAUSAL = ["task=pretrain", "data=text", "data.document=line", "data.block_size=32", *TINY_GPT, "batch.sequences=7"]
 CLASSES = ["task=finetune", "data=files", "data.columns.text=body", "data.columns.label=stars", *TINY_BERT, "batch.sequences=7"]
 NO_DROPOUT = "++model.config={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"
+EXACT = ["trainer.precision=32-true", "trainer.log_every_steps=1"]
+TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
 
 
-def train(arguments: list[str], folder: Path) -> None:
-    """In processes of its own; all of them are stopped where they hang."""
-    command = [sys.executable, str(ROOT / "train.py"), *QUIET, *arguments, f"run_dir={folder}"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            said = process.communicate(timeout=240)[1]
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            said = process.communicate()[1]
-    assert process.returncode == 0, said
+def train(launch: Launch, arguments: list[str], folder: Path) -> None:
+    """Start a run and wait for its end; processes that hang are killed."""
+    run = launch([*QUIET, *arguments], folder)
+    watch = threading.Timer(240, run.kill, [signal.SIGKILL])
+    watch.start()
+    code = run.wait()
+    watch.cancel()
+    assert code == 0, run.log.read_text()[-4000:]
+
+
+def tasks(task: str, corpus: Path, reviews: Path, cache: Path) -> list[str]:
+    data = [*CAUSAL, f"data.train={corpus}"] if task == "causal" else [*CLASSES, NO_DROPOUT, f"data.train={reviews}"]
+    return [*data, f"cache_dir={cache}", *EXACT]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("task", ["causal", "classes"])
 def test_two_processes_train_what_one_would(
-    task: str, strategy: str, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
+    task: str, strategy: str, launch: Launch, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
 ) -> None:
-    """Steps of seven sequences in micro-batches of two: unequal numbers of sequences, batches and targets on the two ranks."""
-    data = [*CAUSAL, f"data.train={corpus}"] if task == "causal" else [*CLASSES, NO_DROPOUT, f"data.train={reviews}"]
-    given = [*data, f"cache_dir={cache}", "batch.micro_sequences=2", "trainer.max_steps=6", "trainer.validate_every_steps=3"]
-    given += ["trainer.precision=32-true", "trainer.log_every_steps=1", "optimizer.lr=1e-2"]
-    train(given, tmp_path / "one")
-    train([*given, f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"], tmp_path / "two")
+    """Steps of seven rows in micro-batches of two: unequal numbers of rows, batches and targets on the two ranks."""
+    given = [*tasks(task, corpus, reviews, cache), "batch.micro_sequences=2", "trainer.max_steps=6"]
+    given += ["trainer.validate_every_steps=3", "optimizer.lr=1e-2"]
+    train(launch, given, tmp_path / "one")
+    train(launch, [*given, f"trainer={strategy}", *TWO], tmp_path / "two")
     one, two = ([float(loss) for _, loss in losses(tmp_path / name)] for name in ("one", "two"))
     assert len(one) == 6
     assert two == pytest.approx(one, rel=1e-5)
@@ -50,3 +57,63 @@ def test_two_processes_train_what_one_would(
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(second[name], first[name], atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
+    assert summaries[0]["tokens_seen"] == summaries[1]["tokens_seen"]
+
+
+def gradient(folder: Path) -> list[Tensor]:
+    """The first step's gradient, as AdamW's first moment has it: (1 - beta1) times it."""
+    state = torch.load(saved(folder / "checkpoints")[0], weights_only=True)
+    assert state["global_step"] == 1
+    return [moments["exp_avg"] for moments in state["optimizer_states"][0]["state"].values()]
+
+
+@pytest.mark.parametrize("task", ["causal", "classes"])
+def test_the_gradient_of_a_step_is_that_of_one_big_batch(
+    task: str, launch: Launch, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
+) -> None:
+    """1 x 32, 4 x 8, micro-batches of unequal size under a token bound, and two processes of them: one gradient."""
+    given = [*tasks(task, corpus, reviews, cache), "batch.sequences=32", "trainer.max_steps=1", "trainer.clip_norm=null"]
+    apart = ["data.packing=none"] if task == "causal" else []
+    ragged = [*apart, "batch.length_window=1", "batch.micro_tokens=150"]
+    ways = {
+        "1x32": [],
+        "4x8": ["batch.micro_sequences=8"],
+        "shuffled": [*apart, "batch.length_window=1"],
+        "ragged": ragged,
+        "two processes": [*ragged, "trainer=ddp", *TWO],
+    }
+    for name, changes in ways.items():
+        train(launch, [*given, *changes], tmp_path / name)
+    for name, whole in (("4x8", "1x32"), ("ragged", "shuffled"), ("two processes", "shuffled")):
+        found, expected = (torch.cat([g.flatten() for g in gradient(tmp_path / n)]) for n in (name, whole))
+        assert float((found - expected).norm()) <= 1e-6 * float(expected.norm()), name
+
+
+def test_a_run_goes_on_on_another_number_of_processes(
+    launch: Launch, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
+) -> None:
+    """One process, then two, then one again, against one all the way: the same steps, the same curve to rounding."""
+    given = [*tasks("causal", corpus, reviews, cache), "batch.micro_sequences=2", "trainer.validate_every_steps=3"]
+    given += ["scheduler=wsd", "scheduler.warmup=0", "scheduler.decay=0", "optimizer.lr=1e-2"]  # a rate that no length changes
+    train(launch, [*given, "trainer.max_steps=12"], tmp_path / "one")
+    for steps, devices in ((4, []), (8, ["trainer=ddp", *TWO]), (12, [])):
+        train(launch, [*given, f"trainer.max_steps={steps}", *devices], tmp_path / "elastic")
+    one, elastic = (dict(losses(tmp_path / name)) for name in ("one", "elastic"))
+    assert list(elastic) == list(one) == [str(step) for step in range(1, 13)]
+    assert [float(loss) for loss in elastic.values()] == pytest.approx([float(loss) for loss in one.values()], rel=1e-5)
+    seen = [json.loads((tmp_path / name / "summary.json").read_text())["tokens_seen"] for name in ("one", "elastic")]
+    assert seen[0] == seen[1]
+
+
+def test_scores_are_those_of_one_process_to_the_last_digit(launch: Launch, reviews: Path, cache: Path, tmp_path: Path) -> None:
+    """Also where a rank has no row left: three evaluation batches on two ranks."""
+    given = [*tasks("classes", reviews, reviews, cache), "trainer.max_steps=3", "data.validation_fraction=0.09"]
+    train(launch, given, tmp_path / "run")
+    said = []
+    for name, devices in (("one", []), ("two", ["trainer.strategy=ddp", *TWO])):
+        run = launch(["task=evaluate", f"run={tmp_path / 'run'}", *devices], tmp_path / name)
+        assert run.wait() == 0, run.log.read_text()[-3000:]
+        said.append([line for line in run.log.read_text().splitlines() if line.startswith("  validation/")])
+    assert said[0] == said[1]
+    assert len(said[0]) == 6
