@@ -7,6 +7,7 @@ mistakes.
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ def check(config: Config) -> None:
     """Raise a `UserError` that names every mistake in the config."""
     mistakes = list(_values(config))
     if not mistakes:
-        checks = [_run_to_read] if config.task == "evaluate" else [_groups, _model, _data, _fit, _trainer, _resume]
+        checks = [_groups, _model, _data, _fit, _trainer, _resume]
         mistakes = [mistake for find in checks for mistake in find(config)]
     if mistakes:
         raise UserError("\n".join(mistakes))
@@ -36,6 +37,9 @@ def _values(config: Any, prefix: str = "") -> Iterator[str]:
     for f in fields(config):
         value, key = getattr(config, f.name), f"{prefix}{f.name}"
         rule = f.metadata.get("rule")
+        if value == "":
+            yield f"{key} is empty; leave it out, or give {key}=null."
+            continue
         if is_dataclass(value):
             yield from _values(value, key + ".")
         elif rule is not None and not rule.allows(value):
@@ -112,6 +116,13 @@ def _data(config: Config) -> Iterator[str]:
                     f"data.{key}={getattr(data, key)}: data={data.source} is built in and reads no files; "
                     f"choose data=text or data=files."
                 )
+    if data.delimiter is not None and len(data.delimiter.replace("\\t", "\t")) != 1:
+        yield f"data.delimiter={data.delimiter}: expected one character (a tab is '\\t')."
+    if not (config.model.name_or_path or config.model.init_from):
+        for key in ("n_positions", "max_position_embeddings"):
+            positions = config.model.config.get(key)
+            if isinstance(positions, int) and data.block_size > positions:
+                yield f"data.block_size={data.block_size}: the model has {positions} positions (model.config.{key}); change one of the two."
     if config.batch.micro_tokens is not None and config.batch.micro_tokens < data.block_size:
         yield (
             f"batch.micro_tokens={config.batch.micro_tokens}: a sequence may have data.block_size={data.block_size} tokens "
@@ -155,8 +166,19 @@ def _fit(config: Config) -> Iterator[str]:
             f"model={config.choices.get('model')} is {_article(config.model.family)}, and objective={objective} needs "
             f"{_article(family)}: choose one of {listed(_options('model', f'family: {family}'))}."
         )
+    if config.data.streaming:
+        yield from _streaming(config, str(facts.get("encoding")), objective)
     if facts.get("whole_sequences") and config.data.packing != "none":
         yield f"data.packing={config.data.packing}: objective={objective} works on whole texts; use data.packing=none."
+
+
+def _streaming(config: Config, encoding: str, objective: str) -> Iterator[str]:
+    if encoding != "stream" or config.data.packing != "best_fit":
+        yield f"data.streaming=true: needs objective=causal_lm and data.packing=best_fit; {objective} and {config.data.packing} found."
+    if config.data.source not in ("text", "files", "hub"):
+        yield f"data.streaming=true: data={config.data.source} is built in and small; choose data=text, files or hub."
+    if config.trainer.max_steps is None:
+        yield "trainer.max_steps is not set: a stream has no known end, so data.streaming=true needs it."
 
 
 def _options(group: str, text: str) -> list[str]:
@@ -170,6 +192,10 @@ def _article(family: str) -> str:
 
 def _trainer(config: Config) -> Iterator[str]:
     trainer = config.trainer
+    if trainer.num_nodes > 1 and not {"RANK", "SLURM_PROCID"} & set(os.environ):
+        yield f"trainer.num_nodes={trainer.num_nodes}: start it on every node with torchrun or SLURM's srun, or it waits for ever."
+    if trainer.accelerator == "cpu" and isinstance(trainer.devices, int) and trainer.devices > max(8, os.cpu_count() or 1):
+        yield f"trainer.devices={trainer.devices}: this machine has {os.cpu_count()} cores."
     if trainer.max_steps is None and trainer.max_epochs is None:
         yield "trainer.max_steps and trainer.max_epochs are both null: set one, or training would never end."
     if not (trainer.devices == "auto" or (signatures.mismatch(trainer.devices, int) is None and trainer.devices > 0)):
@@ -180,14 +206,7 @@ def _resume(config: Config) -> Iterator[str]:
     if config.resume not in ("auto", "never") and not Path(config.resume).expanduser().is_file():
         hint = nearest(config.resume, ["auto", "never"])
         yield f"resume={config.resume}: expected auto, never, or a checkpoint file that exists.{hint}"
+    if config.run is not None:
+        yield f"run={config.run}: only task=evaluate reads a run; to start from its weights, give model.init_from={config.run}."
     if config.run_dir is not None and Path(config.run_dir).expanduser().is_file():
         yield f"run_dir={config.run_dir}: this is a file; give a folder."
-
-
-def _run_to_read(config: Config) -> Iterator[str]:
-    if config.run is None:
-        yield f"run is not set: task={config.task} needs run=<run folder>."
-    elif not (Path(config.run).expanduser() / "config.yaml").is_file():
-        yield f"run={config.run}: not a run folder (it has no config.yaml)."
-    elif not (Path(config.run).expanduser() / "hf" / "config.json").is_file():
-        yield f"run={config.run}: the run has no weights yet (no hf/config.json); finish it with the same command and resume=auto."

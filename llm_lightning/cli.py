@@ -9,6 +9,7 @@ import contextlib
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llm_lightning import checks, config
 from llm_lightning.config import CONF
 from llm_lightning.errors import RunError, Stopped, UserError, listed, nearest
+from llm_lightning.stored import stored
 
 
 def main() -> None:
@@ -49,15 +51,19 @@ def _unless_pretrained(fresh: float, pretrained: float, *, _root_: DictConfig) -
 def _job(node: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     with _worded():  # here too, or Hydra prints its own line before ours
-        chosen = compose(node, dict(hydra_config.runtime.choices))
-        checks.check(chosen)
+        overrides = list(hydra_config.overrides.task)
+        if node.task == "evaluate":
+            chosen = stored(node.run, overrides)
+        else:
+            chosen = compose(node, dict(hydra_config.runtime.choices))
+            checks.check(chosen)
         sweep = None
         if hydra_config.mode is RunMode.MULTIRUN:
             sweep = Path(hydra_config.sweep.dir).name
             chosen = replace(chosen, run_dir=str(Path(hydra_config.sweep.dir) / hydra_config.sweep.subdir))
         from llm_lightning.run import run  # torch and its friends: only once the config is known to be good
 
-        run(chosen, list(hydra_config.overrides.task), sweep)
+        run(chosen, sweep)
 
 
 @contextlib.contextmanager
@@ -65,15 +71,26 @@ def _worded() -> Iterator[None]:
     """Turn the user's mistakes, and what else ends a run for a known reason, into one message; debug=true keeps the traceback."""
     try:
         yield
-    except (RunError, HydraException, OmegaConfBaseException) as error:
-        if "debug=true" in (argument.lower() for argument in sys.argv[1:]):
+    except KeyboardInterrupt:
+        print("\nstopped before training began: nothing is lost, and nothing was saved", file=sys.stderr)
+        sys.exit(RunError.exit_code)
+    except Exception as error:
+        if not isinstance(error, RunError | HydraException | OmegaConfBaseException) and not _from_hydra(error):
             raise
+        if "debug=true" in (argument.lower() for argument in sys.argv[1:]):
+            traceback.print_exc()
         if isinstance(error, Stopped):
             launched = int(os.environ.get("LOCAL_RANK", "0")) > 0  # its launcher takes another code for a crash, and kills all
             print("" if launched else error, file=sys.stderr)
             sys.exit(0 if launched else error.exit_code)
         print(f"\nerror: {explain(error)}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, RunError) else UserError.exit_code)
+
+
+def _from_hydra(error: Exception) -> bool:
+    """Whether Hydra raised it over the command line; it has plain ValueErrors among its refusals."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(part in frames[-1].filename.replace(os.sep, "/") for part in ("/hydra/", "/omegaconf/")) if frames else False
 
 
 def load(overrides: list[str]) -> config.Config:
@@ -88,6 +105,8 @@ def load(overrides: list[str]) -> config.Config:
         choices = dict(node.hydra.runtime.choices)
         OmegaConf.set_struct(node, False)
         del node["hydra"]
+        if node.task == "evaluate":
+            return stored(node.run, overrides)
         chosen = compose(node, choices)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
@@ -111,7 +130,9 @@ def explain(error: Exception) -> str:
         options = listed(error.options, 40)
         return f"{group}={option}: there is no such option; {group} can be {options}.{nearest(option, error.options)}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: this is not key=value; quote values with spaces or special characters, as in 'key=\"a b.csv\"'."
+        key, equals, value = str(error.override).partition("=")
+        quoted = f"\"{key}='{value}'\"" if equals else "key=value, or group=option"
+        return f"{error.override}: this cannot be read; values with spaces or special characters need quotes: {quoted}."
     if isinstance(error, ConfigCompositionException) and str(error).startswith("Could not override"):
         key = str(getattr(cause, "full_key", None) or str(error).split("'")[1])
         return _unknown_key(key)

@@ -74,6 +74,8 @@ class DataConfig:
     packing: str = bounded("none", Choice("none", "best_fit", "concat"))
     """`none`: a document is a row; `best_fit`: documents share rows of `block_size` and do not see each other; `concat`: one stream
     of documents cut to blocks, attention reaches across. Longer documents than a block are cut in any case."""
+    streaming: bool = False
+    """Read, tokenise and pack while training, for text larger than the disk (causal_lm with packing=best_fit)."""
     share: float = bounded(1.0, Range(0, 1, open_low=True))
     """Fraction of the built-in corpus that is used."""
     per_class: int | None = bounded(None, POSITIVE)

@@ -15,7 +15,7 @@ from llm_lightning.config import Config, plain
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text, prepare
 from llm_lightning.errors import Stopped, UserError
-from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels, stored
+from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
 from llm_lightning.inference.export import export, recover
 from llm_lightning.models import build
 from llm_lightning.objectives.base import Objective
@@ -29,11 +29,11 @@ from llm_lightning.training.signals import StopOnSignal
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, overrides: list[str], sweep: str | None = None) -> dict[str, Any]:
+def run(config: Config, sweep: str | None = None) -> dict[str, Any]:
     """Do what `config.task` says; returns the run's summary. `sweep` names the sweep that the run is a job of."""
     trainer.quiet_libraries()
     if config.task == "evaluate":
-        return evaluate(config, overrides)
+        return evaluate(config)
     if config.task == "check":
         return check(config)
     folder = record.open_folder(config)
@@ -72,9 +72,9 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
         config.checkpoint,
         folder,
         identity,
+        data,
         monitor,
         export=lambda: export(model, text.tokenizer, folder / "hf"),
-        validate_every=data.validate_every,
         patience=config.callbacks.patience,
     )
     stop = StopOnSignal(checkpoints.save, f"to go on: {record.command(config, folder)}")
@@ -139,10 +139,9 @@ def check(config: Config) -> dict[str, Any]:
             record.close()
 
 
-def evaluate(config: Config, overrides: list[str]) -> dict[str, Any]:
+def evaluate(config: Config) -> dict[str, Any]:
     """Repeat a run's evaluation from its weights; the metrics are those of its summary, unless the data was changed."""
     folder = Path(str(config.run)).expanduser()
-    config = stored(folder, overrides)
     record.start_log(folder)
     log.info("evaluate: %s", folder)
     text, objective, data = prepared(config, tokenizer=tokenizers.load(str(folder / "hf")))
@@ -151,6 +150,8 @@ def evaluate(config: Config, overrides: list[str]) -> dict[str, Any]:
     engine = trainer.build(config.trainer, folder, 1, 1, [], [])
     metrics = evaluate_splits(engine, objective, data)[0] | objective.summary()
     log.info("%s", "\n".join(f"  {name:<32} {value:.9g}" for name, value in metrics.items()))
+    if record.is_first():
+        record.write_json(folder / "evaluate.json", {"metrics": metrics, "config": plain(config), "versions": record.versions()})
     record.close()
     return {"metrics": metrics}
 

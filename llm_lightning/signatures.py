@@ -8,6 +8,7 @@ positional. Parsing costs a millisecond; importing the module would cost the sec
 from __future__ import annotations
 
 import ast
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Range:
     def allows(self, value: Any) -> bool:
         if value is None:
             return True
+        if not math.isfinite(value):
+            return False
         above = self.low is None or (value > self.low if self.open or self.open_low else value >= self.low)
         below = self.high is None or (value < self.high if self.open or self.open_high else value <= self.high)
         return above and below
@@ -125,11 +128,12 @@ def mismatch(value: Any, kind: Any) -> str | None:
     if origin is tuple and ... not in arguments:
         fits = isinstance(value, list | tuple) and len(value) == len(arguments)
         wrong = next((w for item, k in zip(value, arguments, strict=False) if (w := mismatch(item, k))), None) if fits else None
-        return f"a list of {len(arguments)} values" if not fits else wrong and f"each to be {wrong}"
+        return f"a list of {len(arguments)} values" if not fits else wrong and f"a list, each {wrong}"
     if origin in (list, tuple):
         items = arguments[0] if arguments else Any
-        fits = isinstance(value, list | tuple) and all(mismatch(item, items) is None for item in value)
-        return None if fits else f"a list of {_name(items)}"
+        wrongs = [mismatch(item, items) for item in value] if isinstance(value, list | tuple) else [mismatch("", items)]
+        wrong = next((w for w in wrongs if w), None)
+        return None if wrong is None and isinstance(value, list | tuple) else f"a list, each {wrong or 'of any kind'}"
     if kind is float:
         return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
     if kind is int:

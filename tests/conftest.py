@@ -40,7 +40,7 @@ def run(cache: Path) -> Runner:
         from llm_lightning.cli import load
         from llm_lightning.run import run
 
-        return run(load([*QUIET, f"cache_dir={cache}", *overrides]), list(overrides))
+        return run(load([*QUIET, f"cache_dir={cache}", *overrides]))
 
     return start
 

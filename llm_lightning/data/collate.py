@@ -67,6 +67,23 @@ class Step:
     positions: int
     """Positions computed, with padding."""
     sequences: int
+    reader: tuple[int, dict[str, Any]] | None = None
+    """Of streamed data: which reader made it, and that reader's state after it."""
+
+
+def as_step(batches: list[MicroBatch], step: int, epoch: float, reader: tuple[int, dict[str, Any]] | None = None) -> Step:
+    """The rank's part of a step from its micro-batches; blank ones count for nothing."""
+    real = [batch for batch in batches if not batch.blank]
+    return Step(
+        micro_batches=batches,
+        step=step,
+        epoch=epoch,
+        targets=sum(map(count_targets, real)),
+        tokens=sum(int(b.attention_mask.sum()) for b in real),
+        positions=sum(b.input_ids.numel() for b in real),
+        sequences=sum(len(b.indices) for b in real),
+        reader=reader,
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ class Collator:
     token_types: bool = False
     """Whether the model's tokenizer tells the texts of a pair apart by token types."""
 
-    def __call__(self, data: Encoded, rows: Sequence[Row], epoch: int) -> MicroBatch:
+    def __call__(self, data: Any, rows: Sequence[Row], epoch: int) -> MicroBatch:
         pairs = [[self._pair(data, int(i), epoch) for i in row] for row in rows]
         longest = max(sum(len(inputs) for inputs, _ in row) for row in pairs)
         shape = (len(pairs), longest)
@@ -113,7 +130,7 @@ class Collator:
             segments=torch.from_numpy(segments) if self.packed else None,
         )
 
-    def _pair(self, data: Encoded, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def _pair(self, data: Any, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
         """(inputs, token targets) of a sequence, both (time,)."""
         tokens = data[index].astype(np.int64)
         if self.encoding == "stream":
@@ -144,15 +161,8 @@ class TrainingSteps(Dataset[Step]):
         parts = [cut(rows, self.plan.lengths, self.spec, rank, self.world) for rank in range(self.world)]
         batches = [self.collator(self.data, part, epoch) for part in parts[self.rank]]
         blanks = max(map(len, parts)) - len(batches)
-        return Step(
-            micro_batches=batches + [replace(self.collator(self.data, rows[:1], epoch), blank=True) for _ in range(blanks)],
-            step=step,
-            epoch=epoch + (inside + 1) / len(schedule),
-            targets=sum(map(count_targets, batches)),
-            tokens=sum(int(b.attention_mask.sum()) for b in batches),
-            positions=sum(b.input_ids.numel() for b in batches),
-            sequences=sum(len(b.indices) for b in batches),
-        )
+        batches += [replace(self.collator(self.data, rows[:1], epoch), blank=True) for _ in range(blanks)]
+        return as_step(batches, step, epoch + (inside + 1) / len(schedule))
 
 
 class EvaluationBatches(Dataset[MicroBatch]):

@@ -14,6 +14,7 @@ The three encodings, named by the objective:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -84,19 +85,40 @@ class Encoded:
 def encode(
     rows: Rows, data: DataConfig, tokenizer: Any, encoding: str, labels: Labels | None, cache_dir: Path, split: str
 ) -> Encoded:
-    """The encoded split, from the cache where the same data, tokenizer and settings were encoded before."""
+    """The encoded split, from the cache where the same data, tokenizer and settings were encoded before.
+
+    Written into a folder of its own, then renamed: a killed run leaves no half-written cache.
+    """
     one_stream = encoding == "stream" and data.packing == "concat"
     settings = (data.columns, data.block_size, one_stream, data.on_bad_row, labels, encoding)
     identity = f"{FORMAT} {rows.fingerprint} {tokenizers.identity(tokenizer)} {settings}"
     folder = cache_dir / "encoded" / xxhash.xxh3_128(identity.encode()).hexdigest()
-    if not (folder / "facts.json").is_file():
+    if not _whole(folder):
         log.info("encoding %s: %s rows", split, f"{len(rows):,}")
-        _write(rows, data, Encoder(tokenizer, encoding, data.block_size, one_stream), labels, folder)
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+        try:
+            _write(rows, data, Encoder(tokenizer, encoding, data.block_size, one_stream), labels, partial)
+            with contextlib.suppress(OSError):  # another process was quicker; its result is the same
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     encoded = _open(folder, data.block_size, encoding, one_stream)
     _announce(encoded.facts, split, data)
     if len(encoded) == 0:
         raise UserError(f"{split}: no usable row is left of {len(rows)}.")
     return encoded
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the cache holds the split; a folder that cannot be read is made anew."""
+    try:
+        json.loads((folder / "facts.json").read_text())
+        return True
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        shutil.rmtree(folder)
+        return False
 
 
 class Encoder:
@@ -114,18 +136,18 @@ class Encoder:
         self.start, self.end = start, end
         self.before, self.after = [t for t in (first,) if t is not None], [t for t in (last,) if t is not None]
 
-    def __call__(self, batch: list[Example], bad: BadRows) -> Sequences:
-        """The sequences of a batch of examples; an example without any token goes to `bad`."""
+    def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
+        """The sequences of a batch of examples; an example without any token goes to `bad`, or, in a stream, is passed over."""
         return self._texts(batch, bad) if self.encoding == "texts" else self._documents(batch, bad)
 
-    def _documents(self, batch: list[Example], bad: BadRows) -> Sequences:
+    def _documents(self, batch: list[Example], bad: BadRows | None) -> Sequences:
         found = Sequences([], [], [])
         for example, ids in zip(batch, self.tokenize([e.text for e in batch]), strict=True):
             if ids:
                 found.tokens.extend(self._pieces(example, ids))
                 found.examples.append(example)
                 self._last = ids[-1]
-            else:
+            elif bad is not None:
                 bad.add(example.row, NO_TOKEN)
         return found
 
@@ -146,7 +168,8 @@ class Encoder:
             document = [self._last if example.continues else self.start, *ids, *close]
             yield from (document[i : i + self.block_size + 1] for i in range(0, len(document) - 1, self.block_size))
 
-    def _texts(self, batch: list[Example], bad: BadRows) -> Sequences:
+    def _texts(self, batch: list[Example], bad: BadRows | None) -> Sequences:
+        assert bad is not None
         paired = batch[0].text_pair is not None
         pairs = [e.text_pair for e in batch] if paired else None
         encoded = self.tokenizer([e.text for e in batch], pairs, truncation=True, max_length=self.block_size)
@@ -179,15 +202,12 @@ def _second(parts: list[int | None]) -> int:
 
 
 def _write(rows: Rows, data: DataConfig, encoder: Encoder, labels: Labels | None, folder: Path) -> None:
-    """Encode into a temporary folder, then rename: a killed run leaves no half-written cache."""
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    folder.mkdir(parents=True)
     kind = np.uint16 if len(encoder.tokenizer) <= 1 << 16 else np.uint32
     bad, count, size = BadRows(rows, data), 0, 0
     lengths: list[np.ndarray] = []
     extra: dict[str, list[int]] = {"labels": [], "second": []}
-    with (partial / "tokens.bin").open("wb") as file:
+    with (folder / "tokens.bin").open("wb") as file:
         for batch in _batches(examples.read(rows, data, labels, bad)):
             found = encoder(batch, bad)
             np.fromiter(chain.from_iterable(found.tokens), dtype=kind).tofile(file)
@@ -196,16 +216,12 @@ def _write(rows: Rows, data: DataConfig, encoder: Encoder, labels: Labels | None
             extra["labels"].extend(e.label for e in found.examples if e.label is not None)
             count += sum(not e.continues for e in found.examples)
             size += sum(len(e.text.encode()) + len((e.text_pair or "").encode()) for e in found.examples)
-    np.save(partial / "lengths.npy", np.concatenate(lengths) if lengths else np.empty(0, np.int32))
+    np.save(folder / "lengths.npy", np.concatenate(lengths) if lengths else np.empty(0, np.int32))
     for name, values in extra.items():
         if values:
-            np.save(partial / f"{name}.npy", np.array(values))
+            np.save(folder / f"{name}.npy", np.array(values))
     facts = Facts(count, size, encoder.truncated, bad.count, bad.first)
-    (partial / "facts.json").write_text(json.dumps(asdict(facts) | {"dtype": kind.__name__}))
-    try:
-        partial.rename(folder)
-    except OSError:  # another process was quicker; its result is the same
-        shutil.rmtree(partial)
+    (folder / "facts.json").write_text(json.dumps(asdict(facts) | {"dtype": kind.__name__}))
 
 
 def _batches(stream: Iterator[Example]) -> Iterator[list[Example]]:

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.rows import Rows
+from llm_lightning.data.rows import PROBLEM, Rows
 from llm_lightning.errors import UserError, listed
 
 
@@ -57,6 +57,7 @@ def find(data: DataConfig, train: Rows) -> Labels:
     found = {canonical(value) for value in train.table.unique(column)} - {""}
     values = tuple(sorted(found, key=_by_value))
     if len(values) < 2:
+        _raise_first_problem(train)
         what = f"only the label '{values[0]}'" if values else "no label"
         raise UserError(f"{train.where(0)}: column '{column}' of train has {what}; classification needs at least two classes.")
     if data.labels is None and len(values) > max(10, len(train) // 2):
@@ -74,6 +75,14 @@ def find(data: DataConfig, train: Rows) -> Labels:
             f"and column '{column}' has {len(values)} ({listed(values)})."
         )
     return Labels(names=tuple(data.labels), values=values)
+
+
+def _raise_first_problem(train: Rows) -> None:
+    """Malformed rows may be why there are no labels."""
+    problems = train.table[PROBLEM] if PROBLEM in train.table.column_names else []
+    for row, problem in enumerate(problems):
+        if problem is not None:
+            raise UserError(f"{train.where(row)}: {problem}; without such rows there are not two classes.")
 
 
 def _by_value(value: str) -> tuple[int, float, str]:

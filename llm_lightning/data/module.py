@@ -7,17 +7,21 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import lightning
+import torch
 from torch.utils.data import DataLoader
 
 from llm_lightning.config import Config, cache_folder
 from llm_lightning.data import encode, labels, splits, tokenizers
 from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, Step, TrainingSteps
-from llm_lightning.data.encode import Encoded
+from llm_lightning.data.encode import Encoded, Encoder
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.plan import Plan, evaluation, most_rows
 from llm_lightning.data.rows import Rows, require_columns
+from llm_lightning.data.streaming import Stream, StreamedSteps, opened
+from llm_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +34,8 @@ class Text:
     tokenizer: Any
     labels: Labels | None
     encoding: str
+    stream: Stream | None = None
+    """The training text where it is streamed; `train` of the splits is then a sample from its front."""
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
@@ -42,7 +48,11 @@ class Text:
 
 def prepare(config: Config, encoding: str, labelled: bool, tokenizer: Any | None) -> Text:
     """Read, validate and encode every split; where `tokenizer` is None one is trained on train."""
+    datasets.disable_progress_bars()  # they say nothing of ours
     data, cache = config.data, cache_folder(config)
+    if data.streaming:
+        stream, rows = opened(data)
+        return _encoded(config, rows, encoding, None, tokenizer, stream)
     source = importlib.import_module(f"llm_lightning.data.sources.{data.source}")
     loaded = source.load(data, cache)
     for split, part in loaded.items():
@@ -53,11 +63,18 @@ def prepare(config: Config, encoding: str, labelled: bool, tokenizer: Any | None
         rows = {
             split: part for split, part in rows.items() if split == "train" or _is_labelled(part, str(data.columns.label), split)
         }
+    return _encoded(config, rows, encoding, found, tokenizer, None)
+
+
+def _encoded(
+    config: Config, rows: dict[str, Rows], encoding: str, found: Labels | None, tokenizer: Any | None, stream: Stream | None
+) -> Text:
+    data, cache = config.data, cache_folder(config)
     if tokenizer is None:
         columns = [column for column in (data.columns.text, data.columns.text_pair) if column is not None]
         tokenizer = tokenizers.train(config.model.tokenizer, rows["train"], columns, cache)
     encoded = {split: encode.encode(part, data, tokenizer, encoding, found, cache, split) for split, part in rows.items()}
-    return Text(splits=encoded, tokenizer=tokenizer, labels=found, encoding=encoding)
+    return Text(splits=encoded, tokenizer=tokenizer, labels=found, encoding=encoding, stream=stream)
 
 
 def _is_labelled(rows: Rows, column: str, split: str) -> bool:
@@ -79,18 +96,23 @@ class DataModule(lightning.LightningDataModule):
         types = "token_type_ids" in text.tokenizer.model_input_names
         self.collator = Collator(text.encoding, text.tokenizer.pad_token_id or 0, masking, packed=packed, token_types=types)
         self.plan = Plan(text.splits["train"].inputs, config.batch, config.seed, self.row_size)
+        self._readers: dict[int, dict[str, Any]] = {}
         self.total_steps = self._total_steps()
         """Optimizer steps of the run, known before it starts: Lightning is never asked (it would drop the position on resume)."""
 
     def _total_steps(self) -> int:
         trainer = self.config.trainer
+        if self.text.stream is not None:
+            assert trainer.max_steps is not None
+            return trainer.max_steps
         limits = [trainer.max_steps, None if trainer.max_epochs is None else self.plan.steps(trainer.max_epochs)]
         return min(limit for limit in limits if limit is not None)
 
     @property
     def validate_every(self) -> int:
         """Steps between validations."""
-        return min(self.config.trainer.validate_every_steps or len(self.plan.epoch(0)), self.total_steps)
+        epoch = len(self.plan.epoch(0)) if self.text.stream is None else self.total_steps
+        return min(self.config.trainer.validate_every_steps or epoch, self.total_steps)
 
     @property
     def longest_input(self) -> int:
@@ -99,16 +121,47 @@ class DataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Step]:
         assert self.trainer is not None
-        steps = TrainingSteps(
-            self.text.splits["train"],
-            self.plan,
-            self.config.batch,
-            self.collator,
-            self.total_steps,
-            self.trainer.global_rank,
-            self.trainer.world_size,
+        start, rank, world = self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size
+        if self.text.stream is not None:
+            return self._loader(self._streamed(self.text.stream, start, rank, world))
+        steps = TrainingSteps(self.text.splits["train"], self.plan, self.config.batch, self.collator, self.total_steps, rank, world)
+        return self._loader(steps, sampler=FromStep(start, self.total_steps))
+
+    def _streamed(self, stream: Stream, start: int, rank: int, world: int) -> StreamedSteps:
+        readers = world * max(self.config.data.workers, 1)
+        if self._readers and len(self._readers) != readers:
+            raise UserError(
+                f"data.streaming: the state was saved by {len(self._readers)} readers (devices × data.workers), and there are "
+                f"{readers} now; go on with as many."
+            )
+        block, spec = self.config.data.block_size, self.config.batch
+        encoder = Encoder(self.text.tokenizer, self.text.encoding, block, one_stream=False)
+        return StreamedSteps(
+            stream, encoder, self.collator, block, spec, self.config.seed, start, self.total_steps, rank, world, self._readers
         )
-        return self._loader(steps, sampler=FromStep(self.trainer.global_step, self.total_steps))
+
+    # ---- the state of streamed data; the plan needs none ----
+
+    def consumed(self, step: Step) -> None:
+        """Note where the reader of a step is after it."""
+        if step.reader is not None:
+            index, state = step.reader
+            self._readers[index] = state
+
+    def gather(self) -> None:
+        """Every rank's readers on every rank, before a state is saved."""
+        assert self.trainer is not None
+        if self.text.stream is not None and self.trainer.world_size > 1:
+            parts: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, self._readers)
+            workers = max(self.config.data.workers, 1)
+            self._readers = {i: s for rank, part in enumerate(parts) for i, s in part.items() if i // workers == rank}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"readers": self._readers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._readers = state["readers"]
 
     def evaluation_loader(self, split: str, rank: int = 0, world: int = 1) -> DataLoader[MicroBatch]:
         return self._loader(self.evaluation_batches(split, rank, world))

@@ -12,6 +12,8 @@ from llm_lightning.checks import SPLITS, located
 from llm_lightning.config import DataConfig
 from llm_lightning.errors import UserError, listed
 
+FORMAT = 2  # of the rows that are kept under such a hash
+
 
 def split_files(data: DataConfig, endings: Iterable[str]) -> dict[str, list[Path]]:
     """Files of each split: those the config names, else those of data.dir that are named after the split.
@@ -56,7 +58,7 @@ def _expand(path: Path, split: str, endings: tuple[str, ...]) -> list[Path]:
 
 def content_hash(paths: Iterable[Path], *settings: object) -> str:
     """Identity of the files' bytes and of the settings they are read with; the files' names and places do not count."""
-    digest = xxhash.xxh3_128(repr(settings).encode())
+    digest = xxhash.xxh3_128(repr((FORMAT, *settings)).encode())
     for path in paths:
         with path.open("rb") as file:
             while block := file.read(1 << 20):

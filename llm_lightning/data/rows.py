@@ -57,6 +57,10 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
     present = [name for name in present if name not in (LINE, PROBLEM, CONTINUES)]
     for key, column in vars(data.columns).items():
         if column is not None and column not in present:
+            if len(present) == 1 and (separator := next((s for s in ";\t|" if s in present[0]), None)):
+                raise UserError(
+                    f'{place}: the first line is one column ({present[0]!r}): the separator is another, "data.delimiter={separator!r}".'
+                )
             raise UserError(
                 f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}."
                 f"{nearest(column, present)}"

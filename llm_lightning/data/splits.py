@@ -30,7 +30,11 @@ def with_validation(splits: dict[str, Rows], data: DataConfig) -> dict[str, Rows
     for _, members in sorted(groups.items()):
         held.extend(rng.permutation(members)[: round(len(members) * data.validation_fraction)].tolist())
     if not held:
-        raise UserError(f"train has {len(train)} rows: too few to cut a validation split from; give data.validation=<file>.")
+        kinds = f" with {len(groups)} different labels" if data.columns.label is not None else ""
+        raise UserError(
+            f"train has {len(train)} rows{kinds}: too few to cut {data.validation_fraction:g} of them off as validation; give "
+            f"data.validation=<file>, or a larger data.validation_fraction."
+        )
     chosen = set(held)
     kept = [index for index in range(len(train)) if index not in chosen]
     parts = {"train": _part(train, kept, "kept", data), "validation": _part(train, sorted(held), "held", data)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,23 +22,10 @@ def generated(
     try:
         if next(rows(**arguments), None) is None:  # from_generator fails on this
             return datasets.Dataset.from_dict({name: [] for name in types}, features)
-        with quiet_datasets():
-            return datasets.Dataset.from_generator(
-                rows, features=features, cache_dir=str(folder), gen_kwargs=arguments, fingerprint=identity
-            )
+        return datasets.Dataset.from_generator(
+            rows, features=features, cache_dir=str(folder), gen_kwargs=arguments, fingerprint=identity
+        )
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
-
-
-@contextlib.contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """No progress bars of `datasets` inside: reading a table is quick, and its bars say nothing of ours."""
-    shown = datasets.utils.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

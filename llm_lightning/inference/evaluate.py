@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning
-from omegaconf import OmegaConf
 from transformers import PreTrainedModel
 
-from llm_lightning import checks
-from llm_lightning.config import Config, schema, typed
 from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError, listed
 from llm_lightning.objectives.base import Objective
-
-CHANGEABLE = ("data.", "batch.", "trainer.", "cache_dir", "debug")
-"""What may be changed for an evaluation: other files, other batch sizes, other hardware."""
-
-
-def stored(folder: Path, overrides: list[str]) -> Config:
-    """The config that a run was started with, and what the command line changes of it.
-
-    Raises UserError for an override that an evaluation cannot follow.
-    """
-    node = OmegaConf.merge(schema(), OmegaConf.load(folder / "config.yaml"))
-    changes = [change for change in overrides if not change.startswith(("task=", "run="))]
-    for change in changes:
-        if not change.startswith(CHANGEABLE):
-            raise UserError(f"{change}: task=evaluate takes everything but data, batch and trainer from the run; leave this out.")
-    node.merge_with_dotlist(changes)
-    config = typed(node)  # type: ignore[arg-type]
-    checks.check(config)
-    return config
 
 
 def require_same_labels(model: PreTrainedModel, names: tuple[str, ...] | None) -> None:

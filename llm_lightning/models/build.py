@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 
 from llm_lightning.config import ModelConfig
@@ -57,7 +58,7 @@ def build(
     if origin is None:
         try:
             return auto.from_config(model_config)
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"model.config: {str(error).splitlines()[0]}.") from error
     with quiet_transformers():
         try:
@@ -69,7 +70,7 @@ def build(
                 ignore_mismatched_sizes=True,  # a head for other labels is a new head
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(tokenizers.unreachable(origin, error)) from error
     _check_weights(model, info, origin)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -83,7 +84,10 @@ def build(
 def reload(folder: Path, auto_class: str, trust_remote_code: bool) -> PreTrainedModel:
     """The model as it was exported to a folder."""
     with quiet_transformers():
-        return getattr(transformers, auto_class).from_pretrained(folder, dtype="float32", trust_remote_code=trust_remote_code)
+        try:
+            return getattr(transformers, auto_class).from_pretrained(folder, dtype="float32", trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{folder}: the weights cannot be loaded ({str(error).splitlines()[0]}).") from error
 
 
 def _loaded_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -> Any:
@@ -114,6 +118,8 @@ def _new_config(config: ModelConfig, tokenizer: Any, settings: dict[str, Any]) -
         raise UserError(f"model.architecture={architecture}: transformers has no such model type.{hint}")
     known = AutoConfig.for_model(architecture)
     for key in config.config:
+        if key == "vocab_size":
+            raise UserError("model.config.vocab_size: the tokenizer says how many there are; set model.tokenizer.vocab_size.")
         if not hasattr(known, key):
             names = [*known.to_dict(), *known.attribute_map]
             raise UserError(f"model.config.{key}: {config.architecture} has no such setting.{nearest(key, names)}")

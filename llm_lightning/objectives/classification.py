@@ -39,8 +39,8 @@ class Classification(Objective):
         self,
         text: Text,
         *,
-        label_smoothing: Annotated[float, Range(0, 1)] = 0.0,
-        class_weights: Literal["none", "balanced"] | list[float] = "none",
+        label_smoothing: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
+        class_weights: Literal["none", "balanced"] | list[Annotated[float, Range(0)]] = "none",
     ) -> None:
         """`class_weights=balanced` weighs a class by the inverse of its share of train; a list gives the weights in label order."""
         super().__init__(text)

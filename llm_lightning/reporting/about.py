@@ -17,9 +17,11 @@ log = logging.getLogger(__name__)
 def describe(config: Config, text: Text, data: DataModule, model: PreTrainedModel) -> dict[str, Any]:
     """Say what the run is about to do; returns what of it belongs into the summary."""
     parameters = sum(p.numel() for p in model.parameters())
-    rows = {split: part.facts.rows for split, part in text.splits.items()}
-    tokens = {split: int(part.lengths.sum()) for split, part in text.splits.items()}
-    sizes = " · ".join(f"{split} {rows[split]:,} rows, {tokens[split]:,} tokens" for split in rows)
+    known = {split: part for split, part in text.splits.items() if split != "train" or text.stream is None}
+    rows = {split: part.facts.rows for split, part in known.items()}
+    tokens = {split: int(part.lengths.sum()) for split, part in known.items()}
+    sizes = " · ".join(f"{split} {rows[split]:,} rows, {tokens[split]:,} tokens" for split in known)
+    sizes = sizes if text.stream is None else f"train streamed · {sizes}"
     name, source = config.choices.get("data", config.data.source), build.checkpoint(config.model)
     log.info("data: %s · %s", name, sizes)
     log.info(
@@ -33,11 +35,13 @@ def describe(config: Config, text: Text, data: DataModule, model: PreTrainedMode
         f"{parameters / 1e6:.1f}M",
         f"from {source}" if source else "from scratch",
     )
+    wanted = config.trainer.max_steps
+    sooner = f", trainer.max_epochs comes before trainer.max_steps={wanted}" if wanted and data.total_steps < wanted else ""
     epochs = data.total_steps / len(data.plan.epoch(0))
     log.info(
-        "plan: %s optimizer steps (%.2f epochs), validation every %s",
+        "plan: %s optimizer steps%s, validation every %s",
         f"{data.total_steps:,}",
-        epochs,
+        f" ({epochs:.2f} epochs{sooner})" if text.stream is None else "",
         f"{data.validate_every:,}",
     )
     gib = parameters * 4 / 2**30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -61,7 +62,12 @@ def open_folder(config: Config) -> Path:
             raise UserError(
                 f"run_dir={config.run_dir}: this folder holds a run already; give another, or resume=auto to continue it."
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "train.log").open("a").close()
+        except OSError as error:
+            raise UserError(f"run_dir={config.run_dir}: the folder cannot be written ({error.strerror}); give another.") from error
+        _claim(folder)
     else:
         folder = _new_folder(config)
     os.environ[RANK_ENVIRONMENT] = str(folder.resolve())
@@ -99,6 +105,20 @@ def command(config: Config, folder: Path) -> str:
     """The command line that continues a run."""
     started = config.command or "the same command"
     return started if "run_dir=" in started else f"{started} run_dir={shlex.quote(str(folder))}"
+
+
+def _claim(folder: Path) -> None:
+    """Hold the folder for this process until its end, however that comes. Raises UserError where another process trains in it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"run_dir={folder}: another process is training in this folder; wait for it, or give another.") from None
+    _claims.append(handle)
+
+
+_claims: list[int] = []
 
 
 def _new_folder(config: Config) -> Path:
@@ -149,6 +169,8 @@ def start_log(folder: Path) -> None:
 def close() -> None:
     """Let go of the folder: this process may start another run."""
     os.environ.pop(RANK_ENVIRONMENT, None)
+    while _claims:
+        os.close(_claims.pop())
     logger = logging.getLogger("llm_lightning")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)

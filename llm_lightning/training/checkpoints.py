@@ -21,6 +21,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from llm_lightning.config import CheckpointConfig, flat
+from llm_lightning.data.collate import Step
+from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training.checkpoint_io import damage
@@ -37,15 +39,15 @@ class Checkpoints(Callback):
         config: CheckpointConfig,
         folder: Path,
         run: dict[str, Any],
+        data: DataModule,
         monitor: Monitor,
         export: Callable[[], None],
-        validate_every: int,
         patience: int | None,
     ) -> None:
         """`export` writes the current weights to `hf/`; `run` (plain containers) goes into every checkpoint; after `patience`
         validations without improvement training stops."""
-        self.config, self.folder, self.run, self.monitor = config, folder / "checkpoints", run, monitor
-        self.export, self.validate_every, self.patience = export, validate_every, patience
+        self.config, self.folder, self.run = config, folder / "checkpoints", run
+        self.data, self.monitor, self.export, self.patience = data, monitor, export, patience
         self.best: float | None = None
         self.best_step: int | None = None
         self.decided_step: int | None = None
@@ -57,8 +59,9 @@ class Checkpoints(Callback):
             self.best = None  # the state comes from a run with another folder: this one has no best weights yet
         trainer.should_stop = self._exhausted()
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if trainer.global_step % self.validate_every != 0 and self._due(trainer):  # else after the validation
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Step, batch_index: int) -> None:
+        self.data.consumed(batch)
+        if trainer.global_step % self.data.validate_every != 0 and self._due(trainer):  # else after the validation
             self.save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -99,6 +102,7 @@ class Checkpoints(Callback):
     def save(self, trainer: lightning.Trainer) -> Path:
         """Save the full state at the current step, then let go of the oldest ones."""
         self.monitor.gather(trainer)
+        self.data.gather()
         path = self.path(trainer.global_step)
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
@@ -114,7 +118,7 @@ class Checkpoints(Callback):
         for counts in (progress["total"], progress["current"]):
             counts.update(dict.fromkeys(counts, step))
         # and it takes a validation for done at whose step it starts, unless that was begun: then it is run whole
-        if step % self.validate_every == 0 and self.decided_step != step:
+        if step % self.data.validate_every == 0 and self.decided_step != step:
             for counts in (progress := loop["epoch_loop.val_loop.batch_progress"])["total"], progress["current"]:
                 counts.update({"ready": 1, "started": 1, "processed": 0, "completed": 0})
 

@@ -73,7 +73,14 @@ class Preflight:
         rows = self.objective.model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
         if largest >= rows:
             raise UserError(f"the data holds token {largest}, and the model has embeddings for {rows}")
-        return f"{len(tokenizer):,} entries, embeddings for {rows:,}"
+        unknown = 0.0
+        if tokenizer.unk_token_id is not None:
+            unknown = float((self.data.text.splits["train"].tokens[:100_000] == tokenizer.unk_token_id).mean())
+        if unknown > 0.5:
+            raise UserError(
+                f"{unknown:.0%} of the tokens are unknown to it: its files are missing, or it belongs to another language"
+            )
+        return f"{len(tokenizer):,} entries, embeddings for {rows:,}, {unknown:.2%} of the tokens unknown"
 
     def batch(self, split: str) -> str:
         """One batch, decoded with its targets marked; every sequence needs one."""

@@ -21,6 +21,9 @@ KILLS = 8
 PLAIN = ["data=text", "data.document=line", "data.block_size=32", "batch.sequences=4", "trainer.max_steps=48"]
 CASES = {
     "causal packed": ["task=pretrain", *TINY_GPT, "++model.config.resid_pdrop=0.1", *PLAIN],
+    "causal streamed, with workers": [
+        *("task=pretrain", *TINY_GPT, *PLAIN, "data.streaming=true", "data.workers=2", "data.validation=validation.txt"),
+    ],
     "masked": ["task=pretrain", "objective=masked_lm", *TINY_BERT, *PLAIN],
     "classification with workers": [
         "task=finetune",
@@ -39,7 +42,8 @@ TRAINING = ["trainer.validate_every_steps=7", "checkpoint.every_steps=2", "train
 
 def given(case: str, corpus: Path, reviews: Path, cache: Path) -> list[str]:
     train = reviews if "classification" in case else corpus
-    return [*QUIET, *CASES[case], *TRAINING, f"data.train={train}", f"cache_dir={cache}"]
+    named = [argument.replace("validation.txt", str(corpus)) for argument in CASES[case]]
+    return [*QUIET, *named, *TRAINING, f"data.train={train}", f"cache_dir={cache}"]
 
 
 def until(condition: Callable[[], bool], run: Launched) -> None:

@@ -66,7 +66,7 @@ def pretrained(folders: Path, corpus: Path, cache: Path) -> tuple[Path, dict[str
         "trainer.max_steps=60",
         f"run_dir={folder}",
     ]
-    return folder, run(load([*given, "trainer.validate_every_steps=20", "optimizer.lr=1e-2"]), given)
+    return folder, run(load([*given, "trainer.validate_every_steps=20", "optimizer.lr=1e-2"]))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def finetuned(folders: Path, pretrained: tuple[Path, dict[str, Any]], reviews: P
 
     folder = folders / "finetuned"
     given = [*QUIET, f"cache_dir={cache}", *FINETUNE, f"data.train={reviews}", f"data.test={reviews}", f"run_dir={folder}"]
-    return folder, run(load([*given, f"model.init_from={pretrained[0]}", "optimizer.lr=5e-3", "trainer.max_epochs=8"]), given)
+    return folder, run(load([*given, f"model.init_from={pretrained[0]}", "optimizer.lr=5e-3", "trainer.max_epochs=8"]))
 
 
 def test_pretraining_learns_more_than_word_frequencies(pretrained: tuple[Path, dict[str, Any]]) -> None:
@@ -131,13 +131,13 @@ def test_checkpoint_holds_the_run_as_plain_containers(pretrained: tuple[Path, di
 
 def test_evaluation_repeats_the_numbers(finetuned: tuple[Path, dict[str, Any]], pretrained: tuple[Path, dict[str, Any]]) -> None:
     for folder, summary in (finetuned, pretrained):
-        again = evaluate(load(["task=evaluate", f"run={folder}"]), ["task=evaluate", f"run={folder}"])
+        again = evaluate(load(["task=evaluate", f"run={folder}"]))
         assert again["metrics"] == summary["metrics"]
 
 
 def test_evaluation_refuses_to_change_the_run(finetuned: tuple[Path, dict[str, Any]]) -> None:
-    with pytest.raises(UserError, match=r"optimizer\.lr=1: task=evaluate takes everything but data, batch and trainer"):
-        evaluate(load(["task=evaluate", f"run={finetuned[0]}"]), ["optimizer.lr=1"])
+    with pytest.raises(UserError, match=r"optimizer\.lr=1: task=evaluate takes the run as it is"):
+        load(["task=evaluate", f"run={finetuned[0]}", "optimizer.lr=1"])
 
 
 def test_export_is_a_plain_classifier(finetuned: tuple[Path, dict[str, Any]]) -> None:
@@ -147,12 +147,11 @@ def test_export_is_a_plain_classifier(finetuned: tuple[Path, dict[str, Any]]) ->
 
 def test_export_gives_the_logits_of_the_best_weights(finetuned: tuple[Path, dict[str, Any]], reviews: Path, cache: Path) -> None:
     """Every validation row, one by one and unpadded through plain transformers, against our own batches."""
-    from llm_lightning.inference.evaluate import stored
     from llm_lightning.models import build
     from llm_lightning.run import prepared
 
     folder = finetuned[0]
-    config = stored(folder, [])
+    config = load(["task=evaluate", f"run={folder}"])
     text, objective, data = prepared(config, transformers.AutoTokenizer.from_pretrained(folder / "hf"))
     objective.model = build.reload(folder / "hf", objective.auto_class, False).eval()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "hf").eval()

@@ -18,7 +18,7 @@ from llm_lightning.config import DataConfig
 from llm_lightning.data.labels import canonical
 from llm_lightning.data.paths import content_hash, split_files
 from llm_lightning.data.rows import LINE, PROBLEM, Rows, joined, require_columns
-from llm_lightning.data.tables import generated, quiet_datasets
+from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError, listed
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
@@ -64,6 +64,8 @@ def lines(path: Path) -> Iterator[str]:
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
+                if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                    raise UserError(f"{path}: this is UTF-16; convert the file (iconv -f utf-16 -t utf-8).") from None
                 raise UserError(
                     f"{path}, line {number}: byte 0x{line[error.start]:02x} is not UTF-8; convert the file "
                     f"(iconv -f latin1 -t utf-8, for example)."
@@ -71,13 +73,15 @@ def lines(path: Path) -> Iterator[str]:
 
 
 def _csv(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
-    delimiter = data.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
+    delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if path.suffix.lower() == ".tsv" else ",")
     quoting: Any = csv.QUOTE_MINIMAL if data.quotes else csv.QUOTE_NONE
     reader = csv.reader(lines(path), delimiter=delimiter, quoting=quoting, strict=True)
     try:
         names = data.column_names or next(reader)
         require_columns(str(path), data, names)
-        for fields in reader:
+        for number, fields in enumerate(reader):
+            if number == 0 and fields == data.column_names:
+                raise UserError(f"{path}: the first line names the columns; leave out data.column_names.")
             if not fields:  # a blank line is no row
                 continue
             if len(fields) != len(names):
@@ -142,8 +146,7 @@ def _problem(data: DataConfig, number: int, problem: str) -> dict[str, Any]:
 def _arrow(path: Path, data: DataConfig, identity: str, cache_dir: Path) -> Rows:
     try:
         if path.suffix.lower() == ".parquet":
-            with quiet_datasets():
-                table = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache_dir / "rows" / identity))
+            table = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache_dir / "rows" / identity))
         else:
             table = datasets.Dataset.from_file(str(path))
     except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
