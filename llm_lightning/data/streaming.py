@@ -119,6 +119,9 @@ class Reader:
         self.epoch = self.drawn = 0
         self.pool: list[np.ndarray] = []
         self._source: Iterator[str] | None = None
+        self._position: State | None = (
+            None  # in the documents; None at their start. Asked of `datasets` before it has read, it forgets
+        )
 
     def row(self) -> list[np.ndarray]:
         """Pieces of n+1 tokens that fill a row of n: one drawn at random, then the largest that fit."""
@@ -148,12 +151,13 @@ class Reader:
             if self._source is None:
                 self._source = _texts(iter(self.documents), self.stream)
             texts = list(islice(self._source, READ))
+            self._position = self.documents.state_dict()
             if not texts:
                 if begun == self.epoch and not self.pool:
                     raise UserError(
                         f"{self.stream.name}: reader {self.index} has no document; lower data.workers or trainer.devices."
                     )
-                self._source, self.epoch = None, self.epoch + 1
+                self._source, self._position, self.epoch = None, None, self.epoch + 1
                 self.documents.set_epoch(self.epoch)
                 begun = self.epoch
                 continue
@@ -165,13 +169,14 @@ class Reader:
     def state_dict(self) -> State:
         """Plain containers and tensors: a checkpoint is read with weights_only=True."""
         pool = [torch.from_numpy(piece) for piece in self.pool]
-        return {"documents": self.documents.state_dict(), "pool": pool, "epoch": self.epoch, "drawn": self.drawn}
+        return {"documents": self._position, "pool": pool, "epoch": self.epoch, "drawn": self.drawn}
 
     def load_state_dict(self, state: State) -> None:
         self.documents.set_epoch(state["epoch"])
-        self.documents.load_state_dict(state["documents"])
+        if state["documents"] is not None:
+            self.documents.load_state_dict(state["documents"])
         self.pool = [piece.numpy() for piece in state["pool"]]
-        self.epoch, self.drawn, self._source = state["epoch"], state["drawn"], None
+        self.epoch, self.drawn, self._source, self._position = state["epoch"], state["drawn"], None, state["documents"]
 
 
 class Drawn:
@@ -215,6 +220,7 @@ class StreamedSteps(IterableDataset[Step]):
         info = get_worker_info()
         if info is not None:  # the threads of the process that it was forked from are not there: waiting for them would never end
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
+            torch.utils.data._utils.worker._worker_info = None  # or datasets would deal its part of the documents out once more
         workers, mine = (1, 0) if info is None else (info.num_workers, info.id)
         worker = (self.start + mine) % workers
         reader = Reader(self.stream, self.encoder, self.row_size, self.seed, self.rank * workers + worker, self.world * workers)

@@ -121,6 +121,14 @@ def _claim(folder: Path) -> None:
 _claims: list[int] = []
 
 
+def _let_go() -> None:
+    while _claims:
+        os.close(_claims.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)  # or loader workers would hold on to the folder for some seconds after a kill
+
+
 def _new_folder(config: Config) -> Path:
     """A folder that no other run has, also not one that was started in the same second."""
     now, names = datetime.now(), [config.choices.get(g, "") for g in ("task", "data", "model")]
@@ -169,8 +177,7 @@ def start_log(folder: Path) -> None:
 def close() -> None:
     """Let go of the folder: this process may start another run."""
     os.environ.pop(RANK_ENVIRONMENT, None)
-    while _claims:
-        os.close(_claims.pop())
+    _let_go()
     logger = logging.getLogger("llm_lightning")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)

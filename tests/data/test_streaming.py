@@ -76,15 +76,17 @@ def test_readers_share_the_documents_out(stream: Stream) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 900])
-def test_a_reader_goes_on_where_it_was(stream: Stream, rows: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("index", "readers"), [(0, 1), (0, 2), (1, 2), (2, 3)])
+def test_a_reader_goes_on_where_it_was(stream: Stream, rows: int, index: int, readers: int, tmp_path: Path) -> None:
     """Through a file, as a checkpoint does it; 900 rows are well into the second time round."""
-    first = reader(stream)
+    first = reader(stream, index, readers)
     pieces(first, rows)
-    torch.save(first.state_dict(), tmp_path / "state")
-    ahead = pieces(first, 60)
-    second = reader(stream)
-    second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    assert pieces(second, 60) == ahead
+    for more in (60, 1, 1, 60):  # and it goes on from the state of one that went on, were it but for a row
+        torch.save(first.state_dict(), tmp_path / "state")
+        ahead = pieces(first, more)
+        first = reader(stream, index, readers)
+        first.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+        assert pieces(first, more) == ahead
 
 
 def test_without_a_validation_split_the_first_documents_are_it(tmp_path: Path) -> None:
