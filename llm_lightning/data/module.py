@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import lightning
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -97,6 +98,7 @@ class DataModule(lightning.LightningDataModule):
         self.collator = Collator(text.encoding, text.tokenizer.pad_token_id or 0, masking, packed=packed, token_types=types)
         self.plan = Plan(text.splits["train"].inputs, config.batch, config.seed, self.row_size)
         self._readers: dict[int, dict[str, Any]] = {}
+        self._reader_count: int | None = None
         self.total_steps = self._total_steps()
         """Optimizer steps of the run, known before it starts: Lightning is never asked (it would drop the position on resume)."""
 
@@ -128,12 +130,13 @@ class DataModule(lightning.LightningDataModule):
         return self._loader(steps, sampler=FromStep(start, self.total_steps))
 
     def _streamed(self, stream: Stream, start: int, rank: int, world: int) -> StreamedSteps:
-        readers = world * max(self.config.data.workers, 1)
-        if self._readers and len(self._readers) != readers:
+        count = world * max(self.config.data.workers, 1)
+        if self._reader_count not in (None, count):
             raise UserError(
-                f"data.streaming: the state was saved by {len(self._readers)} readers (devices × data.workers), and there are "
-                f"{readers} now; go on with as many."
+                f"data.streaming: the state was saved by {self._reader_count} readers (devices × data.workers), and there are "
+                f"{count} now; go on with as many."
             )
+        self._reader_count = count
         block, spec = self.config.data.block_size, self.config.batch
         encoder = Encoder(self.text.tokenizer, self.text.encoding, block, one_stream=False)
         return StreamedSteps(
@@ -158,10 +161,10 @@ class DataModule(lightning.LightningDataModule):
             self._readers = {i: s for rank, part in enumerate(parts) for i, s in part.items() if i // workers == rank}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"readers": self._readers}
+        return {"readers": self._readers, "count": self._reader_count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._readers = state["readers"]
+        self._readers, self._reader_count = state["readers"], state["count"]
 
     def evaluation_loader(self, split: str, rank: int = 0, world: int = 1) -> DataLoader[MicroBatch]:
         return self._loader(self.evaluation_batches(split, rank, world))
@@ -176,11 +179,13 @@ class DataModule(lightning.LightningDataModule):
 
     def longest(self, world: int) -> MicroBatch:
         """The micro-batch that takes the most memory: as many of the longest rows as may be on a device at once."""
-        lengths, rows = self.plan.lengths, self.plan.epoch(0)[0]  # packed rows are nearly full, one like the other
-        if self.row_size is None:
-            rows = list(lengths.argsort(kind="stable")[::-1, None])
+        lengths = self.plan.lengths
         most = most_rows(self.config.batch, self.row_size or int(lengths.max()), world)
-        return self.collator(self.text.splits["train"], rows[:most], 0)
+        if self.row_size is None:
+            rows = list(np.argsort(-lengths, kind="stable")[:most, None])
+        else:
+            rows = self.plan.epoch(0)[0][:most]  # packed rows are nearly full, one like the other
+        return self.collator(self.text.splits["train"], rows, 0)
 
     def _loader(self, items: Any, **options: Any) -> DataLoader[Any]:
         workers = self.config.data.workers

@@ -1,0 +1,45 @@
+"""What every benchmark prints and keeps: a table, and JSON with machine, versions and command."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from llm_lightning.reporting.record import git_commit, versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    names = [
+        line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
+    ]
+    model = names[0] if names else platform.machine()
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system()}
+
+
+def report(name: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Print the rows, and write them to results/<name>.json."""
+    table = Table(*columns, title=name)
+    for row in rows:
+        table.add_row(
+            *(f"{cell:,.3g}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
+        )
+    Console(width=120).print(table)
+    kept = {
+        "rows": [dict(zip(columns, row, strict=True)) for row in rows],
+        "machine": machine(),
+        "versions": versions(),
+        "commit": git_commit(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")

@@ -1,0 +1,39 @@
+"""Seconds and memory that planning an epoch takes, by number of sequences: `python benchmarks/plan.py`.
+
+Each size is planned in a process of its own, whose peak memory is that of the plan and the interpreter with numpy.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from common import report
+
+CODE = """
+import json, resource, sys, time
+import numpy as np
+from llm_lightning.config import BatchConfig
+from llm_lightning.data.plan import Plan
+
+count, kind = int(sys.argv[1]), sys.argv[2]
+lengths = np.minimum(np.random.default_rng(0).lognormal(4.5, 1.0, count).astype(np.int32) + 1, 1024)
+spec = BatchConfig(tokens=65_536) if kind == "tokens" else BatchConfig()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started = time.perf_counter()
+plan = Plan(lengths, spec, 0, 1024 if kind == "packed" else None)
+prepared = time.perf_counter()
+epoch = plan.epoch(0)
+done = time.perf_counter()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([prepared - started, done - prepared, len(epoch), peak / 1024, (peak - before) / 1024]))
+"""
+
+rows = []
+for kind in ("sequences", "tokens", "packed"):
+    for count in (10**5, 10**6, 10**7):
+        said = subprocess.run([sys.executable, "-c", CODE, str(count), kind], capture_output=True, text=True, check=True).stdout
+        once, epoch, steps, peak, more = json.loads(said)
+        rows.append([kind, count, once, epoch, steps, round(peak), round(more)])
+report("plan", ["batch", "sequences", "seconds once", "seconds an epoch", "steps", "peak MiB", "of which the plan"], rows)
