@@ -54,7 +54,7 @@ def _wandb(config: LoggerConfig, folder: Path, settings: dict[str, Any], tags: l
     mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
     if mode == "offline":
         log.info("wandb: offline (no key configured); upload later with: wandb sync %s/wandb/offline-run-*", folder)
-    return WandbLogger(
+    logger = WandbLogger(
         name=folder.name if group is None else f"{group}/{folder.name}",
         save_dir=folder,
         id=_run_id(folder),
@@ -66,6 +66,8 @@ def _wandb(config: LoggerConfig, folder: Path, settings: dict[str, Any], tags: l
         mode=mode,
         settings=wandb.Settings(silent=True, console="off"),
     )
+    logger._wandb_init.pop("anonymous", None)  # Lightning hands it on, and wandb warns that it is of no use
+    return logger
 
 
 def _run_id(folder: Path) -> str:
