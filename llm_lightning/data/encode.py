@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from tokenizers import Tokenizer
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data import examples, tokenizers
@@ -129,6 +130,9 @@ class Encoder:
         self.truncated = 0
         """Texts cut so far."""
         self._last = 0  # token before a document's next piece
+        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()  # which many checkpoints bring along, and which would drop the rest of a document
+        self._backend.no_padding()
         end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end
         first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
@@ -153,7 +157,7 @@ class Encoder:
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids without special tokens, on all cores; without the offsets that transformers' own call computes."""
-        return [found.ids for found in self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _pieces(self, example: Example, ids: list[int]) -> Iterator[list[int]]:
         if self.encoding == "documents":

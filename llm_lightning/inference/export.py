@@ -28,6 +28,8 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     with quiet_transformers():
         model.save_pretrained(partial)
+        tokenizer.backend_tokenizer.no_truncation()  # the settings of our last call are not the tokenizer's
+        tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(partial)
     if folder.exists():
         folder.rename(old)

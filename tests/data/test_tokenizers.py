@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import datasets
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from llm_lightning.config import TokenizerConfig
 from llm_lightning.data import tokenizers
+from llm_lightning.data.encode import Encoder
 from llm_lightning.data.rows import Rows
 
 
@@ -51,3 +53,15 @@ def bpe() -> tokenizers.PreTrainedTokenizerFast:
         with tempfile.TemporaryDirectory() as folder:
             _TRAINED.append(tokenizers.train(TokenizerConfig(vocab_size=300), text, ["text"], Path(folder)))
     return _TRAINED[0]
+
+
+def test_a_tokenizer_that_cuts_and_pads_does_neither_to_a_document() -> None:
+    """Many checkpoints come with such settings (MiniLM: 128 tokens): nothing of a document may be dropped for them."""
+    text = "some words and some more words " * 20
+    plain = Encoder(bpe(), "documents", 32, one_stream=False).tokenize([text, "words"])
+    cutting = copy.deepcopy(bpe())
+    cutting.backend_tokenizer.enable_truncation(8)
+    cutting.backend_tokenizer.enable_padding(length=8)
+    assert Encoder(cutting, "documents", 32, one_stream=False).tokenize([text, "words"]) == plain
+    assert len(plain[0]) > 60
+    assert tokenizers.identity(cutting) == tokenizers.identity(bpe())

@@ -106,6 +106,21 @@ def test_a_run_goes_on_on_another_number_of_processes(
     assert seen[0] == seen[1]
 
 
+def test_streamed_text_goes_on_exactly_on_as_many_processes(launch: Launch, corpus: Path, cache: Path, tmp_path: Path) -> None:
+    """Two processes with a loader worker each: every one of the four readers' states is in the checkpoint, rank 0's and rank 1's."""
+    given = [*CAUSAL, f"data.train={corpus}", f"data.validation={corpus}", f"cache_dir={cache}", *EXACT, "data.streaming=true"]
+    given += ["scheduler=wsd", "scheduler.warmup=0", "scheduler.decay=0", "trainer.validate_every_steps=3", "data.workers=2"]
+    for folder, lengths in (("whole", [8]), ("in two parts", [5, 8])):
+        for steps in lengths:
+            train(launch, [*given, f"trainer.max_steps={steps}", "trainer=ddp", *TWO], tmp_path / folder)
+    whole, parts = (losses(tmp_path / folder) for folder in ("whole", "in two parts"))
+    assert len(whole) == 8
+    assert whole == parts
+    run = launch([*QUIET, *given, "trainer.max_steps=9"], tmp_path / "whole")
+    assert run.wait() == 2
+    assert "the state was saved by 4 readers (devices × data.workers), and there are 2 now" in run.log.read_text()
+
+
 def test_scores_are_those_of_one_process_to_the_last_digit(launch: Launch, reviews: Path, cache: Path, tmp_path: Path) -> None:
     """Also where a rank has no row left: three evaluation batches on two ranks."""
     given = [*tasks("classes", reviews, reviews, cache), "trainer.max_steps=3", "data.validation_fraction=0.09"]
