@@ -101,6 +101,9 @@ class DataModule(lightning.LightningDataModule):
         self._reader_count: int | None = None
         self.total_steps = self._total_steps()
         """Optimizer steps of the run, known before it starts: Lightning is never asked (it would drop the position on resume)."""
+        epoch = self.plan.steps(1) if text.stream is None else self.total_steps
+        self.validate_every = min(config.trainer.validate_every_steps or epoch, self.total_steps)
+        """Steps between validations."""
 
     def _total_steps(self) -> int:
         trainer = self.config.trainer
@@ -109,12 +112,6 @@ class DataModule(lightning.LightningDataModule):
             return trainer.max_steps
         limits = [trainer.max_steps, None if trainer.max_epochs is None else self.plan.steps(trainer.max_epochs)]
         return min(limit for limit in limits if limit is not None)
-
-    @property
-    def validate_every(self) -> int:
-        """Steps between validations."""
-        epoch = len(self.plan.epoch(0)) if self.text.stream is None else self.total_steps
-        return min(self.config.trainer.validate_every_steps or epoch, self.total_steps)
 
     @property
     def longest_input(self) -> int:

@@ -74,15 +74,15 @@ class Plan:
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, step inside it) of a global step."""
         if self.spec.tokens is None:  # then every epoch has as many steps
-            return divmod(step, len(self.epoch(0)))
+            return divmod(step, self._first_step(1))
         while step >= self._first_steps[-1]:
             self._first_step(len(self._first_steps))
         epoch = int(np.searchsorted(self._first_steps, step, side="right")) - 1
         return epoch, step - self._first_steps[epoch]
 
     def _first_step(self, epoch: int) -> int:
-        if self.spec.tokens is None:
-            return epoch * len(self.epoch(0))
+        if self.spec.tokens is None and len(self._first_steps) > 1:
+            return epoch * self._first_steps[1]
         while len(self._first_steps) <= epoch:
             self._first_steps.append(self._first_steps[-1] + len(self.epoch(len(self._first_steps) - 1)))
         return self._first_steps[epoch]
