@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -59,6 +60,13 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return start
+
+
+def published(model: Any) -> Any:
+    """A copy that takes batches as Hugging Face has them: padded rows and a mask."""
+    twin = copy.deepcopy(model)
+    twin.set_attn_implementation("sdpa")
+    return twin
 
 
 @pytest.fixture(scope="session")

@@ -26,31 +26,32 @@ EVALUATION = -1
 
 @dataclass
 class MicroBatch:
-    """What a model sees at once; padded on the right to the longest row."""
+    """What a model sees at once: whole sequences one behind the other, without padding; like lengths lie side by side."""
 
     input_ids: Tensor
-    """(rows, time) int64"""
-    attention_mask: Tensor
-    """(rows, time) int64: 1 at real tokens."""
+    """(tokens,) int64"""
+    position_ids: Tensor
+    """(tokens,) int64: a token's place in its sequence."""
+    cu_seqlens: Tensor
+    """(sequences + 1,) int32: where each sequence begins, and last the number of tokens."""
+    longest: int
+    """Tokens of the longest sequence."""
     targets: Tensor
-    """(rows, time) int64 token targets, -100 where there is none; or (rows,) classes."""
+    """(targets,) int64: the tokens to predict, or the class of each sequence."""
     indices: Tensor
     """(sequences,) int64: which sequences of the split these are."""
+    target_places: Tensor | None = None
+    """(targets,) int64: which tokens the targets belong to; None where every token, or every sequence, has one."""
     token_type_ids: Tensor | None = None
-    """(rows, time) int64: 1 in the second text of a pair, for models that tell the two apart so."""
-    position_ids: Tensor | None = None
-    """(rows, time) int64: position of a token in its sequence, where a row holds several."""
-    segments: Tensor | None = None
-    """(rows, time) int64: which of its row's sequences a token belongs to, -1 for padding; where a row holds several."""
+    """(tokens,) int64: 1 in the second text of a pair, for models that tell the two apart so."""
     place: int = 0
     """Which batch of an evaluation pass this is."""
     blank: bool = False
     """Computed only because another rank has one batch more, and all gather a sharded model together: counts for nothing."""
 
-    def inputs(self) -> dict[str, Any]:
-        """Keyword arguments of a Hugging Face model, for rows of one sequence each."""
-        types = {} if self.token_type_ids is None else {"token_type_ids": self.token_type_ids}
-        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **types}
+    @property
+    def target_count(self) -> int:
+        return 0 if self.blank else len(self.targets)
 
 
 @dataclass
@@ -64,8 +65,8 @@ class Step:
     """Targets of this rank's part."""
     tokens: int
     """Real tokens of this rank's part."""
-    positions: int
-    """Positions computed, with padding."""
+    padded: int
+    """Positions that they would take as rows padded to the longest."""
     sequences: int
     reader: tuple[int, dict[str, Any]] | None = None
     """Of streamed data: which reader made it, and that reader's state after it."""
@@ -78,9 +79,9 @@ def as_step(batches: list[MicroBatch], step: int, epoch: float, reader: tuple[in
         micro_batches=batches,
         step=step,
         epoch=epoch,
-        targets=sum(map(count_targets, real)),
-        tokens=sum(int(b.attention_mask.sum()) for b in real),
-        positions=sum(b.input_ids.numel() for b in real),
+        targets=sum(b.target_count for b in real),
+        tokens=sum(len(b.input_ids) for b in real),
+        padded=sum(len(b.indices) * b.longest for b in real),
         sequences=sum(len(b.indices) for b in real),
         reader=reader,
     )
@@ -91,57 +92,49 @@ class Collator:
     """Builds micro-batches for one encoding of the data."""
 
     encoding: str
-    pad_id: int
     masking: Masking | None = None
-    packed: bool = False
-    """Whether a row may hold several sequences."""
     token_types: bool = False
     """Whether the model's tokenizer tells the texts of a pair apart by token types."""
 
     def __call__(self, data: Any, rows: Sequence[Row], epoch: int) -> MicroBatch:
-        pairs = [[self._pair(data, int(i), epoch) for i in row] for row in rows]
-        longest = max(sum(len(inputs) for inputs, _ in row) for row in pairs)
-        shape = (len(pairs), longest)
-        input_ids, targets = np.full(shape, self.pad_id, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
-        segments, positions = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        for r, row in enumerate(pairs):
-            start = 0
-            for number, (inputs, wanted) in enumerate(row):
-                end = start + len(inputs)
-                input_ids[r, start:end], segments[r, start:end], positions[r, start:end] = inputs, number, np.arange(len(inputs))
-                if wanted is not None:
-                    targets[r, start:end] = wanted
-                start = end
         indices = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-        attention_mask = (segments >= 0).astype(np.int64)
+        lengths = data.inputs[indices]
+        order = np.argsort(-lengths, kind="stable")
+        indices, lengths = indices[order], lengths[order].astype(np.int64)
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        pairs = [self._pair(data, int(i), epoch) for i in indices]
+        positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        places = None
         if self.encoding == "texts":
             assert data.labels is not None
             targets = data.labels[indices]
+        else:
+            targets = np.concatenate([wanted for _, wanted in pairs])
+            if self.masking is not None:
+                places = np.flatnonzero(targets != IGNORED)
+                targets = targets[places]
         types = None
         if data.second is not None and self.token_types:
-            types = torch.from_numpy((np.arange(longest) >= data.second[indices][:, None]) * attention_mask)
+            types = torch.from_numpy((positions >= np.repeat(data.second[indices], lengths)).astype(np.int64))
         return MicroBatch(
-            input_ids=torch.from_numpy(input_ids),
-            attention_mask=torch.from_numpy(attention_mask),
+            input_ids=torch.from_numpy(np.concatenate([inputs for inputs, _ in pairs])),
+            position_ids=torch.from_numpy(positions),
+            cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
+            longest=int(lengths[0]),
             targets=torch.from_numpy(targets),
             indices=torch.from_numpy(indices),
+            target_places=None if places is None else torch.from_numpy(places),
             token_type_ids=types,
-            position_ids=torch.from_numpy(positions) if self.packed else None,
-            segments=torch.from_numpy(segments) if self.packed else None,
         )
 
-    def _pair(self, data: Any, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def _pair(self, data: Any, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(inputs, token targets) of a sequence, both (time,)."""
         tokens = data[index].astype(np.int64)
         if self.encoding == "stream":
             return tokens[:-1], tokens[1:]
         if self.masking is not None:
             return self.masking(tokens, epoch, index)
-        return tokens, None
-
-
-def count_targets(batch: MicroBatch) -> int:
-    return 0 if batch.blank else int((batch.targets != IGNORED).sum())
+        return tokens, tokens[:0]
 
 
 class TrainingSteps(Dataset[Step]):

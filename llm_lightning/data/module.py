@@ -95,7 +95,7 @@ class DataModule(lightning.LightningDataModule):
         packed = text.encoding == "stream" and config.data.packing == "best_fit"
         self.row_size = config.data.block_size if packed else None
         types = "token_type_ids" in text.tokenizer.model_input_names
-        self.collator = Collator(text.encoding, text.tokenizer.pad_token_id or 0, masking, packed=packed, token_types=types)
+        self.collator = Collator(text.encoding, masking, types)
         self.plan = Plan(text.splits["train"].inputs, config.batch, config.seed, self.row_size)
         self._readers: dict[int, dict[str, Any]] = {}
         self._reader_count: int | None = None

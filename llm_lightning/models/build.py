@@ -15,6 +15,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 from llm_lightning.config import ModelConfig
 from llm_lightning.data import tokenizers
 from llm_lightning.errors import UserError, listed, nearest
+from llm_lightning.models import dropout
+from llm_lightning.models.forward import unpadded
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ def build(
         raise UserError(f"model type '{model_config.model_type}' has no {auto_class} head: choose another model or objective.")
     if origin is None:
         try:
-            return auto.from_config(model_config)
+            return _quick(auto.from_config(model_config))
         except (ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"model.config: {str(error).splitlines()[0]}.") from error
     with quiet_transformers():
@@ -78,16 +80,23 @@ def build(
             f"the tokenizer has {len(tokenizer)} entries, and the model {model.get_input_embeddings().num_embeddings}: "
             f"they do not belong together."
         )
-    return model.train()  # from_pretrained leaves dropout off, and Lightning keeps what it finds
+    return _quick(model.train())  # from_pretrained leaves dropout off, and Lightning keeps what it finds
 
 
 def reload(folder: Path, auto_class: str, trust_remote_code: bool) -> PreTrainedModel:
     """The model as it was exported to a folder."""
     with quiet_transformers():
         try:
-            return getattr(transformers, auto_class).from_pretrained(folder, dtype="float32", trust_remote_code=trust_remote_code)
+            auto = getattr(transformers, auto_class)
+            return _quick(auto.from_pretrained(folder, dtype="float32", trust_remote_code=trust_remote_code))
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: the weights cannot be loaded ({str(error).splitlines()[0]}).") from error
+
+
+def _quick(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, on batches without padding where it can be."""
+    dropout.replace(model)
+    return unpadded(model)
 
 
 def _loaded_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -> Any:

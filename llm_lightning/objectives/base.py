@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from llm_lightning.data.collate import MicroBatch, Step, count_targets
+from llm_lightning.data.collate import MicroBatch, Step
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.module import Text
 
@@ -140,7 +140,8 @@ class Objective(lightning.LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             scaler.unscale_(optimizer.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or float("inf"))
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.clip_norm or float("inf"))
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     # ---- evaluation ----
@@ -151,7 +152,7 @@ class Objective(lightning.LightningModule):
     def validation_step(self, batch: MicroBatch, batch_index: int) -> None:
         loss, outputs = self.score(batch)
         if not batch.blank:
-            self._seen.append((batch.place, loss, count_targets(batch), self.outcome(batch, outputs)))
+            self._seen.append((batch.place, loss, batch.target_count, self.outcome(batch, outputs)))
 
     def on_validation_epoch_end(self) -> None:
         """Every rank scores what all have seen, in one order: so the figures are those of one process to the last bit."""

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.masking import IGNORED
-from llm_lightning.models.attention import isolated
+from llm_lightning.models.forward import token_logits
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.objectives.language import bits_per_byte, perplexity, unigram_entropy
 
@@ -25,14 +24,9 @@ class CausalLM(Objective):
     maximize = False
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(summed loss, logits (rows, time, vocabulary)); targets are already the next tokens."""
-        inputs = batch.inputs()
-        if batch.segments is not None:
-            inputs["attention_mask"] = isolated(batch.segments, self.model.config._attn_implementation)
-            inputs["position_ids"] = batch.position_ids
-        logits = self.model(**inputs, use_cache=False).logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
-        return loss, logits
+        """(summed loss, logits (targets, vocabulary)); targets are already the next tokens."""
+        logits = token_logits(self.model, batch)
+        return F.cross_entropy(logits.float(), batch.targets, reduction="sum"), logits
 
     def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
         size = self.text.splits[split].facts.bytes

@@ -19,6 +19,7 @@ from torchmetrics.functional.classification import (
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import Text
 from llm_lightning.errors import UserError, listed
+from llm_lightning.models.forward import sequence_logits
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.signatures import Range
 
@@ -52,7 +53,7 @@ class Classification(Objective):
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(summed loss, logits (batch, classes))."""
-        logits = self.model(**batch.inputs()).logits.float()
+        logits = sequence_logits(self.model, batch).float()
         loss = F.cross_entropy(logits, batch.targets, self.weights, label_smoothing=self.label_smoothing, reduction="sum")
         return loss, logits
 

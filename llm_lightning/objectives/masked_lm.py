@@ -10,9 +10,10 @@ from torch import Tensor
 
 from llm_lightning.data import tokenizers
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.masking import IGNORED, Masking
+from llm_lightning.data.masking import Masking
 from llm_lightning.data.module import Text
 from llm_lightning.errors import UserError
+from llm_lightning.models.forward import token_logits
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.objectives.language import perplexity, unigram_entropy
 from llm_lightning.signatures import Range
@@ -56,10 +57,9 @@ class MaskedLM(Objective):
         )
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(summed loss, logits (rows, time, vocabulary))."""
-        logits = self.model(**batch.inputs()).logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
-        return loss, logits
+        """(summed loss, logits (targets, vocabulary))."""
+        logits = token_logits(self.model, batch)
+        return F.cross_entropy(logits.float(), batch.targets, reduction="sum"), logits
 
     def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
         return {"loss": mean_loss, "perplexity": perplexity(mean_loss)}

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from llm_lightning.config import Config
 from llm_lightning.data.module import DataModule, Text
 from llm_lightning.models import build
+from llm_lightning.models.forward import is_unpadded
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,11 @@ def describe(config: Config, text: Text, data: DataModule, model: PreTrainedMode
         f"from {source}" if source else f"{config.model.tokenizer.kind}, trained on train",
     )
     log.info(
-        "model: %s · %s parameters · %s",
+        "model: %s · %s parameters · %s · %s",
         model.config.model_type,
         f"{parameters / 1e6:.1f}M",
         f"from {source}" if source else "from scratch",
+        "batches without padding" if is_unpadded(model) else "batches padded to their longest sequence",
     )
     wanted = config.trainer.max_steps
     sooner = f", trainer.max_epochs comes before trainer.max_steps={wanted}" if wanted and data.total_steps < wanted else ""

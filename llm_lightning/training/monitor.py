@@ -19,7 +19,9 @@ from tqdm.auto import tqdm
 
 from llm_lightning.data.collate import Step
 from llm_lightning.errors import RunError
+from llm_lightning.models.forward import is_unpadded
 from llm_lightning.objectives.base import Objective
+from llm_lightning.training.memory import settle
 from llm_lightning.training.throughput import Peak, flops_per_token
 
 
@@ -48,6 +50,7 @@ class Monitor(Callback):
         self._mine = dict.fromkeys(("tokens", "positions", "sequences"), 0)  # of this rank since it was gathered last
         self._loss = self._targets = torch.zeros(())
         self._seconds = 0.0
+        self._unpadded = False
         self.since = time.perf_counter()
         self.flops = 0.0
         self.peak = Peak()
@@ -104,18 +107,21 @@ class Monitor(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, Objective)
+        self._unpadded = is_unpadded(module.model)
         self.flops = flops_per_token(module.model, module.text.splits["train"].lengths)
         self.peak = Peak.measure(module.device, trainer.precision)
         if self.progress and trainer.is_global_zero:
             self._bar = tqdm(total=self.total_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, mininterval=0.5)
         kind = torch.float32 if module.device.type == "mps" else torch.float64  # which MPS does not have
         self._loss = self._targets = torch.zeros((), dtype=kind, device=module.device)
+        settle()
         self.since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Step, batch_index: int) -> None:
         now = time.perf_counter()
-        for name in self._mine:
-            self._mine[name] += getattr(batch, name)
+        self._mine["tokens"] += batch.tokens
+        self._mine["positions"] += batch.tokens if self._unpadded else batch.padded
+        self._mine["sequences"] += batch.sequences
         self._seconds += now - self.since
         self._loss = self._loss + outputs["loss_sum"]
         self._targets = self._targets + outputs["targets"]

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from llm_lightning.data.collate import MicroBatch, count_targets
-from llm_lightning.data.masking import IGNORED
+from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
+from llm_lightning.models.forward import token_logits
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
 
@@ -86,9 +86,9 @@ class Preflight:
         """One batch, decoded with its targets marked; every sequence needs one."""
         encoded = self.data.text.splits[split]
         batch = self.data.collator(encoded, list(np.arange(min(4, len(encoded)))[:, None]), 0)
-        if count_targets(batch) == 0:
+        if batch.target_count == 0:
             raise UserError(f"the first sequences of {split} have no target")
-        return "\n".join(decoded(batch, row, self.data) for row in range(min(SHOWN, len(batch.input_ids))))
+        return "\n".join(decoded(batch, number, self.data) for number in range(min(SHOWN, len(batch.indices))))
 
     def labels(self, split: str) -> str:
         """Labels in range, and how they are spread."""
@@ -125,7 +125,7 @@ class Preflight:
         return f"{decays}; learning rate {scheduler.get_last_lr()[0]:.2e} at the first step"
 
     def causality(self) -> str:
-        """A token changes no prediction before it, and none in another sequence of its row.
+        """A token changes no prediction before it, and none in another sequence.
 
         An encoder under a language-modelling head would see the token that it is to predict, and learn nothing, at a loss near zero.
         """
@@ -134,17 +134,15 @@ class Preflight:
             return "left out: the model is cut up over the devices only when training starts"
         batch = self.data.collator(self.data.text.splits["train"], self.data.plan.epoch(0)[0][:1], 0)
         batch = objective.transfer_batch_to_device(batch, objective.model.device, 0)
-        length = int(batch.attention_mask[0].sum())
-        segments = torch.zeros_like(batch.input_ids[0]) if batch.segments is None else batch.segments[0]
-        place = int((segments[:length] == 0).sum()) // 2  # the middle of the first sequence
-        positions = torch.arange(length, device=segments.device)
-        unseen = (positions < place) | (segments[:length] != 0)
+        place, end = batch.longest // 2, batch.longest  # the middle of the first sequence, which is the longest
+        positions = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
+        unseen = (positions < place) | (positions >= end)
         changed = copy.copy(batch)
         changed.input_ids = batch.input_ids.clone()
-        changed.input_ids[0, place] = (batch.input_ids[0, place] + 1) % len(self.data.text.tokenizer)
+        changed.input_ids[place] = (batch.input_ids[place] + 1) % len(self.data.text.tokenizer)
         objective.eval()
         with torch.inference_mode(), self.trainer.precision_plugin.val_step_context():
-            before, after = (objective.score(b)[1][0, :length].float() for b in (batch, changed))
+            before, after = (token_logits(objective.model, b).float() for b in (batch, changed))
         objective.train()
         moved = (before - after).abs().amax(-1)
         if not bool((moved[~unseen] > 0).any()):
@@ -154,7 +152,7 @@ class Preflight:
                 f"a token changes predictions that must not see it: {objective.model.config.model_type} is no decoder, or its "
                 f"attention does not keep packed documents apart; choose a decoder (model=gpt_tiny), or data.packing=concat"
             )
-        return f"{length} positions: a token changes predictions behind it in its own document alone"
+        return f"{len(positions)} tokens: one changes predictions behind it in its own sequence alone"
 
     def step(self) -> str:
         """Forward and backward on the batch that takes the most memory; nothing of it stays behind."""
@@ -177,14 +175,13 @@ class Preflight:
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
         torch.set_rng_state(state)
-        mean = float(loss.detach()) / max(count_targets(batch), 1)
+        mean = float(loss.detach()) / max(batch.target_count, 1)
         if missing or not np.isfinite(mean):
             raise UserError(f"the loss is {mean:.4g} and {len(missing)} gradients are not finite (first: {missing[:1]})")
-        size = " × ".join(map(str, batch.input_ids.shape))
         used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 1024 * getrusage(RUSAGE_SELF).ru_maxrss
         peak = f", peak so far {gib(used)}"
         states = 16 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return f"{size} tokens, loss {mean:.3f}; weights, gradients and optimizer take {gib(states)}{peak}"
+        return f"{len(batch.input_ids)} tokens, loss {mean:.3f}; weights, gradients and optimizer take {gib(states)}{peak}"
 
     def checkpoint(self) -> str:
         """The weights survive a round trip through the checkpoint file."""
@@ -213,7 +210,7 @@ class Preflight:
         with torch.inference_mode(), self.trainer.precision_plugin.val_step_context():
             batch = objective.transfer_batch_to_device(batches[0], objective.model.device, 0)  # the longest sequences
             loss, outputs = objective.score(batch)
-        mean, targets = float(loss) / max(count_targets(batch), 1), count_targets(batch)
+        mean, targets = float(loss) / max(batch.target_count, 1), batch.target_count
         produced = objective.scores("validation", mean, targets, [objective.outcome(batch, outputs)])
         objective.train()
         name = objective.monitor.split("/", 1)[1]
@@ -225,6 +222,7 @@ class Preflight:
 def run(folder: Path, data: DataModule, objective: Objective, trainer: lightning.Trainer, thorough: bool) -> list[Outcome]:
     """Run every check and list them. Raises UserError where one failed."""
     outcomes = []
+    trainer.precision_plugin.convert_module(objective)  # as training will do before its first step
     for name, check in Preflight(folder, data, objective, trainer, thorough).checks():
         try:
             outcomes.append(Outcome(name, True, check()))
@@ -259,19 +257,19 @@ def table(outcomes: list[Outcome]) -> str:
     return captured.get()
 
 
-def decoded(batch: MicroBatch, row: int, data: DataModule) -> str:
-    """A sequence as text: tokens that are targets in «», a class after an arrow."""
-    tokenizer, real = data.text.tokenizer, int(batch.attention_mask[row].sum())
-    ids = batch.input_ids[row, :real].tolist()
-    if batch.targets.ndim == 1:
-        names = data.text.label_names
-        assert names is not None
-        return f"{shortened(tokenizer.decode(ids))} → {names[int(batch.targets[row])]}"
-    targets = batch.targets[row, :real].tolist()
-    if data.text.encoding == "stream":
-        known = tokenizer.decode(ids[:1])
-        return f"{known}«{shortened(tokenizer.decode([t for t in targets if t != IGNORED]))}»"
-    pieces = [tokenizer.decode([i]) if t == IGNORED else f"«{tokenizer.decode([t])}»" for i, t in zip(ids, targets, strict=True)]
+def decoded(batch: MicroBatch, number: int, data: DataModule) -> str:
+    """A sequence of the batch as text: tokens that are targets in «», a class after an arrow."""
+    tokenizer = data.text.tokenizer
+    start, end = batch.cu_seqlens[number : number + 2].tolist()
+    ids = batch.input_ids[start:end].tolist()
+    if data.text.label_names is not None:
+        return f"{shortened(tokenizer.decode(ids))} → {data.text.label_names[int(batch.targets[number])]}"
+    if batch.target_places is None:
+        return f"{tokenizer.decode(ids[:1])}«{shortened(tokenizer.decode(batch.targets[start:end]))}»"
+    targets = dict(zip(batch.target_places.tolist(), batch.targets.tolist(), strict=True))
+    pieces = [
+        f"«{tokenizer.decode([targets[i]])}»" if i in targets else tokenizer.decode([ids[i - start]]) for i in range(start, end)
+    ]
     return shortened(" ".join(pieces))
 
 

@@ -16,6 +16,8 @@ from lightning.pytorch.loggers import Logger
 from llm_lightning.config import TrainerConfig
 from llm_lightning.errors import UserError
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
+from llm_lightning.training.memory import keep_freed_pages
+from llm_lightning.training.precision import MasterWeights
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,12 @@ def build(
     accelerator = _accelerator(config.accelerator)
     precision, why = _precision(config.precision, accelerator)
     plugins: list[Any] = [AtomicCheckpointIO()]
+    plain: str | None = precision
+    if precision == "bf16-mixed" and config.strategy != "fsdp":
+        plugins.append(MasterWeights())
+        plain = None
+    if accelerator == "cpu":
+        keep_freed_pages()
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # signals are ours: save, say how to go on, exit
     try:
@@ -57,7 +65,7 @@ def build(
             devices=config.devices,
             num_nodes=config.num_nodes,
             strategy=_strategy(config, accelerator),
-            precision=precision,  # type: ignore[arg-type]
+            precision=plain,  # type: ignore[arg-type]
             max_steps=steps,
             val_check_interval=validate_every,
             check_val_every_n_epoch=None,

@@ -20,8 +20,12 @@ from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedModel, P
 
 from llm_lightning.cli import CONF, load
 from llm_lightning.config import ModelConfig
+from llm_lightning.data.collate import Collator
 from llm_lightning.errors import UserError
 from llm_lightning.models import build
+from llm_lightning.models.forward import sequence_logits
+
+from ..conftest import published
 
 VOCABULARY, POSITIONS = 60, 32
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -102,7 +106,7 @@ def test_label_names_go_into_the_config_and_from_there_into_an_export(
     for found in (model, exported):
         assert found.config.id2label == dict(enumerate(NAMES))
         assert found.config.label2id == {name: i for i, name in enumerate(NAMES)}
-        assert found(input_ids=torch.tensor([words(5)])).logits.shape == (1, len(NAMES))
+        assert published(found)(input_ids=torch.tensor([words(5)])).logits.shape == (1, len(NAMES))
 
 
 def test_a_new_head_keeps_the_weights_below_it(saved: Callable[..., ModelConfig]) -> None:
@@ -127,13 +131,18 @@ def test_a_classifier_of_other_classes_gets_a_new_head(saved: Callable[..., Mode
 TOKENIZERS = {"with padding": PADDED, "without padding": {"unk_token": "[UNK]", "eos_token": "[END]"}}
 
 
-def classified(model: PreTrainedModel, sequences: list[list[int]], pad: int) -> torch.Tensor:
-    """Logits of sequences in one batch, padded on the right."""
-    longest = max(map(len, sequences))
-    ids = torch.tensor([s + [pad] * (longest - len(s)) for s in sequences])
-    mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences])
+def classified(model: PreTrainedModel, sequences: list[list[int]]) -> torch.Tensor:
+    """Logits of sequences, in their order, from one flat batch."""
+
+    class Rows:
+        inputs, labels, second = np.array([len(s) for s in sequences]), np.zeros(len(sequences), int), None
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            return np.array(sequences[index])
+
+    batch = Collator("texts")(Rows(), [np.arange(len(sequences))], 0)
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=mask).logits
+        return sequence_logits(model, batch)[batch.indices.argsort()]
 
 
 def read_last(model: Any, sequence: list[int]) -> torch.Tensor:
@@ -157,8 +166,9 @@ def test_decoder_classifier_reads_the_last_real_token_whatever_the_padding(
     # padding's id inside a text is no end of it
     sequences = [words(3), words(9, seed=1), [*words(2, seed=2), pad, *words(2, seed=3)], words(1, seed=4)]
     ends_in_padding = [*words(4, seed=5), pad]  # the head passes over it, but padding that follows still changes nothing
-    logits = classified(model, [*sequences, ends_in_padding], pad)
-    torch.testing.assert_close(logits[-1], classified(model, [ends_in_padding], pad)[0])
+    logits = classified(model, [*sequences, ends_in_padding])
+    model = published(model)
+    torch.testing.assert_close(logits[-1], read_last(model, ends_in_padding[:-1]))
     for row, sequence in zip(logits, sequences, strict=False):
         torch.testing.assert_close(row, read_last(model, sequence))
     assert (logits[0] - logits[1]).abs().max() > 1e-2  # it matters what is read
@@ -177,6 +187,7 @@ def test_a_built_model_is_in_fp32_and_drops_out(origin: str, saved: Callable[...
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert all(module.training for module in model.modules())
     ids = torch.tensor([words(POSITIONS)])
+    model = published(model)
     first, second = (model.base_model(input_ids=ids).last_hidden_state for _ in range(2))
     assert not torch.allclose(first, second)
     model.eval()
@@ -209,7 +220,7 @@ def test_positions_that_padding_takes_are_not_promised(tmp_path: Path) -> None:
     fitting = tokenizer(bos_token="<s>", pad_token="<pad>", eos_token="</s>")
     assert f"data.block_size={POSITIONS}" in refusal(config, CLASSIFIER, fitting, POSITIONS + 1, NAMES)
     model = build.build(config, CLASSIFIER, fitting, POSITIONS, NAMES)
-    assert model(input_ids=torch.tensor([words(POSITIONS)])).logits.isfinite().all()
+    assert classified(model, [words(POSITIONS)]).isfinite().all()
 
 
 def test_a_tokenizer_of_another_model_is_refused(saved: Callable[..., ModelConfig]) -> None:

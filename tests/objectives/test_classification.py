@@ -66,6 +66,8 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
 class Answers(nn.Module):
     """A model whose logits are given: the first token of a sequence is its row in the table."""
 
+    config = SimpleNamespace(_attn_implementation="sdpa", pad_token_id=0)
+
     def __init__(self, logits: np.ndarray) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.from_numpy(logits))
@@ -78,8 +80,10 @@ def batch(indices: np.ndarray, truth: np.ndarray, place: int = 0, blank: bool = 
     ids = torch.from_numpy(indices)
     targets = torch.from_numpy(truth[indices])
     return MicroBatch(
-        input_ids=ids[:, None],
-        attention_mask=torch.ones(len(ids), 1).long(),
+        input_ids=ids,
+        position_ids=torch.zeros_like(ids),
+        cu_seqlens=torch.arange(len(ids) + 1, dtype=torch.int32),
+        longest=1,
         targets=targets,
         indices=ids,
         place=place,

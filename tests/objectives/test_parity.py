@@ -6,6 +6,7 @@ The loop sees each optimizer step as one batch; the run sees it in micro-batches
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from llm_lightning.data.module import DataModule
 from llm_lightning.models import build
 from llm_lightning.run import prepared
 
-from ..conftest import QUIET, TINY_BERT, TINY_GPT, Runner
+from ..conftest import QUIET, TINY_BERT, TINY_GPT, Runner, published
 
 STEPS = 6
 NO_DROPOUT = "++model.config={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"
@@ -50,19 +51,29 @@ def arguments(case: str, corpus: Path, reviews: Path) -> list[str]:
 
 def labels_of(batch: MicroBatch, data: DataModule) -> dict[str, Tensor]:
     """What Hugging Face's forward is given for the loss that we compute."""
-    if data.text.encoding != "stream":
-        return {**batch.inputs(), "labels": batch.targets}
-    last = batch.attention_mask.sum(1, keepdim=True)  # Hugging Face shifts: it wants the n+1 tokens that the n targets come from
-    ids = torch.cat([batch.input_ids, torch.full_like(last, data.collator.pad_id)], 1)
-    ids = ids.scatter(1, last, batch.targets.gather(1, last - 1))
-    mask = torch.arange(ids.shape[1]) <= last
-    return {"input_ids": ids, "attention_mask": mask.long(), "labels": ids.masked_fill(~mask, -100)}
+    sizes = batch.cu_seqlens.diff().tolist()
+    parts = batch.input_ids.split(sizes)
+    if data.text.encoding == "stream":  # Hugging Face shifts: it wants the n+1 tokens that the n targets come from
+        parts = tuple(
+            torch.cat([part, part.new_tensor([t[-1]])]) for part, t in zip(parts, batch.targets.split(sizes), strict=True)
+        )
+        labels = padded(parts, -100)
+    elif batch.target_places is None:
+        labels = batch.targets
+    else:
+        labels = padded(torch.full_like(batch.input_ids, -100).scatter(0, batch.target_places, batch.targets).split(sizes), -100)
+    mask = padded([torch.ones_like(part) for part in parts], 0)
+    return {"input_ids": padded(parts, data.text.tokenizer.pad_token_id), "attention_mask": mask, "labels": labels}
+
+
+def padded(parts: Sequence[Tensor], filler: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=filler)
 
 
 def plain_loop(config: Config) -> tuple[torch.nn.Module, float]:
     """(model after STEPS, mean validation loss over targets)"""
     text, objective, data = prepared(config)
-    model = build.build(config.model, objective.auto_class, text.tokenizer, data.longest_input, text.label_names)
+    model = published(build.build(config.model, objective.auto_class, text.tokenizer, data.longest_input, text.label_names))
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=3e-3)

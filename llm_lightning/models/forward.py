@@ -1,0 +1,133 @@
+"""From a flat batch to the logits of its targets, through a Hugging Face model as it is.
+
+The transformer is given the batch without padding where `attention.py` covers it, else padded to its longest sequence. Its head is
+given only the hidden states that have a target: it works as if the batch held nothing else, whatever it is made of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llm_lightning.data.collate import MicroBatch
+from llm_lightning.models import attention
+
+DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+ROBERTA = ("roberta", "xlm-roberta", "camembert")
+"""Models whose positions begin behind the padding's."""
+COVERED = ("bert", "distilbert", "electra", "modernbert", *ROBERTA, *DECODERS)
+"""Model types that take flat batches; tests hold each to its padded forward."""
+
+
+def unpadded(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, taking flat batches from now on if its architecture is covered."""
+    if model.config.model_type in COVERED:
+        model.set_attn_implementation(attention.NAME)
+    return model
+
+
+def is_unpadded(model: PreTrainedModel) -> bool:
+    return model.config._attn_implementation == attention.NAME
+
+
+def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """(targets, vocabulary): what the head predicts at each target."""
+
+    def chosen(flat: Tensor) -> Tensor:
+        return flat if batch.target_places is None else flat[batch.target_places]
+
+    if not is_unpadded(model):
+        return chosen(model(**_padded(model, batch)).logits[_sequence_of(batch), batch.position_ids])
+    with _spliced(model, batch, lambda hidden: chosen(hidden)[None]):
+        return model(input_ids=batch.input_ids[None]).logits[0]
+
+
+def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """(sequences, classes): what the head makes of each sequence's first token (encoders), last (decoders) or mean."""
+    if not is_unpadded(model):
+        return model(**_padded(model, batch)).logits
+    first = batch.cu_seqlens[:-1]
+
+    def pooled(hidden: Tensor) -> Tensor:
+        if getattr(model.config, "classifier_pooling", None) == "mean":
+            sums = hidden.new_zeros(len(first), hidden.shape[1]).index_add(0, _sequence_of(batch), hidden)
+            return sums / batch.cu_seqlens.diff()[:, None]
+        return hidden[_last(model, batch) if model.config.model_type in DECODERS else first]
+
+    with _spliced(model, batch, lambda hidden: pooled(hidden)[:, None]):
+        return model(input_ids=batch.input_ids[first][:, None]).logits  # as if each sequence had one token
+
+
+def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """(tokens, width): the last hidden states of a model that takes flat batches."""
+    return model.base_model(**_flat(model, batch)).last_hidden_state[0]
+
+
+@contextlib.contextmanager
+def _spliced(model: PreTrainedModel, batch: MicroBatch, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Whatever the model is called with, its transformer is given the batch, and its head what is chosen of the hidden states."""
+    transformer: Any = model.base_model
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return (), _flat(model, batch)
+
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
+        output.last_hidden_state = choose(output.last_hidden_state[0])
+        if output.get("pooler_output") is not None:
+            output.pooler_output = transformer.pooler(output.last_hidden_state)
+        return output
+
+    hooks = transformer.register_forward_pre_hook(before, with_kwargs=True), transformer.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _flat(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
+    """The transformer's keyword arguments for one row of whole sequences."""
+    offset = model.config.pad_token_id + 1 if model.config.model_type in ROBERTA else 0
+    given = {
+        "input_ids": batch.input_ids[None],
+        "position_ids": batch.position_ids[None] + offset,
+        "cu_seq_lens_q": batch.cu_seqlens,
+        "max_length_q": batch.longest,
+    }
+    if batch.token_type_ids is not None:
+        given["token_type_ids"] = batch.token_type_ids[None]
+    if model.config.model_type in DECODERS:
+        given["use_cache"] = False
+    return given
+
+
+def _padded(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
+    """A model's keyword arguments for one row a sequence, padded on the right."""
+    place = (_sequence_of(batch), batch.position_ids)
+
+    def rows(values: Tensor, filler: int) -> Tensor:
+        return values.new_full((len(batch.indices), batch.longest), filler).index_put(place, values)
+
+    given = {"input_ids": rows(batch.input_ids, model.config.pad_token_id or 0)}
+    given["attention_mask"] = rows(torch.ones_like(batch.input_ids), 0)
+    if batch.token_type_ids is not None:
+        given["token_type_ids"] = rows(batch.token_type_ids, 0)
+    return given
+
+
+def _last(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """(sequences,) the last token of each that is not padding's id, as the heads of decoders find it."""
+    places = torch.where(batch.input_ids == model.config.pad_token_id, 0, batch.position_ids)
+    first = batch.cu_seqlens[:-1].long()
+    return first + torch.zeros_like(first).scatter_reduce(0, _sequence_of(batch), places, "amax")
+
+
+def _sequence_of(batch: MicroBatch) -> Tensor:
+    """(tokens,) which of the batch's sequences a token belongs to."""
+    numbers = torch.arange(len(batch.indices), device=batch.input_ids.device)
+    return torch.repeat_interleave(numbers, batch.cu_seqlens.diff(), output_size=len(batch.input_ids))

@@ -1,0 +1,185 @@
+"""A flat batch gives what Hugging Face's own forward gives for its sequences padded, or alone: logits, losses and every gradient."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+
+from llm_lightning.data.collate import Collator, MicroBatch
+from llm_lightning.data.masking import IGNORED
+from llm_lightning.models import attention
+from llm_lightning.models.forward import COVERED, DECODERS, is_unpadded, sequence_logits, token_logits, unpadded
+
+VOCABULARY = 97
+PAD = 1  # RoBERTa's, whose positions begin behind it
+ENCODER: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+DECODER = {**ENCODER, "num_key_value_heads": 2, "max_position_embeddings": 64}
+WINDOW = 5  # tokens, so that sliding windows matter
+SETTINGS: dict[str, dict[str, Any]] = {
+    "distilbert": {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48},
+    "electra": {**ENCODER, "embedding_size": 16},
+    "modernbert": {**ENCODER, "local_attention": 2 * WINDOW, "global_attn_every_n_layers": 2, "classifier_pooling": "mean"},
+    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
+    "llama": DECODER,
+    "qwen2": {**DECODER, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "qwen3": {**DECODER, "head_dim": 8},
+    "mistral": {**DECODER, "sliding_window": WINDOW},
+}
+LENGTHS = [9, 5, 14, 3, 9, 11, 9, 1]
+
+
+def made(architecture: str, head: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    special = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": 2, "num_labels": 3}
+    config = AutoConfig.for_model(architecture, **special, **SETTINGS.get(architecture, ENCODER))
+    for name in vars(config):
+        if ("dropout" in name or "pdrop" in name) and isinstance(getattr(config, name), float):
+            setattr(config, name, 0.0)
+    return getattr(transformers, f"AutoModelFor{head}").from_config(config).train()
+
+
+class Sequences:
+    """What a collator reads; ids from 3 on, so that none is special."""
+
+    second = None
+
+    def __init__(self, extra: int = 0) -> None:
+        rng = np.random.default_rng(0)
+        self.sequences = [rng.integers(3, VOCABULARY, length + extra) for length in LENGTHS]
+        self.labels = rng.integers(0, 3, len(LENGTHS))
+        self.inputs = np.array(LENGTHS)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.sequences[index]
+
+
+def collated(encoding: str, *indices: int) -> MicroBatch:
+    rows = [np.array([i]) for i in indices or range(len(LENGTHS))]
+    return Collator(encoding)(Sequences(extra=encoding == "stream"), rows, 0)
+
+
+def rows_of(batch: MicroBatch) -> dict[str, Tensor]:
+    """The batch as Hugging Face has it: a row for each sequence, padded on the right."""
+    parts = batch.input_ids.split(batch.cu_seqlens.diff().tolist())
+    ids = nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=PAD)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(part) for part in parts], batch_first=True)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def assert_same(found: Tensor, expected: Tensor, model: nn.Module, reference: nn.Module) -> None:
+    """Outputs, and the gradients of a loss that weighs each of them differently."""
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    (found * direction).sum().backward()
+    (expected * direction).sum().backward()
+    for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None and q.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def pair(architecture: str, head: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    reference = made(architecture, head)
+    model = unpadded(copy.deepcopy(reference))
+    assert is_unpadded(model)
+    assert not is_unpadded(reference)
+    return model, reference
+
+
+@pytest.mark.parametrize("architecture", COVERED)
+def test_sequence_classification(architecture: str) -> None:
+    model, reference = pair(architecture, "SequenceClassification")
+    batch = collated("texts")
+    assert_same(sequence_logits(model, batch), reference(**rows_of(batch)).logits, model, reference)
+
+
+@pytest.mark.parametrize("architecture", COVERED)
+def test_token_logits_at_some_places(architecture: str) -> None:
+    model, reference = pair(architecture, "CausalLM" if architecture in DECODERS else "MaskedLM")
+    batch = collated("stream")
+    batch.target_places = torch.arange(0, len(batch.input_ids), 3)
+    given = rows_of(batch)
+    expected = reference(**given).logits[given["attention_mask"].bool()][batch.target_places]
+    assert_same(token_logits(model, batch), expected, model, reference)
+
+
+@pytest.mark.parametrize("architecture", COVERED)
+def test_a_sequence_is_alone_in_its_batch(architecture: str) -> None:
+    model = unpadded(made(architecture, "CausalLM" if architecture in DECODERS else "MaskedLM"))
+    together = token_logits(model, collated("stream")).split(sorted(LENGTHS, reverse=True))
+    for logits, index in zip(together, collated("stream").indices.tolist(), strict=True):
+        torch.testing.assert_close(logits, token_logits(model, collated("stream", index)), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", COVERED)
+def test_a_batch_without_its_lengths_is_refused(architecture: str) -> None:
+    """For it would leak, and so would a padded one, whose mask is dropped."""
+    model, batch = unpadded(made(architecture, "CausalLM" if architecture in DECODERS else "MaskedLM")), collated("stream")
+    with pytest.raises(ValueError, match="flat batches"):
+        model(input_ids=batch.input_ids[None], position_ids=batch.position_ids[None])
+    with pytest.raises(ValueError, match="flat batches"):
+        model(**rows_of(batch))
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "MaskedLM"])
+def test_other_architectures_are_padded(head: str) -> None:
+    reference = made("albert", head)
+    model = unpadded(copy.deepcopy(reference))
+    assert not is_unpadded(model)
+    if head == "MaskedLM":
+        batch = collated("stream")
+        batch.target_places = torch.arange(0, len(batch.input_ids), 3)
+        given = rows_of(batch)
+        expected = reference(**given).logits[given["attention_mask"].bool()][batch.target_places]
+        assert_same(token_logits(model, batch), expected, model, reference)
+    else:
+        batch = collated("texts")
+        assert_same(sequence_logits(model, batch), reference(**rows_of(batch)).logits, model, reference)
+
+
+# ---- the two ways of attention ----
+
+
+def drawn(kinds: int = 3, groups: int = 1) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(sum(LENGTHS), 4 if i == 0 else 4 // groups, 8, requires_grad=True) for i in range(kinds)]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [-1, 4])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_both_ways_of_attention_agree(causal: bool, window: int, groups: int) -> None:
+    cu_seqlens = torch.tensor([0, *np.cumsum(LENGTHS)], dtype=torch.int32)
+    results = []
+    for way in ("lengths", "rows"):
+        q, k, v = drawn(groups=groups)
+        if way == "rows":
+            out = attention.in_rows(q, k, v, cu_seqlens, max(LENGTHS), 0.0, causal, window, 0.3)
+        else:
+            out = attention.by_length(q, k, v, cu_seqlens, 0.0, causal, window, 0.3)
+        F.gelu(out).sum().backward()
+        results.append([out, q.grad, k.grad, v.grad])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_batch_names_its_targets() -> None:
+    def every_second(tokens: np.ndarray, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return tokens * 0, np.where(np.arange(len(tokens)) % 2, tokens, IGNORED)
+
+    batch = Collator("documents", every_second)(Sequences(), [np.array([0, 3]), np.array([1])], 0)  # type: ignore[arg-type]
+    assert batch.indices.tolist() == [0, 1, 3]
+    assert batch.cu_seqlens.tolist() == [0, 9, 14, 17]
+    assert batch.position_ids.tolist() == [*range(9), *range(5), *range(3)]
+    whole = np.concatenate([Sequences()[i] for i in (0, 1, 3)])
+    assert batch.target_places is not None
+    assert batch.target_places.tolist() == [1, 3, 5, 7, 10, 12, 15]
+    assert batch.targets.tolist() == whole[batch.target_places].tolist()

@@ -1,0 +1,56 @@
+"""bf16 with fp32 masters: what modules see, where gradients go, and that a plain bf16 model computes the same."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from llm_lightning.training.precision import in_bf16
+
+CONFIG = GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+
+
+def test_gradients_of_a_bf16_model_reach_fp32_masters() -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG, attn_implementation="eager")
+    plain = copy.deepcopy(model).to(torch.bfloat16)
+    masters = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
+    batches = [torch.randint(50, (3, 20)) for _ in range(2)]
+    with in_bf16(model):
+        assert model.lm_head.weight.dtype == torch.bfloat16
+        assert model.transformer.wte.weight.dtype == torch.float32  # tied to it, and looked up in fp32
+        for ids in batches:  # as micro-batches of a step: cast once, gradients added in fp32
+            logits = model(input_ids=ids).logits
+            assert logits.dtype == torch.bfloat16
+            assert logits.equal(plain(input_ids=ids).logits)  # casting before a look-up or after it is the same
+            logits.float().logsumexp(-1).sum().backward()
+    for name, (parameter, value) in masters.items():
+        assert dict(model.named_parameters())[name] is parameter
+        assert parameter.equal(value)
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+
+    expected = [torch.zeros_like(p, dtype=torch.float32) for p in plain.parameters()]
+    for ids in batches:
+        plain.zero_grad()
+        plain(input_ids=ids).logits.float().logsumexp(-1).sum().backward()
+        for total, p in zip(expected, plain.parameters(), strict=True):
+            total += p.grad.float()
+    for (name, (parameter, _)), total in zip(masters.items(), expected, strict=True):
+        error = (parameter.grad - total).norm() / total.norm()
+        assert error < (0.01 if "wte" in name or "wpe" in name else 1e-6), (
+            name
+        )  # embeddings' are added in fp32: better than plain bf16
+    assert model(input_ids=batches[0]).logits.dtype == torch.float32
+
+
+def test_frequent_tokens_keep_their_gradient() -> None:
+    """A thousand places of one token: added in bf16, where 256 + 1 = 256, most of them would be lost."""
+    model = AutoModelForCausalLM.from_config(CONFIG)
+    embedding = model.get_input_embeddings()
+    with in_bf16(model):
+        embedding(torch.zeros(1000, dtype=torch.long)).sum().backward()
+    assert embedding.weight.grad is not None
+    assert embedding.weight.grad[0].eq(1000).all()
