@@ -40,7 +40,7 @@ types: setup ## mypy on the package
 	$(BIN)/mypy
 
 bench: setup ## side-by-side measurements
-	@for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/common.py benchmarks/turns.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 report: setup ## the leaderboard over the runs below RUNS=runs
 	$(BIN)/python -m llm_lightning.reporting $(RUNS)

@@ -123,7 +123,7 @@ def _data(config: Config) -> Iterator[str]:
             positions = config.model.config.get(key)
             if isinstance(positions, int) and data.block_size > positions:
                 yield f"data.block_size={data.block_size}: the model has {positions} positions (model.config.{key}); change one of the two."
-    if config.batch.micro_tokens is not None and config.batch.micro_tokens < data.block_size:
+    if isinstance(config.batch.micro_tokens, int) and config.batch.micro_tokens < data.block_size:
         yield (
             f"batch.micro_tokens={config.batch.micro_tokens}: a sequence may have data.block_size={data.block_size} tokens "
             f"and has to fit; raise the one or lower the other."

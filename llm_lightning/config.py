@@ -117,8 +117,8 @@ class BatchConfig:
     """Tokens an optimizer step at the most; replaces `sequences` where given."""
     micro_sequences: int | None = bounded(None, POSITIVE)
     """Sequences on a device at once; lower it when memory runs out, the result stays the same."""
-    micro_tokens: int | None = bounded(None, POSITIVE)
-    """Tokens (with padding) on a device at once; accumulation follows from it."""
+    micro_tokens: Any = bounded(None, Range(1, auto=True))  # noqa: RUF009
+    """Tokens on a device at once, as if padded to the longest; accumulation follows from it. `auto` finds as many as fit."""
     length_window: int = bounded(32, POSITIVE)
     """Steps inside which sequences are sorted by length; 1 is a plain shuffle, more means less padding."""
 

@@ -11,13 +11,14 @@ import lightning
 from hydra.utils import get_object
 from transformers import PreTrainedModel
 
-from llm_lightning.config import Config, plain
+from llm_lightning.config import Config, cache_folder, plain
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text, prepare
 from llm_lightning.errors import Stopped, UserError
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
 from llm_lightning.inference.export import export, recover
 from llm_lightning.models import build
+from llm_lightning.models.layers import layers
 from llm_lightning.objectives.base import Objective
 from llm_lightning.reporting import about, record
 from llm_lightning.training import loggers, preflight, trainer
@@ -67,7 +68,8 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
     if record.is_first():
         record.write_config(folder, config)
         recover(folder / "hf")
-    monitor = Monitor(config.trainer.log_every_steps, data.total_steps, config.trainer.progress == "bar")
+    shown = config.trainer.progress == "bar"
+    monitor = Monitor(config.trainer.log_every_steps, data.total_steps, shown, cache_folder(config))
     checkpoints = Checkpoints(
         config.checkpoint,
         folder,
@@ -172,7 +174,8 @@ def built(config: Config, text: Text, objective: Objective, data: DataModule) ->
     factor = made(config.scheduler, data.total_steps)
     objective.connect(model, lambda module: made(config.optimizer, module), factor, config.trainer.clip_norm, config.seed)
     if config.trainer.compile:
-        model.compile()
+        for layer in layers(model):  # alike, so that one is compiled and serves all
+            layer.compile()
     return model
 
 

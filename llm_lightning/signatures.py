@@ -27,11 +27,13 @@ class Range:
     open: bool = False
     open_low: bool = False
     open_high: bool = False
+    auto: bool = False
+    """Whether the word `auto` stands for a number too."""
 
     def allows(self, value: Any) -> bool:
-        if value is None:
+        if value is None or (self.auto and value == "auto"):
             return True
-        if not math.isfinite(value):
+        if not isinstance(value, int | float) or not math.isfinite(value):
             return False
         above = self.low is None or (value > self.low if self.open or self.open_low else value >= self.low)
         below = self.high is None or (value < self.high if self.open or self.open_high else value <= self.high)
@@ -44,7 +46,7 @@ class Range:
             parts.append(f"{'above' if low_open else 'at least'} {self.low:g}")
         if self.high is not None:
             parts.append(f"{'below' if high_open else 'at most'} {self.high:g}")
-        return "a number " + " and ".join(parts)
+        return "a number " + " and ".join(parts) + (", or auto" if self.auto else "")
 
 
 class Choice:

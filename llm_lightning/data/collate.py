@@ -6,8 +6,10 @@ and the loss can be divided by the number of targets in the step, which is known
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,38 @@ class MicroBatch:
     @property
     def target_count(self) -> int:
         return 0 if self.blank else len(self.targets)
+
+
+def pieces(batch: MicroBatch, count: int) -> list[MicroBatch]:
+    """The batch in `count` parts (a power of two) of about as many tokens, or in single sequences where it has fewer."""
+    sequences = len(batch.indices)
+    if count == 1 or sequences == 1:
+        return [batch]
+    bounds = batch.cu_seqlens.tolist()
+    first = min(max(bisect(bounds, bounds[-1] // 2), 1), sequences - 1)
+    return [half for part in (slice(0, first), slice(first, sequences)) for half in pieces(_part(batch, part, bounds), count // 2)]
+
+
+def _part(batch: MicroBatch, part: slice, bounds: list[int]) -> MicroBatch:
+    """Some neighbouring sequences of a batch, given all of its bounds."""
+    tokens = slice(bounds[part.start], bounds[part.stop])
+    places = batch.target_places
+    if places is not None:
+        inside = (places >= tokens.start) & (places < tokens.stop)
+        targets, places = batch.targets[inside], places[inside] - tokens.start
+    else:
+        targets = batch.targets[tokens if len(batch.targets) == bounds[-1] else part]
+    return replace(
+        batch,
+        input_ids=batch.input_ids[tokens],
+        position_ids=batch.position_ids[tokens],
+        cu_seqlens=batch.cu_seqlens[part.start : part.stop + 1] - tokens.start,
+        longest=max(end - start for start, end in pairwise(bounds[part.start : part.stop + 1])),
+        targets=targets,
+        indices=batch.indices[part],
+        target_places=places,
+        token_type_ids=None if batch.token_type_ids is None else batch.token_type_ids[tokens],
+    )
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -96,7 +96,9 @@ class DataModule(lightning.LightningDataModule):
         self.row_size = config.data.block_size if packed else None
         types = "token_type_ids" in text.tokenizer.model_input_names
         self.collator = Collator(text.encoding, masking, types)
-        self.plan = Plan(text.splits["train"].inputs, config.batch, config.seed, self.row_size)
+        self.spec = replace(config.batch, micro_tokens=None) if config.batch.micro_tokens == "auto" else config.batch
+        """How steps are cut; `limit` sets what the config leaves open."""
+        self.plan = Plan(text.splits["train"].inputs, self.spec, config.seed, self.row_size)
         self._readers: dict[int, dict[str, Any]] = {}
         self._reader_count: int | None = None
         self.total_steps = self._total_steps()
@@ -123,7 +125,7 @@ class DataModule(lightning.LightningDataModule):
         start, rank, world = self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size
         if self.text.stream is not None:
             return self._loader(self._streamed(self.text.stream, start, rank, world))
-        steps = TrainingSteps(self.text.splits["train"], self.plan, self.config.batch, self.collator, self.total_steps, rank, world)
+        steps = TrainingSteps(self.text.splits["train"], self.plan, self.spec, self.collator, self.total_steps, rank, world)
         return self._loader(steps, sampler=FromStep(start, self.total_steps))
 
     def _streamed(self, stream: Stream, start: int, rank: int, world: int) -> StreamedSteps:
@@ -134,7 +136,7 @@ class DataModule(lightning.LightningDataModule):
                 f"{count} now; go on with as many."
             )
         self._reader_count = count
-        block, spec = self.config.data.block_size, self.config.batch
+        block, spec = self.config.data.block_size, self.spec
         encoder = Encoder(self.text.tokenizer, self.text.encoding, block, one_stream=False)
         return StreamedSteps(
             stream, encoder, self.collator, block, spec, self.config.seed, start, self.total_steps, rank, world, self._readers
@@ -168,20 +170,26 @@ class DataModule(lightning.LightningDataModule):
 
     def evaluation_batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
         part = self.text.splits[split]
-        return EvaluationBatches(part, evaluation(part.inputs, self.config.batch, self.row_size), self.collator, rank, world)
+        return EvaluationBatches(part, evaluation(part.inputs, self.plan.spec, self.row_size), self.collator, rank, world)
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:
         assert self.trainer is not None
         return self.evaluation_loader("validation", self.trainer.global_rank, self.trainer.world_size)
 
+    def limit(self, micro_tokens: int) -> None:
+        """Let so many tokens be on a device at once. What is a step, and what an evaluation batch, stays as it is."""
+        self.spec = replace(self.spec, micro_tokens=micro_tokens)
+
     def longest(self, world: int) -> MicroBatch:
         """The micro-batch that takes the most memory: as many of the longest rows as may be on a device at once."""
-        lengths = self.plan.lengths
-        most = most_rows(self.config.batch, self.row_size or int(lengths.max()), world)
+        return self.longest_rows(most_rows(self.spec, self.row_size or int(self.plan.lengths.max()), world))
+
+    def longest_rows(self, count: int) -> MicroBatch:
+        """As many of the longest rows."""
         if self.row_size is None:
-            rows = list(np.argsort(-lengths, kind="stable")[:most, None])
+            rows = list(np.argsort(-self.plan.lengths, kind="stable")[:count, None])
         else:
-            rows = self.plan.epoch(0)[0][:most]  # packed rows are nearly full, one like the other
+            rows = self.plan.epoch(0)[0][:count]  # packed rows are nearly full, one like the other
         return self.collator(self.text.splits["train"], rows, 0)
 
     def _loader(self, items: Any, **options: Any) -> DataLoader[Any]:

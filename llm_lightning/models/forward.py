@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.models import attention
+from llm_lightning.models.loss import linear_cross_entropy
 
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 ROBERTA = ("roberta", "xlm-roberta", "camembert")
@@ -47,6 +50,18 @@ def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
         return model(input_ids=batch.input_ids[None]).logits[0]
 
 
+def token_loss(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """Σ -log p of the targets, a scalar. A decoder's head is one matrix: its loss comes from the hidden states, chunk by chunk."""
+    head = model.get_output_embeddings()
+    if is_unpadded(model) and model.config.model_type in DECODERS and not isinstance(head.weight, DTensor):
+        hidden = model.base_model(**_flat(model, batch)).last_hidden_state[0]
+        chosen = hidden if batch.target_places is None else hidden[batch.target_places]
+        return linear_cross_entropy(chosen, head.weight, batch.targets)
+    logits = token_logits(model, batch)
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(exact, batch.targets, reduction="sum")
+
+
 def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """(sequences, classes): what the head makes of each sequence's first token (encoders), last (decoders) or mean."""
     if not is_unpadded(model):
@@ -61,11 +76,6 @@ def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 
     with _spliced(model, batch, lambda hidden: pooled(hidden)[:, None]):
         return model(input_ids=batch.input_ids[first][:, None]).logits  # as if each sequence had one token
-
-
-def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """(tokens, width): the last hidden states of a model that takes flat batches."""
-    return model.base_model(**_flat(model, batch)).last_hidden_state[0]
 
 
 @contextlib.contextmanager

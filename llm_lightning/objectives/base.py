@@ -11,6 +11,7 @@ scores. Its keyword-only parameters are its configuration.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -23,9 +24,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from llm_lightning.data.collate import MicroBatch, Step
+from llm_lightning.data.collate import MicroBatch, Step, pieces
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.module import Text
+from llm_lightning.errors import RunError
+from llm_lightning.models.layers import layers
+
+log = logging.getLogger(__name__)
 
 Evaluation = dict[str, float]
 
@@ -56,6 +61,8 @@ class Objective(lightning.LightningModule):
         """The metrics of the last evaluation: `split/metric` to a number."""
         self._make_optimizer: Callable[[nn.Module], Optimizer]
         self._factor: Callable[[int], float]
+        self._pieces = 1
+        """Into how many each micro-batch is cut, since memory ran out."""
         self._seen: list[tuple[int, Tensor, int, Any]] = []
         """Of each batch of this evaluation: its place, loss sum, targets, outcome."""
 
@@ -69,11 +76,11 @@ class Objective(lightning.LightningModule):
         """The sum of the losses of the batch's targets, a scalar that gradients flow through."""
         return self.score(batch)[0]
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(sum of the losses, outputs that `collect` takes) of a batch."""
+    def score(self, batch: MicroBatch) -> tuple[Tensor, Any]:
+        """(sum of the losses, what `outcome` takes) of a batch."""
         raise NotImplementedError
 
-    def outcome(self, batch: MicroBatch, outputs: Tensor) -> Any:
+    def outcome(self, batch: MicroBatch, outputs: Any) -> Any:
         """What the scores need of an evaluation batch, on the CPU."""
         return None
 
@@ -100,7 +107,7 @@ class Objective(lightning.LightningModule):
         if self.device_mesh is None or isinstance(next(self.model.parameters()), DTensor):
             return
         mesh = self.device_mesh["data_parallel"]
-        for block in _layers(self.model):
+        for block in layers(self.model):
             fully_shard(block, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
 
@@ -109,24 +116,51 @@ class Objective(lightning.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)]
 
     def training_step(self, step: Step, batch_index: int) -> dict[str, Any]:
-        torch.manual_seed(_mix(self.seed, step.step, self.global_rank))  # dropout is a function of (seed, step, rank)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        world = self.trainer.world_size
         targets = torch.tensor(float(step.targets), device=self.device)
-        if world > 1:
+        if self.trainer.world_size > 1:
             targets = self.trainer.strategy.reduce(targets, reduce_op="sum")
-        total = torch.zeros((), device=self.device)
-        batches = step.micro_batches
-        for i, batch in enumerate(batches):
-            with self._synced(i == len(batches) - 1):
-                loss = self.loss_sum(batch) * (not batch.blank)
-                self.manual_backward(loss * (world / targets))  # DDP averages over ranks, and we want the sum
-            total += loss.detach()
+        total = self._accumulated(step, targets)
         norm, rate = self._clip(optimizer), optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         scheduler.step()  # type: ignore[union-attr]
         return {"loss_sum": total, "targets": targets, "gradient_norm": norm, "learning_rate": rate}
+
+    def _accumulated(self, step: Step, targets: Tensor) -> Tensor:
+        """The step's summed loss, its gradients added up in the parameters. Where memory runs out, the step is begun anew in halves.
+
+        Raises RunError where it cannot be halved.
+        """
+        while True:
+            torch.manual_seed(_mix(self.seed, step.step, self.global_rank))  # dropout is a function of (seed, step, rank)
+            batches = [piece for batch in step.micro_batches for piece in pieces(batch, self._pieces)]
+            try:
+                return self._backward(batches, targets)
+            except torch.OutOfMemoryError as error:
+                largest = max(batches, key=lambda batch: len(batch.input_ids))
+                size = len(largest.input_ids)
+                if self.trainer.world_size > 1 or len(largest.indices) == 1:
+                    raise RunError(
+                        f"the device ran out of memory on a micro-batch of {size:,} tokens at step {step.step}: lower "
+                        f"batch.micro_tokens or data.block_size; the result stays the same with the first."
+                    ) from error
+            self._pieces *= 2
+            self.model.zero_grad()
+            torch.cuda.empty_cache()
+            log.warning(
+                "out of memory on a micro-batch of %s tokens: from now on they are halved (batch.micro_tokens)", f"{size:,}"
+            )
+
+    def _backward(self, batches: list[MicroBatch], targets: Tensor) -> Tensor:
+        """The summed loss of micro-batches; gradients are added to those that are there."""
+        total, world = torch.zeros((), device=self.device), self.trainer.world_size
+        for i, batch in enumerate(batches):
+            with self._synced(i == len(batches) - 1):
+                loss = self.loss_sum(batch) * (not batch.blank)
+                self.manual_backward(loss * (world / targets))  # DDP averages over ranks, and we want the sum
+            total += loss.detach()
+        return total
 
     def _synced(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged between ranks once a step, at its last micro-batch."""
@@ -177,12 +211,6 @@ class Objective(lightning.LightningModule):
     def details(self) -> dict[str, Any]:
         """Tables of the last evaluation that are no single number, for `evaluation/<split>.json`."""
         return {}
-
-
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """The transformer's layers: the items of the longest list of modules."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=[])
 
 
 def _mix(*parts: int) -> int:

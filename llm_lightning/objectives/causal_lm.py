@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.models.forward import token_logits
+from llm_lightning.models.forward import token_loss
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.objectives.language import bits_per_byte, perplexity, unigram_entropy
 
@@ -23,10 +22,9 @@ class CausalLM(Objective):
     monitor = "validation/loss"
     maximize = False
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(summed loss, logits (targets, vocabulary)); targets are already the next tokens."""
-        logits = token_logits(self.model, batch)
-        return F.cross_entropy(logits.float(), batch.targets, reduction="sum"), logits
+    def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
+        """(summed loss, nothing); targets are already the next tokens."""
+        return token_loss(self.model, batch), None
 
     def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
         size = self.text.splits[split].facts.bytes

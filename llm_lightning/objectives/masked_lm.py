@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor
 
 from llm_lightning.data import tokenizers
@@ -13,7 +12,7 @@ from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.module import Text
 from llm_lightning.errors import UserError
-from llm_lightning.models.forward import token_logits
+from llm_lightning.models.forward import token_loss
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.objectives.language import perplexity, unigram_entropy
 from llm_lightning.signatures import Range
@@ -56,10 +55,9 @@ class MaskedLM(Objective):
             seed=seed,
         )
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(summed loss, logits (targets, vocabulary))."""
-        logits = token_logits(self.model, batch)
-        return F.cross_entropy(logits.float(), batch.targets, reduction="sum"), logits
+    def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
+        """(summed loss, nothing)."""
+        return token_loss(self.model, batch), None
 
     def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
         return {"loss": mean_loss, "perplexity": perplexity(mean_loss)}

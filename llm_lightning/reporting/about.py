@@ -14,6 +14,8 @@ from llm_lightning.models.forward import is_unpadded
 
 log = logging.getLogger(__name__)
 
+MANY = 16  # passes over the text that are worth a word
+
 
 def describe(config: Config, text: Text, data: DataModule, model: PreTrainedModel) -> dict[str, Any]:
     """Say what the run is about to do; returns what of it belongs into the summary."""
@@ -46,6 +48,12 @@ def describe(config: Config, text: Text, data: DataModule, model: PreTrainedMode
         f" ({epochs:.2f} epochs{sooner})" if text.stream is None else "",
         f"{data.validate_every:,}",
     )
+    if text.encoding == "stream" and text.stream is None and epochs > MANY and config.callbacks.patience is None:
+        log.info(
+            "plan: the text will be read %d times, and a causal model learns little from it after some 4 (Muennighoff et al. 2023): "
+            "give more text, fewer trainer.max_steps, or callbacks=early_stopping; the best weights are kept in any case",
+            round(epochs),
+        )
     gib = parameters * 4 / 2**30
     log.info("disk: %.2f GiB of best weights, %s × %.2f GiB of full state", gib, config.checkpoint.keep, 3 * gib)
     return {

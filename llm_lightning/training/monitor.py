@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
+from itertools import accumulate
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import lightning
@@ -35,21 +39,25 @@ class Diverged(RunError):
         )
 
 
-SUMMED = ("tokens", "positions", "sequences", "seconds", "loss", "targets")
+SUMMED = ("tokens", "positions", "sequences", "seconds", "waited", "loss", "targets")
+BIN = math.log(1.02)  # of the histogram of step times: percentiles are known to 2 %
 
 
 class Monitor(Callback):
     """Meters training. Tokens are real tokens, never padding; seconds are those spent in training steps, validation left out."""
 
-    def __init__(self, every: int, total_steps: int, progress: bool) -> None:
-        self.every, self.total_steps, self.progress = every, total_steps, progress
+    def __init__(self, every: int, total_steps: int, progress: bool, cache: Path) -> None:
+        """`cache` is the folder where the device's peak is remembered."""
+        self.every, self.total_steps, self.progress, self.cache = every, total_steps, progress, cache
         self.totals = dict.fromkeys(SUMMED, 0.0)
         """Of all closed intervals, over all ranks."""
         self.interval = dict.fromkeys(SUMMED, 0.0)
         """Of the open interval, over all ranks, as far as it was gathered."""
         self._mine = dict.fromkeys(("tokens", "positions", "sequences"), 0)  # of this rank since it was gathered last
         self._loss = self._targets = torch.zeros(())
-        self._seconds = 0.0
+        self._seconds = self._waited = 0.0
+        self.step_times: Counter[int] = Counter()
+        """Of this rank's steps, by the logarithm of their seconds in units of BIN."""
         self._unpadded = False
         self.since = time.perf_counter()
         self.flops = 0.0
@@ -66,7 +74,7 @@ class Monitor(Callback):
     def seconds(self) -> float:
         return self.totals["seconds"] + self.interval["seconds"]
 
-    def throughput(self) -> dict[str, float | None]:
+    def throughput(self) -> dict[str, Any]:
         """Of the whole run: what `summary.json` holds."""
         seconds, positions = max(self.totals["seconds"], 1e-9), self.totals["positions"]
         return {
@@ -74,7 +82,18 @@ class Monitor(Callback):
             "samples_per_second": self.totals["sequences"] / seconds,
             "mfu": self._mfu(self.totals["tokens"] / seconds),
             "padding_fraction": 1 - self.totals["tokens"] / positions if positions else None,
+            "data_wait_fraction": self.totals["waited"] / seconds,
+            "step_seconds": {name: self._percentile(share) for name, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0))},
+            "peak_memory_gib": _peak_memory() / 2**30,
         }
+
+    def _percentile(self, share: float) -> float | None:
+        """Seconds that this share of the steps took at the most."""
+        wanted = share * self.step_times.total()
+        for bin, seen in zip(sorted(self.step_times), accumulate(self.step_times[b] for b in sorted(self.step_times)), strict=True):
+            if seen >= wanted:
+                return math.exp(bin * BIN)
+        return None
 
     def _mfu(self, tokens_per_second: float) -> float | None:
         return tokens_per_second * self.flops / self.peak.flops if self.peak.flops else None
@@ -89,19 +108,20 @@ class Monitor(Callback):
         sums = torch.cat([counts, self._loss[None]])
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums, reduce_op="sum")
-        values = [*sums.tolist(), float(self._targets), self._seconds]
-        for name, value in zip((*self._mine, "loss", "targets", "seconds"), values, strict=True):
+        values = [*sums.tolist(), float(self._targets), self._seconds, self._waited]
+        for name, value in zip((*self._mine, "loss", "targets", "seconds", "waited"), values, strict=True):
             self.interval[name] += value
         self._mine = dict.fromkeys(self._mine, 0)
         self._loss, self._targets, self._seconds = torch.zeros_like(self._loss), torch.zeros_like(self._targets), 0.0
+        self._waited = 0.0
         if not math.isfinite(self.interval["loss"]):
             raise Diverged("training loss", self.interval["loss"], trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"totals": self.totals, "interval": self.interval}
+        return {"totals": self.totals, "interval": self.interval, "step_times": dict(self.step_times)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.totals, self.interval, self.step_times = state["totals"], state["interval"], Counter(state["step_times"])
 
     # ---- hooks ----
 
@@ -109,7 +129,7 @@ class Monitor(Callback):
         assert isinstance(module, Objective)
         self._unpadded = is_unpadded(module.model)
         self.flops = flops_per_token(module.model, module.text.splits["train"].lengths)
-        self.peak = Peak.measure(module.device, trainer.precision)
+        self.peak = Peak.of(module.device, str(trainer.precision), self.cache)
         if self.progress and trainer.is_global_zero:
             self._bar = tqdm(total=self.total_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, mininterval=0.5)
         kind = torch.float32 if module.device.type == "mps" else torch.float64  # which MPS does not have
@@ -123,6 +143,7 @@ class Monitor(Callback):
         self._mine["positions"] += batch.tokens if self._unpadded else batch.padded
         self._mine["sequences"] += batch.sequences
         self._seconds += now - self.since
+        self.step_times[round(math.log(now - self.since) / BIN)] += 1
         self._loss = self._loss + outputs["loss_sum"]
         self._targets = self._targets + outputs["targets"]
         self.since = now
@@ -143,11 +164,13 @@ class Monitor(Callback):
             "train/gradient_norm": float(outputs["gradient_norm"]),
             "train/tokens_per_second": speed,
             "train/padding_fraction": 1 - closed["tokens"] / max(closed["positions"], 1),
+            "train/data_wait_fraction": closed["waited"] / max(closed["seconds"], 1e-9),
         }
         mfu = self._mfu(speed)
         self.emit(trainer, values | ({} if mfu is None else {"train/mfu": mfu}), epoch)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {mean:.3f} · lr {rate:.1e} · {speed:,.0f} tokens/s", refresh=False)
+            used = "" if mfu is None else f" · MFU {mfu:.0%}"
+            self._bar.set_postfix_str(f"loss {mean:.3f} · lr {rate:.1e} · {speed:,.0f} tokens/s{used}", refresh=False)
             self._bar.update(trainer.global_step - self._bar.n)
 
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -170,6 +193,7 @@ class Monitor(Callback):
         if hasattr(self, "_validation_started"):  # time since then was validation's and the checkpoint's
             del self._validation_started
             self.since = time.perf_counter()
+        self._waited += time.perf_counter() - self.since
 
     def emit(self, trainer: lightning.Trainer, values: dict[str, float], epoch: float | None) -> None:
         """Hand values to every logger, with the x-axes that they are drawn against."""
@@ -187,3 +211,10 @@ class Monitor(Callback):
 
     def on_exception(self, *_: Any) -> None:
         self.close()
+
+
+def _peak_memory() -> float:
+    """Bytes: of the device where it has memory of its own, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return getrusage(RUSAGE_SELF).ru_maxrss * 1024.0

@@ -24,6 +24,7 @@ from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
 from llm_lightning.models.forward import token_logits
 from llm_lightning.objectives.base import Objective
+from llm_lightning.training import batch_size
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,9 @@ class Preflight:
         (optimizer,), (scheduler,) = self.objective.configure_optimizers()
         groups = [(sum(p.numel() for p in group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
         decays = ", ".join(f"{count:,} parameters with weight decay {decay:g}" for count, decay in groups if count)
+        tokens = int(self.data.plan.lengths.sum()) // max(1, len(self.data.plan.epoch(0)))
+        if (hint := getattr(optimizer, "hint", lambda tokens: None)(tokens)) is not None:
+            log.info("optimizer: %s", hint)
         return f"{decays}; learning rate {scheduler.get_last_lr()[0]:.2e} at the first step"
 
     def causality(self) -> str:
@@ -159,8 +163,23 @@ class Preflight:
         objective, device = self.objective, self.trainer.strategy.root_device
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             return "left out: the model is cut up over the devices only when training starts"
+        auto = self.data.config.batch.micro_tokens == "auto"
+        if auto:
+            self.data.limit(batch_size.plan(objective, self.data, self.trainer))
+        while True:
+            try:
+                return self._tried(device)
+            except torch.OutOfMemoryError as error:
+                size, longest = len(self.data.longest(self.trainer.world_size).input_ids), self.data.longest_rows(1).longest
+                if not auto or size // 2 < longest:
+                    raise UserError(f"the device has no memory for {size:,} tokens at once: set batch.micro_tokens=auto") from error
+            self.data.limit(size // 2)
+            objective.model.zero_grad()
+            torch.cuda.empty_cache()
+
+    def _tried(self, device: torch.device) -> str:
+        objective, model = self.objective, self.objective.model
         batch, state = self.data.longest(self.trainer.world_size), torch.get_rng_state()
-        model = objective.model
         buffers = copy.deepcopy(dict(model.named_buffers()))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

@@ -1,6 +1,7 @@
 """Stop in good order: on SIGINT, SIGTERM or SIGUSR1 (SLURM's warning) finish the step, save, and say how to go on.
 
-Ranks agree after every step, for a signal may reach only one of them. A second SIGINT stops at once.
+Ranks agree after every step, for a signal may reach only one of them: between their CPUs, so that no device is waited for. A second
+SIGINT stops at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -27,9 +29,13 @@ class StopOnSignal(Callback):
     def __init__(self, save: Callable[[lightning.Trainer], Path], how_to_resume: str) -> None:
         self.save, self.how_to_resume = save, how_to_resume
         self.received: int | None = None
+        self._ranks: Any = None
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """From here on: Lightning has set its own handlers before, and puts back at the end what was there before them."""
+        if trainer.world_size > 1:
+            self._ranks = torch.distributed.new_group(backend="gloo")
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]  # waits for the device
         if threading.current_thread() is threading.main_thread():
             for number in HEEDED:
                 signal.signal(number, self._heed)
@@ -49,8 +55,10 @@ class StopOnSignal(Callback):
 
     def _stop_if_told(self, trainer: lightning.Trainer) -> None:
         told = self.received is not None
-        if trainer.world_size > 1:
-            told = trainer.strategy.reduce_boolean_decision(told, all=False)
+        if self._ranks is not None:
+            anyone = torch.tensor(int(told))
+            torch.distributed.all_reduce(anyone, torch.distributed.ReduceOp.MAX, self._ranks)
+            told = bool(anyone)
         if told:
             path = self.save(trainer)
             name = signal.Signals(self.received).name if self.received else "a signal to another rank"

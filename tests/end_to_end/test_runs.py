@@ -99,7 +99,13 @@ def test_the_record_of_a_run(finetuned: tuple[Path, dict[str, Any]]) -> None:
         *("seed", "versions", "git", "checkpoint", "export"),
     }
     assert set(summary["data"]) == {"name", "fingerprint", "rows", "tokens"}
-    assert set(summary["throughput"]) == {"tokens_per_second", "samples_per_second", "mfu", "padding_fraction"}
+    assert set(summary["throughput"]) == {
+        *("tokens_per_second", "samples_per_second", "mfu", "padding_fraction", "data_wait_fraction", "step_seconds"),
+        "peak_memory_gib",
+    }
+    times = summary["throughput"]["step_seconds"]
+    assert 0 < times["p50"] <= times["p95"] <= times["max"]
+    assert 0 <= summary["throughput"]["data_wait_fraction"] < 1
     assert summary["tokens_seen"] == 12 * summary["data"]["tokens"]["train"]  # twelve epochs of real tokens, no padding
     assert summary["throughput"]["padding_fraction"] == 0  # batches are flat
     assert {p.name for p in folder.iterdir()} == {

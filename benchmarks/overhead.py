@@ -1,0 +1,66 @@
+"""What Lightning, logging and our callbacks cost a step: `python benchmarks/overhead.py [rounds, 7 by default]`.
+
+The run as `train.py` has it, with its default logging, and a plain PyTorch loop over the same objective, loader and optimizer, in
+turns; a small causal model of some 50 ms a step.
+"""
+
+from __future__ import annotations
+
+import sys
+
+ARGUMENTS = [
+    *("task=pretrain", "model=gpt_tiny", "data.block_size=128", "batch.sequences=4", "data.packing=concat"),
+    "++model.config={n_layer: 4, n_embd: 128, n_head: 4}",
+]
+
+
+def peer(name: str) -> None:
+    from turns import Turn, train_ours
+
+    turn = Turn()
+    if name == "run":
+        train_ours(ARGUMENTS, turn)
+        return
+    import torch
+
+    from llm_lightning.cli import load
+    from llm_lightning.data.collate import TrainingSteps
+    from llm_lightning.run import built, prepared
+    from llm_lightning.training.memory import keep_freed_pages
+    from llm_lightning.training.precision import in_bf16
+    from llm_lightning.training.trainer import _precision
+
+    config = load([*ARGUMENTS, "trainer=cpu"])
+    text, objective, data = prepared(config)
+    model = built(config, text, objective, data)
+    (optimizer,), (scheduler,) = objective.configure_optimizers()
+    keep_freed_pages()
+    bf16 = _precision("auto", "cpu")[0] == "bf16-mixed"
+    steps = TrainingSteps(text.splits["train"], data.plan, config.batch, data.collator, 10**6, 0, 1)
+    turn.begin()
+    for i in range(10**6):
+        step = steps[i]
+        (batch,) = step.micro_batches
+        if bf16:
+            with in_bf16(model):
+                loss = objective.loss_sum(batch)
+        else:
+            loss = objective.loss_sum(batch)
+        (loss / step.targets).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        turn.step(step.tokens)
+
+
+def main() -> None:
+    from common import report
+    from turns import compare, speeds
+
+    turns = compare(["loop", "run"], int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    report("overhead", ["peer", "tokens/s", "ms a step", "the loop is faster by"], speeds(turns, "loop"))
+
+
+if __name__ == "__main__":
+    peer(sys.argv[2]) if sys.argv[1:2] == ["peer"] else main()

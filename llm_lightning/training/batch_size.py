@@ -1,0 +1,65 @@
+"""The largest micro-batch that fits (`batch.micro_tokens=auto`)."""
+
+from __future__ import annotations
+
+import logging
+
+import lightning
+import psutil
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.module import DataModule
+from llm_lightning.errors import UserError
+from llm_lightning.objectives.base import Objective
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.8
+"""Of the free memory that is planned for; the rest is for what is freed at once, and for fragments."""
+STATES = 16
+"""Bytes a trained parameter: weight, gradient and two moments, all fp32."""
+
+
+def plan(objective: Objective, data: DataModule, trainer: lightning.Trainer) -> int:
+    """Tokens that fit: from the bytes that the backward pass keeps of one longest row, which are counted and not guessed.
+
+    Raises UserError where not even one does.
+    """
+    device = trainer.strategy.root_device
+    objective.to(device).train()
+    one, two = (_kept(objective, data.longest_rows(count), trainer) for count in (1, 2))
+    row = max(two - one, 1)
+    states = STATES * sum(p.numel() for p in objective.model.parameters() if p.requires_grad)
+    free = free_memory(device) - states
+    rows = int(SHARE * free / row)
+    length = len(data.longest_rows(1).input_ids)
+    if rows < 1:
+        raise UserError(
+            f"batch.micro_tokens=auto: a row of {length:,} tokens takes {row / 2**30:.2f} GiB to train on, and {max(free, 0) / 2**30:.2f} "
+            f"GiB are left beside weights and optimizer; lower data.block_size, or choose a smaller model."
+        )
+    return rows * length
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def _kept(objective: Objective, batch: MicroBatch, trainer: lightning.Trainer) -> int:
+    """Bytes that autograd keeps of a forward pass, each storage counted once."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = objective.transfer_batch_to_device(batch, objective.model.device, 0)
+    with trainer.precision_plugin.train_step_context(), saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = objective.loss_sum(batch)
+    del loss
+    return sum(storages.values())

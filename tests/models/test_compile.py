@@ -1,0 +1,40 @@
+"""Compiled layers give the same on batches of any shape, are compiled once for all layers, and not again for later batches."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from llm_lightning.data.collate import Collator
+from llm_lightning.models.forward import DECODERS, token_logits, unpadded
+from llm_lightning.models.layers import layers
+
+from .test_padding_free import Sequences, made
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "llama"])
+def test_compiled_layers(architecture: str) -> None:
+    torch._dynamo.reset()
+    eager = unpadded(made(architecture, "CausalLM" if architecture in DECODERS else "MaskedLM"))
+    compiled, counter = copy.deepcopy(eager), CompileCounter()
+    for layer in layers(compiled):
+        layer.compile(backend=counter)
+    rng, counts = np.random.default_rng(0), []
+    for number in (3, 8, 5, 2, 7):
+        lengths = rng.integers(1, 20, number).tolist()
+        batch = Collator("stream")(Sequences(1, lengths), [np.array([i]) for i in range(number)], 0)
+        losses = [token_logits(model, batch).logsumexp(-1).sum() for model in (compiled, eager)]
+        for loss in losses:
+            loss.backward()
+        assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-5)
+        counts.append(counter.frame_count)
+    for p, q in zip(compiled.parameters(), eager.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None and q.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-3)
+    assert 0 < counts[0] < counts[1]  # once as it comes, once for any number of tokens
+    assert counts[1:] == counts[1:2] * 4
