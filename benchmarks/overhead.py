@@ -17,7 +17,7 @@ ARGUMENTS = [
 def peer(name: str) -> None:
     from turns import Turn, train_ours
 
-    turn = Turn()
+    turn = Turn(100)
     if name == "run":
         train_ours(ARGUMENTS, turn)
         return
@@ -26,7 +26,7 @@ def peer(name: str) -> None:
     from llm_lightning.cli import load
     from llm_lightning.data.collate import TrainingSteps
     from llm_lightning.run import built, prepared
-    from llm_lightning.training.memory import keep_freed_pages
+    from llm_lightning.training.memory import keep_freed_pages, keep_kernels
     from llm_lightning.training.precision import in_bf16
     from llm_lightning.training.trainer import _precision
 
@@ -35,6 +35,7 @@ def peer(name: str) -> None:
     model = built(config, text, objective, data)
     (optimizer,), (scheduler,) = objective.configure_optimizers()
     keep_freed_pages()
+    keep_kernels()
     bf16 = _precision("auto", "cpu")[0] == "bf16-mixed"
     steps = TrainingSteps(text.splits["train"], data.plan, config.batch, data.collator, 10**6, 0, 1)
     turn.begin()

@@ -31,7 +31,7 @@ def peer(name: str) -> None:
     if name.startswith("ours"):
         compiled = ["trainer.compile=true"] if name == "ours_compiled" else []
         muon = ["optimizer=muon"] if name == "ours_muon" else []
-        train_ours([*ARGUMENTS, *compiled, *muon], Turn())
+        train_ours([*ARGUMENTS, *compiled, *muon], Turn(4))
         return
     import torch
     import transformers
@@ -51,7 +51,7 @@ def peer(name: str) -> None:
     options: dict[str, Any] = {"per_device_train_batch_size": 8, "learning_rate": 1e-3}
     if name != "hf_default":
         options |= {"bf16": True, "optim": "adamw_torch_fused", "torch_compile": name == "hf_best_compiled"}
-    train_hugging_face(transformers.LlamaForCausalLM(config), blocks, collate, Turn(), **options)
+    train_hugging_face(transformers.LlamaForCausalLM(config), blocks, collate, Turn(4), **options)
 
 
 def main() -> None:

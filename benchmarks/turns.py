@@ -1,4 +1,4 @@
-"""Peers that train in turns: each in a process of its own, a few seconds at a time, so that a noisy machine is noisy for all alike.
+"""Peers that train in turns: each in a process of its own, a few steps at a time, so that a noisy machine is noisy for all alike.
 
 A benchmark starts itself once more for each peer, with the peer's name as argument. The peer builds a trainer with one of the two
 callbacks below, which stops it after every turn until it is told to go on.
@@ -15,14 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-SECONDS = 8.0
-"""Of training in a turn; at least one step."""
-
 
 class Turn:
-    """A peer's side: counts its steps, and waits when its turn is over."""
+    """A peer's side: counts its steps, and waits when its turn of so many is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self.length = steps
         self.tokens = self.steps = 0
         self.since = 0.0
 
@@ -34,7 +32,7 @@ class Turn:
         """After a step of so many real tokens."""
         self.tokens, self.steps = self.tokens + tokens, self.steps + 1
         seconds = time.perf_counter() - self.since
-        if seconds >= SECONDS:
+        if self.steps == self.length:
             self._wait({"tokens": self.tokens, "steps": self.steps, "seconds": seconds, **found})
 
     def _wait(self, report: dict[str, Any]) -> None:
@@ -77,17 +75,13 @@ def _turn(name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def speeds(turns: dict[str, list[dict[str, Any]]], first: str) -> list[list[Any]]:
-    """(peer, median real tokens/s, median ms a step, median over the rounds of `first`'s speed over the peer's)"""
-    rates = {name: [turn["tokens"] / turn["seconds"] for turn in taken] for name, taken in turns.items()}
-    return [
-        [
-            name,
-            statistics.median(rates[name]),
-            statistics.median(1000 * turn["seconds"] / turn["steps"] for turn in turns[name]),
-            statistics.median(ours / theirs for ours, theirs in zip(rates[first], rates[name], strict=True)),
-        ]
-        for name in turns
-    ]
+    """(peer, real tokens/s over all turns, median ms a step, how many times as fast `first` is)"""
+    rates = {name: sum(turn["tokens"] for turn in taken) / sum(turn["seconds"] for turn in taken) for name, taken in turns.items()}
+    rows = []
+    for name, taken in turns.items():
+        times = [turn["seconds"] / turn["steps"] for turn in taken]
+        rows.append([name, rates[name], 1000 * statistics.median(times), rates[first] / rates[name]])
+    return rows
 
 
 def train_ours(arguments: list[str], turn: Turn) -> None:

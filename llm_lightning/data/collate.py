@@ -56,6 +56,14 @@ class MicroBatch:
         return 0 if self.blank else len(self.targets)
 
 
+ROUND = 32
+"""Flat batches are filled up to a multiple of it: libraries make and keep a kernel for each number of rows that they meet."""
+
+
+def rounded(tokens: int) -> int:
+    return -(-tokens // ROUND) * ROUND
+
+
 def pieces(batch: MicroBatch, count: int) -> list[MicroBatch]:
     """The batch in `count` parts (a power of two) of about as many tokens, or in single sequences where it has fewer."""
     sequences = len(batch.indices)
@@ -99,8 +107,10 @@ class Step:
     """Targets of this rank's part."""
     tokens: int
     """Real tokens of this rank's part."""
+    positions: int
+    """Positions that they take as flat batches."""
     padded: int
-    """Positions that they would take as rows padded to the longest."""
+    """Positions that they take as rows padded to the longest."""
     sequences: int
     reader: tuple[int, dict[str, Any]] | None = None
     """Of streamed data: which reader made it, and that reader's state after it."""
@@ -115,6 +125,7 @@ def as_step(batches: list[MicroBatch], step: int, epoch: float, reader: tuple[in
         epoch=epoch,
         targets=sum(b.target_count for b in real),
         tokens=sum(len(b.input_ids) for b in real),
+        positions=sum(rounded(len(b.input_ids)) for b in real),
         padded=sum(len(b.indices) * b.longest for b in real),
         sequences=sum(len(b.indices) for b in real),
         reader=reader,

@@ -24,6 +24,9 @@ from llm_lightning.models.dropout import dropout as drop
 
 NAME = "padding_free"
 
+SHORT = 128
+"""Tokens up to which half-precision attention is computed in fp32 on a CPU: oneDNN makes a bf16 kernel anew for every number and length
+of sequences, which takes longer than these small products do."""
 LONG = {torch.float32: 128, torch.float64: 128, torch.bfloat16: 1024, torch.float16: 1024}
 """Tokens above which SDPA's kernel beats plain products on a CPU; below, it is up to six times slower in bf16 (torch 2.13)."""
 
@@ -99,10 +102,12 @@ def by_length(
             masked = {"is_causal": True} if causal and window < 0 else {"attn_mask": allowed}
             out = F.scaled_dot_product_attention(a, b, c, scale=1.0, **masked)
         else:
+            if shape[1] <= SHORT and q.dtype != torch.float64:
+                a, b, c = a.float(), b.float(), c.float()
             logits = a @ b.transpose(2, 3)
             if allowed is not None:
                 logits = logits.masked_fill(~allowed, -math.inf)
-            out = drop(logits.softmax(-1), dropout) @ c
+            out = (drop(logits.softmax(-1), dropout) @ c).to(q.dtype)
         outs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outs) if len(outs) > 1 else outs[0]
 

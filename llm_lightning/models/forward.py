@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.collate import MicroBatch, rounded
 from llm_lightning.models import attention
 from llm_lightning.models.loss import linear_cross_entropy
 
@@ -54,7 +54,7 @@ def token_loss(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """Σ -log p of the targets, a scalar. A decoder's head is one matrix: its loss comes from the hidden states, chunk by chunk."""
     head = model.get_output_embeddings()
     if is_unpadded(model) and model.config.model_type in DECODERS and not isinstance(head.weight, DTensor):
-        hidden = model.base_model(**_flat(model, batch)).last_hidden_state[0]
+        hidden = model.base_model(**_flat(model, batch)).last_hidden_state[0, : len(batch.input_ids)]
         chosen = hidden if batch.target_places is None else hidden[batch.target_places]
         return linear_cross_entropy(chosen, head.weight, batch.targets)
     logits = token_logits(model, batch)
@@ -87,7 +87,7 @@ def _spliced(model: PreTrainedModel, batch: MicroBatch, choose: Callable[[Tensor
         return (), _flat(model, batch)
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        output.last_hidden_state = choose(output.last_hidden_state[0])
+        output.last_hidden_state = choose(output.last_hidden_state[0, : len(batch.input_ids)])
         if output.get("pooler_output") is not None:
             output.pooler_output = transformer.pooler(output.last_hidden_state)
         return output
@@ -101,16 +101,22 @@ def _spliced(model: PreTrainedModel, batch: MicroBatch, choose: Callable[[Tensor
 
 
 def _flat(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
-    """The transformer's keyword arguments for one row of whole sequences."""
+    """The transformer's keyword arguments for one row of whole sequences; one of padding fills it up to a round number of tokens."""
+    tokens = len(batch.input_ids)
+    extra = rounded(tokens) - tokens
     offset = model.config.pad_token_id + 1 if model.config.model_type in ROBERTA else 0
+
+    def filled(values: Tensor) -> Tensor:
+        return F.pad(values, (0, extra))[None]
+
     given = {
-        "input_ids": batch.input_ids[None],
-        "position_ids": batch.position_ids[None] + offset,
-        "cu_seq_lens_q": batch.cu_seqlens,
-        "max_length_q": batch.longest,
+        "input_ids": filled(batch.input_ids),
+        "position_ids": filled(batch.position_ids) + offset,
+        "cu_seq_lens_q": F.pad(batch.cu_seqlens, (0, 1), value=tokens + extra) if extra else batch.cu_seqlens,
+        "max_length_q": max(batch.longest, extra),
     }
     if batch.token_type_ids is not None:
-        given["token_type_ids"] = batch.token_type_ids[None]
+        given["token_type_ids"] = filled(batch.token_type_ids)
     if model.config.model_type in DECODERS:
         given["use_cache"] = False
     return given

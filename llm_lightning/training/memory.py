@@ -1,9 +1,10 @@
-"""Memory that stays with the process between steps."""
+"""What stays with the process between steps: freed memory, and the kernels that were made."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -17,6 +18,11 @@ def keep_freed_pages() -> None:
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
         library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def keep_kernels() -> None:
+    """Have oneDNN keep kernels for all the shapes of a run: it forgets after 1,024, and flat batches have more. Before its first use."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
 
 def settle() -> None:

@@ -140,7 +140,7 @@ class Monitor(Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Step, batch_index: int) -> None:
         now = time.perf_counter()
         self._mine["tokens"] += batch.tokens
-        self._mine["positions"] += batch.tokens if self._unpadded else batch.padded
+        self._mine["positions"] += batch.positions if self._unpadded else batch.padded
         self._mine["sequences"] += batch.sequences
         self._seconds += now - self.since
         self.step_times[round(math.log(now - self.since) / BIN)] += 1

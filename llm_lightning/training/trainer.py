@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from llm_lightning.config import TrainerConfig
 from llm_lightning.errors import UserError
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
-from llm_lightning.training.memory import keep_freed_pages
+from llm_lightning.training.memory import keep_freed_pages, keep_kernels
 from llm_lightning.training.precision import MasterWeights
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ def build(
         plain = None
     if accelerator == "cpu":
         keep_freed_pages()
+        keep_kernels()
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # signals are ours: save, say how to go on, exit
     try:

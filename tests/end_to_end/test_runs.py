@@ -107,7 +107,7 @@ def test_the_record_of_a_run(finetuned: tuple[Path, dict[str, Any]]) -> None:
     assert 0 < times["p50"] <= times["p95"] <= times["max"]
     assert 0 <= summary["throughput"]["data_wait_fraction"] < 1
     assert summary["tokens_seen"] == 12 * summary["data"]["tokens"]["train"]  # twelve epochs of real tokens, no padding
-    assert summary["throughput"]["padding_fraction"] == 0  # batches are flat
+    assert summary["throughput"]["padding_fraction"] < 0.1  # batches are flat, and filled up by less than 32 tokens
     assert {p.name for p in folder.iterdir()} == {
         *("config.yaml", "train.log", "metrics.csv", "summary.json", "report.html", "checkpoints", "evaluation", "hf"),
     }
