@@ -47,6 +47,32 @@ def run(cache: Path) -> Runner:
 
 
 @pytest.fixture
+def killed(run: Runner, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a command line in this process that ends right after it saved the state of a step."""
+
+    def start(*overrides: str, after: int) -> None:
+        from llm_lightning.training.checkpoints import Checkpoints
+
+        class Killed(BaseException):
+            pass
+
+        save = Checkpoints.save
+
+        def save_and_die(self: Checkpoints, trainer: Any) -> Path:
+            path = save(self, trainer)
+            if trainer.global_step == after:
+                raise Killed
+            return path
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "save", save_and_die)
+            with pytest.raises(Killed):
+                run(*overrides)
+
+    return start
+
+
+@pytest.fixture
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python train.py …` in a process of its own."""
 

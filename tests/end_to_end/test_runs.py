@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from llm_lightning.cli import load
 from llm_lightning.errors import UserError
 from llm_lightning.run import evaluate
-from llm_lightning.training.checkpoints import Checkpoints, saved
+from llm_lightning.training.checkpoints import saved
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT, Runner
 
@@ -190,13 +190,9 @@ def test_same_seed_same_losses(corpus: Path, run: Runner, tmp_path: Path) -> Non
     assert losses(tmp_path / "a") != losses(tmp_path / "c")
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("objective", ["causal_lm", "masked_lm"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    objective: str, corpus: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    objective: str, corpus: Path, run: Runner, killed: Callable[..., None], tmp_path: Path
 ) -> None:
     """Bit for bit: weights, losses, learning rates and token counts, with dropout and masks, from the middle of an epoch."""
     tiny = TINY_GPT if objective == "causal_lm" else TINY_BERT
@@ -204,18 +200,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     given += ["++model.config.resid_pdrop=0.1", "checkpoint.every_steps=5"] if tiny is TINY_GPT else ["checkpoint.every_steps=5"]
     whole = run(*given, f"run_dir={tmp_path / 'whole'}")
 
-    save = Checkpoints.save
-
-    def save_and_die(self: Checkpoints, trainer: Any) -> Path:
-        path = save(self, trainer)
-        if trainer.global_step == 5:
-            raise Killed
-        return path
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_die)
-        with pytest.raises(Killed):
-            run(*given, f"run_dir={tmp_path / 'killed'}")
+    killed(*given, f"run_dir={tmp_path / 'killed'}", after=5)
     assert [p.name for p in saved(tmp_path / "killed" / "checkpoints")] == ["step-00000005.ckpt"]
     resumed = run(*given, f"run_dir={tmp_path / 'killed'}")
     assert same_weights(tmp_path / "whole", tmp_path / "killed")

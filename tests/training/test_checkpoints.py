@@ -144,12 +144,8 @@ def test_a_state_may_start_a_run_in_another_folder(corpus: Path, run: Runner, tm
     assert json.loads((tmp_path / "branch" / "summary.json").read_text())["steps"] == 12
 
 
-def test_early_stopping_is_the_same_after_a_resume(
-    reviews: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_early_stopping_is_the_same_after_a_resume(reviews: Path, run: Runner, killed: Callable[..., None], tmp_path: Path) -> None:
     """With a rate of next to nothing nothing improves; the run is killed after its second validation of three."""
-    from llm_lightning.training.checkpoints import Checkpoints
-
     given = [
         "task=finetune",
         "data=files",
@@ -161,18 +157,7 @@ def test_early_stopping_is_the_same_after_a_resume(
     given += ["callbacks.patience=3", "trainer.max_epochs=20", "optimizer.lr=1e-12", "trainer.validate_every_steps=2"]
     whole = run(*given, f"run_dir={tmp_path / 'whole'}")
     assert whole["steps"] == 8
-    save = Checkpoints.save
-
-    def save_and_die(self: Checkpoints, trainer: Any) -> Path:
-        path = save(self, trainer)
-        if trainer.global_step == 4:
-            raise KeyError
-        return path
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_die)
-        with pytest.raises(KeyError):
-            run(*given, f"run_dir={tmp_path / 'killed'}")
+    killed(*given, f"run_dir={tmp_path / 'killed'}", after=4)
     assert run(*given, f"run_dir={tmp_path / 'killed'}")["steps"] == 8
 
 
