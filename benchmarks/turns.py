@@ -28,12 +28,12 @@ class Turn:
         """Before the first step."""
         self._wait({"tokens": 0, "steps": 0, "seconds": 0.0})
 
-    def step(self, tokens: int, **found: Any) -> None:
+    def step(self, tokens: int) -> None:
         """After a step of so many real tokens."""
         self.tokens, self.steps = self.tokens + tokens, self.steps + 1
         seconds = time.perf_counter() - self.since
         if self.steps == self.length:
-            self._wait({"tokens": self.tokens, "steps": self.steps, "seconds": seconds, **found})
+            self._wait({"tokens": self.tokens, "steps": self.steps, "seconds": seconds})
 
     def _wait(self, report: dict[str, Any]) -> None:
         print("TURN " + json.dumps(report), flush=True)

@@ -28,12 +28,12 @@ class Range:
     open_low: bool = False
     open_high: bool = False
     auto: bool = False
-    """Whether the word `auto` stands for a number too."""
+    """Whether it is a whole number, or the word `auto`."""
 
     def allows(self, value: Any) -> bool:
         if value is None or (self.auto and value == "auto"):
             return True
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int if self.auto else int | float) or not math.isfinite(value):
             return False
         above = self.low is None or (value > self.low if self.open or self.open_low else value >= self.low)
         below = self.high is None or (value < self.high if self.open or self.open_high else value <= self.high)

@@ -49,6 +49,7 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
     (["task=pretrain", "data=hub"], ["data.name is not set", "data=hub"]),
     (["resume=alway"], ["resume=alway", "auto, never, or a checkpoint file"]),
     (["trainer.devices=none"], ["trainer.devices=none", "auto, or a whole number"]),
+    (["batch.micro_tokens=600.5"], ["batch.micro_tokens=600.5", "at least 1, or auto"]),
     (["batch.micro_tokens=10"], ["batch.micro_tokens=10", "data.block_size"]),
     (["data.train=mine.txt"], ["data.train=mine.txt", "data=docs is built in", "data=text or data=files"]),
     (["data.train=a(1).txt"], ["data.train=a(1).txt", "need quotes: \"data.train='a(1).txt'\""]),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-
 import lightning
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from llm_lightning.data.collate import MicroBatch
@@ -15,12 +13,8 @@ from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
 from llm_lightning.objectives.base import Objective
 
-log = logging.getLogger(__name__)
-
 SHARE = 0.8
 """Of the free memory that is planned for; the rest is for what is freed at once, and for fragments."""
-STATES = 16
-"""Bytes a trained parameter: weight, gradient and two moments, all fp32."""
 
 
 def plan(objective: Objective, data: DataModule, trainer: lightning.Trainer) -> int:
@@ -32,8 +26,7 @@ def plan(objective: Objective, data: DataModule, trainer: lightning.Trainer) -> 
     objective.to(device).train()
     one, two = (_kept(objective, data.longest_rows(count), trainer) for count in (1, 2))
     row = max(two - one, 1)
-    states = STATES * sum(p.numel() for p in objective.model.parameters() if p.requires_grad)
-    free = free_memory(device) - states
+    free = free_memory(device) - states(objective.model)
     rows = int(SHARE * free / row)
     length = len(data.longest_rows(1).input_ids)
     if rows < 1:
@@ -42,6 +35,11 @@ def plan(objective: Objective, data: DataModule, trainer: lightning.Trainer) -> 
             f"GiB are left beside weights and optimizer; lower data.block_size, or choose a smaller model."
         )
     return rows * length
+
+
+def states(model: nn.Module) -> int:
+    """Bytes of weights, gradients and AdamW's two moments, all fp32, of what is trained."""
+    return 16 * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def free_memory(device: torch.device) -> float:

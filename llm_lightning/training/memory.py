@@ -6,6 +6,9 @@ import ctypes
 import gc
 import os
 import sys
+from resource import RUSAGE_SELF, getrusage
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -23,6 +26,11 @@ def keep_freed_pages() -> None:
 def keep_kernels() -> None:
     """Have oneDNN keep kernels for all the shapes of a run: it forgets after 1,024, and flat batches have more. Before its first use."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+
+
+def peak(device: torch.device) -> float:
+    """Bytes at the most so far: of the device where it has memory of its own, else of the process."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 1024.0 * getrusage(RUSAGE_SELF).ru_maxrss
 
 
 def settle() -> None:

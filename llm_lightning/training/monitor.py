@@ -10,9 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from itertools import accumulate
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import lightning
@@ -25,7 +23,7 @@ from llm_lightning.data.collate import Step
 from llm_lightning.errors import RunError
 from llm_lightning.models.forward import is_unpadded
 from llm_lightning.objectives.base import Objective
-from llm_lightning.training.memory import settle
+from llm_lightning.training.memory import peak, settle
 from llm_lightning.training.throughput import Peak, flops_per_token
 
 
@@ -84,13 +82,15 @@ class Monitor(Callback):
             "padding_fraction": 1 - self.totals["tokens"] / positions if positions else None,
             "data_wait_fraction": self.totals["waited"] / seconds,
             "step_seconds": {name: self._percentile(share) for name, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0))},
-            "peak_memory_gib": _peak_memory() / 2**30,
+            "peak_memory_gib": peak(self._loss.device) / 2**30,
         }
 
     def _percentile(self, share: float) -> float | None:
         """Seconds that this share of the steps took at the most."""
         wanted = share * self.step_times.total()
-        for bin, seen in zip(sorted(self.step_times), accumulate(self.step_times[b] for b in sorted(self.step_times)), strict=True):
+        seen = 0
+        for bin, count in sorted(self.step_times.items()):
+            seen += count
             if seen >= wanted:
                 return math.exp(bin * BIN)
         return None
@@ -211,10 +211,3 @@ class Monitor(Callback):
 
     def on_exception(self, *_: Any) -> None:
         self.close()
-
-
-def _peak_memory() -> float:
-    """Bytes: of the device where it has memory of its own, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return getrusage(RUSAGE_SELF).ru_maxrss * 1024.0

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 
 import lightning
 import numpy as np
@@ -26,6 +25,7 @@ from llm_lightning.models.forward import token_logits
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training import batch_size
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
+from llm_lightning.training.memory import peak
 
 log = logging.getLogger(__name__)
 
@@ -197,10 +197,8 @@ class Preflight:
         mean = float(loss.detach()) / max(batch.target_count, 1)
         if missing or not np.isfinite(mean):
             raise UserError(f"the loss is {mean:.4g} and {len(missing)} gradients are not finite (first: {missing[:1]})")
-        used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 1024 * getrusage(RUSAGE_SELF).ru_maxrss
-        peak = f", peak so far {gib(used)}"
-        states = 16 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return f"{len(batch.input_ids)} tokens, loss {mean:.3f}; weights, gradients and optimizer take {gib(states)}{peak}"
+        states, most = gib(batch_size.states(model)), gib(peak(device))
+        return f"{len(batch.input_ids)} tokens, loss {mean:.3f}; weights, gradients and optimizer take {states}, peak so far {most}"
 
     def checkpoint(self) -> str:
         """The weights survive a round trip through the checkpoint file."""
