@@ -11,7 +11,10 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from turns import Turn
 
 FOLDER = Path(os.environ.get("LLM_LIGHTNING_DATA", "../shared/data")) / "sst2"
 PEERS = {"ours": 27, "hf_default": 3, "hf_best": 27, "hf_best_compiled": 27}
@@ -34,18 +37,26 @@ def base_sized(folder: str) -> str:
 
 
 def peer(name: str, model: str) -> None:
-    from turns import Turn, train_hugging_face, train_ours
+    from turns import Turn, train_ours
 
+    turn = Turn(PEERS[name])
     if name == "ours":
-        train_ours(["recipe=sst2_minilm", f"data.dir={FOLDER}", f"model.name_or_path={model}"], Turn(PEERS[name]))
-        return
+        train_ours(["recipe=sst2_minilm", f"data.dir={FOLDER}", f"model.name_or_path={model}"], turn)
+    else:
+        hugging_face(name, model, turn)
+
+
+def hugging_face(name: str, model: str, turn: Turn, **options: Any) -> None:
+    """Train with Hugging Face's Trainer, as the peer's name says; options are TrainingArguments'."""
+    import torch
     import transformers
+    from turns import train_hugging_face
 
     from llm_lightning.cli import load
     from llm_lightning.data.sources import files
 
     config = load(["data=sst2", "task=finetune", f"data.dir={FOLDER}"])
-    table = files.load(config.data, Path(tempfile.gettempdir()))["train"].table
+    tables = {split: rows.table for split, rows in files.load(config.data, Path(tempfile.gettempdir())).items()}
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     fixed = name == "hf_default"
     columns = config.data.columns
@@ -54,15 +65,32 @@ def peer(name: str, model: str) -> None:
         given = tokenizer(rows[columns.text], truncation=True, max_length=128, padding="max_length" if fixed else False)
         return {**given, "labels": [int(label) for label in rows[str(columns.label)]]}
 
-    rows = table.map(encoded, batched=True, remove_columns=table.column_names)
+    rows = {
+        split: tables[split].map(encoded, batched=True, remove_columns=tables[split].column_names)
+        for split in ("train", "validation")
+    }
+    transformers.set_seed(options.get("seed", 42))
     network = transformers.AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
-    options: dict[str, Any] = {"per_device_train_batch_size": 32, "learning_rate": 1e-4}
+    options = {"per_device_train_batch_size": 32, "learning_rate": 1e-4, **options}
     if not fixed:
-        rows = rows.map(lambda row: {"length": len(row["input_ids"])})
+        rows["train"] = rows["train"].map(lambda row: {"length": len(row["input_ids"])})
         options |= {"bf16": True, "optim": "adamw_torch_fused", "train_sampling_strategy": "group_by_length"}
         options["torch_compile"] = name == "hf_best_compiled"
     collate = transformers.default_data_collator if fixed else transformers.DataCollatorWithPadding(tokenizer)
-    train_hugging_face(network, rows, collate, Turn(PEERS[name]), **options)
+
+    def accuracy() -> float:
+        texts = [rows["validation"][i] for i in range(len(rows["validation"]))]
+        network.eval()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=not fixed):
+            right = 0
+            for start in range(0, len(texts), 32):
+                batch = collate(texts[start : start + 32])
+                right += int((network(**batch).logits.argmax(-1) == batch["labels"]).sum())
+        network.train()
+        return right / len(texts)
+
+    turn.score = accuracy
+    train_hugging_face(network, rows["train"], collate, turn, **options)
 
 
 def main() -> None:

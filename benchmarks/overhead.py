@@ -27,8 +27,7 @@ def peer(name: str) -> None:
     from llm_lightning.data.collate import TrainingSteps
     from llm_lightning.run import built, prepared
     from llm_lightning.training.memory import keep_freed_pages, keep_kernels
-    from llm_lightning.training.precision import in_bf16
-    from llm_lightning.training.trainer import _precision
+    from llm_lightning.training.precision import bf16_unit, in_bf16
 
     config = load([*ARGUMENTS, "trainer=cpu"])
     text, objective, data = prepared(config)
@@ -36,7 +35,7 @@ def peer(name: str) -> None:
     (optimizer,), (scheduler,) = objective.configure_optimizers()
     keep_freed_pages()
     keep_kernels()
-    bf16 = _precision("auto", "cpu")[0] == "bf16-mixed"
+    bf16 = bf16_unit("cpu") is not None
     steps = TrainingSteps(text.splits["train"], data.plan, config.batch, data.collator, 10**6, 0, 1)
     turn.begin()
     for i in range(10**6):

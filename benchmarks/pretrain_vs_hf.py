@@ -7,7 +7,10 @@ hf_default has the Trainer's defaults (fp32), hf_best bf16 and fused AdamW, hf_b
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from turns import Turn
 
 PEERS = ["ours", "ours_compiled", "ours_muon", "hf_default", "hf_best", "hf_best_compiled"]
 SIZE: dict[str, Any] = {
@@ -26,32 +29,51 @@ ARGUMENTS = [
 
 
 def peer(name: str) -> None:
-    from turns import Turn, train_hugging_face, train_ours
+    from turns import Turn, train_ours
 
     if name.startswith("ours"):
         compiled = ["trainer.compile=true"] if name == "ours_compiled" else []
         muon = ["optimizer=muon"] if name == "ours_muon" else []
         train_ours([*ARGUMENTS, *compiled, *muon], Turn(4))
-        return
+    else:
+        hugging_face(name, ARGUMENTS, Turn(4))
+
+
+def hugging_face(name: str, arguments: list[str], turn: Turn, **options: Any) -> None:
+    """Train with Hugging Face's Trainer, as the peer's name says, on the data of our arguments; options are TrainingArguments'."""
     import torch
     import transformers
+    from turns import train_hugging_face
 
     from llm_lightning.cli import load
+    from llm_lightning.data.encode import Encoded
     from llm_lightning.run import prepared
 
-    text = prepared(load(ARGUMENTS))[0]
-    tokens = torch.from_numpy(text.splits["train"].tokens[: len(text.splits["train"].tokens) // 512 * 512].astype("int64"))
-    blocks = [{"input_ids": block, "labels": block} for block in tokens.view(-1, 512)]
+    text = prepared(load(arguments))[0]
+
+    def blocks(split: Encoded) -> torch.Tensor:
+        return torch.from_numpy(split.tokens[: len(split.tokens) // 512 * 512].astype("int64")).view(-1, 512)
 
     def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         ids = torch.stack([row["input_ids"] for row in rows])
         return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
 
-    config = transformers.LlamaConfig(vocab_size=len(text.tokenizer), **SIZE)
-    options: dict[str, Any] = {"per_device_train_batch_size": 8, "learning_rate": 1e-3}
+    def validation_loss() -> float:
+        held_out = blocks(text.splits["validation"]).split(8)
+        network.eval()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=name != "hf_default"):
+            losses = [float(network(input_ids=ids, labels=ids).loss) * len(ids) for ids in held_out]
+        network.train()
+        return sum(losses) / sum(len(ids) for ids in held_out)
+
+    network = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(text.tokenizer), **SIZE))
+    options = {"per_device_train_batch_size": 8, "learning_rate": 1e-3, **options}
     if name != "hf_default":
         options |= {"bf16": True, "optim": "adamw_torch_fused", "torch_compile": name == "hf_best_compiled"}
-    train_hugging_face(transformers.LlamaForCausalLM(config), blocks, collate, Turn(4), **options)
+    turn.score = validation_loss
+    train_hugging_face(
+        network, [{"input_ids": ids, "labels": ids} for ids in blocks(text.splits["train"])], collate, turn, **options
+    )
 
 
 def main() -> None:

@@ -12,30 +12,38 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 
 class Turn:
     """A peer's side: counts its steps, and waits when its turn of so many is over."""
 
-    def __init__(self, steps: int) -> None:
-        self.length = steps
+    def __init__(self, steps: int, scored: bool = False) -> None:
+        """`scored`: whether the validation score is computed after each turn, outside of its time."""
+        self.length, self.scored = steps, scored
+        self.score: Callable[[], float] | None = None
         self.tokens = self.steps = 0
         self.since = 0.0
 
     def begin(self) -> None:
         """Before the first step."""
-        self._wait({"tokens": 0, "steps": 0, "seconds": 0.0})
+        self._wait({})
 
     def step(self, tokens: int) -> None:
         """After a step of so many real tokens."""
         self.tokens, self.steps = self.tokens + tokens, self.steps + 1
         seconds = time.perf_counter() - self.since
         if self.steps == self.length:
-            self._wait({"tokens": self.tokens, "steps": self.steps, "seconds": seconds})
+            gib = getrusage(RUSAGE_SELF).ru_maxrss / 2**20
+            self._wait({"tokens": self.tokens, "steps": self.steps, "seconds": seconds, "gib": gib})
 
     def _wait(self, report: dict[str, Any]) -> None:
+        if report and self.scored:
+            assert self.score is not None
+            report["score"] = self.score()
         print("TURN " + json.dumps(report), flush=True)
         if not sys.stdin.readline():
             os._exit(0)
@@ -45,17 +53,10 @@ class Turn:
 
 def compare(peers: list[str], rounds: int, *arguments: str) -> dict[str, list[dict[str, Any]]]:
     """Each peer's turns, after one that warms it up."""
-    here = [sys.executable, str(Path(sys.argv[0]).resolve()), "peer"]
-    pipe = subprocess.PIPE
-    running = {name: subprocess.Popen([*here, name, *arguments], stdin=pipe, stdout=pipe, text=True) for name in peers}
-    for name, process in running.items():
-        _turn(name, process)
+    running = {name: _started(name, *arguments) for name in peers}
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in peers}
     for number in range(rounds + 1):
         for name, process in running.items():
-            assert process.stdin is not None
-            process.stdin.write("go on\n")
-            process.stdin.flush()
             turn = _turn(name, process)
             if number > 0:
                 turns[name].append(turn)
@@ -65,7 +66,38 @@ def compare(peers: list[str], rounds: int, *arguments: str) -> dict[str, list[di
     return turns
 
 
+def race(peers: dict[str, int], *arguments: str) -> dict[str, list[tuple[float, float]]]:
+    """(seconds of training so far, score) of each peer after each of its so many turns."""
+    running = {name: _started(name, *arguments) for name in peers}
+    courses: dict[str, list[tuple[float, float]]] = {name: [] for name in peers}
+    for number in range(max(peers.values())):
+        for name, process in running.items():
+            if number < peers[name]:
+                turn, course = _turn(name, process), courses[name]
+                course.append((turn["seconds"] + (course[-1][0] if course else 0.0), turn["score"]))
+                print(f"  {name}: {course[-1][0]:,.0f} s, {course[-1][1]:.4f}", file=sys.stderr, flush=True)
+    for process in running.values():
+        process.kill()
+    return courses
+
+
+def _started(name: str, *arguments: str) -> subprocess.Popen[str]:
+    """A peer that is ready for its first step."""
+    here = [sys.executable, str(Path(sys.argv[0]).resolve()), "peer", name, *arguments]
+    process = subprocess.Popen(here, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    _report(name, process)
+    return process
+
+
 def _turn(name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Let a peer have its turn."""
+    assert process.stdin is not None
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+    return _report(name, process)
+
+
+def _report(name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("TURN "):
@@ -88,6 +120,7 @@ def train_ours(arguments: list[str], turn: Turn) -> None:
     """Train as `train.py` does with these arguments, the default logging included, in turns."""
     import tempfile
 
+    import torch
     from lightning.pytorch.callbacks import Callback
 
     from llm_lightning.cli import load
@@ -103,8 +136,19 @@ def train_ours(arguments: list[str], turn: Turn) -> None:
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
             turn.step(batch.tokens)
 
+    def score() -> float:
+        batches = data.evaluation_batches("validation")
+        objective.eval()
+        with torch.inference_mode(), engine.precision_plugin.val_step_context():
+            seen = [(batch, *objective.score(batch)) for batch in (batches[i] for i in range(len(batches)))]
+        objective.train()
+        loss, count = sum(float(loss) for _, loss, _ in seen), sum(batch.target_count for batch, _, _ in seen)
+        outcomes = [objective.outcome(batch, outputs) for batch, _, outputs in seen]
+        return float(objective.scores("validation", loss / count, count, outcomes)[objective.monitor.split("/")[1]])
+
+    turn.score = score
     trainer.quiet_libraries()
-    config = load([*arguments, "logger=csv", "trainer=cpu", "trainer.max_steps=1000000", "trainer.max_epochs=1000"])
+    config = load(["trainer.max_steps=1000000", "trainer.max_epochs=1000", *arguments, "logger=csv", "trainer=cpu"])
     text, objective, data = prepared(config)
     built(config, text, objective, data)
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +159,7 @@ def train_ours(arguments: list[str], turn: Turn) -> None:
 
 
 def train_hugging_face(model: Any, rows: Any, collate: Any, turn: Turn, **options: Any) -> None:
-    """Train with Hugging Face's Trainer, in turns."""
+    """Train with Hugging Face's Trainer, in turns, without an end unless the options give one."""
     import tempfile
 
     import transformers
@@ -136,5 +180,5 @@ def train_hugging_face(model: Any, rows: Any, collate: Any, turn: Turn, **option
 
     with tempfile.TemporaryDirectory() as folder:
         settings = {"output_dir": folder, "num_train_epochs": 1000, "save_strategy": "no", "report_to": "none", "use_cpu": True}
-        arguments = transformers.TrainingArguments(**settings, disable_tqdm=True, **options)
+        arguments = transformers.TrainingArguments(**settings | {"disable_tqdm": True} | options)
         transformers.Trainer(model, arguments, data_collator=counted, train_dataset=rows, callbacks=[Waiting()]).train()

@@ -196,6 +196,13 @@ def _trainer(config: Config) -> Iterator[str]:
         yield f"trainer.num_nodes={trainer.num_nodes}: start it on every node with torchrun or SLURM's srun, or it waits for ever."
     if trainer.accelerator == "cpu" and isinstance(trainer.devices, int) and trainer.devices > max(8, os.cpu_count() or 1):
         yield f"trainer.devices={trainer.devices}: this machine has {os.cpu_count()} cores."
+    if trainer.strategy == "fsdp" and trainer.precision == "fp8":
+        yield "trainer.precision=fp8: not together with trainer=fsdp, which gathers weights in bf16; use trainer=ddp, or bf16-mixed."
+    if trainer.strategy == "fsdp" and config.batch.micro_tokens == "auto":
+        yield (
+            "batch.micro_tokens=auto: a model that trainer=fsdp cuts up is whole on no device where it could be tried before training; "
+            "give batch.micro_tokens a number."
+        )
     if trainer.max_steps is None and trainer.max_epochs is None:
         yield "trainer.max_steps and trainer.max_epochs are both null: set one, or training would never end."
     if not (trainer.devices == "auto" or (signatures.mismatch(trainer.devices, int) is None and trainer.devices > 0)):

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 failed; 2 the user's input or configuration is wrong; 3 st
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 import sys
@@ -61,6 +62,11 @@ def _job(node: DictConfig) -> None:
         if hydra_config.mode is RunMode.MULTIRUN:
             sweep = Path(hydra_config.sweep.dir).name
             chosen = replace(chosen, run_dir=str(Path(hydra_config.sweep.dir) / hydra_config.sweep.subdir))
+        for chatty in (
+            "torchao",
+            "torch.utils._pytree",
+        ):  # where it is installed, transformers imports it, and it says what does not fit
+            logging.getLogger(chatty).setLevel(logging.ERROR)
         from llm_lightning.run import run  # torch and its friends: only once the config is known to be good
 
         run(chosen, sweep)

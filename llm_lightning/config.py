@@ -135,8 +135,8 @@ class TrainerConfig:
     num_nodes: int = bounded(1, POSITIVE)
     strategy: str = bounded("auto", Choice("auto", "ddp", "fsdp"))
     """How several devices share the work: `ddp` copies the model to each, `fsdp` cuts it up."""
-    precision: str = bounded("auto", Choice("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"))
-    """`auto` is bf16-mixed where the hardware multiplies bf16, else 32-true."""
+    precision: str = bounded("auto", Choice("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "fp8"))
+    """`auto` is bf16-mixed where the hardware multiplies bf16, else 32-true; `fp8` is bf16-mixed with the layers' products in fp8."""
     compile: bool = False
     """Compile the model with torch.compile; costs a minute or more at the start."""
     clip_norm: float | None = bounded(1.0, Range(0, open_low=True))

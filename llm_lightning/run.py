@@ -17,7 +17,7 @@ from llm_lightning.data.module import DataModule, Text, prepare
 from llm_lightning.errors import Stopped, UserError
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
 from llm_lightning.inference.export import export, recover
-from llm_lightning.models import build
+from llm_lightning.models import build, float8
 from llm_lightning.models.layers import layers
 from llm_lightning.objectives.base import Objective
 from llm_lightning.reporting import about, record
@@ -173,6 +173,8 @@ def built(config: Config, text: Text, objective: Objective, data: DataModule) ->
     model = build.build(config.model, objective.auto_class, text.tokenizer, data.longest_input, text.label_names)
     factor = made(config.scheduler, data.total_steps)
     objective.connect(model, lambda module: made(config.optimizer, module), factor, config.trainer.clip_norm, config.seed)
+    if config.trainer.precision == "fp8":
+        float8.convert(model)
     if config.trainer.compile:
         for layer in layers(model):  # alike, so that one is compiled and serves all
             layer.compile()

@@ -50,6 +50,8 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
     (["resume=alway"], ["resume=alway", "auto, never, or a checkpoint file"]),
     (["trainer.devices=none"], ["trainer.devices=none", "auto, or a whole number"]),
     (["batch.micro_tokens=600.5"], ["batch.micro_tokens=600.5", "at least 1, or auto"]),
+    (["trainer.precision=fp8", "trainer=fsdp"], ["trainer.precision=fp8", "trainer=ddp"]),
+    (["batch.micro_tokens=auto", "trainer=fsdp"], ["batch.micro_tokens=auto", "trainer=fsdp", "a number"]),
     (["batch.micro_tokens=10"], ["batch.micro_tokens=10", "data.block_size"]),
     (["data.train=mine.txt"], ["data.train=mine.txt", "data=docs is built in", "data=text or data=files"]),
     (["data.train=a(1).txt"], ["data.train=a(1).txt", "need quotes: \"data.train='a(1).txt'\""]),

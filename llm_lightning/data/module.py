@@ -115,6 +115,13 @@ class DataModule(lightning.LightningDataModule):
         limits = [trainer.max_steps, None if trainer.max_epochs is None else self.plan.steps(trainer.max_epochs)]
         return min(limit for limit in limits if limit is not None)
 
+    def setup(self, stage: str) -> None:
+        """Each rank has found what fits on its device; all keep to the least, as they cut one plan."""
+        assert self.trainer is not None
+        if self.config.batch.micro_tokens == "auto" and self.trainer.world_size > 1 and self.spec.micro_tokens is not None:
+            found = torch.tensor(self.spec.micro_tokens, device=self.trainer.strategy.root_device)
+            self.limit(int(self.trainer.strategy.reduce(found, reduce_op="min")))
+
     @property
     def longest_input(self) -> int:
         """Tokens of the longest sequence of any split."""

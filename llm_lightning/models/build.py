@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 from llm_lightning.config import ModelConfig
 from llm_lightning.data import tokenizers
 from llm_lightning.errors import UserError, listed, nearest
-from llm_lightning.models import dropout
+from llm_lightning.models import dropout, embedding
 from llm_lightning.models.forward import unpadded
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ def reload(folder: Path, auto_class: str, trust_remote_code: bool) -> PreTrained
 def _quick(model: PreTrainedModel) -> PreTrainedModel:
     """The same model, on batches without padding where it can be."""
     dropout.replace(model)
+    embedding.replace(model)
     return unpadded(model)
 
 

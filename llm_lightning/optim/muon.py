@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from llm_lightning.models.layers import layers
 from llm_lightning.optim.groups import decay_groups
 from llm_lightning.signatures import Range
+from llm_lightning.training.precision import bf16_unit
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration (Jordan et al. 2024): the steepest at zero, which takes singular values into 0.7 to 1.2."""
@@ -94,7 +95,7 @@ class Muon(torch.optim.AdamW):
 def orthogonal(matrices: Tensor) -> Tensor:
     """(count, rows, columns) U S' Vᵀ of each matrix U S Vᵀ, its singular values S' near one: Newton-Schulz (Jordan et al. 2024)."""
     a, b, c = COEFFICIENTS
-    x = matrices.to(torch.bfloat16) if _multiplies_bf16(matrices.device) else matrices.float()
+    x = matrices.to(torch.bfloat16) if bf16_unit(matrices.device.type) else matrices.float()
     tall = x.shape[1] > x.shape[2]
     x = x.transpose(1, 2) if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -102,10 +103,6 @@ def orthogonal(matrices: Tensor) -> Tensor:
         gram = x @ x.transpose(1, 2)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.transpose(1, 2) if tall else x
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
-    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _whole(update: Tensor) -> Tensor:

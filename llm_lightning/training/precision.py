@@ -12,6 +12,17 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 
+def bf16_unit(accelerator: str) -> str | None:
+    """What multiplies bf16 in hardware on an accelerator (`cpu`, `cuda`, `mps`); None where nothing does."""
+    if accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "the GPU"
+    if accelerator == "cpu" and torch.cpu._is_amx_tile_supported():
+        return "the CPU's AMX"
+    if accelerator == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "the CPU's AVX512-BF16"
+    return None
+
+
 class MasterWeights(Precision):
     """The precision of a step: parameters stay in fp32, and modules see bf16 copies of them that gradients flow back through.
 

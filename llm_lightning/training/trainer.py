@@ -17,7 +17,7 @@ from llm_lightning.config import TrainerConfig
 from llm_lightning.errors import UserError
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from llm_lightning.training.memory import keep_freed_pages, keep_kernels
-from llm_lightning.training.precision import MasterWeights
+from llm_lightning.training.precision import MasterWeights, bf16_unit
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def build(
     precision, why = _precision(config.precision, accelerator)
     plugins: list[Any] = [AtomicCheckpointIO()]
     plain: str | None = precision
-    if precision == "bf16-mixed" and config.strategy != "fsdp":
+    if precision in ("bf16-mixed", "fp8") and config.strategy != "fsdp":
         plugins.append(MasterWeights())
         plain = None
     if accelerator == "cpu":
@@ -99,20 +99,12 @@ def _accelerator(wanted: str) -> str:
 
 def _precision(wanted: str, accelerator: str) -> tuple[str, str]:
     """The precision, and the reason for it."""
+    if wanted == "fp8" and not (accelerator == "cuda" and torch.cuda.get_device_capability() >= (8, 9)):
+        raise UserError("trainer.precision=fp8: nothing here multiplies fp8 (NVIDIA GPUs since Ada and Hopper do); use auto.")
     if wanted != "auto":
         return wanted, "as configured"
-    if accelerator == "cuda":
-        there = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ("bf16-mixed", "the GPU multiplies bf16") if there else ("32-true", "the GPU has no bf16")
-    if accelerator == "cpu":
-        for name, there in (
-            ("AMX", torch.cpu._is_amx_tile_supported()),
-            ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported()),
-        ):
-            if there:
-                return "bf16-mixed", f"the CPU has {name}"
-        return "32-true", "the CPU has no fast bf16"
-    return "32-true", "safe on this accelerator"
+    unit = bf16_unit(accelerator)
+    return ("32-true", "nothing here multiplies bf16") if unit is None else ("bf16-mixed", f"{unit} multiplies it")
 
 
 def _strategy(config: TrainerConfig, accelerator: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,3 +66,12 @@ def test_a_run_finds_what_fits_and_comes_out_the_same(
     weights = [AutoModelForCausalLM.from_pretrained(tmp_path / name / "hf").state_dict() for name in ("whole", "auto")]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_ranks_keep_to_the_least_that_one_of_them_found(corpus: Path, cache: Path) -> None:
+    data = prepared(load([*QUIET, f"cache_dir={cache}", *arguments(corpus, "batch.micro_tokens=auto")]))[2]
+    strategy = SimpleNamespace(root_device="cpu", reduce=lambda tensor, reduce_op: getattr(tensor, reduce_op)().clamp(max=96))
+    data.trainer = SimpleNamespace(world_size=2, strategy=strategy)  # type: ignore[assignment]
+    data.limit(128)
+    data.setup("fit")
+    assert data.spec.micro_tokens == 96

@@ -1,0 +1,66 @@
+"""Embeddings whose gradient is written where a batch has tokens: on a CPU, torch clears and reads a matrix as large as the vocabulary
+for the few hundred rows that a step of fine-tuning touches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding` whose gradient is one tensor for the whole run, cleared after each step where the step has written."""
+
+    gradient: Tensor | None = None
+    written: list[Tensor]
+    """Of the gradient's rows, those that may not be zero."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        weight = self.weight
+        alone = (
+            weight.device.type == "cpu" and not torch.distributed.is_initialized()
+        )  # other ranks listen for torch's own gradients
+        if alone and torch.is_grad_enabled() and weight.requires_grad:
+            rows: Tensor = _Rows.apply(weight, ids, self)
+            return rows
+        return super().forward(ids)
+
+    def add_gradient(self, ids: Tensor, slopes: Tensor) -> None:
+        """Add slopes (…, width) to the gradient's rows of ids (…)."""
+        if self.padding_idx is not None:
+            slopes = slopes.masked_fill((ids == self.padding_idx)[..., None], 0.0)
+        if self.weight.grad is None:  # a new step
+            if self.gradient is None:
+                self.gradient, self.written = torch.zeros_like(self.weight), []
+            for old in self.written:
+                self.gradient.index_fill_(0, old, 0.0)
+            self.weight.grad, self.written = self.gradient, []
+        self.written.append(ids.flatten())
+        self.weight.grad.index_add_(0, self.written[-1], slopes.flatten(0, -2))
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, embedding: Embedding) -> Tensor:
+        ctx.embedding = embedding
+        ctx.save_for_backward(ids)
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor) -> tuple[None, None, None]:
+        (ids,) = ctx.saved_tensors
+        ctx.embedding.add_gradient(ids, slopes)
+        return None, None, None
+
+
+def replace(model: PreTrainedModel) -> None:
+    """Have the model's token embeddings be ours, unless they are tied to its head: then the head's gradient fills them anyway."""
+    plain, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if type(plain) is nn.Embedding and (head is None or head.weight is not plain.weight):
+        ours = Embedding(plain.num_embeddings, plain.embedding_dim, plain.padding_idx, device="meta")
+        ours.weight = plain.weight
+        model.set_input_embeddings(ours)
