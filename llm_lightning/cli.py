@@ -62,10 +62,7 @@ def _job(node: DictConfig) -> None:
         if hydra_config.mode is RunMode.MULTIRUN:
             sweep = Path(hydra_config.sweep.dir).name
             chosen = replace(chosen, run_dir=str(Path(hydra_config.sweep.dir) / hydra_config.sweep.subdir))
-        for chatty in (
-            "torchao",
-            "torch.utils._pytree",
-        ):  # where it is installed, transformers imports it, and it says what does not fit
+        for chatty in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is; it says what does not fit
             logging.getLogger(chatty).setLevel(logging.ERROR)
         from llm_lightning.run import run  # torch and its friends: only once the config is known to be good
 

@@ -80,8 +80,8 @@ class DataConfig:
     """Fraction of the built-in corpus that is used."""
     per_class: int | None = bounded(None, POSITIVE)
     """Training rows a class in built-in labelled data; null takes as many as the smallest class has."""
-    workers: int = bounded(0, Range(0))
-    """Processes that assemble batches; 0 does it in the training process."""
+    workers: Any = bounded("auto", Range(0, auto=True))  # noqa: RUF009
+    """Processes a device that assemble batches; 0 does it in the training process. `auto` is that on a CPU, and up to 2 for a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -136,7 +137,7 @@ class DataModule(lightning.LightningDataModule):
         return self._loader(steps, sampler=FromStep(start, self.total_steps))
 
     def _streamed(self, stream: Stream, start: int, rank: int, world: int) -> StreamedSteps:
-        count = world * max(self.config.data.workers, 1)
+        count = world * max(self.workers, 1)
         if self._reader_count not in (None, count):
             raise UserError(
                 f"data.streaming: the state was saved by {self._reader_count} readers (devices × data.workers), and there are "
@@ -163,7 +164,7 @@ class DataModule(lightning.LightningDataModule):
         if self.text.stream is not None and self.trainer.world_size > 1:
             parts: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(parts, self._readers)
-            workers = max(self.config.data.workers, 1)
+            workers = max(self.workers, 1)
             self._readers = {i: s for rank, part in enumerate(parts) for i, s in part.items() if i // workers == rank}
 
     def state_dict(self) -> dict[str, Any]:
@@ -200,5 +201,20 @@ class DataModule(lightning.LightningDataModule):
         return self.collator(self.text.splits["train"], rows, 0)
 
     def _loader(self, items: Any, **options: Any) -> DataLoader[Any]:
-        workers = self.config.data.workers
-        return DataLoader(items, batch_size=None, num_workers=workers, persistent_workers=workers > 0, **options)
+        workers = self.workers
+        options |= {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": self._for_gpu}
+        return DataLoader(items, batch_size=None, **options)
+
+    @property
+    def workers(self) -> int:
+        """Loader processes of this rank."""
+        if self.config.data.workers != "auto":
+            return int(self.config.data.workers)
+        if not self._for_gpu:
+            return 0  # they would take cores from the training itself
+        assert self.trainer is not None
+        return min(2, max((os.cpu_count() or 1) // self.trainer.num_devices - 1, 0))
+
+    @property
+    def _for_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -4,6 +4,8 @@ for the few hundred rows that a step of fine-tuning touches.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +57,20 @@ class _Rows(torch.autograd.Function):
         (ids,) = ctx.saved_tensors
         ctx.embedding.add_gradient(ids, slopes)
         return None, None, None
+
+
+@contextmanager
+def written_only(model: PreTrainedModel, parameters: list[Tensor]) -> Generator[list[Tensor], None, None]:
+    """The parameters, and in place of our embeddings one whose gradient is their written rows; what is done to these, is done to them."""
+    ours = model.get_input_embeddings()
+    if not isinstance(ours, Embedding) or ours.gradient is None or ours.weight.grad is not ours.gradient:
+        yield parameters
+        return
+    rows = torch.cat(ours.written).unique()
+    part = ours.gradient[rows].requires_grad_()
+    part.grad = part.detach()
+    yield [part if parameter is ours.weight else parameter for parameter in parameters]
+    ours.gradient.index_copy_(0, rows, part.grad)
 
 
 def replace(model: PreTrainedModel) -> None:

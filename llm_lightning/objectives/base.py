@@ -28,6 +28,7 @@ from llm_lightning.data.collate import MicroBatch, Step, pieces
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.module import Text
 from llm_lightning.errors import RunError
+from llm_lightning.models import embedding
 from llm_lightning.models.layers import layers
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Objective(lightning.LightningModule):
 
     def training_step(self, step: Step, batch_index: int) -> dict[str, Any]:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        targets = torch.tensor(float(step.targets), device=self.device)
+        targets = torch.full((), float(step.targets), device=self.device)  # a copy from the host would wait for the device
         if self.trainer.world_size > 1:
             targets = self.trainer.strategy.reduce(targets, reduce_op="sum")
         total = self._accumulated(step, targets)
@@ -175,7 +176,8 @@ class Objective(lightning.LightningModule):
         if scaler is not None:
             scaler.unscale_(optimizer.optimizer)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.clip_norm or float("inf"))
+        with embedding.written_only(self.model, trained) as parameters:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     # ---- evaluation ----

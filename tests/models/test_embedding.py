@@ -33,10 +33,15 @@ def test_gradients_are_those_of_torch_over_steps_and_micro_batches(clear: bool) 
                 model(input_ids=ids).logits.square().sum().backward()
         for (name, a), b in zip(plain.named_parameters(), ours.parameters(), strict=True):
             torch.testing.assert_close(b.grad, a.grad, msg=lambda text, name=name: f"{name}: {text}")
+        norms = [torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)]
+        with embedding.written_only(ours, list(ours.parameters())) as parameters:
+            norms.append(torch.nn.utils.clip_grad_norm_(parameters, 0.5))
+        torch.testing.assert_close(norms[1], norms[0])
+        torch.testing.assert_close(ours.get_input_embeddings().weight.grad, plain.get_input_embeddings().weight.grad)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=clear)
-    assert plain.get_input_embeddings().weight.equal(ours.get_input_embeddings().weight)
+    torch.testing.assert_close(plain.get_input_embeddings().weight, ours.get_input_embeddings().weight)
 
 
 def test_tied_and_frozen_embeddings_stay_as_torch_has_them() -> None:
