@@ -137,8 +137,8 @@ class TrainerConfig:
     """How several devices share the work: `ddp` copies the model to each, `fsdp` cuts it up."""
     precision: str = bounded("auto", Choice("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "fp8"))
     """`auto` is bf16-mixed where the hardware multiplies bf16, else 32-true; `fp8` is bf16-mixed with the layers' products in fp8."""
-    compile: bool = False
-    """Compile the model with torch.compile; costs a minute or more at the start."""
+    compile: Any = bounded("auto", Choice("auto", True, False))  # noqa: RUF009
+    """Whether torch.compile compiles the layers, a minute or more at the start; `auto` does on a GPU where the run is long enough."""
     clip_norm: float | None = bounded(1.0, Range(0, open_low=True))
     """Largest gradient norm of a step; null does not clip."""
     validate_every_steps: int | None = bounded(None, POSITIVE)

@@ -18,7 +18,6 @@ from llm_lightning.errors import Stopped, UserError
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
 from llm_lightning.inference.export import export, recover
 from llm_lightning.models import build, float8
-from llm_lightning.models.layers import layers
 from llm_lightning.objectives.base import Objective
 from llm_lightning.reporting import about, record
 from llm_lightning.training import loggers, preflight, trainer
@@ -87,7 +86,8 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
     if sweep is not None and engine.world_size > 1:
         raise UserError("a sweep (-m) runs its jobs on one device: give trainer.devices=1, or start each job by itself.")
 
-    preflight.run(folder, data, objective, engine, thorough=False)
+    checks = preflight.run(folder, data, objective, engine, thorough=False)
+    compiling = sum(check.seconds for check in checks if check.name == "compile")
     setup = time.perf_counter() - started
     loggers.resume_at(sinks, resume)
     try:
@@ -111,7 +111,7 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
             "best_step": checkpoints.best_step,
             "tokens_seen": monitor.tokens,
             "throughput": monitor.throughput(),
-            "seconds": {"setup": setup, "train": trained, "total": time.perf_counter() - started},
+            "seconds": {"setup": setup - compiling, "compile": compiling, "train": trained, "total": time.perf_counter() - started},
             "energy": energy.stop(),
             "seed": config.seed,
             "versions": identity["versions"],
@@ -175,9 +175,6 @@ def built(config: Config, text: Text, objective: Objective, data: DataModule) ->
     objective.connect(model, lambda module: made(config.optimizer, module), factor, config.trainer.clip_norm, config.seed)
     if config.trainer.precision == "fp8":
         float8.convert(model)
-    if config.trainer.compile:
-        for layer in layers(model):  # alike, so that one is compiled and serves all
-            layer.compile()
     return model
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
 from llm_lightning.models.forward import token_logits
 from llm_lightning.objectives.base import Objective
-from llm_lightning.training import batch_size
+from llm_lightning.training import batch_size, compilation
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from llm_lightning.training.memory import peak
 
@@ -41,6 +42,7 @@ class Outcome:
     name: str
     passed: bool
     found: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Preflight:
         yield "disk", self.disk
         yield "optimizer", self.optimizer
         yield "one step on the longest batch", self.step
+        if self.data.config.trainer.compile is not False:
+            yield "compile", self.compile
         if self.objective.auto_class == "AutoModelForCausalLM":
             yield "no look ahead", self.causality
         yield "checkpoint written and read", self.checkpoint
@@ -145,7 +149,7 @@ class Preflight:
         changed.input_ids = batch.input_ids.clone()
         changed.input_ids[place] = (batch.input_ids[place] + 1) % len(self.data.text.tokenizer)
         objective.eval()
-        with torch.inference_mode(), self.trainer.precision_plugin.val_step_context():
+        with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
             before, after = (token_logits(objective.model, b).float() for b in (batch, changed))
         objective.train()
         moved = (before - after).abs().amax(-1)
@@ -168,7 +172,7 @@ class Preflight:
             self.data.limit(batch_size.plan(objective, self.data, self.trainer))
         while True:
             try:
-                return self._tried(device)
+                return self._tried(device, self.data.longest(self.trainer.world_size))
             except torch.OutOfMemoryError as error:
                 size, longest = len(self.data.longest(self.trainer.world_size).input_ids), self.data.longest_rows(1).longest
                 if not auto or size // 2 < longest:
@@ -177,9 +181,30 @@ class Preflight:
             objective.model.zero_grad()
             torch.cuda.empty_cache()
 
-    def _tried(self, device: torch.device) -> str:
+    def compile(self) -> str:
+        """Layers compiled, where it pays, for batches of any shape: all that compiling takes is spent here."""
+        model, device = self.objective.model, self.trainer.strategy.root_device
+        auto = self.data.config.trainer.compile == "auto"
+        if auto and not compilation.pays(model, self.data, device):
+            return "left out: it would not pay (trainer.compile=true does it all the same)"
+        log.info("compile: the layers, which takes a minute or more")
+        compilation.start(model)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return "when training starts"
+        longest = self.data.longest(self.trainer.world_size)
+        try:
+            for count in {len(longest.indices), len(longest.indices) // 2, 1} - {0}:
+                self._tried(device, self.data.longest_rows(count))
+        except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:  # no compiler, or a model that it cannot compile
+            compilation.stop(model)
+            if not auto:
+                raise UserError(f"trainer.compile=true is not possible here: {shortened(str(error))}") from error
+            return f"left out: {shortened(str(error))}"
+        return "layers compiled, for batches of any shape"
+
+    def _tried(self, device: torch.device, batch: MicroBatch) -> str:
         objective, model = self.objective, self.objective.model
-        batch, state = self.data.longest(self.trainer.world_size), torch.get_rng_state()
+        state = torch.get_rng_state()
         buffers = copy.deepcopy(dict(model.named_buffers()))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -224,7 +249,7 @@ class Preflight:
         objective = self.objective
         objective.eval()
         batches = self.data.evaluation_batches("validation")
-        with torch.inference_mode(), self.trainer.precision_plugin.val_step_context():
+        with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
             batch = objective.transfer_batch_to_device(batches[0], objective.model.device, 0)  # the longest sequences
             loss, outputs = objective.score(batch)
         mean, targets = float(loss) / max(batch.target_count, 1), batch.target_count
@@ -241,10 +266,12 @@ def run(folder: Path, data: DataModule, objective: Objective, trainer: lightning
     outcomes = []
     trainer.precision_plugin.convert_module(objective)  # as training will do before its first step
     for name, check in Preflight(folder, data, objective, trainer, thorough).checks():
+        started = time.perf_counter()
         try:
-            outcomes.append(Outcome(name, True, check()))
+            found, passed = check(), True
         except (UserError, RuntimeError, ValueError, IndexError) as error:
-            outcomes.append(Outcome(name, False, str(error)))
+            found, passed = str(error), False
+        outcomes.append(Outcome(name, passed, found, time.perf_counter() - started))
     failed = [outcome for outcome in outcomes if not outcome.passed]
     if thorough or failed:
         log.info("%s", table(outcomes))
@@ -264,10 +291,10 @@ def table(outcomes: list[Outcome]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    rows = Table("", "check", "found", show_lines=True)
+    rows = Table("", "check", "found", "s", show_lines=True)
     for outcome in outcomes:
         mark = Text("pass", "green") if outcome.passed else Text("FAIL", "bold red")
-        rows.add_row(mark, Text(outcome.name), Text(outcome.found))
+        rows.add_row(mark, Text(outcome.name), Text(outcome.found), f"{outcome.seconds:.1f}")
     console = Console(width=140)
     with console.capture() as captured:
         console.print(rows)
