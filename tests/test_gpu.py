@@ -56,6 +56,12 @@ def test_a_step_does_not_wait_for_the_device(corpus: Path, run: Runner, monkeypa
     monkeypatch.setattr(Objective, "training_step", watched)
     data = ["task=pretrain", *TINY_GPT, "data=text", f"data.train={corpus}", "data.document=line", "data.block_size=32"]
     summary = run(
-        *data, "trainer=gpu", "trainer.max_steps=8", "batch.sequences=16", "batch.micro_tokens=128", f"run_dir={tmp_path}/run"
+        *data,
+        "trainer.accelerator=gpu",
+        "trainer.devices=1",
+        "trainer.max_steps=8",
+        "batch.sequences=16",
+        "batch.micro_tokens=128",
+        f"run_dir={tmp_path}/run",
     )
     assert summary["steps"] == 8

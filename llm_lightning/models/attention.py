@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from llm_lightning.models.dropout import dropout as drop
+from llm_lightning.models.dropout import draws, factors
 
 NAME = "padding_free"
 
@@ -91,25 +92,97 @@ def by_length(
 ) -> Tensor:
     """(tokens, heads, dim): sequences of one length that lie side by side are one rectangle."""
     shapes = [(len(list(run)), length) for length, run in itertools.groupby(cu_seqlens.diff().tolist())]
-    sizes = [count * length for count, length in shapes]
-    shared, outs = q.shape[1] // k.shape[1], []
-    for shape, a, b, c in zip(shapes, (q * scale).split(sizes), k.split(sizes), v.split(sizes), strict=True):
-        a, b, c = (x.unflatten(0, shape).transpose(1, 2) for x in (a, b, c))  # (sequences, heads, length, dim)
-        if shared > 1:
-            b, c = b.repeat_interleave(shared, 1), c.repeat_interleave(shared, 1)
-        allowed = visible(shape[1], causal, window, q.device)
-        if not dropout and shape[1] > LONG[q.dtype]:
-            masked = {"is_causal": True} if causal and window < 0 else {"attn_mask": allowed}
-            out = F.scaled_dot_product_attention(a, b, c, scale=1.0, **masked)
-        else:
-            if shape[1] <= SHORT and q.dtype != torch.float64:
-                a, b, c = a.float(), b.float(), c.float()
-            logits = a @ b.transpose(2, 3)
-            if allowed is not None:
-                logits = logits.masked_fill(~allowed, -math.inf)
-            out = (drop(logits.softmax(-1), dropout) @ c).to(q.dtype)
+    long = 0 if dropout else next((i for i, (_, length) in enumerate(shapes) if length <= LONG[q.dtype]), len(shapes))
+    outs, start = [], 0
+    for count, length in shapes[:long]:
+        a, b, c = (x[start : start + count * length].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
+        masked: dict[str, Any] = {"attn_mask": visible(length, causal, window, q.device)}
+        if causal and window < 0:
+            masked = {"is_causal": True}
+        out = F.scaled_dot_product_attention(a, b, c, scale=scale, enable_gqa=q.shape[1] != k.shape[1], **masked)
         outs.append(out.transpose(1, 2).flatten(0, 1))
+        start += count * length
+    if long < len(shapes):
+        rest = (q[start:], k[start:], v[start:]) if start else (q, k, v)  # the gradient of a slice is a cleared tensor
+        outs.append(_Rectangles.apply(*rest, shapes[long:], dropout, causal, window, scale))
     return torch.cat(outs) if len(outs) > 1 else outs[0]
+
+
+class _Rectangles(torch.autograd.Function):
+    """Attention as plain products, its gradients written down: small matrices are quick to multiply, and much else is not.
+
+    P = softmax(scale Q Kᵀ), O = D V where D is P with some elements dropped; ∂Q = scale S K and ∂K = scale Sᵀ Q where S is the gradient
+    of the logits, ∂V = Dᵀ ∂O.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, shapes: list[tuple[int, int]], p: float, causal: bool, window: int, scale: float
+    ) -> Tensor:
+        out, heads, saved = q.new_empty(q.shape), q.shape[1], []
+        bits, drawn = draws(heads * sum(count * length**2 for count, length in shapes)) if p else None, 0
+        for rows, count, length in _spans(shapes):
+            half = q.dtype in (torch.bfloat16, torch.float16)
+            kind = torch.float32 if half and length <= SHORT else q.dtype
+            a, b, c = (_rectangle(x[rows], count, heads, kind) for x in (q, k, v))
+            logits = torch.baddbmm(a.new_empty(()), a, b.mT, beta=0, alpha=scale)
+            allowed = visible(length, causal, window, q.device)
+            if allowed is not None:
+                logits.masked_fill_(~allowed, -math.inf)
+            chances = logits.softmax(-1)
+            saved += [a, b, c, chances]
+            if bits is not None:
+                saved.append(factors(bits[drawn : drawn + chances.numel()], p, chances))
+                drawn += chances.numel()
+            _write(out[rows], torch.bmm(chances if bits is None else chances * saved[-1], c), count)
+        ctx.save_for_backward(*saved)
+        ctx.shapes, ctx.scale, ctx.sizes = shapes, scale, [x.shape for x in (q, k, v)]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        into = [grad.new_empty(size) for size in ctx.sizes]
+        saved = list(ctx.saved_tensors)
+        each = len(saved) // len(ctx.shapes)
+        for i, (rows, count, _) in enumerate(_spans(ctx.shapes)):
+            a, b, c, chances, *rest = saved[i * each : (i + 1) * each]
+            g = _rectangle(grad[rows], count, grad.shape[1], a.dtype)
+            by_chance = torch.bmm(g, c.mT)
+            dropped = chances
+            for kept in rest:
+                by_chance.mul_(kept)
+                dropped = chances * kept
+            s = torch._softmax_backward_data(by_chance, chances, -1, chances.dtype)
+            none = s.new_empty(())
+            gradients = (
+                torch.baddbmm(none, s, b, beta=0, alpha=ctx.scale),
+                torch.baddbmm(none, s.mT, a, beta=0, alpha=ctx.scale),
+                torch.bmm(dropped.mT, g),
+            )
+            for x, gradient in zip(into, gradients, strict=True):
+                _write(x[rows], gradient, count)
+        return *into, None, None, None, None, None
+
+
+def _spans(shapes: list[tuple[int, int]]) -> Iterator[tuple[slice, int, int]]:
+    """(tokens, sequences, length) of each rectangle."""
+    start = 0
+    for count, length in shapes:
+        yield slice(start, start + count * length), count, length
+        start += count * length
+
+
+def _rectangle(x: Tensor, count: int, heads: int, kind: torch.dtype) -> Tensor:
+    """(sequences · heads, length, dim) of x (sequences · length, its heads, dim): copied once, whatever has to change."""
+    rows = x.unflatten(0, (count, -1)).transpose(1, 2).unsqueeze(2).expand(-1, -1, heads // x.shape[1], -1, -1)
+    return torch.empty(rows.shape, dtype=kind).copy_(rows).flatten(0, 2)
+
+
+def _write(into: Tensor, rectangle: Tensor, count: int) -> None:
+    """The inverse of `_rectangle`; where heads share a key, their gradients are added up."""
+    rows = rectangle.unflatten(0, (count, into.shape[1], -1))
+    rows = rows[:, :, 0] if rows.shape[2] == 1 else rows.sum(2)
+    into.unflatten(0, (count, -1)).copy_(rows.transpose(1, 2))
 
 
 def in_rows(

@@ -25,10 +25,18 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 def kept(like: Tensor, p: float) -> Tensor:
     """Independent factors of the shape and type of `like`: 0 with probability p, else 1 / (1 - p)."""
-    count, seed = like.numel(), int(torch.randint(2**63 - 1, ()))
-    draws = np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.uint16)[:count]
+    return factors(draws(like.numel()), p, like)
+
+
+def draws(count: int) -> np.ndarray:
+    """(count,) uint16: independent numbers, seeded by torch's generator."""
+    return np.random.SFC64(int(torch.randint(2**63 - 1, ()))).random_raw(-(-count // 4)).view(np.uint16)[:count]
+
+
+def factors(numbers: np.ndarray, p: float, like: Tensor) -> Tensor:
+    """What `kept` is, from as many numbers of `draws` as `like` has elements."""
     factor = torch.tensor(1 / (1 - p), dtype=like.dtype).view(INTEGERS[like.element_size()]).numpy()  # its bits, times 0 or 1
-    return torch.from_numpy((draws >= round(p * 2**16)) * factor).view(like.dtype).view(like.shape)
+    return torch.from_numpy((numbers >= round(p * 2**16)) * factor).view(like.dtype).view(like.shape)
 
 
 _kept_op = torch.library.custom_op("llm_lightning::kept", kept, mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
