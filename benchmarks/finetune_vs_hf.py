@@ -2,7 +2,8 @@
 
 SST-2, 32 sequences a step, the same model and data. hf_default has the settings of the Trainer's own text-classification script: every
 text padded to 128, fp32. hf_best has its best: padding to the longest of a batch, batches of like lengths, bf16, fused AdamW;
-hf_best_compiled is the same under torch.compile. `base` is a BERT of base size, `minilm` the one that tests use.
+hf_best_compiled is the same under torch.compile, which recompiles through most of the epoch. `base` is a BERT of base size, `minilm`
+the one that tests use.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from turns import Turn
 
 FOLDER = Path(os.environ.get("LLM_LIGHTNING_DATA", "../shared/data")) / "sst2"
-PEERS = {"ours": 27, "hf_default": 3, "hf_best": 27, "hf_best_compiled": 27}
+PEERS = {
+    "minilm": {"ours": 27, "hf_default": 3, "hf_best": 27, "hf_best_compiled": 27},
+    "base": {"ours": 27, "hf_default": 1, "hf_best": 27},
+}
 """Steps in a turn: eight turns of 27 are an epoch, so that each has seen texts of every length. hf_default's are all alike."""
 
 
@@ -36,10 +40,10 @@ def base_sized(folder: str) -> str:
     return folder
 
 
-def peer(name: str, model: str) -> None:
+def peer(name: str, size: str, model: str) -> None:
     from turns import Turn, train_ours
 
-    turn = Turn(PEERS[name])
+    turn = Turn(PEERS[size][name])
     if name == "ours":
         train_ours(["recipe=sst2_minilm", f"data.dir={FOLDER}", f"model.name_or_path={model}"], turn)
     else:
@@ -100,9 +104,9 @@ def main() -> None:
     size, rounds = (sys.argv[1] if len(sys.argv) > 1 else "minilm"), int(sys.argv[2]) if len(sys.argv) > 2 else 8
     with tempfile.TemporaryDirectory() as folder:
         model = minilm() if size == "minilm" else base_sized(folder)
-        turns = compare(list(PEERS), rounds, model)
+        turns = compare(list(PEERS[size]), rounds, size, model)
     report(f"finetune_vs_hf_{size}", ["peer", "tokens/s", "ms a step", "ours is faster by"], speeds(turns, "ours"))
 
 
 if __name__ == "__main__":
-    peer(*sys.argv[2:4]) if sys.argv[1:2] == ["peer"] else main()
+    peer(*sys.argv[2:5]) if sys.argv[1:2] == ["peer"] else main()

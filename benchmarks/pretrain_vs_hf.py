@@ -22,10 +22,12 @@ SIZE: dict[str, Any] = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }
-ARGUMENTS = [
-    *("task=pretrain", "model=llama_tiny", "data.packing=concat", "data.block_size=512", "batch.sequences=8"),
-    *("model.tokenizer.vocab_size=16384", f"++model.config={{{', '.join(f'{k}: {v}' for k, v in SIZE.items())}}}"),
+MODEL = [
+    "model=llama_tiny",
+    "model.tokenizer.vocab_size=16384",
+    f"++model.config={{{', '.join(f'{k}: {v}' for k, v in SIZE.items())}}}",
 ]
+ARGUMENTS = ["task=pretrain", *MODEL, "data.packing=concat", "data.block_size=512", "batch.sequences=8"]
 
 
 def peer(name: str) -> None:

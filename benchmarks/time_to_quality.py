@@ -12,14 +12,16 @@ import math
 import os
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(os.environ.get("LLM_LIGHTNING_DATA", "../shared/data"))
 SST2 = ["recipe=sst2_minilm", f"data.dir={FOLDER}/sst2"]
 EPOCH, EPOCHS, TURN = 217, 3, 31  # steps, epochs, steps of a turn: seven turns are an epoch
-WIKITEXT = ["data=text", f"data.train={FOLDER}/wikitext2/test.txt", f"data.validation={FOLDER}/wikitext2/valid.txt"]
-STEPS = {"hf": 160, "ours": 80}
+WIKITEXT = ["data=text", f"data.train={FOLDER}/wikitext2/test.txt"]
+HELD_OUT = 150_000  # characters of wikitext-2's validation file that are scored
+STEPS = {"hf": 120, "ours": 60}
 SCORED = 10  # steps between two scores of the race for the loss
 RATES = {"hf": (1e-3, 2e-3, 4e-3), "ours": (2e-3, 4e-3, 8e-3)}
 
@@ -35,18 +37,19 @@ def accuracy_peer(name: str, seed: str) -> None:
         hugging_face(name, minilm(), turn, seed=int(seed), num_train_epochs=EPOCHS)
 
 
-def loss_peer(name: str) -> None:
+def loss_peer(name: str, held_out: str) -> None:
     import pretrain_vs_hf
     from turns import Turn, train_ours
 
     side, _, rate = name.partition("@")
     turn, steps = Turn(SCORED, scored=True), STEPS[side]
+    arguments = [*pretrain_vs_hf.ARGUMENTS, *WIKITEXT, f"data.validation={held_out}"]
     if side == "ours":
         muon = ["optimizer=muon", f"optimizer.lr={rate}", f"trainer.max_steps={steps}"]
-        train_ours([*pretrain_vs_hf.ARGUMENTS, *WIKITEXT, *muon], turn)
+        train_ours([*arguments, *muon], turn)
     else:
         schedule = {"lr_scheduler_type": "cosine", "warmup_steps": steps // 10, "max_steps": steps, "learning_rate": float(rate)}
-        pretrain_vs_hf.hugging_face("hf_best_compiled", [*pretrain_vs_hf.ARGUMENTS, *WIKITEXT], turn, **schedule)
+        pretrain_vs_hf.hugging_face("hf_best_compiled", arguments, turn, **schedule)
 
 
 def until(course: list[tuple[float, float]], reached: Any) -> float:
@@ -74,7 +77,10 @@ def loss() -> None:
     from turns import race
 
     peers = {f"{side}@{rate:g}": STEPS[side] // SCORED for side in STEPS for rate in RATES[side]}
-    courses = race(peers, "loss")
+    with tempfile.TemporaryDirectory() as folder:
+        held_out = Path(folder) / "validation.txt"
+        held_out.write_text((FOLDER / "wikitext2" / "valid.txt").read_text(encoding="utf-8")[:HELD_OUT], encoding="utf-8")
+        courses = race(peers, "loss", str(held_out))
     goal = min(course[-1][1] for name, course in courses.items() if name.startswith("hf"))
     rows = [[name, course[-1][0], course[-1][1], until(course, lambda score: score <= goal)] for name, course in courses.items()]
     report("time_to_loss", ["peer", "seconds in all", "last validation loss", f"seconds to {goal:.3f}"], rows)
@@ -87,6 +93,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["peer"]:
-        accuracy_peer(sys.argv[2], sys.argv[4]) if sys.argv[3] == "accuracy" else loss_peer(sys.argv[2])
+        accuracy_peer(sys.argv[2], sys.argv[4]) if sys.argv[3] == "accuracy" else loss_peer(sys.argv[2], sys.argv[4])
     else:
         main()

@@ -112,7 +112,7 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
     sequences: int = bounded(32, POSITIVE)
-    """Sequences an optimizer step, over all devices and micro-batches."""
+    """Sequences (rows, where they are packed) an optimizer step, over all devices and micro-batches."""
     tokens: int | None = bounded(None, POSITIVE)
     """Tokens an optimizer step at the most; replaces `sequences` where given."""
     micro_sequences: int | None = bounded(None, POSITIVE)

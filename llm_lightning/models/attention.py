@@ -117,10 +117,18 @@ class _Rectangles(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, shapes: list[tuple[int, int]], p: float, causal: bool, window: int, scale: float
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        shapes: list[tuple[int, int]],
+        dropout: float,
+        causal: bool,
+        window: int,
+        scale: float,
     ) -> Tensor:
         out, heads, saved = q.new_empty(q.shape), q.shape[1], []
-        bits, drawn = draws(heads * sum(count * length**2 for count, length in shapes)) if p else None, 0
+        bits, drawn = draws(heads * sum(count * length**2 for count, length in shapes)) if dropout else None, 0
         for rows, count, length in _spans(shapes):
             half = q.dtype in (torch.bfloat16, torch.float16)
             kind = torch.float32 if half and length <= SHORT else q.dtype
@@ -129,37 +137,31 @@ class _Rectangles(torch.autograd.Function):
             allowed = visible(length, causal, window, q.device)
             if allowed is not None:
                 logits.masked_fill_(~allowed, -math.inf)
-            chances = logits.softmax(-1)
-            saved += [a, b, c, chances]
-            if bits is not None:
-                saved.append(factors(bits[drawn : drawn + chances.numel()], p, chances))
-                drawn += chances.numel()
-            _write(out[rows], torch.bmm(chances if bits is None else chances * saved[-1], c), count)
-        ctx.save_for_backward(*saved)
+            probabilities = logits.softmax(-1)
+            kept = None if bits is None else factors(bits[drawn : drawn + logits.numel()], dropout, logits)
+            drawn += logits.numel()
+            _write(out[rows], torch.bmm(probabilities if kept is None else probabilities * kept, c), count)
+            if any(ctx.needs_input_grad):
+                saved.append((a, b, c, probabilities, kept))
+        ctx.save_for_backward(*(tensor for group in saved for tensor in group))
         ctx.shapes, ctx.scale, ctx.sizes = shapes, scale, [x.shape for x in (q, k, v)]
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         into = [grad.new_empty(size) for size in ctx.sizes]
-        saved = list(ctx.saved_tensors)
-        each = len(saved) // len(ctx.shapes)
-        for i, (rows, count, _) in enumerate(_spans(ctx.shapes)):
-            a, b, c, chances, *rest = saved[i * each : (i + 1) * each]
+        saved = iter(ctx.saved_tensors)
+        for rows, count, _ in _spans(ctx.shapes):
+            a, b, c, probabilities, kept = (next(saved) for _ in range(5))
             g = _rectangle(grad[rows], count, grad.shape[1], a.dtype)
-            by_chance = torch.bmm(g, c.mT)
-            dropped = chances
-            for kept in rest:
-                by_chance.mul_(kept)
-                dropped = chances * kept
-            s = torch._softmax_backward_data(by_chance, chances, -1, chances.dtype)
+            slopes, dropped = torch.bmm(g, c.mT), probabilities
+            if kept is not None:
+                slopes, dropped = slopes.mul_(kept), probabilities * kept
+            s = torch._softmax_backward_data(slopes, probabilities, -1, slopes.dtype)
             none = s.new_empty(())
-            gradients = (
-                torch.baddbmm(none, s, b, beta=0, alpha=ctx.scale),
-                torch.baddbmm(none, s.mT, a, beta=0, alpha=ctx.scale),
-                torch.bmm(dropped.mT, g),
-            )
-            for x, gradient in zip(into, gradients, strict=True):
+            into_q = torch.baddbmm(none, s, b, beta=0, alpha=ctx.scale)
+            into_k = torch.baddbmm(none, s.mT, a, beta=0, alpha=ctx.scale)
+            for x, gradient in zip(into, (into_q, into_k, torch.bmm(dropped.mT, g)), strict=True):
                 _write(x[rows], gradient, count)
         return *into, None, None, None, None, None
 

@@ -17,17 +17,19 @@ from transformers import PreTrainedModel
 class Embedding(nn.Embedding):
     """`nn.Embedding` whose gradient is one tensor for the whole run, cleared after each step where the step has written."""
 
-    gradient: Tensor | None = None
-    written: list[Tensor]
-    """Of the gradient's rows, those that may not be zero."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gradient: Tensor | None = None
+        self.written: list[Tensor] = []
+        """Of the gradient's rows, those that may not be zero."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        weight = self.weight
-        alone = (
-            weight.device.type == "cpu" and not torch.distributed.is_initialized()
-        )  # other ranks listen for torch's own gradients
-        if alone and torch.is_grad_enabled() and weight.requires_grad:
-            rows: Tensor = _Rows.apply(weight, ids, self)
+        on_cpu, alone = (
+            self.weight.device.type == "cpu",
+            not torch.distributed.is_initialized(),
+        )  # ranks exchange torch's own gradients
+        if on_cpu and alone and torch.is_grad_enabled() and self.weight.requires_grad:
+            rows: Tensor = _Rows.apply(self.weight, ids, self)
             return rows
         return super().forward(ids)
 
@@ -37,7 +39,7 @@ class Embedding(nn.Embedding):
             slopes = slopes.masked_fill((ids == self.padding_idx)[..., None], 0.0)
         if self.weight.grad is None:  # a new step
             if self.gradient is None:
-                self.gradient, self.written = torch.zeros_like(self.weight), []
+                self.gradient = torch.zeros_like(self.weight)
             for old in self.written:
                 self.gradient.index_fill_(0, old, 0.0)
             self.weight.grad, self.written = self.gradient, []
