@@ -59,7 +59,8 @@ class Choice:
         return value in self.values
 
     def __str__(self) -> str:
-        return "one of " + ", ".join("null" if v is None else str(v) for v in self.values)
+        spelt = {None: "null", True: "true", False: "false"}  # as YAML has them
+        return "one of " + ", ".join(spelt.get(v, str(v)) for v in self.values)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
     (["task=evaluate", "run=nowhere"], ["run=nowhere", "not a run folder"]),
     (["task=pretrain", "data=hub"], ["data.name is not set", "data=hub"]),
     (["resume=alway"], ["resume=alway", "auto, never, or a checkpoint file"]),
+    (["trainer.compile=maybe"], ["trainer.compile=maybe", "one of auto, true, false"]),
     (["trainer.devices=none"], ["trainer.devices=none", "auto, or a whole number"]),
     (["batch.micro_tokens=600.5"], ["batch.micro_tokens=600.5", "at least 1, or auto"]),
     (["trainer.precision=fp8", "trainer=fsdp"], ["trainer.precision=fp8", "trainer=ddp"]),
