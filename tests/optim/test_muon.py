@@ -39,7 +39,7 @@ def test_it_takes_the_matrices_of_the_layers_and_adamw_the_rest() -> None:
 
 def test_steps_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The matrices' of `torch.optim.Muon`, the others' of `torch.optim.AdamW`; only stacked, and in bf16 as torch's."""
-    monkeypatch.setattr(module, "_multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(module, "bf16_unit", lambda accelerator: "as torch does")
     model, optimizer = made(weight_decay=0.3, momentum=0.9)
     reference = copy.deepcopy(model)
     matrices = [p for name, p in reference.named_parameters() if name.endswith("_proj.weight")]
