@@ -107,12 +107,13 @@ def _report(name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def speeds(turns: dict[str, list[dict[str, Any]]], first: str) -> list[list[Any]]:
-    """(peer, real tokens/s over all turns, median ms a step, how many times as fast `first` is)"""
-    rates = {name: sum(turn["tokens"] for turn in taken) / sum(turn["seconds"] for turn in taken) for name, taken in turns.items()}
+    """(peer, median real tokens/s of its turns, median ms a step, how many times as fast `first` is: the median over rounds)"""
+    rates = {name: [turn["tokens"] / turn["seconds"] for turn in taken] for name, taken in turns.items()}
     rows = []
     for name, taken in turns.items():
-        times = [turn["seconds"] / turn["steps"] for turn in taken]
-        rows.append([name, rates[name], 1000 * statistics.median(times), rates[first] / rates[name]])
+        milliseconds = statistics.median(1000 * turn["seconds"] / turn["steps"] for turn in taken)
+        ahead = statistics.median(ours / theirs for ours, theirs in zip(rates[first], rates[name], strict=True))
+        rows.append([name, statistics.median(rates[name]), milliseconds, ahead])
     return rows
 
 

@@ -116,6 +116,10 @@ class Objective(lightning.LightningModule):
         optimizer = self._make_optimizer(self.model)
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)]
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """A CPU has it already: looking through its parts takes a third of what Lightning does in a step."""
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def training_step(self, step: Step, batch_index: int) -> dict[str, Any]:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         targets = torch.full((), float(step.targets), device=self.device)  # a copy from the host would wait for the device
