@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_lightning.reporting.record import git_commit, versions
+from llm_lightning.training.precision import bf16_unit
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -23,11 +24,11 @@ def machine() -> dict[str, Any]:
         line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
     ]
     model = names[0] if names else platform.machine()
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system()}
+    return {"cpu": model, "bf16": bf16_unit("cpu"), "cores": os.cpu_count(), "system": platform.system()}
 
 
 def report(name: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """Print the rows, and write them to results/<name>.json."""
+    """Print the rows, and write them to results/<name>.json, or <name>.fp32.json on a machine without bf16."""
     table = Table(*columns, title=name)
     for row in rows:
         table.add_row(
@@ -42,4 +43,5 @@ def report(name: str, columns: list[str], rows: list[list[Any]]) -> None:
         "command": shlex.join(["python", *sys.argv]),
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
+    kind = "" if bf16_unit("cpu") else ".fp32"
+    (RESULTS / f"{name}{kind}.json").write_text(json.dumps(kept, indent=2) + "\n")

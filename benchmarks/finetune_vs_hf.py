@@ -1,7 +1,7 @@
 """Fine-tuning beside Hugging Face's Trainer: `python benchmarks/finetune_vs_hf.py [minilm|base] [rounds]`.
 
 SST-2, 32 sequences a step, the same model and data. hf_default has the settings of the Trainer's own text-classification script: every
-text padded to 128, fp32. hf_best has its best: padding to the longest of a batch, batches of like lengths, bf16, fused AdamW;
+text padded to 128, fp32. hf_best has its best: padding to the longest of a batch, batches of like lengths, bf16 where it is native, fused AdamW;
 hf_best_compiled is the same under torch.compile, which recompiles through most of the epoch. `base` is a BERT of base size, `minilm`
 the one that tests use.
 """
@@ -58,6 +58,7 @@ def hugging_face(name: str, model: str, turn: Turn, **options: Any) -> None:
 
     from llm_lightning.cli import load
     from llm_lightning.data.sources import files
+    from llm_lightning.training.precision import bf16_unit
 
     config = load(["data=sst2", "task=finetune", f"data.dir={FOLDER}"])
     tables = {split: rows.table for split, rows in files.load(config.data, Path(tempfile.gettempdir())).items()}
@@ -78,7 +79,11 @@ def hugging_face(name: str, model: str, turn: Turn, **options: Any) -> None:
     options = {"per_device_train_batch_size": 32, "learning_rate": 1e-4, **options}
     if not fixed:
         rows["train"] = rows["train"].map(lambda row: {"length": len(row["input_ids"])})
-        options |= {"bf16": True, "optim": "adamw_torch_fused", "train_sampling_strategy": "group_by_length"}
+        options |= {
+            "bf16": bf16_unit("cpu") is not None,
+            "optim": "adamw_torch_fused",
+            "train_sampling_strategy": "group_by_length",
+        }
         options["torch_compile"] = name == "hf_best_compiled"
     collate = transformers.default_data_collator if fixed else transformers.DataCollatorWithPadding(tokenizer)
 

@@ -1,7 +1,7 @@
 """Short texts of uneven lengths, as instructions have them, beside Hugging Face's Trainer: `python benchmarks/packing_vs_hf.py [rounds]`.
 
 The Llama of pretrain_vs_hf.py on the texts of SST-2 and AG News mixed, 64 texts a step; 8 rounds by default. Hugging Face pads them to the
-longest of a batch of like lengths (hf_best) or of any (hf_shuffled), in bf16 with fused AdamW; ours packs them, each to itself.
+longest of a batch of like lengths (hf_best) or of any (hf_shuffled), in bf16 (where it is native) with fused AdamW; ours packs them, each to itself.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def hugging_face(name: str, arguments: list[str]) -> None:
 
     from llm_lightning.cli import load
     from llm_lightning.run import prepared
+    from llm_lightning.training.precision import bf16_unit
 
     text = prepared(load(arguments))[0]
     data = text.splits["train"]
@@ -58,7 +59,7 @@ def hugging_face(name: str, arguments: list[str]) -> None:
     options: dict[str, Any] = {
         "per_device_train_batch_size": TEXTS,
         "learning_rate": 1e-3,
-        "bf16": True,
+        "bf16": bf16_unit("cpu") is not None,
         "optim": "adamw_torch_fused",
     }
     if name == "hf_best":

@@ -1,7 +1,7 @@
 """Pretraining beside Hugging Face's Trainer: `python benchmarks/pretrain_vs_hf.py [rounds, 5 by default]`.
 
 A Llama of 17.7M parameters from scratch, on blocks of 512 tokens of the built-in corpus with a vocabulary of 16,384; 8 blocks a step.
-hf_default has the Trainer's defaults (fp32), hf_best bf16 and fused AdamW, hf_best_compiled torch.compile too.
+hf_default has the Trainer's defaults (fp32), hf_best bf16 (where it is native) and fused AdamW, hf_best_compiled torch.compile too.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def hugging_face(name: str, arguments: list[str], turn: Turn, **options: Any) ->
     from llm_lightning.cli import load
     from llm_lightning.data.encode import Encoded
     from llm_lightning.run import prepared
+    from llm_lightning.training.precision import bf16_unit
 
     text = prepared(load(arguments))[0]
 
@@ -63,15 +64,16 @@ def hugging_face(name: str, arguments: list[str], turn: Turn, **options: Any) ->
     def validation_loss() -> float:
         held_out = blocks(text.splits["validation"]).split(8)
         network.eval()
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=name != "hf_default"):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16 and name != "hf_default"):
             losses = [float(network(input_ids=ids, labels=ids).loss) * len(ids) for ids in held_out]
         network.train()
         return sum(losses) / sum(len(ids) for ids in held_out)
 
+    bf16 = bf16_unit("cpu") is not None
     network = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(text.tokenizer), **SIZE))
     options = {"per_device_train_batch_size": 8, "learning_rate": 1e-3, **options}
     if name != "hf_default":
-        options |= {"bf16": True, "optim": "adamw_torch_fused", "torch_compile": name == "hf_best_compiled"}
+        options |= {"bf16": bf16, "optim": "adamw_torch_fused", "torch_compile": name == "hf_best_compiled"}
     turn.score = validation_loss
     train_hugging_face(
         network, [{"input_ids": ids, "labels": ids} for ids in blocks(text.splits["train"])], collate, turn, **options
