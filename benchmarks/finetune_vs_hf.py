@@ -1,9 +1,9 @@
 """Fine-tuning beside Hugging Face's Trainer: `python benchmarks/finetune_vs_hf.py [minilm|base] [rounds]`.
 
 SST-2, 32 sequences a step, the same model and data. hf_default has the settings of the Trainer's own text-classification script: every
-text padded to 128, fp32. hf_best has its best: padding to the longest of a batch, batches of like lengths, bf16 where it is native, fused AdamW;
-hf_best_compiled is the same under torch.compile, which recompiles through most of the epoch. `base` is a BERT of base size, `minilm`
-the one that tests use.
+text padded to 128, fp32. hf_best has its best: padding to the longest of a batch, batches of like lengths, bf16 where it is native,
+fused AdamW; hf_best_compiled is the same under torch.compile, which recompiles through most of the epoch. `base` is a BERT of base
+size, `minilm` the one that tests use.
 """
 
 from __future__ import annotations

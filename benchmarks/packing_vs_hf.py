@@ -1,7 +1,8 @@
 """Short texts of uneven lengths, as instructions have them, beside Hugging Face's Trainer: `python benchmarks/packing_vs_hf.py [rounds]`.
 
 The Llama of pretrain_vs_hf.py on the texts of SST-2 and AG News mixed, 64 texts a step; 8 rounds by default. Hugging Face pads them to the
-longest of a batch of like lengths (hf_best) or of any (hf_shuffled), in bf16 (where it is native) with fused AdamW; ours packs them, each to itself.
+longest of a batch of like lengths (hf_best) or of any (hf_shuffled), in bf16 where it is native, with fused AdamW; ours packs them,
+each to itself.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def _data(config: Config) -> Iterator[str]:
         yield from _files(data)
     elif data.source == "hub" and data.name is None:
         yield "data.name is not set: data=hub needs data.name=<data set on the hub>, such as data.name=glue data.config=sst2."
-    for key, owner in {"share": "docs", "per_class": "docs_topics", "document": "text"}.items():
+    for key, owner in {"share": "docs", "per_class": "docs_topics", "document": "text", "fold": "squad"}.items():
         if getattr(data, key) != getattr(DataConfig(), key) and data.source != owner:
             yield f"data.{key}={getattr(data, key)}: only data={owner} has such a setting; leave it out."
     if data.source.startswith("docs"):

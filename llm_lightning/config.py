@@ -71,6 +71,8 @@ class DataConfig:
     """`error` stops at the first unusable row; `skip` leaves such rows out, counts them and says so."""
     block_size: int = bounded(512, Range(8))
     """Longest sequence, in tokens; memory of a micro-batch grows with it."""
+    overlap: int = bounded(128, Range(0))
+    """Tokens that neighbouring windows of a long context share (question_answering); an answer up to that long is whole in one."""
     packing: str = bounded("none", Choice("none", "best_fit", "concat"))
     """`none`: a document is a row; `best_fit`: documents share rows of `block_size` and do not see each other; `concat`: one stream
     of documents cut to blocks, attention reaches across. Longer documents than a block are cut in any case."""
@@ -80,6 +82,8 @@ class DataConfig:
     """Fraction of the built-in corpus that is used."""
     per_class: int | None = bounded(None, POSITIVE)
     """Training rows a class in built-in labelled data; null takes as many as the smallest class has."""
+    fold: int | None = bounded(None, Range(0, 4))
+    """Which fifth of the articles of one SQuAD file is the test, the next one validation, and the others train."""
     workers: Any = bounded("auto", Range(0, auto=True))  # noqa: RUF009
     """Processes a device that assemble batches; 0 does it in the training process. `auto` is that on a CPU, and up to 2 for a GPU."""
 

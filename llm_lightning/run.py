@@ -163,14 +163,14 @@ def prepared(config: Config, tokenizer: Any | None = None) -> tuple[Text, Object
     lightning.seed_everything(config.seed, verbose=False)
     objective_class: type[Objective] = get_object(config.objective["_target_"])
     tokenizer = tokenizer or build.tokenizer(config.model)
-    text = prepare(config, objective_class.encoding, objective_class.labelled, tokenizer)
+    text = prepare(config, objective_class.encoding, tokenizer)
     objective: Objective = made(config.objective, text)
     return text, objective, DataModule(config, text, objective.masking(config.seed))
 
 
 def built(config: Config, text: Text, objective: Objective, data: DataModule) -> PreTrainedModel:
     """The model, given to the objective with its optimizer and schedule."""
-    model = build.build(config.model, objective.auto_class, text.tokenizer, data.longest_input, text.label_names)
+    model = build.build(config.model, objective.auto_class, text.tokenizer, data.longest_input, objective.head())
     factor = made(config.scheduler, data.total_steps)
     objective.connect(model, lambda module: made(config.optimizer, module), factor, config.trainer.clip_norm, config.seed)
     if config.trainer.precision == "fp8":

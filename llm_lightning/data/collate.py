@@ -39,13 +39,15 @@ class MicroBatch:
     longest: int
     """Tokens of the longest sequence."""
     targets: Tensor
-    """(targets,) int64: the tokens to predict, or the class of each sequence."""
+    """(targets,) int64: the tokens to predict, or (sequences, …) the class or the numbers of each sequence."""
     indices: Tensor
     """(sequences,) int64: which sequences of the split these are."""
     target_places: Tensor | None = None
     """(targets,) int64: which tokens the targets belong to; None where every token, or every sequence, has one."""
     token_type_ids: Tensor | None = None
     """(tokens,) int64: 1 in the second text of a pair, for models that tell the two apart so."""
+    cu_targets: Tensor | None = None
+    """(sequences + 1,) int32: where each sequence's targets begin, where they are a text of their own, as in translation."""
     place: int = 0
     """Which batch of an evaluation pass this is."""
     blank: bool = False
@@ -54,6 +56,11 @@ class MicroBatch:
     @property
     def target_count(self) -> int:
         return 0 if self.blank else len(self.targets)
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, of which those that a model is to write are read by it too."""
+        return len(self.input_ids) + (0 if self.cu_targets is None else len(self.targets))
 
     def pin_memory(self) -> MicroBatch:
         """The same in memory that a GPU copies from by itself, while the program goes on."""
@@ -82,8 +89,11 @@ def pieces(batch: MicroBatch, count: int) -> list[MicroBatch]:
 def _part(batch: MicroBatch, part: slice, bounds: list[int]) -> MicroBatch:
     """Some neighbouring sequences of a batch, given all of its bounds."""
     tokens = slice(bounds[part.start], bounds[part.stop])
-    places = batch.target_places
-    if places is not None:
+    places, cu_targets = batch.target_places, batch.cu_targets
+    if cu_targets is not None:
+        cu_targets = cu_targets[part.start : part.stop + 1]
+        targets, cu_targets = batch.targets[cu_targets[0] : cu_targets[-1]], cu_targets - cu_targets[0]
+    elif places is not None:
         inside = (places >= tokens.start) & (places < tokens.stop)
         targets, places = batch.targets[inside], places[inside] - tokens.start
     else:
@@ -98,6 +108,7 @@ def _part(batch: MicroBatch, part: slice, bounds: list[int]) -> MicroBatch:
         indices=batch.indices[part],
         target_places=places,
         token_type_ids=None if batch.token_type_ids is None else batch.token_type_ids[tokens],
+        cu_targets=cu_targets,
     )
 
 
@@ -132,7 +143,7 @@ def as_step(batches: list[MicroBatch], step: int, epoch: float, reader: tuple[in
         step=step,
         epoch=epoch,
         targets=sum(b.target_count for b in real),
-        tokens=sum(len(b.input_ids) for b in real),
+        tokens=sum(b.tokens for b in real),
         positions=sum(rounded(len(b.input_ids)) for b in real),
         padded=sum(len(b.indices) * b.longest for b in real),
         sequences=sum(len(b.indices) for b in real),
@@ -142,32 +153,36 @@ def as_step(batches: list[MicroBatch], step: int, epoch: float, reader: tuple[in
 
 @dataclass(frozen=True)
 class Collator:
-    """Builds micro-batches for one encoding of the data."""
+    """Builds micro-batches of encoded sequences."""
 
-    encoding: str
+    next_token: bool = False
+    """Whether the targets are the next tokens: then a sequence has one token more than the model is given."""
+    translates: bool = False
+    """Whether the second part of a sequence is what the model is to write."""
     masking: Masking | None = None
     token_types: bool = False
     """Whether the model's tokenizer tells the texts of a pair apart by token types."""
 
     def __call__(self, data: Any, rows: Sequence[Row], epoch: int) -> MicroBatch:
         indices = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-        lengths = data.inputs[indices]
+        lengths = (data.second if self.translates else data.inputs)[indices]
         order = np.argsort(-lengths, kind="stable")
         indices, lengths = indices[order], lengths[order].astype(np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)])
         pairs = [self._pair(data, int(i), epoch) for i in indices]
         positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-        places = None
-        if self.encoding == "texts":
-            assert data.labels is not None
+        places = cu_targets = None
+        if data.labels is not None:
             targets = data.labels[indices]
         else:
             targets = np.concatenate([wanted for _, wanted in pairs])
-            if self.masking is not None:
+            if self.translates:
+                cu_targets = torch.from_numpy(np.cumsum([0, *(len(wanted) for _, wanted in pairs)]).astype(np.int32))
+            elif self.masking is not None or data.token_targets is not None:
                 places = np.flatnonzero(targets != IGNORED)
                 targets = targets[places]
         types = None
-        if data.second is not None and self.token_types:
+        if data.second is not None and self.token_types and not self.translates:
             types = torch.from_numpy((positions >= np.repeat(data.second[indices], lengths)).astype(np.int64))
         return MicroBatch(
             input_ids=torch.from_numpy(np.concatenate([inputs for inputs, _ in pairs])),
@@ -178,16 +193,23 @@ class Collator:
             indices=torch.from_numpy(indices),
             target_places=None if places is None else torch.from_numpy(places),
             token_type_ids=types,
+            cu_targets=cu_targets,
         )
 
     def _pair(self, data: Any, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(inputs, token targets) of a sequence, both (time,)."""
+        """(inputs, token targets) of a sequence."""
         tokens = data[index].astype(np.int64)
-        if self.encoding == "stream":
-            return tokens[:-1], tokens[1:]
+        if self.translates:
+            return tokens[: data.second[index]], tokens[data.second[index] :]
         if self.masking is not None:
             return self.masking(tokens, epoch, index)
-        return tokens, tokens[:0]
+        targets = tokens
+        if data.token_targets is not None:
+            start = data.starts[index]
+            targets = data.token_targets[start : start + len(tokens)].astype(np.int64)
+        if self.next_token:
+            return tokens[:-1], targets[1:]
+        return tokens, targets if data.token_targets is not None else tokens[:0]
 
 
 class TrainingSteps(Dataset[Step]):

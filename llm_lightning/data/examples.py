@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.labels import Labels, canonical
 from llm_lightning.data.rows import CONTINUES, PROBLEM, Rows
-from llm_lightning.errors import UserError, listed
+from llm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from llm_lightning.data.encodings import Encoding
 
 SHOWN = 5  # bad rows named in a message; the others are counted
 BLOCK = 4 << 20  # bytes of a table that are read at once
@@ -16,16 +19,20 @@ BLOCK = 4 << 20  # bytes of a table that are read at once
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row: its text (or pair of texts) and, for labelled data, the index of its class."""
+    """One row: its text (or words, or messages), the second text where there are two, and its label as a number or numbers."""
 
     row: int
-    text: str
-    text_pair: str | None = None
-    label: int | None = None
+    text: Any
+    text_pair: Any = None
+    label: Any = None
     continues: bool = False
     """Whether it goes on with the document of the example before."""
     ends: bool = True
     """Whether the document ends with it."""
+
+
+class BadRow(Exception):
+    """Why a row cannot be used."""
 
 
 @dataclass
@@ -47,37 +54,20 @@ class BadRows:
             self.first.append(message)
 
 
-def read(rows: Rows, data: DataConfig, labels: Labels | None, bad: BadRows) -> Iterator[Example]:
-    """Examples of a split, in order; rows without text, malformed lines and labels that train does not have go to `bad`."""
+def read(rows: Rows, data: DataConfig, encoding: Encoding, bad: BadRows) -> Iterator[Example]:
+    """Examples of a split, in order; malformed rows, and those that `encoding` cannot use, go to `bad`."""
     start = 0
     batch = max(1, min(1000, BLOCK * len(rows) // max(rows.table.data.nbytes, 1)))
-    columns = [data.columns.text, data.columns.text_pair, data.columns.label if labels else None]
+    columns = [data.columns.text, data.columns.text_pair, data.columns.label if encoding.labels else None]
     for block in rows.table.iter(batch_size=batch):
         size = len(block[data.columns.text])
-        texts, pairs, values = ([None] * size if column is None else block[column] for column in columns)
+        values = [[None] * size if column is None else block[column] for column in columns]
         problems, continues = block.get(PROBLEM, [None] * size), block.get(CONTINUES, [False] * size)
-        for i in range(size):
-            problem = problems[i] or _problem(data, labels, texts[i], pairs[i], values[i])
-            if problem is None:
-                label = None if labels is None else labels.index(values[i])
-                yield Example(start + i, str(texts[i]), pairs[i], label, continues[i])
-            else:
-                bad.add(start + i, problem)
+        for i, row in enumerate(zip(*values, strict=True)):
+            try:
+                if problems[i] is not None:
+                    raise BadRow(problems[i])
+                yield Example(start + i, *encoding.read(*row), continues=continues[i])
+            except BadRow as problem:
+                bad.add(start + i, str(problem))
         start += size
-
-
-def _problem(data: DataConfig, labels: Labels | None, text: object, pair: object, value: object) -> str | None:
-    for column, item in ((data.columns.text, text), (data.columns.text_pair, pair)):
-        if column is None:
-            continue
-        if item is not None and not isinstance(item, str):
-            return f"column '{column}' holds {type(item).__name__}, not text"
-        if item is None or not item.strip():
-            return f"column '{column}' is empty"
-    if labels is None:
-        return None
-    if not canonical(value):
-        return f"column '{data.columns.label}' is empty"
-    if labels.index(value) is None:
-        return f"column '{data.columns.label}' has the label '{value}', which train does not have (it has {listed(labels.values)})"
-    return None

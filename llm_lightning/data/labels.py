@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +39,20 @@ class Labels:
         return self.names.index(key) if key in self.names else None
 
 
-def find(data: DataConfig, train: Rows) -> Labels:
-    """The classes of a data set.
+def find(
+    data: DataConfig,
+    train: Rows,
+    several: Callable[[Any], Iterable[Any]] | None = None,
+    complete: Callable[[set[str]], set[str]] = lambda found: found,
+) -> Labels:
+    """The classes of a data set. Where a row may have `several`, that takes its value apart; `complete` adds those that follow.
 
     Raises UserError where there is only one class, or where `data.labels` does not fit the values found.
     """
     column = data.columns.label
     assert column is not None
     feature = train.table.features[column]
+    feature = getattr(feature, "feature", feature) if several else feature  # that of a list's items
     if isinstance(feature, datasets.ClassLabel):
         values = tuple(str(i) for i in range(feature.num_classes))
         if data.labels is not None and len(data.labels) != len(values):
@@ -54,7 +61,9 @@ def find(data: DataConfig, train: Rows) -> Labels:
                 f"({listed(feature.names)})."
             )
         return Labels(names=tuple(data.labels or feature.names), values=values)
-    found = {canonical(value) for value in train.table.unique(column)} - {""}
+    found = complete(
+        {canonical(one) for value in _different(train, column) for one in (several(value) if several else [value])} - {""}
+    )
     values = tuple(sorted(found, key=_by_value))
     if len(values) < 2:
         _raise_first_problem(train)
@@ -75,6 +84,12 @@ def find(data: DataConfig, train: Rows) -> Labels:
             f"and column '{column}' has {len(values)} ({listed(values)})."
         )
     return Labels(names=tuple(data.labels), values=values)
+
+
+def _different(train: Rows, column: str) -> Iterable[Any]:
+    """The values of a column; each once, where they are plain ones."""
+    plain = isinstance(train.table.features[column], datasets.Value)
+    return train.table.unique(column) if plain else train.table[column]
 
 
 def _raise_first_problem(train: Rows) -> None:

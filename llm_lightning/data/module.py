@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from llm_lightning.config import Config, cache_folder
-from llm_lightning.data import encode, labels, splits, tokenizers
+from llm_lightning.data import encode, encodings, examples, splits, tokenizers
 from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, Step, TrainingSteps
-from llm_lightning.data.encode import Encoded, Encoder
+from llm_lightning.data.encode import Encoded
+from llm_lightning.data.encodings import Encoding
+from llm_lightning.data.examples import BadRows, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.plan import Plan, evaluation, most_rows
@@ -33,55 +36,70 @@ class Text:
     """Everything the rest of a run needs to know of its text."""
 
     splits: dict[str, Encoded]
-    tokenizer: Any
-    labels: Labels | None
-    encoding: str
+    rows: dict[str, Rows]
+    """What the splits were encoded from."""
+    encoding: Encoding
     stream: Stream | None = None
     """The training text where it is streamed; `train` of the splits is then a sample from its front."""
 
     @property
+    def tokenizer(self) -> Any:
+        return self.encoding.tokenizer
+
+    @property
+    def labels(self) -> Labels | None:
+        return self.encoding.labels
+
+    @property
     def label_names(self) -> tuple[str, ...] | None:
-        return None if self.labels is None else self.labels.names
+        """The names of the classes, where the labels are classes."""
+        return (self.labels.names or None) if self.labels is not None else None
+
+    def examples(self, split: str) -> Iterator[Example]:
+        """The rows of a split that were used, read again; their numbers are those in `Encoded.rows`."""
+        rows, data = self.rows[split], replace(self.encoding.data, on_bad_row="skip")
+        yield from examples.read(rows, data, self.encoding, BadRows(rows, data))
 
     @property
     def fingerprint(self) -> str:
         return self.splits["train"].fingerprint
 
 
-def prepare(config: Config, encoding: str, labelled: bool, tokenizer: Any | None) -> Text:
+def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
     """Read, validate and encode every split; where `tokenizer` is None one is trained on train."""
     datasets.disable_progress_bars()  # they say nothing of ours
-    data, cache = config.data, cache_folder(config)
+    data, cache, encoder = config.data, cache_folder(config), encodings.named(encoding)
     if data.streaming:
         stream, rows = opened(data)
-        return _encoded(config, rows, encoding, None, tokenizer, stream)
+        return _encoded(config, rows, encoder, None, tokenizer, stream)
     source = importlib.import_module(f"llm_lightning.data.sources.{data.source}")
     loaded = source.load(data, cache)
     for split, part in loaded.items():
         require_columns(split, data, part.table.column_names)
     rows = splits.with_validation(loaded, data)
-    found = labels.find(data, rows["train"]) if labelled else None
-    if found is not None:
-        rows = {
-            split: part for split, part in rows.items() if split == "train" or _is_labelled(part, str(data.columns.label), split)
-        }
-    return _encoded(config, rows, encoding, found, tokenizer, None)
+    found = encoder.find_labels(data, rows["train"])
+    if data.columns.label is not None and found is not None:
+        rows = {split: part for split, part in rows.items() if split == "train" or _is_labelled(part, data.columns.label, split)}
+    return _encoded(config, rows, encoder, found, tokenizer, None)
 
 
 def _encoded(
-    config: Config, rows: dict[str, Rows], encoding: str, found: Labels | None, tokenizer: Any | None, stream: Stream | None
+    config: Config, rows: dict[str, Rows], encoder: type[Encoding], found: Labels | None, tokenizer: Any, stream: Stream | None
 ) -> Text:
     data, cache = config.data, cache_folder(config)
     if tokenizer is None:
-        columns = [column for column in (data.columns.text, data.columns.text_pair) if column is not None]
-        tokenizer = tokenizers.train(config.model.tokenizer, rows["train"], columns, cache)
-    encoded = {split: encode.encode(part, data, tokenizer, encoding, found, cache, split) for split, part in rows.items()}
-    return Text(splits=encoded, tokenizer=tokenizer, labels=found, encoding=encoding, stream=stream)
+        columns = [data.columns.text, data.columns.text_pair, data.columns.label if encoder.label_is_text else None]
+        texts = [column for column in columns if column is not None]
+        tokenizer = tokenizers.train(config.model.tokenizer, rows["train"], texts, cache)
+    encoding = encoder(tokenizer, data, found)
+    encoded = {split: encode.encode(part, data, encoding, cache, split) for split, part in rows.items()}
+    return Text(splits=encoded, rows=rows, encoding=encoding, stream=stream)
 
 
 def _is_labelled(rows: Rows, column: str, split: str) -> bool:
     """Hub data sets hide the labels of their test split behind -1: such a split cannot be evaluated."""
-    hidden = set(rows.table.unique(column)) == {-1}
+    plain = isinstance(rows.table.features[column], datasets.Value | datasets.ClassLabel)
+    hidden = plain and set(rows.table.unique(column)) == {-1}
     if hidden:
         log.warning("%s has no labels (they are all -1, as hub benchmarks hide them): it is not evaluated", split)
     return not hidden
@@ -93,10 +111,10 @@ class DataModule(lightning.LightningDataModule):
     def __init__(self, config: Config, text: Text, masking: Masking | None) -> None:
         super().__init__()
         self.config, self.text = config, text
-        packed = text.encoding == "stream" and config.data.packing == "best_fit"
+        packed = text.encoding.next_token and config.data.packing == "best_fit"
         self.row_size = config.data.block_size if packed else None
         types = "token_type_ids" in text.tokenizer.model_input_names
-        self.collator = Collator(text.encoding, masking, types)
+        self.collator = Collator(text.encoding.next_token, text.encoding.translates, masking, types)
         self.spec = replace(config.batch, micro_tokens=None) if config.batch.micro_tokens == "auto" else config.batch
         """How steps are cut; `limit` sets what the config leaves open."""
         self.plan = Plan(text.splits["train"].inputs, self.spec, config.seed, self.row_size)
@@ -125,8 +143,11 @@ class DataModule(lightning.LightningDataModule):
 
     @property
     def longest_input(self) -> int:
-        """Tokens of the longest sequence of any split."""
-        return max(int(split.inputs.max()) for split in self.text.splits.values())
+        """Tokens of the longest text that the model is given at once, of any split."""
+        splits = self.text.splits.values()
+        if self.text.encoding.translates:
+            return max(int(max(split.second.max(), (split.inputs - split.second).max())) for split in splits)  # type: ignore[union-attr]
+        return max(int(split.inputs.max()) for split in splits)
 
     def train_dataloader(self) -> DataLoader[Step]:
         assert self.trainer is not None
@@ -144,11 +165,9 @@ class DataModule(lightning.LightningDataModule):
                 f"{count} now; go on with as many."
             )
         self._reader_count = count
-        block, spec = self.config.data.block_size, self.spec
-        encoder = Encoder(self.text.tokenizer, self.text.encoding, block, one_stream=False)
-        return StreamedSteps(
-            stream, encoder, self.collator, block, spec, self.config.seed, start, self.total_steps, rank, world, self._readers
-        )
+        block, spec, seed = self.config.data.block_size, self.spec, self.config.seed
+        encoder = type(self.text.encoding)(self.text.tokenizer, self.config.data)
+        return StreamedSteps(stream, encoder, self.collator, block, spec, seed, start, self.total_steps, rank, world, self._readers)
 
     # ---- the state of streamed data; the plan needs none ----
 

@@ -28,7 +28,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from llm_lightning.config import BatchConfig, DataConfig
 from llm_lightning.data.collate import Collator, Step, as_step
-from llm_lightning.data.encode import Encoder
+from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import Example
 from llm_lightning.data.paths import split_files
 from llm_lightning.data.plan import cut
@@ -113,7 +113,7 @@ def _texts(documents: Iterator[dict[str, Any]], stream: Stream) -> Iterator[str]
 class Reader:
     """One reader's documents as packed rows."""
 
-    def __init__(self, stream: Stream, encoder: Encoder, row_size: int, seed: int, index: int, readers: int) -> None:
+    def __init__(self, stream: Stream, encoder: Encoding, row_size: int, seed: int, index: int, readers: int) -> None:
         self.stream, self.encoder, self.row_size, self.seed, self.index = stream, encoder, row_size, seed, index
         self.documents = split_dataset_by_node(stream.documents, rank=index, world_size=readers)
         self.epoch = self.drawn = 0
@@ -182,7 +182,7 @@ class Reader:
 class Drawn:
     """Pieces as the sequences that a collator takes, like an encoded split."""
 
-    labels = second = None
+    labels = second = token_targets = None
 
     def __init__(self, pieces: list[np.ndarray]) -> None:
         self.pieces = pieces
@@ -198,7 +198,7 @@ class StreamedSteps(IterableDataset[Step]):
     def __init__(
         self,
         stream: Stream,
-        encoder: Encoder,
+        encoder: Encoding,
         collator: Collator,
         row_size: int,
         spec: BatchConfig,

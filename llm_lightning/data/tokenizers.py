@@ -82,11 +82,19 @@ def continues_word(tokenizer: Any) -> list[bool]:
 def _texts(rows: Rows, columns: list[str]) -> Iterator[list[str]]:
     seen = 0
     for batch in rows.table.iter(batch_size=1000):
-        texts = [text for column in columns for text in batch[column] if isinstance(text, str)]
+        texts = [text for column in columns for value in batch[column] for text in _strings(value)]
         yield texts
         seen += sum(map(len, texts))
         if seen > ENOUGH:
             return
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The texts of a value: it may be a list of words, or of messages."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        yield from (text for item in (value.values() if isinstance(value, dict) else value) for text in _strings(item))
 
 
 def _train_bpe(config: TokenizerConfig, texts: Callable[[], Iterator[list[str]]]) -> Tokenizer:

@@ -38,17 +38,14 @@ def tokenizer(config: ModelConfig) -> Any | None:
 
 
 def build(
-    config: ModelConfig, auto_class: str, tokenizer: Any, longest: int, label_names: tuple[str, ...] | None
+    config: ModelConfig, auto_class: str, tokenizer: Any, longest: int, head: dict[str, Any] | None = None
 ) -> PreTrainedModel:
     """The model with the head that `auto_class` (`AutoModelFor…`) gives it, in fp32.
 
-    `longest` is the longest input in tokens; label names go into the model's config, and so into every export.
+    `longest` is the longest input in tokens; `head` goes into the model's config, label names above all, and so into every export.
     Raises UserError where the checkpoint cannot be loaded, does not have such a head, or is too short for the data.
     """
-    settings: dict[str, Any] = {}
-    if label_names is not None:
-        settings["id2label"] = dict(enumerate(label_names))
-        settings["label2id"] = {name: i for i, name in enumerate(label_names)}
+    settings = head or {}
     auto = getattr(transformers, auto_class)
     origin = checkpoint(config)
     model_config = _loaded_config(config, origin, settings) if origin else _new_config(config, tokenizer, settings)
@@ -81,6 +78,11 @@ def build(
             f"they do not belong together."
         )
     return _quick(model.train())  # from_pretrained leaves dropout off, and Lightning keeps what it finds
+
+
+def classes(names: tuple[str, ...]) -> dict[str, Any]:
+    """What a model's config says of the classes that its head tells apart."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def reload(folder: Path, auto_class: str, trust_remote_code: bool) -> PreTrainedModel:

@@ -28,7 +28,7 @@ from llm_lightning.data.collate import MicroBatch, Step, pieces
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.module import Text
 from llm_lightning.errors import RunError
-from llm_lightning.models import embedding
+from llm_lightning.models import build, embedding
 from llm_lightning.models.layers import layers
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,9 @@ class Objective(lightning.LightningModule):
     """A model, a loss, and the scores that tell how good it is."""
 
     encoding: ClassVar[str]
-    """How examples become sequences: `stream`, `documents` or `texts` (see data/encode.py)."""
+    """How rows become sequences: a module of data/encodings/."""
     labelled: ClassVar[bool] = False
-    """Whether examples need a label."""
+    """Whether rows need a label; like `whole_sequences` read by the quick checks, from this file's source."""
     auto_class: ClassVar[str]
     """The Hugging Face class that gives the model its head."""
     monitor: ClassVar[str]
@@ -68,6 +68,11 @@ class Objective(lightning.LightningModule):
         """Of each batch of this evaluation: its place, loss sum, targets, outcome."""
 
     # ---- what an objective defines ----
+
+    def head(self) -> dict[str, Any]:
+        """What the model's config is to say of its head: the names of the classes, where there are such."""
+        names = self.text.label_names
+        return {} if names is None else build.classes(names)
 
     def masking(self, seed: int) -> Masking | None:
         """How inputs are corrupted before the model sees them; None leaves them as they are."""

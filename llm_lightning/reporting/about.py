@@ -48,7 +48,12 @@ def describe(config: Config, text: Text, data: DataModule, model: PreTrainedMode
         f" ({epochs:.2f} epochs{sooner})" if text.stream is None else "",
         f"{data.validate_every:,}",
     )
-    if text.encoding == "stream" and text.stream is None and epochs > MANY and config.callbacks.patience is None:
+    if (
+        config.choices.get("objective") == "causal_lm"
+        and text.stream is None
+        and epochs > MANY
+        and config.callbacks.patience is None
+    ):
         log.info(
             "plan: the text will be read %d times, and a causal model learns little from it after some 4 (Muennighoff et al. 2023): "
             "give more text, fewer trainer.max_steps, or callbacks=early_stopping; the best weights are kept in any case",

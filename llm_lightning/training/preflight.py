@@ -20,6 +20,8 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.encode import Encoded
+from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
 from llm_lightning.models.forward import token_logits
@@ -59,7 +61,7 @@ class Preflight:
         yield "tokenizer", self.tokenizer
         for split in self.data.text.splits:
             yield f"{split} batch", lambda split=split: self.batch(split)  # type: ignore[misc]
-            if self.data.text.labels is not None:
+            if self.data.text.label_names is not None:
                 yield f"{split} labels", lambda split=split: self.labels(split)  # type: ignore[misc]
         yield "disk", self.disk
         yield "optimizer", self.optimizer
@@ -97,17 +99,14 @@ class Preflight:
 
     def labels(self, split: str) -> str:
         """Labels in range, and how they are spread."""
-        labels, names = self.data.text.splits[split].labels, self.data.text.label_names
-        assert labels is not None
+        names = self.data.text.label_names
         assert names is not None
-        if labels.min() < 0 or labels.max() >= len(names):
-            raise UserError(f"labels from {labels.min()} to {labels.max()}, and there are {len(names)} classes")
-        counts = np.bincount(labels, minlength=len(names))
+        counts = label_counts(self.data.text.splits[split], len(names))
         missing = [name for name, count in zip(names, counts, strict=True) if count == 0]
-        if split == "train" and missing:
+        if split == "train" and missing and self.data.text.encoding.one_label:
             raise UserError(f"no training row has the label {', '.join(missing)}")
         spread = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
-        return spread if len(names) <= 12 else f"{len(names)} classes of {counts.min():,} to {counts.max():,} rows"
+        return spread if len(names) <= 12 else f"{len(names)} labels, {counts.min():,} to {counts.max():,} times"
 
     def disk(self) -> str:
         """Room for the weights, and for one state more than is kept, as the new one is written before the old one goes."""
@@ -305,16 +304,41 @@ def decoded(batch: MicroBatch, number: int, data: DataModule) -> str:
     """A sequence of the batch as text: tokens that are targets in «», a class after an arrow."""
     tokenizer = data.text.tokenizer
     start, end = batch.cu_seqlens[number : number + 2].tolist()
-    ids = batch.input_ids[start:end].tolist()
-    if data.text.label_names is not None:
-        return f"{shortened(tokenizer.decode(ids))} → {data.text.label_names[int(batch.targets[number])]}"
+    ids, names = batch.input_ids[start:end].tolist(), data.text.label_names
+    if batch.cu_targets is not None:
+        written = batch.targets[batch.cu_targets[number] : batch.cu_targets[number + 1]]
+        return f"{shortened(tokenizer.decode(ids))} → {shortened(tokenizer.decode(written))}"
+    if data.text.splits["train"].labels is not None:
+        return f"{shortened(tokenizer.decode(ids))} → {_target(batch.targets[number], names)}"
     if batch.target_places is None:
         return f"{tokenizer.decode(ids[:1])}«{shortened(tokenizer.decode(batch.targets[start:end]))}»"
     targets = dict(zip(batch.target_places.tolist(), batch.targets.tolist(), strict=True))
+    if names is not None:
+        tagged = [
+            tokenizer.decode([token]) + (f"/{names[targets[i]]}" if i in targets else "") for i, token in enumerate(ids, start)
+        ]
+        return shortened(" ".join(tagged))
     pieces = [
         f"«{tokenizer.decode([targets[i]])}»" if i in targets else tokenizer.decode([ids[i - start]]) for i in range(start, end)
     ]
     return shortened(" ".join(pieces))
+
+
+def _target(target: torch.Tensor, names: tuple[str, ...] | None) -> str:
+    """The class of a sequence, its classes, or its numbers."""
+    if names is None:
+        return str(target.tolist())
+    return names[int(target)] if target.ndim == 0 else ", ".join(names[i] for i in target.nonzero().flatten()) or "none"
+
+
+def label_counts(split: Encoded, classes: int) -> np.ndarray:
+    """(classes,) how often each class is a target. Raises UserError for a target that is none of them."""
+    if split.labels is not None and split.labels.ndim == 2:
+        return split.labels.sum(0)
+    targets = split.labels if split.labels is not None else split.token_targets[split.token_targets != IGNORED]  # type: ignore[index]
+    if len(targets) and (targets.min() < 0 or targets.max() >= classes):
+        raise UserError(f"labels from {targets.min()} to {targets.max()}, and there are {classes} classes")
+    return np.bincount(targets, minlength=classes)
 
 
 def shortened(text: str) -> str:

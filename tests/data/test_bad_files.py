@@ -109,8 +109,7 @@ BAD: list[tuple[str, Files, list[str], list[str]]] = [  # name, files, command l
 
 def prepare(arguments: list[str], cache: Path) -> Text:
     config = load([*arguments, f"cache_dir={cache}", "model.tokenizer.vocab_size=300"])
-    labelled = config.task == "finetune"
-    return module.prepare(config, "texts" if labelled else "stream", labelled, None)
+    return module.prepare(config, "texts" if config.task == "finetune" else "stream", None)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def _arrow(path: Path) -> None:
 
 def prepare(*arguments: str, encoding: str = "texts") -> Text:
     config = load([*arguments, "model.tokenizer.vocab_size=320"])
-    return module.prepare(config, encoding, encoding == "texts", None)
+    return module.prepare(config, encoding, None)
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.encode import Encoder
+from llm_lightning.data.encodings.stream import Encoder
 from llm_lightning.data.streaming import HELD, Reader, Stream, opened
 from llm_lightning.errors import UserError
 
@@ -30,7 +30,7 @@ def stream(tmp_path: Path) -> Stream:
 
 
 def reader(stream: Stream, index: int = 0, readers: int = 1) -> Reader:
-    return Reader(stream, Encoder(bpe(), "stream", ROW, one_stream=False), ROW, seed=0, index=index, readers=readers)
+    return Reader(stream, Encoder(bpe(), DataConfig(block_size=ROW)), ROW, seed=0, index=index, readers=readers)
 
 
 def pieces(source: Reader, rows: int) -> list[tuple[int, ...]]:
@@ -40,8 +40,8 @@ def pieces(source: Reader, rows: int) -> list[tuple[int, ...]]:
 
 
 def expected() -> Counter[tuple[int, ...]]:
-    encoder = Encoder(bpe(), "stream", ROW, one_stream=False)
-    return Counter(tuple(p) for text in DOCUMENTS for p in encoder._pieces(_example(text), encoder.tokenize([text])[0]))
+    encoder = Encoder(bpe(), DataConfig(block_size=ROW))
+    return Counter(tuple(p) for text in DOCUMENTS for p in encoder.pieces(_example(text), encoder.tokenize([text])[0]))
 
 
 def _example(text: str):  # type: ignore[no-untyped-def]

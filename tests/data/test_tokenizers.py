@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_lightning.config import TokenizerConfig
+from llm_lightning.config import DataConfig, TokenizerConfig
 from llm_lightning.data import tokenizers
-from llm_lightning.data.encode import Encoder
+from llm_lightning.data.encodings.documents import Encoder
 from llm_lightning.data.rows import Rows
 
 
@@ -58,10 +58,10 @@ def bpe() -> tokenizers.PreTrainedTokenizerFast:
 def test_a_tokenizer_that_cuts_and_pads_does_neither_to_a_document() -> None:
     """Many checkpoints come with such settings (MiniLM: 128 tokens): nothing of a document may be dropped for them."""
     text = "some words and some more words " * 20
-    plain = Encoder(bpe(), "documents", 32, one_stream=False).tokenize([text, "words"])
+    plain = Encoder(bpe(), DataConfig(block_size=32)).tokenize([text, "words"])
     cutting = copy.deepcopy(bpe())
     cutting.backend_tokenizer.enable_truncation(8)
     cutting.backend_tokenizer.enable_padding(length=8)
-    assert Encoder(cutting, "documents", 32, one_stream=False).tokenize([text, "words"]) == plain
+    assert Encoder(cutting, DataConfig(block_size=32)).tokenize([text, "words"]) == plain
     assert len(plain[0]) > 60
     assert tokenizers.identity(cutting) == tokenizers.identity(bpe())

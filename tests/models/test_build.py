@@ -30,6 +30,7 @@ from ..conftest import published
 VOCABULARY, POSITIONS = 60, 32
 CLASSIFIER = "AutoModelForSequenceClassification"
 NAMES = ("negative", "neutral", "positive", "mixed")
+HEAD = build.classes(NAMES)
 END = 1
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS}
@@ -100,7 +101,7 @@ def test_label_names_go_into_the_config_and_from_there_into_an_export(
     origin: str, saved: Callable[..., ModelConfig], tmp_path: Path
 ) -> None:
     config = saved("bert") if origin == "checkpoint" else SCRATCH
-    model = build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, NAMES)
+    model = build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
     model.save_pretrained(tmp_path / "export")
     exported = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "export")
     for found in (model, exported):
@@ -111,7 +112,7 @@ def test_label_names_go_into_the_config_and_from_there_into_an_export(
 
 def test_a_new_head_keeps_the_weights_below_it(saved: Callable[..., ModelConfig]) -> None:
     config = saved("bert")
-    built = build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, NAMES).base_model.state_dict()
+    built = build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD).base_model.state_dict()
     kept = transformers.BertForMaskedLM.from_pretrained(str(config.name_or_path)).base_model.state_dict()
     assert set(kept) <= set(built)
     assert all(torch.equal(built[name], tensor) for name, tensor in kept.items())
@@ -120,7 +121,7 @@ def test_a_new_head_keeps_the_weights_below_it(saved: Callable[..., ModelConfig]
 def test_a_classifier_of_other_classes_gets_a_new_head(saved: Callable[..., ModelConfig]) -> None:
     """The weights that fit are taken; the head of three classes does not fit four."""
     config = saved("bert of three classes")
-    built = build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, NAMES)
+    built = build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
     assert built.config.num_labels == len(NAMES)
     kept = transformers.BertForSequenceClassification.from_pretrained(str(config.name_or_path)).base_model.state_dict()
     assert all(torch.equal(built.base_model.state_dict()[name], tensor) for name, tensor in kept.items())
@@ -135,12 +136,13 @@ def classified(model: PreTrainedModel, sequences: list[list[int]]) -> torch.Tens
     """Logits of sequences, in their order, from one flat batch."""
 
     class Rows:
-        inputs, labels, second = np.array([len(s) for s in sequences]), np.zeros(len(sequences), int), None
+        inputs, labels = np.array([len(s) for s in sequences]), np.zeros(len(sequences), int)
+        second = token_targets = None
 
         def __getitem__(self, index: int) -> np.ndarray:
             return np.array(sequences[index])
 
-    batch = Collator("texts")(Rows(), [np.arange(len(sequences))], 0)
+    batch = Collator()(Rows(), [np.arange(len(sequences))], 0)
     with torch.no_grad():
         return sequence_logits(model, batch)[batch.indices.argsort()]
 
@@ -162,7 +164,7 @@ def test_decoder_classifier_reads_the_last_real_token_whatever_the_padding(
     assert loaded is not None
     pad = loaded.pad_token_id
     assert (pad == loaded.eos_token_id) == (special == "without padding")
-    model = build.build(config, CLASSIFIER, loaded, POSITIONS, NAMES).eval()
+    model = build.build(config, CLASSIFIER, loaded, POSITIONS, HEAD).eval()
     # padding's id inside a text is no end of it
     sequences = [words(3), words(9, seed=1), [*words(2, seed=2), pad, *words(2, seed=3)], words(1, seed=4)]
     ends_in_padding = [*words(4, seed=5), pad]  # the head passes over it, but padding that follows still changes nothing
@@ -183,7 +185,7 @@ def test_a_built_model_is_in_fp32_and_drops_out(origin: str, saved: Callable[...
     if origin == "checkpoint":
         config = saved("bert")
         CHECKPOINTS["bert"]().half().save_pretrained(str(config.name_or_path))  # as many on the hub are
-    model = build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, NAMES)
+    model = build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert all(module.training for module in model.modules())
     ids = torch.tensor([words(POSITIONS)])
@@ -206,10 +208,10 @@ def refusal(*arguments: Any) -> str:
 def test_a_checkpoint_too_short_for_the_data_is_refused(saved: Callable[..., ModelConfig]) -> None:
     for name in ("bert", "gpt2"):
         config = saved(name)
-        message = refusal(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS + 1, NAMES)
+        message = refusal(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS + 1, HEAD)
         for part in (f"{POSITIONS + 1} tokens", f"{POSITIONS} positions", f"data.block_size={POSITIONS}"):
             assert part in message
-        build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, NAMES)  # as long as it is: fits
+        build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)  # as long as it is: fits
 
 
 def test_positions_that_padding_takes_are_not_promised(tmp_path: Path) -> None:
@@ -218,18 +220,18 @@ def test_positions_that_padding_takes_are_not_promised(tmp_path: Path) -> None:
     transformers.RobertaForMaskedLM(transformers.RobertaConfig(**settings)).save_pretrained(tmp_path)
     config = ModelConfig(name_or_path=str(tmp_path))
     fitting = tokenizer(bos_token="<s>", pad_token="<pad>", eos_token="</s>")
-    assert f"data.block_size={POSITIONS}" in refusal(config, CLASSIFIER, fitting, POSITIONS + 1, NAMES)
-    model = build.build(config, CLASSIFIER, fitting, POSITIONS, NAMES)
+    assert f"data.block_size={POSITIONS}" in refusal(config, CLASSIFIER, fitting, POSITIONS + 1, HEAD)
+    model = build.build(config, CLASSIFIER, fitting, POSITIONS, HEAD)
     assert classified(model, [words(POSITIONS)]).isfinite().all()
 
 
 def test_a_tokenizer_of_another_model_is_refused(saved: Callable[..., ModelConfig]) -> None:
     config = saved("bert")
-    message = refusal(config, CLASSIFIER, tokenizer(VOCABULARY + 1, **PADDED), POSITIONS, NAMES)
+    message = refusal(config, CLASSIFIER, tokenizer(VOCABULARY + 1, **PADDED), POSITIONS, HEAD)
     assert "tokenizer" in message
     assert str(VOCABULARY + 1) in message
     assert str(VOCABULARY) in message
-    build.build(config, CLASSIFIER, tokenizer(VOCABULARY - 1, **PADDED), POSITIONS, NAMES)  # rows to spare are common
+    build.build(config, CLASSIFIER, tokenizer(VOCABULARY - 1, **PADDED), POSITIONS, HEAD)  # rows to spare are common
 
 
 @pytest.mark.parametrize("origin", ["scratch", "checkpoint"])
@@ -241,21 +243,21 @@ def test_an_architecture_without_the_head_is_refused(origin: str, saved: Callabl
 
 
 def test_an_unknown_architecture_is_refused() -> None:
-    message = refusal(ModelConfig(architecture="gptt2"), CLASSIFIER, tokenizer(**PADDED), POSITIONS, NAMES)
+    message = refusal(ModelConfig(architecture="gptt2"), CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
     assert "model.architecture=gptt2" in message
     assert "Did you mean 'gpt2'?" in message
 
 
 def test_a_setting_that_contradicts_the_architecture_is_refused() -> None:
     config = ModelConfig(architecture="bert", config={**BERT, "hidden_size": 15})
-    message = refusal(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, NAMES)
+    message = refusal(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
     assert "model." in message
     assert "hidden size (15)" in message
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": VOCABULARY, **BERT}))
-    message = refusal(ModelConfig(name_or_path=str(tmp_path)), CLASSIFIER, tokenizer(**PADDED), POSITIONS, NAMES)
+    message = refusal(ModelConfig(name_or_path=str(tmp_path)), CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
     assert f"model.name_or_path={tmp_path}" in message
 
 
@@ -283,6 +285,6 @@ def test_code_that_comes_with_a_checkpoint_runs_where_it_is_trusted_and_nowhere_
     settings |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", CLASSIFIER: "own.OwnClassifier"}}
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / "own.py").write_text(OWN)
-    refusal(ModelConfig(name_or_path=name), CLASSIFIER, tokenizer(**PADDED), POSITIONS, NAMES)
-    model = build.build(ModelConfig(name_or_path=name, trust_remote_code=True), CLASSIFIER, tokenizer(**PADDED), POSITIONS, NAMES)
+    refusal(ModelConfig(name_or_path=name), CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
+    model = build.build(ModelConfig(name_or_path=name, trust_remote_code=True), CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
     assert type(model).__name__ == "OwnClassifier"

@@ -26,7 +26,7 @@ def test_compiled_layers(architecture: str) -> None:
     rng, counts = np.random.default_rng(0), []
     for number in (3, 8, 5, 2, 7, 11):
         lengths = rng.integers(1, 20, number).tolist()
-        batch = Collator("stream")(Sequences(1, lengths), [np.array([i]) for i in range(number)], 0)
+        batch = Collator(next_token=True)(Sequences(1, lengths), [np.array([i]) for i in range(number)], 0)
         losses = [token_logits(model, batch).logsumexp(-1).sum() for model in (compiled, eager)]
         for loss in losses:
             loss.backward()

@@ -36,7 +36,7 @@ def test_loss_and_gradients_are_those_of_bf16_to_fp8s_precision() -> None:
     inner = [module for layer in layers(model) for module in layer.modules() if isinstance(module, nn.Linear)]
     assert {type(module).__name__ for module in inner} == {"Float8Linear"}
     assert type(model.get_output_embeddings()) is nn.Linear
-    batch = Collator("stream")(Sequences(1, [19, 7, 12]), [np.array([i]) for i in range(3)], 0)
+    batch = Collator(next_token=True)(Sequences(1, [19, 7, 12]), [np.array([i]) for i in range(3)], 0)
     losses = []
     for m in (plain, model):
         with in_bf16(m):

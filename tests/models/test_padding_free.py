@@ -49,12 +49,12 @@ def made(architecture: str, head: str) -> PreTrainedModel:
 class Sequences:
     """What a collator reads; ids from 3 on, so that none is special."""
 
-    second = None
+    second = token_targets = None
 
-    def __init__(self, extra: int = 0, lengths: list[int] = LENGTHS) -> None:
+    def __init__(self, extra: int = 0, lengths: list[int] = LENGTHS, classes: bool = False) -> None:
         rng = np.random.default_rng(0)
         self.sequences = [rng.integers(3, VOCABULARY, length + extra) for length in lengths]
-        self.labels = rng.integers(0, 3, len(lengths))
+        self.labels = rng.integers(0, 3, len(lengths)) if classes else None
         self.inputs = np.array(lengths)
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -63,7 +63,8 @@ class Sequences:
 
 def collated(encoding: str, *indices: int) -> MicroBatch:
     rows = [np.array([i]) for i in indices or range(len(LENGTHS))]
-    return Collator(encoding)(Sequences(extra=encoding == "stream"), rows, 0)
+    data = Sequences(extra=encoding == "stream", classes=encoding == "texts")
+    return Collator(next_token=encoding == "stream")(data, rows, 0)
 
 
 def rows_of(batch: MicroBatch) -> dict[str, Tensor]:
@@ -175,7 +176,7 @@ def test_a_batch_names_its_targets() -> None:
     def every_second(tokens: np.ndarray, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         return tokens * 0, np.where(np.arange(len(tokens)) % 2, tokens, IGNORED)
 
-    batch = Collator("documents", every_second)(Sequences(), [np.array([0, 3]), np.array([1])], 0)  # type: ignore[arg-type]
+    batch = Collator(masking=every_second)(Sequences(), [np.array([0, 3]), np.array([1])], 0)  # type: ignore[arg-type]
     assert batch.indices.tolist() == [0, 1, 3]
     assert batch.cu_seqlens.tolist() == [0, 9, 14, 17]
     assert batch.position_ids.tolist() == [*range(9), *range(5), *range(3)]

@@ -22,9 +22,11 @@ from ..conftest import TINY_GPT, Runner
 
 
 class Sequences:
-    def __init__(self, lengths: list[int], extra: int) -> None:
+    token_targets = None
+
+    def __init__(self, lengths: list[int], extra: int, classes: bool) -> None:
         self.inputs = np.array(lengths)
-        self.labels = np.arange(len(lengths))
+        self.labels = np.arange(len(lengths)) if classes else None
         self.second = self.inputs // 2
         self.sequences = [np.arange(length + extra) + 100 * i for i, length in enumerate(lengths)]
 
@@ -42,8 +44,9 @@ def even(tokens: np.ndarray, epoch: int, index: int) -> tuple[np.ndarray, np.nda
     st.sampled_from([2, 4, 8]),
 )
 def test_pieces_are_the_batches_of_their_sequences(lengths: list[int], encoding: str, count: int) -> None:
-    data = Sequences(lengths, extra=encoding == "stream")
-    collate = Collator(encoding, even if encoding == "documents" else None, token_types=encoding == "texts")  # type: ignore[arg-type]
+    data = Sequences(lengths, extra=encoding == "stream", classes=encoding == "texts")
+    masking: Any = even if encoding == "documents" else None
+    collate = Collator(next_token=encoding == "stream", masking=masking, token_types=encoding == "texts")
     batch = collate(data, [np.array([i]) for i in range(len(lengths))], 0)
     parts = pieces(batch, count)
     assert len(parts) <= count

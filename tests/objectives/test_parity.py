@@ -53,7 +53,7 @@ def labels_of(batch: MicroBatch, data: DataModule) -> dict[str, Tensor]:
     """What Hugging Face's forward is given for the loss that we compute."""
     sizes = batch.cu_seqlens.diff().tolist()
     parts = batch.input_ids.split(sizes)
-    if data.text.encoding == "stream":  # Hugging Face shifts: it wants the n+1 tokens that the n targets come from
+    if data.text.encoding.next_token:  # Hugging Face shifts: it wants the n+1 tokens that the n targets come from
         parts = tuple(
             torch.cat([part, part.new_tensor([t[-1]])]) for part, t in zip(parts, batch.targets.split(sizes), strict=True)
         )
@@ -73,7 +73,7 @@ def padded(parts: Sequence[Tensor], filler: int) -> Tensor:
 def plain_loop(config: Config) -> tuple[torch.nn.Module, float]:
     """(model after STEPS, mean validation loss over targets)"""
     text, objective, data = prepared(config)
-    model = published(build.build(config.model, objective.auto_class, text.tokenizer, data.longest_input, text.label_names))
+    model = published(build.build(config.model, objective.auto_class, text.tokenizer, data.longest_input, objective.head()))
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=3e-3)
@@ -93,7 +93,7 @@ def plain_loop(config: Config) -> tuple[torch.nn.Module, float]:
     with torch.no_grad():
         for i in range(len(text.splits["validation"])):
             given = labels_of(data.collator(text.splits["validation"], [np.array([i])], -1), data)  # type: ignore[arg-type]
-            shifted = given["labels"][:, 1:] if text.encoding == "stream" else given["labels"]
+            shifted = given["labels"][:, 1:] if text.encoding.next_token else given["labels"]
             targets = int((shifted != -100).sum())
             total += float(model(**given).loss) * targets
             count += targets

@@ -1,0 +1,37 @@
+"""Documents for predicting the next token, with an end-of-text token between them.
+
+A block of n+1 tokens has n targets, and neighbours share one token, so that every token is a target once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from llm_lightning.config import DataConfig
+from llm_lightning.data.encodings import documents
+from llm_lightning.data.examples import Example
+from llm_lightning.data.labels import Labels
+
+
+class Encoder(documents.Encoder):
+    """A document to blocks of n+1 tokens; with packing=concat to one piece, as the blocks are cut later, out of one stream."""
+
+    next_token = True
+
+    def __init__(self, tokenizer: Any, data: DataConfig, labels: Labels | None = None) -> None:
+        super().__init__(tokenizer, data, labels)
+        self.one_stream = data.packing == "concat"
+        self.end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+        self.start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end
+
+    def pieces(self, example: Example, ids: list[int]) -> Iterator[list[int]]:
+        close = [self.end] if example.ends else []
+        if self.one_stream:
+            lead = [self.start] if self.start != self.end and not example.continues else []
+            yield [*lead, *ids, *close]
+            return
+        # a piece begins with the last token of the one before, so that every token is a target
+        document = [self.last if example.continues else self.start, *ids, *close]
+        block = self.data.block_size
+        yield from (document[i : i + block + 1] for i in range(0, len(document) - 1, block))

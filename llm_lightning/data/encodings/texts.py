@@ -1,0 +1,66 @@
+"""One sequence a text or pair of texts, cut at `data.block_size`, with one target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_lightning.config import DataConfig
+from llm_lightning.data import labels
+from llm_lightning.data.encodings import NO_TOKEN, Encoding, Sequences
+from llm_lightning.data.examples import BadRow, BadRows, Example
+from llm_lightning.data.labels import Labels, canonical
+from llm_lightning.data.rows import Rows
+from llm_lightning.errors import listed
+
+
+class Encoder(Encoding):
+    """A text and its class."""
+
+    one_label = True
+
+    @staticmethod
+    def find_labels(data: DataConfig, train: Rows) -> Labels | None:
+        return labels.find(data, train)
+
+    def read(self, text: Any, pair: Any, value: Any) -> tuple[str, str | None, Any]:
+        return self._text(text), self._pair(pair), None if self.labels is None else self.label(self.labels, value)
+
+    def label(self, known: Labels, value: Any) -> Any:
+        """The target that a value stands for. Raises BadRow where it stands for none."""
+        return index(known, self.data.columns.label, value)
+
+    def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
+        paired = batch[0].text_pair is not None
+        pairs = [e.text_pair for e in batch] if paired else None
+        size = self.data.block_size
+        encoded = self.tokenizer([e.text for e in batch], pairs, truncation=True, max_length=size)
+        tokens = encoded["input_ids"]
+        full = [i for i, ids in enumerate(tokens) if len(ids) == size]
+        whole = self.tokenizer([batch[i].text for i in full], pairs and [pairs[i] for i in full], verbose=False) if full else None
+        self.truncated += sum(len(ids) > size for ids in whole["input_ids"]) if whole else 0
+        least = self.tokenizer.num_special_tokens_to_add(pair=paired)
+        kept = [i for i, ids in enumerate(tokens) if len(ids) > least]
+        for i in sorted({*range(len(batch))} - {*kept}):
+            if bad is not None:
+                bad.add(batch[i].row, NO_TOKEN)
+        return Sequences(
+            tokens=[tokens[i] for i in kept],
+            examples=[batch[i] for i in kept],
+            second=[_second(encoded.sequence_ids(i)) for i in kept] if paired else [],
+            labels=[] if self.labels is None else [batch[i].label for i in kept],
+        )
+
+
+def index(known: Labels, column: str | None, value: Any) -> int:
+    """The class that a value stands for. Raises BadRow where it stands for none."""
+    if not canonical(value):
+        raise BadRow(f"column '{column}' is empty")
+    found = known.index(value)
+    if found is None:
+        raise BadRow(f"column '{column}' has the label '{value}', which train does not have (it has {listed(known.values)})")
+    return found
+
+
+def _second(parts: list[int | None]) -> int:
+    """Index of the first token of the second text: where token type 1 begins."""
+    return next((i for i, part in enumerate(parts) if part == 1), len(parts))
