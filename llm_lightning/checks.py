@@ -99,7 +99,7 @@ def _data(config: Config) -> Iterator[str]:
         yield f"data.dir={data.dir}: no such folder."
     elif data.dir is not None and data.train is None and not any(folder.glob("train.*")):
         yield f"data.dir={data.dir}: there is no file named train.* in it; name it with data.train=<file>."
-    elif data.source in ("files", "text") or (data.source == "hub" and data.dir is not None):
+    elif not data.source.startswith(("docs", "hub")) or (data.source == "hub" and data.dir is not None):
         if data.train is None and data.dir is None:
             chosen = config.choices.get("data", data.source)
             yield f"data.train is not set: data={chosen} reads files; give data.train=<file, glob or folder> or data.dir=<folder>."

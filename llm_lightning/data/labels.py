@@ -61,6 +61,8 @@ def find(
                 f"({listed(feature.names)})."
             )
         return Labels(names=tuple(data.labels or feature.names), values=values)
+    if several is None and not isinstance(feature, datasets.Value):
+        raise UserError(f"{train.where(0)}: column '{column}' holds lists; objective=multi_label learns several labels a row.")
     found = complete(
         {canonical(one) for value in _different(train, column) for one in (several(value) if several else [value])} - {""}
     )

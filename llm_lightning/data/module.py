@@ -76,7 +76,7 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
     loaded = source.load(data, cache)
     for split, part in loaded.items():
         require_columns(split, data, part.table.column_names)
-    rows = splits.with_validation(loaded, data)
+    rows = splits.with_validation(loaded, data, encoder.one_label)
     found = encoder.find_labels(data, rows["train"])
     if data.columns.label is not None and found is not None:
         rows = {split: part for split, part in rows.items() if split == "train" or _is_labelled(part, data.columns.label, split)}

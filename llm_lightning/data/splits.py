@@ -1,4 +1,4 @@
-"""Cut a validation split off train where there is none: deterministic, and stratified by label where there are labels."""
+"""Cut a validation split off train where there is none: deterministic, and stratified by label where a row has one class."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from llm_lightning.errors import UserError
 SEED = 20_240_229  # fixed: the split belongs to the data, not to a run's seed
 
 
-def with_validation(splits: dict[str, Rows], data: DataConfig) -> dict[str, Rows]:
-    """The splits, with `data.validation_fraction` of train as validation where there was none."""
+def with_validation(splits: dict[str, Rows], data: DataConfig, stratified: bool) -> dict[str, Rows]:
+    """The splits in their order, with `data.validation_fraction` of train as validation where there was none."""
     if "validation" in splits:
         return splits
     train = splits["train"]
     groups: dict[str, list[int]] = defaultdict(list)
-    if data.columns.label is None:
+    if not stratified:
         groups[""] = list(range(len(train)))
     else:
-        for index, value in enumerate(train.table[data.columns.label]):
+        for index, value in enumerate(train.table[str(data.columns.label)]):
             groups[canonical(value)].append(index)
     rng = np.random.default_rng(SEED)
     held: list[int] = []
     for _, members in sorted(groups.items()):
         held.extend(rng.permutation(members)[: round(len(members) * data.validation_fraction)].tolist())
     if not held:
-        kinds = f" with {len(groups)} different labels" if data.columns.label is not None else ""
+        kinds = f" with {len(groups)} different labels" if stratified else ""
         raise UserError(
             f"train has {len(train)} rows{kinds}: too few to cut {data.validation_fraction:g} of them off as validation; give "
             f"data.validation=<file>, or a larger data.validation_fraction."
@@ -38,7 +38,7 @@ def with_validation(splits: dict[str, Rows], data: DataConfig) -> dict[str, Rows
     chosen = set(held)
     kept = [index for index in range(len(train)) if index not in chosen]
     parts = {"train": _part(train, kept, "kept", data), "validation": _part(train, sorted(held), "held", data)}
-    return {**splits, **parts}
+    return {**parts, **{name: rows for name, rows in splits.items() if name != "train"}}
 
 
 def _part(rows: Rows, indices: list[int], name: str, data: DataConfig) -> Rows:

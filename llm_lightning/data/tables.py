@@ -12,13 +12,14 @@ from llm_lightning.errors import UserError
 
 
 def generated(
-    rows: Callable[..., Iterator[Any]], types: dict[str, str], folder: Path, identity: str, **arguments: Any
+    rows: Callable[..., Iterator[Any]], types: dict[str, Any], folder: Path, identity: str, **arguments: Any
 ) -> datasets.Dataset:
-    """The table that `rows(**arguments)` yields, from `folder` where it was made before; `types` are the columns' types.
+    """The table that `rows(**arguments)` yields, from `folder` where it was made before; `types` are the columns' types (names
+    of plain ones, or features).
 
     A UserError that is raised by `rows` comes out as it is.
     """
-    features = datasets.Features({name: datasets.Value(kind) for name, kind in types.items()})
+    features = datasets.Features({name: datasets.Value(kind) if isinstance(kind, str) else kind for name, kind in types.items()})
     try:
         if next(rows(**arguments), None) is None:  # from_generator fails on this
             return datasets.Dataset.from_dict({name: [] for name in types}, features)

@@ -27,7 +27,10 @@ BINS = 15
 
 
 class Classification(Objective):
-    """Cross-entropy -log p(class | text), with optional class weights and label smoothing (Szegedy et al. 2016, section 7)."""
+    """Cross-entropy -log p(class | text), with optional class weights and label smoothing (Szegedy et al. 2016, section 7).
+
+    Under `focal_gamma` an example counts (1 - p)^gamma as much, so that what is learnt already fades (Lin et al. 2017, equation 4).
+    """
 
     encoding = "texts"
     labelled = True
@@ -42,11 +45,12 @@ class Classification(Objective):
         *,
         label_smoothing: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
         class_weights: Literal["none", "balanced"] | list[Annotated[float, Range(0)]] = "none",
+        focal_gamma: Annotated[float, Range(0)] = 0.0,
     ) -> None:
         """`class_weights=balanced` weighs a class by the inverse of its share of train; a list gives the weights in label order."""
         super().__init__(text)
         assert text.labels is not None
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
         self.weights: Tensor | None
         self.register_buffer("weights", _weights(class_weights, text), persistent=False)
         self._details: dict[str, Any] = {}
@@ -54,8 +58,11 @@ class Classification(Objective):
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(summed loss, logits (batch, classes))."""
         logits = sequence_logits(self.model, batch).float()
-        loss = F.cross_entropy(logits, batch.targets, self.weights, label_smoothing=self.label_smoothing, reduction="sum")
-        return loss, logits
+        losses = F.cross_entropy(logits, batch.targets, self.weights, label_smoothing=self.label_smoothing, reduction="none")
+        if self.focal_gamma:
+            right = logits.softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+            losses = (1 - right) ** self.focal_gamma * losses
+        return losses.sum(), logits
 
     def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """(probabilities (batch, classes), classes (batch,))"""

@@ -15,21 +15,21 @@ import jinja2
 import yaml
 
 from llm_lightning.reporting.runs import Group, Run, load
-from llm_lightning.reporting.table import COSTS, Table, by_objective, columns_of, tables, written
+from llm_lightning.reporting.table import COSTS, SCORES, Table, by_objective, columns_of, tables, written
 
 Figure = dict[str, Any]
 """title, note, plotly traces and the axes' titles"""
 
 CURVES = [  # title, the metrics drawn in it, the axis
     ("Loss", ["train/loss", "validation/loss"], "nats per target"),
-    ("Quality", ["validation/accuracy", "validation/macro_f1", "validation/mcc"], "score"),
+    ("Quality", [f"validation/{name}" for name in (*SCORES, "mcc")], "score"),
     ("Bits per byte", ["validation/bits_per_byte"], "bits"),
     ("Learning rate", ["train/learning_rate"], "rate"),
     ("Gradient norm", ["train/gradient_norm"], "norm before clipping"),
     ("Throughput", ["train/tokens_per_second"], "tokens per second"),
 ]
 COMPARED = [
-    ("Validation accuracy", "validation/accuracy", "share"),
+    *((f"Validation {title}", f"validation/{name}", "score") for name, title in SCORES.items()),
     ("Training loss", "train/loss", "nats per target"),
     ("Validation loss", "validation/loss", "nats per target"),
 ]
@@ -92,6 +92,8 @@ def _line(name: str, points: list[tuple[float, float]]) -> dict[str, Any]:
 def _confusions(run: Run) -> list[Figure]:
     figures = []
     for split, found in run.evaluations().items():
+        if "confusion_matrix" not in found:
+            continue
         matrix = found["confusion_matrix"]
         shares = [[value / max(sum(row), 1) for value in row] for row in matrix]
         trace = {"z": shares, "x": found["labels"], "y": found["labels"], "text": matrix, "type": "heatmap", "zmin": 0, "zmax": 1}
@@ -114,9 +116,10 @@ def _class_tables(run: Run) -> list[Table]:
     for split, found_ in run.evaluations().items():
         rows = [
             [name, *(f"{s[k]:.3f}" for k in ("precision", "recall", "f1")), str(s["support"])]
-            for name, s in found_["per_class"].items()
+            for name, s in found_.get("per_class", {}).items()
         ]
-        found.append(Table(f"Classes · {split}", ["class", "precision", "recall", "F1", "rows"], rows))
+        if rows:
+            found.append(Table(f"Classes · {split}", ["class", "precision", "recall", "F1", "number"], rows))
     return found
 
 

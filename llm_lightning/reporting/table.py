@@ -46,12 +46,16 @@ COSTS = [
     cost("seconds", "seconds", "total", "{:.0f}"),
     cost("kWh", "energy", "kwh", "{:.5f}"),
 ]
-LABELLED = [
-    percent("validation accuracy", "validation/accuracy"),
-    percent("macro-F1", "validation/macro_f1"),
-    percent("test accuracy", "test/accuracy"),
-    percent("macro-F1", "test/macro_f1"),
-]
+SCORES = {
+    "f1": "F1",
+    "micro_f1": "micro-F1",
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "map": "mAP",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+}
+"""Shares that tell how good a model is at its task, the more telling ones first."""
 LANGUAGE = [
     metric("validation loss", "validation/loss"),
     metric("perplexity", "validation/perplexity", "{:,.1f}"),
@@ -63,7 +67,13 @@ LANGUAGE = [
 
 def columns_of(run: Run) -> list[Column]:
     """The scores that a run of its kind is read by."""
-    return LABELLED if "validation/accuracy" in run.metrics else LANGUAGE
+    found = [name for name in SCORES if f"validation/{name}" in run.metrics]
+    columns = [
+        percent(f"{split} {SCORES[name]}" if name == found[0] else SCORES[name], f"{split}/{name}")
+        for split in ("validation", "test")
+        for name in found
+    ]
+    return columns or LANGUAGE
 
 
 def tables(groups: list[Group]) -> list[Table]:

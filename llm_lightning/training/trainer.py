@@ -32,6 +32,7 @@ def quiet_libraries() -> None:
         ".*your dataloader is not resumable.*",  # the plan resumes from the step
         ".*lr_scheduler.step.*",
         ".*isinstance.treespec.*",
+        ".*You have overridden .transfer_batch_to_device.*",  # for a CPU, where there is nothing to transfer
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -39,17 +39,30 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
     identity = content_hash([path], data.columns, data.column_names, data.delimiter, data.quotes)
     if kind in (".parquet", ".arrow"):
         return _arrow(path, data, identity, cache_dir)
-    types = {**dict.fromkeys(_wanted(data), "string"), LINE: "int64", PROBLEM: "string"}
-    table = generated(_rows, types, cache_dir / "rows" / identity, identity, path=path, data=data)
+    lists = _lists(path, data)
+    types = {column: datasets.Json() if column in lists else "string" for column in _wanted(data)} | {
+        LINE: "int64",
+        PROBLEM: "string",
+    }
+    table = generated(_rows, types, cache_dir / "rows" / identity, identity, path=path, data=data, lists=lists)
     if len(table) == 0:
         raise UserError(f"{path}: the file has a header and no rows.")
     lines = table.data.column(LINE)
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {lines[i].as_py()}")
 
 
-def _rows(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
+    """The file's rows; lists and objects may be in the columns `lists`, or, where that is None, in any."""
     readers = {".jsonl": _jsonl, ".json": _json}
-    return readers.get(path.suffix.lower(), _csv)(path, data)
+    return readers.get(path.suffix.lower(), _csv)(path, data, lists)
+
+
+def _lists(path: Path, data: DataConfig) -> list[str]:
+    """The columns that hold lists or objects, as the first row has them."""
+    if path.suffix.lower() not in (".json", ".jsonl"):
+        return []
+    first = next((row for row in _rows(path, data, None) if row[PROBLEM] is None), {})
+    return [column for column in _wanted(data) if isinstance(first.get(column), list | dict)]
 
 
 def _wanted(data: DataConfig) -> list[str]:
@@ -72,7 +85,7 @@ def lines(path: Path) -> Iterator[str]:
                 ) from None
 
 
-def _csv(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+def _csv(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
     delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if path.suffix.lower() == ".tsv" else ",")
     quoting: Any = csv.QUOTE_MINIMAL if data.quotes else csv.QUOTE_NONE
     reader = csv.reader(lines(path), delimiter=delimiter, quoting=quoting, strict=True)
@@ -97,7 +110,7 @@ def _csv(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
         ) from None
 
 
-def _jsonl(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+def _jsonl(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines(path), 1):
         if not line.strip():
             continue
@@ -106,10 +119,10 @@ def _jsonl(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
         except json.JSONDecodeError as error:
             yield _problem(data, number, f"not valid JSON ({error.msg}, column {error.colno})")
             continue
-        yield _from_object(path, data, value, number)
+        yield _from_object(path, data, value, number, lists)
 
 
-def _json(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+def _json(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
     try:
         values = json.loads("".join(lines(path)))
     except json.JSONDecodeError as error:
@@ -119,10 +132,10 @@ def _json(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     if not isinstance(values, list):
         raise UserError(f"{path}: expected a list of objects, found {type(values).__name__}.")
     for number, value in enumerate(values, 1):
-        yield _from_object(path, data, value, number)
+        yield _from_object(path, data, value, number, lists)
 
 
-def _from_object(path: Path, data: DataConfig, value: Any, number: int) -> dict[str, Any]:
+def _from_object(path: Path, data: DataConfig, value: Any, number: int, lists: list[str] | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         return _problem(data, number, f"expected an object, found {type(value).__name__}")
     if number == 1:
@@ -132,7 +145,7 @@ def _from_object(path: Path, data: DataConfig, value: Any, number: int) -> dict[
         item = value.get(column)
         if column == data.columns.label and isinstance(item, bool | int | float):
             item = canonical(item)
-        elif item is not None and not isinstance(item, str):
+        elif item is not None and not isinstance(item, str) and not (lists is None or column in lists):
             return _problem(data, number, f"column '{column}' holds {type(item).__name__}, not text")
         row[column] = item
     return row

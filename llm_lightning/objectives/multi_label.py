@@ -1,0 +1,83 @@
+"""Multi-label classification: for each label whether it applies, by binary cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import multilabel_average_precision
+
+from llm_lightning.data.collate import MicroBatch
+from llm_lightning.models.forward import sequence_logits
+from llm_lightning.objectives.base import Evaluation, Objective
+
+
+class MultiLabel(Objective):
+    """Binary cross-entropy -Σ y log p + (1-y) log(1-p) over the labels, p = sigmoid(logit), per text.
+
+    A label is said to apply where p reaches a threshold, which every evaluation of validation tunes for micro-F1; it goes into the
+    export's config as `threshold`.
+    """
+
+    encoding = "label_sets"
+    labelled = True
+    whole_sequences = True
+    auto_class = "AutoModelForSequenceClassification"
+    monitor = "validation/micro_f1"
+    maximize = True
+
+    def head(self) -> dict[str, Any]:
+        return super().head() | {"problem_type": "multi_label_classification", "threshold": 0.5}
+
+    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(summed loss, logits (batch, labels))."""
+        logits = sequence_logits(self.model, batch)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return F.binary_cross_entropy_with_logits(logits, batch.targets.to(logits.dtype), reduction="sum"), logits
+
+    def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """(probabilities, whether each label applies), both (batch, labels)."""
+        return outputs.sigmoid().cpu(), batch.targets.cpu()
+
+    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[tuple[Tensor, Tensor]]) -> Evaluation:
+        probabilities, applies = (torch.cat(parts) for parts in zip(*outcomes, strict=True))
+        config: Any = self.model.config
+        if split == "validation":
+            config.threshold = best_threshold(probabilities.numpy(), applies.numpy())
+        said, true = probabilities.numpy() >= config.threshold, applies.numpy() == 1
+        right, found, there = (said & true).sum(0), said.sum(0), true.sum(0)
+        f1 = 2 * right / np.maximum(found + there, 1)
+        average = multilabel_average_precision(probabilities, applies, applies.shape[1], average="none")
+        self._details = {
+            name: {
+                "precision": float(right[i] / max(found[i], 1)),
+                "recall": float(right[i] / max(there[i], 1)),
+                "f1": float(f1[i]),
+                "support": int(there[i]),
+            }
+            for i, name in enumerate(self.text.label_names or ())
+        }
+        return {
+            "loss": mean_loss,
+            "micro_f1": float(2 * right.sum() / max(found.sum() + there.sum(), 1)),
+            "macro_f1": float(f1.mean()),
+            "map": float(average[torch.from_numpy(there > 0)].mean()),
+            "threshold": float(config.threshold),
+        }
+
+    def details(self) -> dict[str, Any]:
+        return {"labels": list(self.text.label_names or ()), "per_class": self._details}
+
+
+def best_threshold(probabilities: np.ndarray, applies: np.ndarray) -> float:
+    """The threshold with the best micro-F1 of all that tell two probabilities apart; (rows, labels) both."""
+    order = np.argsort(-probabilities, axis=None, kind="stable")
+    sorted_, right = probabilities.ravel()[order], np.cumsum(applies.ravel()[order])
+    last = np.append(sorted_[1:] != sorted_[:-1], True)  # of equal probabilities all are said, or none is
+    f1 = np.where(last, 2 * right / np.maximum(np.arange(1, len(order) + 1) + applies.sum(), 1), -1)
+    best = int(f1.argmax())
+    below = sorted_[best + 1] if best + 1 < len(sorted_) else 0.0
+    return float((np.float64(sorted_[best]) + below) / 2)

@@ -1,0 +1,97 @@
+"""Tagging: a tag for every word, by cross-entropy on the word's first token; entities are scored as whole spans."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.masking import IGNORED
+from llm_lightning.models.forward import token_logits
+from llm_lightning.objectives.base import Evaluation, Objective
+
+Span = tuple[str, int, int]
+"""An entity: its type, its first word, and the word behind its last."""
+
+
+class Tagging(Objective):
+    """Cross-entropy -log p(tag | sentence) of words; F1 of entities that are right in type, beginning and end (Tjong Kim Sang 2002)."""
+
+    encoding = "words"
+    labelled = True
+    whole_sequences = True
+    auto_class = "AutoModelForTokenClassification"
+    monitor = "validation/f1"
+    maximize = True
+
+    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(summed loss, logits (words, tags))."""
+        logits = token_logits(self.model, batch)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return F.cross_entropy(logits, batch.targets, reduction="sum"), logits
+
+    def outcome(self, batch: MicroBatch, outputs: Tensor) -> list[tuple[int, list[int]]]:
+        """(sequence, the tags of its words) of each sequence; words that are cut over two sequences have tags in one."""
+        assert batch.target_places is not None
+        sizes = torch.bincount(torch.bucketize(batch.target_places, batch.cu_seqlens[1:], right=True), minlength=len(batch.indices))
+        found = outputs.argmax(-1).cpu().split(sizes.tolist())
+        return [(index, tags.tolist()) for index, tags in zip(batch.indices.tolist(), found, strict=True)]
+
+    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[list[tuple[int, list[int]]]]) -> Evaluation:
+        encoded, names = self.text.splits[split], self.text.label_names
+        assert encoded.rows is not None
+        assert encoded.token_targets is not None
+        assert names is not None
+        found: Counter[str] = Counter()
+        true: Counter[str] = Counter()
+        right: Counter[str] = Counter()
+        words = hits = 0
+        sentences: dict[int, tuple[list[str], list[str]]] = {}
+        for index, tags in sorted(pair for batch in outcomes for pair in batch):
+            start = encoded.starts[index]
+            wanted = encoded.token_targets[start : start + encoded.lengths[index]]
+            said, known = sentences.setdefault(int(encoded.rows[index]), ([], []))
+            said.extend(names[tag] for tag in tags)
+            known.extend(names[tag] for tag in wanted[wanted != IGNORED])
+        for said, known in sentences.values():
+            words, hits = words + len(known), hits + sum(a == b for a, b in zip(said, known, strict=True))
+            spans = [spans_of(said), spans_of(known)]
+            for counter, those in zip((found, true, right), (*spans, spans[0] & spans[1]), strict=True):
+                counter.update(kind for kind, _, _ in those)
+        self._details = {kind: _scores(right[kind], found[kind], true[kind]) for kind in sorted(found | true)}
+        whole = _scores(right.total(), found.total(), true.total())
+        return {
+            "loss": mean_loss,
+            **{name: whole[name] for name in ("f1", "precision", "recall")},
+            "accuracy": hits / max(words, 1),
+        }
+
+    def details(self) -> dict[str, Any]:
+        return {"per_class": self._details}
+
+
+def spans_of(tags: list[str]) -> set[Span]:
+    """The entities of a sentence's BIO tags; as in CoNLL's own scorer, an inside that follows no entity of its type begins one."""
+    spans: set[Span] = set()
+    kind, start = "", 0
+    for i, tag in enumerate([*tags, "O"]):
+        prefix, _, name = tag.partition("-")
+        if kind and (prefix != "I" or name != kind):
+            spans.add((kind, start, i))
+            kind = ""
+        if prefix in ("B", "I") and not kind:
+            kind, start = name, i
+    return spans
+
+
+def _scores(right: int, found: int, true: int) -> dict[str, float]:
+    return {
+        "precision": right / max(found, 1),
+        "recall": right / max(true, 1),
+        "f1": 2 * right / max(found + true, 1),
+        "support": true,
+    }

@@ -1,0 +1,171 @@
+"""Every supervised objective: loss and gradients of Hugging Face's own forward, scores by their formulas, bad rows by their place."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llm_lightning.cli import load
+from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.module import DataModule
+from llm_lightning.errors import UserError
+from llm_lightning.objectives.base import Objective
+from llm_lightning.objectives.classification import Classification
+from llm_lightning.objectives.multi_label import best_threshold
+from llm_lightning.objectives.tagging import spans_of
+from llm_lightning.run import built, evaluate, prepared
+
+from ..conftest import QUIET, TINY_BERT, TINY_GPT, Runner, published
+
+WORDS = ["Ann", "met", "Bob", "in", "Rome", "on", "a", "sunny", "Monday", "unbelievably"]
+KINDS = {"Ann": "B-person", "Bob": "B-person", "Rome": "B-place"}
+
+
+def sentences(count: int) -> list[tuple[list[str], list[str]]]:
+    rng = random.Random(count)
+    drawn = [[rng.choice(WORDS) for _ in range(rng.randint(1, 12))] for _ in range(count)]
+    return [(words, [KINDS.get(word, "O") for word in words]) for words in drawn]
+
+
+def write(folder: Path, objective: str) -> list[str]:
+    """Data for an objective; returns the command line that reads it."""
+    made = {split: sentences(count) for split, count in (("train", 60), ("validation", 20), ("test", 10))}
+    for split, rows in made.items():
+        if objective == "tagging":
+            text = "\n\n".join("\n".join(f"{w}\t{t}" for w, t in zip(*row, strict=True)) for row in rows)
+            (folder / f"{split}.conll").write_text(text + "\n")
+            continue
+        label: dict[str, Callable[[list[str], int], Any]] = {
+            "classification": lambda words, i: str(i % 3),
+            "multi_label": lambda words, i: [kind for kind in ("Ann", "Bob", "Rome") if kind in words],
+            "regression": lambda words, i: len(words) / 4,
+        }
+        lines = [{"text": " ".join(words), "label": label[objective](words, i)} for i, (words, _) in enumerate(rows)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = [f"data.dir={folder}"] if objective == "tagging" else ["data=files", f"data.dir={folder}", "data.columns.label=label"]
+    return ["task=finetune", f"objective={objective}", *data]
+
+
+def made(cache: Path, *arguments: str) -> tuple[Objective, DataModule]:
+    config = load([*QUIET, f"cache_dir={cache}", *arguments, "trainer.precision=32-true"])
+    text, objective, data = prepared(config)
+    built(config, text, objective, data)
+    return objective, data
+
+
+def padded(parts: Any, filler: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=filler)
+
+
+def hugging_face_loss(model: Any, objective: str, batch: MicroBatch) -> Tensor:
+    """The loss sum of Hugging Face's own forward, which has the mean."""
+    parts = batch.input_ids.split(batch.cu_seqlens.diff().tolist())
+    given = {
+        "input_ids": padded(parts, model.config.pad_token_id),
+        "attention_mask": padded([torch.ones_like(part) for part in parts], 0),
+    }
+    labels = batch.targets
+    if objective == "tagging":
+        assert batch.target_places is not None
+        flat = torch.full_like(batch.input_ids, -100).scatter(0, batch.target_places, batch.targets)
+        labels = padded(flat.split(batch.cu_seqlens.diff().tolist()), -100)
+    elif objective != "classification":
+        labels = batch.targets.float()
+    return model(**given, labels=labels).loss * batch.targets.numel()
+
+
+@pytest.mark.parametrize("model", ["bert", "gpt2"])
+@pytest.mark.parametrize("objective", ["classification", "multi_label", "regression", "tagging"])
+def test_loss_and_gradients_are_those_of_hugging_face(objective: str, model: str, cache: Path, tmp_path: Path) -> None:
+    tiny = TINY_BERT if model == "bert" else TINY_GPT
+    ours, data = made(cache, *write(tmp_path, objective), *tiny)
+    batch = data.collator(data.text.splits["train"], [np.array([i]) for i in range(20)], 0)
+    twin = published(ours.model.eval())
+    loss, expected = ours.loss_sum(batch), hugging_face_loss(twin, objective, batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    loss.backward()
+    expected.backward()
+    theirs = dict(twin.named_parameters())
+    moved = 0
+    for name, parameter in ours.model.named_parameters():
+        if theirs[name].grad is not None:
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-5)
+            moved += bool(parameter.grad.abs().max() > 1e-4)
+    assert moved > 5
+
+
+@pytest.mark.parametrize(("objective", "score"), [("multi_label", "micro_f1"), ("regression", "pearson"), ("tagging", "f1")])
+def test_a_run_learns_and_its_evaluation_is_repeated(objective: str, score: str, run: Runner, tmp_path: Path) -> None:
+    data = write(tmp_path, objective)
+    summary = run(*data, *TINY_BERT, "trainer.max_epochs=25", "batch.sequences=8", "optimizer.lr=5e-3", f"run_dir={tmp_path}/run")
+    assert summary["metrics"][f"test/{score}"] > 0.9
+    again = evaluate(load(["task=evaluate", f"run={tmp_path}/run"]))["metrics"]
+    assert again == summary["metrics"]
+
+
+def test_binary_cross_entropy_is_its_formula_in_fp64(cache: Path, tmp_path: Path) -> None:
+    objective, data = made(cache, *write(tmp_path, "multi_label"), *TINY_BERT)
+    objective.model.double().eval()
+    batch = data.collator(data.text.splits["train"], [np.array([i]) for i in range(20)], 0)
+    loss, logits = objective.score(batch)
+    p, y = 1 / (1 + np.exp(-logits.detach().numpy())), batch.targets.numpy()
+    assert float(loss.detach()) == pytest.approx(-(y * np.log(p) + (1 - y) * np.log(1 - p)).sum(), rel=1e-12)
+
+
+def test_focal_loss_is_its_formula(cache: Path, tmp_path: Path) -> None:
+    given = [*write(tmp_path, "classification"), *TINY_BERT, "objective.focal_gamma=2"]
+    objective, data = made(cache, *given)
+    assert isinstance(objective, Classification)
+    objective.model.eval()
+    batch = data.collator(data.text.splits["train"], [np.array([i]) for i in range(20)], 0)
+    loss, logits = objective.score(batch)
+    p = torch.softmax(logits.detach().double(), -1)[range(20), batch.targets]
+    assert float(loss.detach()) == pytest.approx(float(-((1 - p) ** 2 * p.log()).sum()), rel=1e-5)
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30))
+def test_the_threshold_is_the_best_of_all(pairs: list[tuple[int, bool]]) -> None:
+    probabilities, applies = np.array([p / 6 for p, _ in pairs]), np.array([a for _, a in pairs])
+
+    def f1(threshold: float) -> float:
+        said = probabilities >= threshold
+        return 2 * (said & applies).sum() / max(said.sum() + applies.sum(), 1)
+
+    found = best_threshold(probabilities[:, None], applies[:, None])
+    assert f1(found) == max(f1(t) for t in [*probabilities])  # where nothing applies every threshold scores 0
+
+
+def test_spans_are_those_of_conll() -> None:
+    assert spans_of(["B-a", "I-a", "O", "B-b", "B-b", "I-a", "I-a"]) == {("a", 0, 2), ("b", 3, 4), ("b", 4, 5), ("a", 5, 7)}
+    assert spans_of(["I-a", "I-b", "I-b", "O"]) == {("a", 0, 1), ("b", 1, 3)}
+    assert spans_of(["O", "O"]) == set()
+
+
+BAD = [
+    ("tagging", "train.conll", "Ann\tB-person\nmet\n\nBob\tB-person\n", ["train.conll, line 1", "line 2 has no word and tag"]),
+    ("tagging", "validation.conll", "Ann\tB-planet\n", ["validation.conll, line 1", "'B-planet', which train does not have"]),
+    ("multi_label", "test.jsonl", '{"text": "a", "label": ["Bill"]}', ["test.jsonl, line 1", "'Bill', which train does not have"]),
+    ("regression", "train.jsonl", '{"text": "a", "label": "many"}', ["train.jsonl, line 1", "holds 'many', which is no number"]),
+    ("regression", "train.jsonl", '{"text": "a", "label": null}', ["train.jsonl, line 1", "column 'label' is empty"]),
+]
+
+
+@pytest.mark.parametrize(("objective", "file", "content", "expected"), BAD)
+def test_bad_rows_are_named(objective: str, file: str, content: str, expected: list[str], cache: Path, tmp_path: Path) -> None:
+    arguments = write(tmp_path, objective)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError) as error:
+        made(cache, *arguments, *TINY_BERT)
+    for part in expected:
+        assert part in str(error.value)
