@@ -71,8 +71,9 @@ class DataConfig:
     """`error` stops at the first unusable row; `skip` leaves such rows out, counts them and says so."""
     block_size: int = bounded(512, Range(8))
     """Longest sequence, in tokens; memory of a micro-batch grows with it."""
-    overlap: int = bounded(128, Range(0))
-    """Tokens that neighbouring windows of a long context share (question_answering); an answer up to that long is whole in one."""
+    overlap: int | None = bounded(None, Range(0))
+    """Tokens that neighbouring windows of a long context share (question_answering), so that an answer up to that long is whole in one;
+    null is a quarter of `block_size`."""
     packing: str = bounded("none", Choice("none", "best_fit", "concat"))
     """`none`: a document is a row; `best_fit`: documents share rows of `block_size` and do not see each other; `concat`: one stream
     of documents cut to blocks, attention reaches across. Longer documents than a block are cut in any case."""

@@ -78,6 +78,38 @@ def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
         return model(input_ids=batch.input_ids[first][:, None]).logits  # as if each sequence had one token
 
 
+def span_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """(tokens, 2): how well each token begins an answer, and how well it ends one."""
+    if not is_unpadded(model):
+        place = (_sequence_of(batch), batch.position_ids)
+        found = model(**_padded(model, batch))
+        return torch.stack([found.start_logits[place], found.end_logits[place]], dim=-1)
+    with _spliced(model, batch, lambda hidden: hidden[None]):
+        found = model(input_ids=batch.input_ids[None])
+        return torch.stack([found.start_logits[0], found.end_logits[0]], dim=-1)
+
+
+def written_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """(targets, vocabulary): what an encoder-decoder predicts at each target, given the targets before it.
+
+    Both texts are padded to their longest; the head sees the real targets alone.
+    """
+    assert batch.cu_targets is not None
+    counts = batch.cu_targets.diff()
+    row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts, output_size=len(batch.targets))
+    place = torch.arange(len(batch.targets), device=counts.device) - batch.cu_targets[row]
+    longest = int(counts.max())
+    decoded = batch.targets.new_full((len(counts), longest + 1), model.config.pad_token_id or 0)
+    decoded[:, 0] = model.config.decoder_start_token_id
+    decoded[row, place + 1] = batch.targets
+    head: Any = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, args: (args[0][row, place][None],))
+    try:
+        return model(**_padded(model, batch), decoder_input_ids=decoded[:, :-1], use_cache=False).logits[0]
+    finally:
+        hook.remove()
+
+
 @contextlib.contextmanager
 def _spliced(model: PreTrainedModel, batch: MicroBatch, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Whatever the model is called with, its transformer is given the batch, and its head what is chosen of the hidden states."""

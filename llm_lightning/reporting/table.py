@@ -48,6 +48,7 @@ COSTS = [
 ]
 SCORES = {
     "f1": "F1",
+    "exact_match": "exact match",
     "micro_f1": "micro-F1",
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",

@@ -90,16 +90,19 @@ class Encoder(Encoding):
                 raise
             raise UserError(f"the chat template cannot render a conversation of {_roles(messages)}: {error}") from error
         encoded = self._backend.encode(whole, add_special_tokens=False)
-        return encoded.ids, [any(start <= at < stop for start, stop in parts) for at, _ in encoded.offsets]
+        return encoded.ids, [any(end > start and at < stop for start, stop in parts) for at, end in encoded.offsets]
 
     def _part(self, messages: list[Message], i: int, whole: str) -> tuple[int, int]:
-        """The characters of the whole that message i, the assistant's, and its end take."""
+        """The characters of the whole that message i, the assistant's, and the end of its turn take."""
         before, behind = self.template(messages[:i], add_generation_prompt=True), self.template(messages[: i + 1])
-        if not whole.startswith(behind):  # it renders an earlier turn unlike the last one: what it says there is what counts
-            behind = whole[: whole.find(messages[i]["content"], len(before)) + len(messages[i]["content"])]
-        if not behind.startswith(before):
-            before = behind[: behind.rfind(messages[i]["content"])]
-        return len(before), len(behind)
+        if whole.startswith(behind) and behind.startswith(before):
+            return len(before), len(behind.rstrip())  # blanks behind a turn are no part of it
+        said = messages[i]["content"].split("</think>")[-1].strip()  # earlier turns may be shown without what led to them
+        start = whole.find(said, len(before) if whole.startswith(before) else 0)
+        if start < 0:
+            raise UserError(f"the chat template does not show what the assistant says in message {i + 1} of {_roles(messages)}")
+        stop, end = start + len(said), self.tokenizer.eos_token
+        return start, stop + len(end) if end and whole.startswith(end, stop) else stop
 
     def template(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)

@@ -36,12 +36,17 @@ class Encoder(Encoding):
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         return Labels((), ())
 
+    @property
+    def overlap(self) -> int:
+        """Tokens that two neighbouring windows share."""
+        return self.data.block_size // 4 if self.data.overlap is None else self.data.overlap
+
     def read(self, text: Any, pair: Any, value: Any) -> tuple[str, str, list[Answer] | None]:
         question, context = self._text(text), text_of(self.data.columns.text_pair, pair)
-        size, most = len(self._backend.encode(question, add_special_tokens=False).ids), self.data.block_size - self.data.overlap
+        size, most = len(self._backend.encode(question, add_special_tokens=False).ids), self.data.block_size - self.overlap
         if size > most - self.tokenizer.num_special_tokens_to_add(pair=True) - 1:
             raise BadRow(
-                f"the question has {size} tokens, and data.block_size={self.data.block_size} with data.overlap={self.data.overlap} "
+                f"the question has {size} tokens, and data.block_size={self.data.block_size} with data.overlap={self.overlap} "
                 f"leaves no room for its context"
             )
         return question, context, None if self.labels is None else answers(value, context, self.data.columns.label)
@@ -64,7 +69,7 @@ class Encoder(Encoding):
             [example.text_pair for example in batch],
             truncation="only_second",
             max_length=self.data.block_size,
-            stride=self.data.overlap,
+            stride=self.overlap,
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
