@@ -134,8 +134,9 @@ def _files(data: DataConfig) -> Iterator[str]:
     for split in ("train", "validation", "test"):
         value = getattr(data, split)
         for name in value if isinstance(value, list) else [value] if value is not None else []:
-            if not glob.glob(str(located(data, str(name))), recursive=True):
-                yield f"data.{split}={name}: no such file{_similar(data, str(name))}."
+            files = f"{name}.{data.columns.text}" if data.source == "parallel" else str(name)
+            if not glob.glob(str(located(data, files)), recursive=True):
+                yield f"data.{split}={files}: no such file{_similar(data, files)}."
 
 
 def located(data: DataConfig, name: str) -> Path:

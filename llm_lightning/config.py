@@ -103,8 +103,8 @@ class ModelConfig:
     """A hub name or a local Hugging Face folder to start from."""
     init_from: str | None = None
     """A run folder of ours to start from, with its tokenizer."""
-    family: str | None = bounded(None, Choice("encoder", "decoder", None))
-    """What the model can do, where a preset knows it: encoders fill in masks, decoders continue text."""
+    family: str | None = bounded(None, Choice("encoder", "decoder", "encoder-decoder", None))
+    """What the model can do, where a preset knows it: encoders fill in masks, decoders continue text, the two together rewrite it."""
     architecture: str | None = None
     """Hugging Face model type that is built from scratch: `gpt2`, `llama`, `bert`, …"""
     config: dict[str, Any] = field(default_factory=dict)

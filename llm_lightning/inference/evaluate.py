@@ -28,10 +28,12 @@ def evaluate_splits(
     """Metrics of every split but train, and each split's tables."""
     metrics: dict[str, float] = {}
     details: dict[str, dict[str, Any]] = {}
+    objective.final = True
     for split in data.text.splits:
         if split != "train":
             metrics |= evaluate_split(engine, objective, data, split)
             details[split] = objective.details()
+    objective.final = False
     return metrics, details
 
 

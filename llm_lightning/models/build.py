@@ -136,6 +136,8 @@ def _new_config(config: ModelConfig, tokenizer: Any, settings: dict[str, Any]) -
             names = [*known.to_dict(), *known.attribute_map]
             raise UserError(f"model.config.{key}: {config.architecture} has no such setting.{nearest(key, names)}")
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if known.is_encoder_decoder:
+        special |= {"decoder_start_token_id": tokenizer.pad_token_id, "forced_eos_token_id": tokenizer.eos_token_id}
     try:
         return AutoConfig.for_model(str(config.architecture), vocab_size=len(tokenizer), **special, **config.config, **settings)
     except (ValueError, TypeError) as error:

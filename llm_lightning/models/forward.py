@@ -45,7 +45,7 @@ def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
         return flat if batch.target_places is None else flat[batch.target_places]
 
     if not is_unpadded(model):
-        return chosen(model(**_padded(model, batch)).logits[_sequence_of(batch), batch.position_ids])
+        return chosen(model(**padded(model, batch)).logits[_sequence_of(batch), batch.position_ids])
     with _spliced(model, batch, lambda hidden: chosen(hidden)[None]):
         return model(input_ids=batch.input_ids[None]).logits[0]
 
@@ -65,7 +65,7 @@ def token_loss(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """(sequences, classes): what the head makes of each sequence's first token (encoders), last (decoders) or mean."""
     if not is_unpadded(model):
-        return model(**_padded(model, batch)).logits
+        return model(**padded(model, batch)).logits
     first = batch.cu_seqlens[:-1]
 
     def pooled(hidden: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def span_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """(tokens, 2): how well each token begins an answer, and how well it ends one."""
     if not is_unpadded(model):
         place = (_sequence_of(batch), batch.position_ids)
-        found = model(**_padded(model, batch))
+        found = model(**padded(model, batch))
         return torch.stack([found.start_logits[place], found.end_logits[place]], dim=-1)
     with _spliced(model, batch, lambda hidden: hidden[None]):
         found = model(input_ids=batch.input_ids[None])
@@ -105,7 +105,7 @@ def written_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     head: Any = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, args: (args[0][row, place][None],))
     try:
-        return model(**_padded(model, batch), decoder_input_ids=decoded[:, :-1], use_cache=False).logits[0]
+        return model(**padded(model, batch), decoder_input_ids=decoded[:, :-1], use_cache=False).logits[0]
     finally:
         hook.remove()
 
@@ -154,7 +154,7 @@ def _flat(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
     return given
 
 
-def _padded(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
+def padded(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
     """A model's keyword arguments for one row a sequence, padded on the right."""
     place = (_sequence_of(batch), batch.position_ids)
 

@@ -6,6 +6,7 @@ from torch import nn
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """The transformer's layers: the items of the longest list of modules."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=[])
+    """The transformer's layers: the items of its lists of modules, of an encoder and a decoder both; not of lists inside of layers."""
+    if isinstance(model, nn.ModuleList):
+        return list(model)
+    return [layer for child in model.children() for layer in layers(child)]

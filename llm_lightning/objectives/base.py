@@ -58,6 +58,8 @@ class Objective(lightning.LightningModule):
         self.seed = 0
         self.split = "validation"
         """The split that is being evaluated."""
+        self.final = False
+        """Whether it is the last evaluation of a run, which may take its time."""
         self.latest: Evaluation = {}
         """The metrics of the last evaluation: `split/metric` to a number."""
         self._make_optimizer: Callable[[nn.Module], Optimizer]

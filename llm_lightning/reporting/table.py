@@ -57,12 +57,19 @@ SCORES = {
     "spearman": "Spearman",
 }
 """Shares that tell how good a model is at its task, the more telling ones first."""
+WRITTEN = {"bleu": "BLEU", "chrf": "chrF", "rouge_l": "ROUGE-L"}
+"""Scores of what a model writes, of 100."""
 LANGUAGE = [
     metric("validation loss", "validation/loss"),
     metric("perplexity", "validation/perplexity", "{:,.1f}"),
     metric("bits per byte", "validation/bits_per_byte"),
     metric("test loss", "test/loss"),
     metric("unigram entropy", "validation/unigram_entropy"),
+    *(
+        metric(f"{split} {title}", f"{split}/{name}", "{:.1f}")
+        for split in ("validation", "test")
+        for name, title in WRITTEN.items()
+    ),
 ]
 
 

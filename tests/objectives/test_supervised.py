@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import T5Config, T5ForConditionalGeneration
 
 from llm_lightning.cli import load
 from llm_lightning.data.collate import MicroBatch
@@ -52,6 +53,11 @@ def write(folder: Path, objective: str) -> list[str]:
         if objective == "question_answering":
             (folder / f"{split}.json").write_text(json.dumps({"data": [article(words) for words, _ in rows if "Rome" in words]}))
             continue
+        if objective == "translation":
+            rows = [(words[:5], tags) for words, tags in sentences(4 * len(rows))]
+            (folder / f"{split}.en").write_text("\n".join(" ".join(words) for words, _ in rows))
+            (folder / f"{split}.de").write_text("\n".join(" ".join(word[::-1] for word in words) for words, _ in rows))
+            continue
         if objective == "tagging":
             text = "\n\n".join("\n".join(f"{w}\t{t}" for w, t in zip(*row, strict=True)) for row in rows)
             (folder / f"{split}.conll").write_text(text + "\n")
@@ -63,9 +69,16 @@ def write(folder: Path, objective: str) -> list[str]:
         }
         lines = [{"text": " ".join(words), "label": label[objective](words, i)} for i, (words, _) in enumerate(rows)]
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    own = objective in ("tagging", "question_answering")
+    own = objective in ("tagging", "question_answering", "translation")
     data = [f"data.dir={folder}"] if own else ["data=files", f"data.dir={folder}", "data.columns.label=label"]
     return ["task=finetune", f"objective={objective}", *data]
+
+
+TINY_MARIAN = [
+    "++model.config={d_model: 64, encoder_layers: 2, decoder_layers: 2, encoder_ffn_dim: 128, decoder_ffn_dim: 128}",
+    "model.tokenizer.vocab_size=400",
+    "data.test=null",
+]
 
 
 def made(cache: Path, *arguments: str) -> tuple[Objective, DataModule]:
@@ -189,3 +202,56 @@ def test_bad_rows_are_named(objective: str, file: str, content: str, expected: l
         made(cache, *arguments, *TINY_BERT)
     for part in expected:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("architecture", ["marian", "bart", "t5"])
+def test_translation_has_the_loss_and_the_gradients_of_hugging_face(architecture: str, cache: Path, tmp_path: Path) -> None:
+    arguments = [*write(tmp_path, "translation"), *TINY_MARIAN]
+    if architecture == "bart":
+        arguments.append("model.architecture=bart")
+    if architecture == "t5":  # as a checkpoint, with the tokenizer that another model would get
+        tokenizer = made(cache, *arguments)[1].text.tokenizer
+        special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+        size = {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 2, "d_kv": 16, "vocab_size": len(tokenizer)}
+        start = {"decoder_start_token_id": tokenizer.pad_token_id}
+        T5ForConditionalGeneration(T5Config(**size, **special, **start)).save_pretrained(tmp_path / "t5")
+        tokenizer.save_pretrained(tmp_path / "t5")
+        arguments.append(f"model.name_or_path={tmp_path}/t5")
+    ours, data = made(cache, *arguments)
+    model: Any = ours.model.eval()
+    ours.eval()  # without smoothing, as Hugging Face has none
+    batch = data.collator(data.text.splits["train"], [np.array([i]) for i in range(20)], 0)
+    parts = batch.input_ids.split(batch.cu_seqlens.diff().tolist())
+    assert batch.cu_targets is not None
+    labels = padded(batch.targets.split(batch.cu_targets.diff().tolist()), -100)
+    given = {
+        "input_ids": padded(parts, model.config.pad_token_id),
+        "attention_mask": padded([torch.ones_like(p) for p in parts], 0),
+    }
+    loss, expected = ours.loss_sum(batch), model(**given, labels=labels).loss * len(batch.targets)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = [torch.autograd.grad(each, trained, allow_unused=True) for each in (loss, expected)]
+    for mine, theirs in zip(*gradients, strict=True):
+        if theirs is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_translator_learns_to_spell_backwards(run: Runner, tmp_path: Path) -> None:
+    data = [*write(tmp_path, "translation"), *TINY_MARIAN, "data.test=test"]
+    training = ["trainer.max_epochs=40", "batch.sequences=16", "optimizer.lr=3e-3", "scheduler.warmup=0.1"]
+    summary = run(*data, *training, "trainer.validate_every_steps=300", "objective.beams=2", f"run_dir={tmp_path}/run")
+    assert summary["metrics"]["test/bleu"] > 90
+    assert summary["metrics"]["test/chrf"] > 90
+    again = evaluate(load(["task=evaluate", f"run={tmp_path}/run"]))["metrics"]
+    assert again == summary["metrics"]
+    shown = json.loads((tmp_path / "run" / "evaluation" / "test.json").read_text())["samples"][0]
+    assert shown["source"].split()[0][::-1] == shown["reference"].split()[0]
+
+
+def test_files_of_unequal_length_are_no_translation(cache: Path, tmp_path: Path) -> None:
+    arguments = write(tmp_path, "translation")
+    with (tmp_path / "train.de").open("a") as file:
+        file.write("\nmore\nlines")
+    with pytest.raises(UserError, match=r"train.en has 240 lines and .*train.de 242: they are no translation"):
+        made(cache, *arguments, *TINY_MARIAN)

@@ -1,0 +1,85 @@
+"""Translation, and whatever else makes a text of a text: an encoder-decoder under teacher forcing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.module import Text
+from llm_lightning.models.forward import written_logits
+from llm_lightning.models.generate import until, written
+from llm_lightning.objectives.base import Evaluation, Objective
+from llm_lightning.objectives.language import perplexity
+from llm_lightning.signatures import Range
+
+SHOWN = 20  # translations that are kept to be read
+
+
+class Translation(Objective):
+    """-Σ log p(target token | source, target tokens before it), smoothed in training (Szegedy et al. 2016, section 7).
+
+    The last evaluation of a run translates by beam search and scores BLEU (Papineni et al. 2002) and chrF (Popović 2015) by sacrebleu.
+    """
+
+    family = "encoder-decoder"
+    encoding = "translation"
+    labelled = True
+    whole_sequences = True
+    auto_class = "AutoModelForSeq2SeqLM"
+    monitor = "validation/loss"
+    maximize = False
+
+    def __init__(
+        self,
+        text: Text,
+        *,
+        label_smoothing: Annotated[float, Range(0, 1, open_high=True)] = 0.1,
+        beams: Annotated[int, Range(1)] = 4,
+        length_penalty: float = 1.0,
+    ) -> None:
+        """`beams` is the number of translations that are followed at once; above 0, `length_penalty` favours long ones."""
+        super().__init__(text)
+        self.label_smoothing, self.beams, self.length_penalty = label_smoothing, beams, length_penalty
+        self._samples: list[dict[str, str]] = []
+
+    def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
+        """(summed loss, nothing); without smoothing where the model is evaluated."""
+        logits = written_logits(self.model, batch)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        smoothing = self.label_smoothing if self.training else 0.0
+        return F.cross_entropy(logits, batch.targets, label_smoothing=smoothing, reduction="sum"), None
+
+    def outcome(self, batch: MicroBatch, outputs: None) -> list[tuple[int, str]]:
+        """(sequence, translation) of each, in the last evaluation of a run."""
+        return list(zip(batch.indices.tolist(), self.translate(batch), strict=True)) if self.final else []
+
+    def translate(self, batch: MicroBatch) -> list[str]:
+        """The best translation of each source that beam search finds."""
+        tokenizer = self.text.tokenizer
+        most = min(2 * batch.longest + 10, self.text.encoding.data.block_size)
+        settings: dict[str, Any] = {"num_beams": self.beams, "max_new_tokens": most, "do_sample": False}
+        if self.beams > 1:
+            settings |= {"length_penalty": self.length_penalty, "early_stopping": True}
+        found = written(self.model, batch, **settings)
+        return tokenizer.batch_decode([until(ids, {tokenizer.eos_token_id}) for ids in found], skip_special_tokens=True)
+
+    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[list[tuple[int, str]]]) -> Evaluation:
+        found = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
+        said = [text for _, text in sorted(pair for batch in outcomes for pair in batch)]
+        if said:
+            from sacrebleu.metrics import BLEU, CHRF
+
+            examples = list(self.text.examples(split))
+            references = [[example.label for example in examples]]
+            found["bleu"] = BLEU().corpus_score(said, references).score
+            found["chrf"] = CHRF().corpus_score(said, references).score
+            rows = zip(examples[:SHOWN], said, strict=False)
+            self._samples = [{"source": row.text, "reference": row.label, "translation": text} for row, text in rows]
+        return found
+
+    def details(self) -> dict[str, Any]:
+        return {"samples": self._samples}
