@@ -62,6 +62,12 @@ class MicroBatch:
         """Real tokens, of which those that a model is to write are read by it too."""
         return len(self.input_ids) + (0 if self.cu_targets is None else len(self.targets))
 
+    @property
+    def padded(self) -> int:
+        """Positions that its texts take as rows padded to the longest."""
+        longest = self.longest + (0 if self.cu_targets is None else int(self.cu_targets.diff().max()))
+        return len(self.indices) * longest
+
     def pin_memory(self) -> MicroBatch:
         """The same in memory that a GPU copies from by itself, while the program goes on."""
         pinned: dict[str, Any] = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -145,7 +151,7 @@ def as_step(batches: list[MicroBatch], step: int, epoch: float, reader: tuple[in
         targets=sum(b.target_count for b in real),
         tokens=sum(b.tokens for b in real),
         positions=sum(rounded(len(b.input_ids)) for b in real),
-        padded=sum(len(b.indices) * b.longest for b in real),
+        padded=sum(b.padded for b in real),
         sequences=sum(len(b.indices) for b in real),
         reader=reader,
     )

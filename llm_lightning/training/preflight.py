@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
@@ -141,6 +141,7 @@ class Preflight:
             return "left out: the model is cut up over the devices only when training starts"
         batch = self.data.collator(self.data.text.splits["train"], self.data.plan.epoch(0)[0][:1], 0)
         batch = objective.transfer_batch_to_device(batch, objective.model.device, 0)
+        batch = replace(batch, target_places=None)  # every token's prediction is looked at
         place, end = batch.longest // 2, batch.longest  # the middle of the first sequence, which is the longest
         positions = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
         unseen = (positions < place) | (positions >= end)

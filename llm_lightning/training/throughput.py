@@ -19,12 +19,14 @@ def flops_per_token(model: nn.Module, lengths: np.ndarray) -> float:
     """FLOPs of forward and backward for one token: 6 N + 12 L H Q T (Chowdhery et al. 2022, appendix B).
 
     N counts the parameters in matrix products: input embeddings are look-ups. T is the length that an average token attends over.
+    A token of an encoder-decoder passes through about half of it.
     """
     config: Any = model.config
     looked_up = 0 if getattr(config, "tie_word_embeddings", False) and _has_token_head(model) else _input_embeddings(model)
     matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2) - looked_up
     span = float((lengths.astype(np.float64) ** 2).sum() / max(lengths.sum(), 1))
-    return 6.0 * matrices + 12.0 * config.num_hidden_layers * config.hidden_size * span
+    whole = 6.0 * matrices + 12.0 * config.num_hidden_layers * config.hidden_size * span
+    return whole / 2 if config.is_encoder_decoder else whole
 
 
 def _has_token_head(model: nn.Module) -> bool:

@@ -255,3 +255,61 @@ def test_files_of_unequal_length_are_no_translation(cache: Path, tmp_path: Path)
         file.write("\nmore\nlines")
     with pytest.raises(UserError, match=r"train.en has 240 lines and .*train.de 242: they are no translation"):
         made(cache, *arguments, *TINY_MARIAN)
+
+
+def tasks(folder: Path) -> list[str]:
+    """Conversations of two turns whose answers have no rule: they have to be learnt by heart."""
+    rng = random.Random(1)
+    lines = []
+    for i in range(12):
+        turns = [{"role": "system", "content": "be brief"}] if i % 2 else []
+        for turn in range(2):
+            answer = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 6)))
+            turns += [{"role": "user", "content": f"task {i} {turn}"}, {"role": "assistant", "content": answer}]
+        lines.append(json.dumps({"messages": turns}))
+    (folder / "tasks.jsonl").write_text("\n".join(lines))
+    files = [f"data.train={folder}/tasks.jsonl", f"data.validation={folder}/tasks.jsonl"]
+    return ["task=finetune", "objective=instruction", *files, "data.block_size=128", *TINY_GPT]
+
+
+def test_instruction_has_the_loss_of_hugging_face_on_the_assistants_tokens(cache: Path, tmp_path: Path) -> None:
+    ours, data = made(cache, *tasks(tmp_path))
+    train = data.text.splits["train"]
+    batch = data.collator(train, data.plan.epoch(0)[0], 0)
+    assert train.token_targets is not None
+    assert len(batch.indices) > 1
+    expected = torch.zeros(())
+    twin = published(ours.model.eval())
+    for i in batch.indices.tolist():
+        start, size = train.starts[i], train.lengths[i]
+        labels = torch.from_numpy(train.token_targets[start : start + size].astype(np.int64))
+        expected = expected + twin(input_ids=torch.from_numpy(train[i].astype(np.int64))[None], labels=labels[None]).loss * int(
+            (labels[1:] != -100).sum()
+        )
+    loss = ours.loss_sum(batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+    loss.backward()
+    expected.backward()
+    for mine, theirs in zip(ours.model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_answers_that_were_learnt_by_heart_are_given(run: Runner, tmp_path: Path) -> None:
+    training = ["trainer.max_epochs=null", "trainer.max_steps=400", "batch.sequences=4", "optimizer.lr=1e-2"]
+    bigger = "++model.config={n_layer: 2, n_embd: 64, n_head: 4}"
+    summary = run(*tasks(tmp_path), bigger, *training, "trainer.validate_every_steps=400", f"run_dir={tmp_path}/run")
+    assert summary["metrics"]["validation/exact_match"] > 0.9
+    assert summary["metrics"]["validation/rouge_l"] > 90
+    assert "are the assistant's and are learnt" in (tmp_path / "run" / "train.log").read_text()
+    again = evaluate(load(["task=evaluate", f"run={tmp_path}/run"]))["metrics"]
+    assert again == summary["metrics"]
+
+
+def test_a_row_with_nothing_to_learn_is_an_error_or_counted(cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    arguments = tasks(tmp_path)
+    with (tmp_path / "tasks.jsonl").open("a") as file:
+        file.write('\n{"messages": [{"role": "user", "content": "hello"}]}')
+    with pytest.raises(UserError, match=r"tasks.jsonl, line 13: column 'messages': the assistant says nothing"):
+        made(cache, *arguments)
+    _, data = made(cache, *arguments, "data.on_bad_row=skip")
+    assert data.text.splits["train"].facts.skipped == 1

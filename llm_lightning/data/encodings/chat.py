@@ -92,6 +92,17 @@ class Encoder(Encoding):
         encoded = self._backend.encode(whole, add_special_tokens=False)
         return encoded.ids, [any(end > start and at < stop for start, stop in parts) for at, end in encoded.offsets]
 
+    def prompt(self, messages: list[Message]) -> list[int]:
+        """The tokens of a conversation up to where the assistant speaks next, the last ones of as many as fit into a block."""
+        ids = self._backend.encode(self.template(messages, add_generation_prompt=True), add_special_tokens=False).ids
+        return ids[-self.data.block_size :]
+
+    def ends(self) -> set[int]:
+        """The tokens that end what the assistant says: the end of text, and what the template puts behind an answer."""
+        tokens, said = self.rendered([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        last = [token for token, own in zip(tokens, said, strict=True) if own][-1]
+        return {self.tokenizer.eos_token_id, *({last} & set(self.tokenizer.all_special_ids))} - {None}
+
     def _part(self, messages: list[Message], i: int, whole: str) -> tuple[int, int]:
         """The characters of the whole that message i, the assistant's, and the end of its turn take."""
         before, behind = self.template(messages[:i], add_generation_prompt=True), self.template(messages[: i + 1])

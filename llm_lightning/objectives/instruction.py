@@ -1,0 +1,114 @@
+"""Instruction tuning: answers to conversations, learnt from what the assistant says in them and from nothing else."""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.text import rouge_score
+
+from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.encodings.chat import Encoder, Message
+from llm_lightning.data.masking import IGNORED
+from llm_lightning.data.module import Text
+from llm_lightning.models.forward import token_loss
+from llm_lightning.models.generate import continued, until
+from llm_lightning.objectives.base import Evaluation, Objective
+from llm_lightning.objectives.language import perplexity
+from llm_lightning.signatures import Range
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 16  # conversations that are answered together
+
+
+class Instruction(Objective):
+    """-Σ log p(token of the assistant | conversation before it).
+
+    The last evaluation of a run answers the first `answered` conversations of a split, greedily, and scores ROUGE-L (Lin 2004) with the
+    answers that stand there, and the share that is the same to the letter.
+    """
+
+    family = "decoder"
+    encoding = "chat"
+    auto_class = "AutoModelForCausalLM"
+    monitor = "validation/loss"
+    maximize = False
+
+    def __init__(self, text: Text, *, answered: Annotated[int, Range(0)] = 50, max_answer: Annotated[int, Range(1)] = 256) -> None:
+        """`max_answer` is the longest answer that is generated, in tokens."""
+        super().__init__(text)
+        self.answered, self.max_answer = answered, max_answer
+        self._samples: list[dict[str, str]] = []
+
+    def head(self) -> dict[str, Any]:
+        """Nothing of its own; says what of the text is learnt."""
+        train = self.text.splits["train"]
+        assert train.token_targets is not None
+        learnt = float((train.token_targets != IGNORED).mean())
+        log.info(
+            "instruction: %.0f%% of the tokens are the assistant's and are learnt, those in «» of:\n%s",
+            100 * learnt,
+            self._marked(),
+        )
+        return {}
+
+    def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
+        """(summed loss, nothing)."""
+        return token_loss(self.model, batch), None
+
+    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
+        found = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
+        examples = list(islice(self.text.examples(split), self.answered)) if self.final else []
+        if examples:
+            asked = [example.text[: _last(example.text)] for example in examples]
+            wanted = [example.text[_last(example.text)]["content"].strip() for example in examples]
+            said = [answer.strip() for answer in self.answer(asked)]
+            rouge = [
+                float(rouge_score([a], [[b]], rouge_keys="rougeL")["rougeL_fmeasure"]) for a, b in zip(said, wanted, strict=True)
+            ]
+            found["rouge_l"] = 100 * sum(rouge) / len(rouge)
+            found["exact_match"] = sum(a == b for a, b in zip(said, wanted, strict=True)) / len(said)
+            self._samples = [
+                {"prompt": messages[-1]["content"], "reference": reference, "answer": answer}
+                for messages, reference, answer in zip(asked, wanted, said, strict=True)
+            ]
+        return found
+
+    def details(self) -> dict[str, Any]:
+        return {"samples": self._samples}
+
+    def answer(self, conversations: list[list[Message]], **settings: Any) -> list[str]:
+        """What the model says next in each conversation; greedy unless `settings`, those of generate, say otherwise."""
+        encoder, tokenizer, answers = self._encoder(), self.text.tokenizer, []
+        settings = {"max_new_tokens": self.max_answer, "do_sample": False, **settings}
+        ends = encoder.ends()
+        for start in range(0, len(conversations), AT_ONCE):
+            prompts = [encoder.prompt(messages) for messages in conversations[start : start + AT_ONCE]]
+            with torch.no_grad():
+                found = continued(self.model, prompts, tokenizer.pad_token_id, eos_token_id=sorted(ends), **settings)
+            answers += tokenizer.batch_decode([until(tokens, ends) for tokens in found], skip_special_tokens=True)
+        return answers
+
+    def _encoder(self) -> Encoder:
+        assert isinstance(self.text.encoding, Encoder)
+        return self.text.encoding
+
+    def _marked(self) -> str:
+        """The first training conversation, what is learnt of it in «»."""
+        train, pieces = self.text.splits["train"], []
+        assert train.token_targets is not None
+        targets = train.token_targets[: train.lengths[0]]
+        own = False
+        for token, target in zip(train[0].tolist(), targets.tolist(), strict=True):
+            pieces.append(("" if own == (target != IGNORED) else "«" if not own else "»") + self.text.tokenizer.decode([token]))
+            own = target != IGNORED
+        return "".join(pieces) + ("»" if own else "")
+
+
+def _last(messages: list[Message]) -> int:
+    """The place of the assistant's last message."""
+    return max(i for i, message in enumerate(messages) if message["role"] == "assistant")
