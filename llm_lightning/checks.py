@@ -26,7 +26,7 @@ def check(config: Config) -> None:
     """Raise a `UserError` that names every mistake in the config."""
     mistakes = list(_values(config))
     if not mistakes:
-        checks = [_groups, _model, _data, _fit, _trainer, _resume]
+        checks = [_groups, _model, _predict] if config.task == "predict" else [_groups, _model, _data, _fit, _trainer, _resume]
         mistakes = [mistake for find in checks for mistake in find(config)]
     if mistakes:
         raise UserError("\n".join(mistakes))
@@ -49,7 +49,7 @@ def _values(config: Any, prefix: str = "") -> Iterator[str]:
 
 def _groups(config: Config) -> Iterator[str]:
     """Keys and values of the open groups that their target's signature does not have."""
-    for group in OPEN_GROUPS:
+    for group in OPEN_GROUPS if config.task != "predict" else ("objective",):
         settings = dict(getattr(config, group))
         target = settings.pop("_target_", None)
         allowed = signatures.parameters(str(target))
@@ -128,6 +128,16 @@ def _data(config: Config) -> Iterator[str]:
             f"batch.micro_tokens={config.batch.micro_tokens}: a sequence may have data.block_size={data.block_size} tokens "
             f"and has to fit; raise the one or lower the other."
         )
+
+
+def _predict(config: Config) -> Iterator[str]:
+    source = config.data.predict
+    if source is None:
+        yield "data.predict is not set: task=predict needs data.predict=<file, glob or - for standard input>."
+    elif source != "-" and not glob.glob(str(Path(source).expanduser()), recursive=True):
+        yield f"data.predict={source}: no such file."
+    if config.out is None and not (Path(str(config.run)).expanduser() / "config.yaml").is_file():
+        yield "out is not set: give out=<file.jsonl or file.parquet>."
 
 
 def _files(data: DataConfig) -> Iterator[str]:
@@ -214,7 +224,10 @@ def _resume(config: Config) -> Iterator[str]:
     if config.resume not in ("auto", "never") and not Path(config.resume).expanduser().is_file():
         hint = nearest(config.resume, ["auto", "never"])
         yield f"resume={config.resume}: expected auto, never, or a checkpoint file that exists.{hint}"
-    if config.run is not None:
-        yield f"run={config.run}: only task=evaluate reads a run; to start from its weights, give model.init_from={config.run}."
+    if config.run is not None and config.task != "evaluate":
+        yield (
+            f"run={config.run}: only task=evaluate and task=predict read a run; to start from its weights, give "
+            f"model.init_from={config.run}."
+        )
     if config.run_dir is not None and Path(config.run_dir).expanduser().is_file():
         yield f"run_dir={config.run_dir}: this is a file; give a folder."

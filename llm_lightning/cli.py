@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llm_lightning import checks, config
 from llm_lightning.config import CONF
 from llm_lightning.errors import RunError, Stopped, UserError, listed, nearest
-from llm_lightning.stored import stored
+from llm_lightning.stored import STORED, stored
 
 
 def main() -> None:
@@ -53,8 +53,8 @@ def _job(node: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     with _worded():  # here too, or Hydra prints its own line before ours
         overrides = list(hydra_config.overrides.task)
-        if node.task == "evaluate":
-            chosen = stored(node.run, overrides)
+        if node.task in STORED:
+            chosen = stored(node.task, node.run, overrides)
         else:
             chosen = compose(node, dict(hydra_config.runtime.choices))
             checks.check(chosen)
@@ -108,8 +108,8 @@ def load(overrides: list[str]) -> config.Config:
         choices = dict(node.hydra.runtime.choices)
         OmegaConf.set_struct(node, False)
         del node["hydra"]
-        if node.task == "evaluate":
-            return stored(node.run, overrides)
+        if node.task in STORED:
+            return stored(node.task, node.run, overrides)
         chosen = compose(node, choices)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error

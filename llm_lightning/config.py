@@ -54,6 +54,8 @@ class DataConfig:
     """The same for validation; cut off from train where there is none."""
     test: Any = None
     """The same for test; not evaluated where there is none."""
+    predict: str | None = None
+    """What task=predict reads: a file, a glob, or - for standard input; tables, or plain text with a row a line."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     column_names: list[str] | None = None
     """Names of the columns of files without a header."""
@@ -182,7 +184,7 @@ class CallbacksConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    task: str = bounded(MISSING, Choice("pretrain", "finetune", "evaluate", "check"))
+    task: str = bounded(MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "check"))
     objective: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -199,7 +201,9 @@ class Config:
     resume: str = "auto"
     """`auto` continues what run_dir holds, `never` refuses to touch a used folder, else a checkpoint file."""
     run: str | None = None
-    """The run folder that task=evaluate reads."""
+    """The run folder that task=evaluate and task=predict read; the latter also takes a Hugging Face folder or a hub name."""
+    out: str | None = None
+    """Where task=predict writes, a name that ends in .jsonl or .parquet; by default predictions.jsonl in the run folder."""
     cache_dir: str = "~/.cache/llm_lightning"
     """Where encoded data and the built-in corpus are kept between runs."""
     debug: bool = False

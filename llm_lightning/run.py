@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ from hydra.utils import get_object
 from transformers import PreTrainedModel
 
 from llm_lightning.config import Config, cache_folder, plain
-from llm_lightning.data import tokenizers
+from llm_lightning.data import encodings, tokenizers
 from llm_lightning.data.module import DataModule, Text, prepare
 from llm_lightning.errors import Stopped, UserError
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
 from llm_lightning.inference.export import export, recover
+from llm_lightning.inference.predict import Predictor, without_label, write
 from llm_lightning.models import build, float8
 from llm_lightning.objectives.base import Objective
 from llm_lightning.reporting import about, record
@@ -34,6 +37,8 @@ def run(config: Config, sweep: str | None = None) -> dict[str, Any]:
     trainer.quiet_libraries()
     if config.task == "evaluate":
         return evaluate(config)
+    if config.task == "predict":
+        return predict(config)
     if config.task == "check":
         return check(config)
     folder = record.open_folder(config)
@@ -156,6 +161,27 @@ def evaluate(config: Config) -> dict[str, Any]:
         record.write_json(folder / "evaluate.json", {"metrics": metrics, "config": plain(config), "versions": record.versions()})
     record.close()
     return {"metrics": metrics}
+
+
+def predict(config: Config) -> dict[str, Any]:
+    """What a model says of each row of data.predict, written in the order of the rows."""
+    trainer.quiet_libraries()
+    folder = Path(str(config.run)).expanduser()
+    ours = (folder / "config.yaml").is_file()
+    weights = str(folder / "hf") if ours else str(folder) if folder.is_dir() else str(config.run)
+    out = Path(config.out).expanduser() if config.out else folder / "predictions.jsonl"
+    objective_class: type[Objective] = get_object(config.objective["_target_"])
+    encoding = encodings.named(objective_class.encoding)(tokenizers.load(weights), without_label(config.data))
+    objective: Objective = made(config.objective, Text({}, {}, encoding))
+    objective.model = build.reload(weights, objective.auto_class, config.model.trust_remote_code)
+    engine = trainer.build(replace(config.trainer, devices=1), out.parent, 1, 1, [], [])
+    engine.precision_plugin.convert_module(objective)
+    objective.to(engine.strategy.root_device).eval()
+    predictor = Predictor(objective, encoding, config.batch, engine.precision_plugin.val_step_context, engine.strategy.root_device)
+    shown = config.trainer.progress == "bar"
+    rows = write(predictor, str(config.data.predict), out, f"{weights} {config.model.trust_remote_code}", shown)
+    print(f"{rows:,} rows: {out}", file=sys.stderr)
+    return {"rows": rows, "out": str(out)}
 
 
 def prepared(config: Config, tokenizer: Any | None = None) -> tuple[Text, Objective, DataModule]:

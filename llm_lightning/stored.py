@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -13,38 +15,83 @@ from llm_lightning import checks
 from llm_lightning.config import Config, schema, typed
 from llm_lightning.errors import UserError
 
-CHANGEABLE = ("data.", "batch.", "trainer.", "cache_dir", "debug")
-"""What may be changed for an evaluation: other files, other batch sizes, other hardware."""
+STORED = {"evaluate": "an evaluation", "predict": "predictions"}
+"""The tasks that begin with a finished run."""
+CHANGEABLE = ("data.", "batch.", "trainer.", "cache_dir", "debug", "out")
+"""What may be changed for them: other files, other batch sizes, other hardware."""
+OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
+    "ForSequenceClassification": {
+        "multi_label_classification": ("multi_label.MultiLabel", {}),
+        "regression": ("regression.Regression", {}),
+        None: ("classification.Classification", {}),
+    },
+    "ForTokenClassification": {None: ("tagging.Tagging", {})},
+    "ForQuestionAnswering": {None: ("question_answering.QuestionAnswering", {"text": "question", "text_pair": "context"})},
+    "ForConditionalGeneration": {None: ("translation.Translation", {})},
+    "MTModel": {None: ("translation.Translation", {})},
+}
+"""By the end of a model class's name, and by the problem that its config names: the objective, and the columns that it reads."""
 
 
-def stored(run: str | None, overrides: list[str]) -> Config:
+def stored(task: str, run: str | None, overrides: list[str]) -> Config:
     """The config that a run was started with, and what the command line changes of it.
 
-    Raises UserError where the run cannot be read, or for an override that an evaluation cannot follow.
+    Raises UserError where the run cannot be read, or for an override that such a task cannot follow.
     """
     if run is None:
-        raise UserError("run is not set: task=evaluate needs run=<run folder>.")
-    folder = Path(run).expanduser()
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"run={run}: not a run folder (it has no config.yaml).")
-    if not (folder / "hf" / "config.json").is_file():
-        raise UserError(
-            f"run={run}: the run has no weights yet (no hf/config.json); finish it with the same command and resume=auto."
-        )
+        raise UserError(f"run is not set: task={task} needs run=<run folder>.")
     changes = [change for change in overrides if not change.startswith(("task=", "run="))]
     for change in changes:
         if not change.startswith(CHANGEABLE):
             raise UserError(
-                f"{change}: task=evaluate takes the run as it is; only single keys of data, batch and trainer may be changed "
+                f"{change}: task={task} takes the run as it is; only single keys of data, batch and trainer may be changed "
                 f"(data.test=<file>, trainer.devices=1); leave this out."
             )
+    folder = Path(run).expanduser()
     try:
-        node = OmegaConf.merge(schema(), OmegaConf.load(folder / "config.yaml"))
+        node = OmegaConf.merge(schema(), _of_folder(folder) if (folder / "config.yaml").is_file() else _of_model(task, run))
         node.merge_with_dotlist(changes)
         config = typed(node)  # type: ignore[arg-type]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(
             f"run={run}: its config.yaml, with what the command line changes, cannot be read ({str(error).splitlines()[0]})."
         ) from error
+    config = replace(config, task=task, run=run)
     checks.check(config)
-    return replace(config, task="evaluate", run=run)
+    return config
+
+
+def _of_folder(folder: Path) -> Any:
+    if not (folder / "hf" / "config.json").is_file():
+        raise UserError(
+            f"run={folder}: the run has no weights yet (no hf/config.json); finish it with the same command and resume=auto."
+        )
+    return OmegaConf.load(folder / "config.yaml")
+
+
+def _of_model(task: str, name: str) -> dict[str, Any]:
+    """The config of a model that no run of ours is known of: a Hugging Face folder, or a name on the hub."""
+    path = Path(name).expanduser() / "config.json"
+    if not path.is_file() and (task == "evaluate" or path.parent.is_dir() or name.startswith((".", "/", "~"))):
+        raise UserError(f"run={name}: not a run folder (it has no config.yaml).")
+    if not path.is_file():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(name, "config.json"))
+        except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"run={name}: neither a run folder nor a model that can be loaded from the hub ({reason}).") from error
+    found = json.loads(path.read_text(encoding="utf-8"))
+    architecture = (found.get("architectures") or ["?"])[0]
+    kinds = next((kinds for end, kinds in OBJECTIVES.items() if architecture.endswith(end)), None)
+    if kinds is None:
+        raise UserError(f"run={name}: a {architecture} makes no predictions of rows.")
+    objective, columns = kinds.get(found.get("problem_type")) or kinds[None]
+    return {
+        "task": task,
+        "objective": {"_target_": f"llm_lightning.objectives.{objective}"},
+        "model": {"name_or_path": name},
+        "data": {"source": "files", "columns": columns},
+    }

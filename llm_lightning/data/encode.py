@@ -136,6 +136,25 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
     (folder / "facts.json").write_text(json.dumps(asdict(facts) | {"dtype": kind.__name__}))
 
 
+def in_memory(found: Sequences, next_token: bool) -> Encoded:
+    """Sequences that are needed once, as an encoded split."""
+    known = arrays(found)
+    lengths = known["lengths"]
+    targets = np.fromiter(chain.from_iterable(found.token_targets), dtype=np.int32) if found.token_targets else None
+    return Encoded(
+        tokens=np.fromiter(chain.from_iterable(found.tokens), dtype=np.int32),
+        starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)[:-1]]),
+        lengths=lengths,
+        inputs=lengths - 1 if next_token else lengths,
+        labels=known.get("labels"),
+        second=known.get("second"),
+        token_targets=targets,
+        rows=known["rows"],
+        facts=Facts(len(found.examples), 0, 0, 0, []),
+        fingerprint="",
+    )
+
+
 def arrays(found: Sequences) -> dict[str, np.ndarray]:
     """What is known of each sequence beside its tokens."""
     known = {

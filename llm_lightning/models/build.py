@@ -85,7 +85,7 @@ def classes(names: tuple[str, ...]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
-def reload(folder: Path, auto_class: str, trust_remote_code: bool) -> PreTrainedModel:
+def reload(folder: Path | str, auto_class: str, trust_remote_code: bool) -> PreTrainedModel:
     """The model as it was exported to a folder."""
     with quiet_transformers():
         try:

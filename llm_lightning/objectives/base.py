@@ -25,9 +25,10 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from llm_lightning.data.collate import MicroBatch, Step, pieces
+from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.module import Text
-from llm_lightning.errors import RunError
+from llm_lightning.errors import RunError, UserError
 from llm_lightning.models import build, embedding
 from llm_lightning.models.layers import layers
 
@@ -75,6 +76,14 @@ class Objective(lightning.LightningModule):
         """What the model's config is to say of its head: the names of the classes, where there are such."""
         names = self.text.label_names
         return {} if names is None else build.classes(names)
+
+    def predict(self, batch: MicroBatch) -> list[Any]:
+        """What the model says of each sequence of a batch, in their order there; rows need no label for it."""
+        raise UserError(f"task=predict: {type(self).__name__} has no predictions of rows; generate text with task=generate.")
+
+    def answer_row(self, example: Example, found: list[Any]) -> dict[str, Any]:
+        """A row's prediction as plain values, from those of the sequences that it became."""
+        raise NotImplementedError
 
     def masking(self, seed: int) -> Masking | None:
         """How inputs are corrupted before the model sees them; None leaves them as they are."""

@@ -17,6 +17,7 @@ from torchmetrics.functional.classification import (
 )
 
 from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
 from llm_lightning.errors import UserError, listed
 from llm_lightning.models.forward import sequence_logits
@@ -49,7 +50,6 @@ class Classification(Objective):
     ) -> None:
         """`class_weights=balanced` weighs a class by the inverse of its share of train; a list gives the weights in label order."""
         super().__init__(text)
-        assert text.labels is not None
         self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
         self.weights: Tensor | None
         self.register_buffer("weights", _weights(class_weights, text), persistent=False)
@@ -63,6 +63,16 @@ class Classification(Objective):
             right = logits.softmax(-1).gather(1, batch.targets[:, None])[:, 0]
             losses = (1 - right) ** self.focal_gamma * losses
         return losses.sum(), logits
+
+    def predict(self, batch: MicroBatch) -> list[list[float]]:
+        """The probability of each class, of each text."""
+        return sequence_logits(self.model, batch).float().softmax(-1).tolist()
+
+    def answer_row(self, example: Example, found: list[list[float]]) -> dict[str, Any]:
+        names: Any = self.model.config.id2label
+        scores = {names[i]: score for i, score in enumerate(found[0])}
+        label = max(scores, key=scores.__getitem__)
+        return {"label": label, "score": scores[label], "scores": scores}
 
     def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """(probabilities (batch, classes), classes (batch,))"""
@@ -93,8 +103,7 @@ class Classification(Objective):
 
 
 def _weights(setting: str | list[float], text: Text) -> Tensor | None:
-    assert text.labels is not None
-    if setting == "none":
+    if setting == "none" or text.labels is None:
         return None
     if isinstance(setting, list) and len(setting) != len(text.labels.names):
         raise UserError(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.examples import Example
 from llm_lightning.models.forward import sequence_logits
 from llm_lightning.objectives.base import Evaluation, Objective
 
@@ -37,6 +38,15 @@ class MultiLabel(Objective):
         logits = sequence_logits(self.model, batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.binary_cross_entropy_with_logits(logits, batch.targets.to(logits.dtype), reduction="sum"), logits
+
+    def predict(self, batch: MicroBatch) -> list[list[float]]:
+        """The probability of each label, of each text."""
+        return sequence_logits(self.model, batch).float().sigmoid().tolist()
+
+    def answer_row(self, example: Example, found: list[list[float]]) -> dict[str, Any]:
+        config: Any = self.model.config
+        scores = {config.id2label[i]: score for i, score in enumerate(found[0])}
+        return {"labels": [name for name, score in scores.items() if score >= getattr(config, "threshold", 0.5)], "scores": scores}
 
     def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """(probabilities, whether each label applies), both (batch, labels)."""

@@ -62,6 +62,14 @@ class QuestionAnswering(Objective):
         bounds = batch.cu_seqlens.tolist()
         return [(index, rows[bounds[i] : bounds[i + 1]]) for i, index in enumerate(batch.indices.tolist())]
 
+    def predict(self, batch: MicroBatch) -> list[np.ndarray]:
+        """The logits (tokens, 2) of each window."""
+        return [found for _, found in self.outcome(batch, span_logits(self.model, batch))]
+
+    def answer_row(self, example: Example, found: list[np.ndarray]) -> dict[str, Any]:
+        (windows,) = self._encoder.windows([example])
+        return self.answer(example, windows, found)
+
     def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[list[tuple[int, np.ndarray]]]) -> Evaluation:
         logits = dict(pair for batch in outcomes for pair in batch)
         said, known, number = [], [], 0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrcoef
 
 from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.examples import Example
 from llm_lightning.models.forward import sequence_logits
 from llm_lightning.objectives.base import Evaluation, Objective
 
@@ -41,6 +42,12 @@ class Regression(Objective):
         found = sequence_logits(self.model, batch)[:, 0]
         found = found if found.dtype == torch.float64 else found.float()
         return (found - batch.targets.to(found.dtype)).square().sum(), found
+
+    def predict(self, batch: MicroBatch) -> list[float]:
+        return sequence_logits(self.model, batch)[:, 0].float().tolist()
+
+    def answer_row(self, example: Example, found: list[float]) -> dict[str, Any]:
+        return {"score": found[0]}
 
     def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """(predictions, scores), both (batch,)."""

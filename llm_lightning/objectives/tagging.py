@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.models.forward import token_logits
 from llm_lightning.objectives.base import Evaluation, Objective
@@ -36,10 +37,25 @@ class Tagging(Objective):
 
     def outcome(self, batch: MicroBatch, outputs: Tensor) -> list[tuple[int, list[int]]]:
         """(sequence, the tags of its words) of each sequence; words that are cut over two sequences have tags in one."""
-        assert batch.target_places is not None
-        sizes = torch.bincount(torch.bucketize(batch.target_places, batch.cu_seqlens[1:], right=True), minlength=len(batch.indices))
-        found = outputs.argmax(-1).cpu().split(sizes.tolist())
+        found = _by_sequence(batch, outputs.argmax(-1))
         return [(index, tags.tolist()) for index, tags in zip(batch.indices.tolist(), found, strict=True)]
+
+    def predict(self, batch: MicroBatch) -> list[list[tuple[int, int, float]]]:
+        """(word, tag, probability) of the words of each sequence."""
+        best, tags = token_logits(self.model, batch).float().softmax(-1).max(-1)
+        parts = [_by_sequence(batch, values) for values in (batch.targets, tags, best)]
+        return [list(zip(*(part.tolist() for part in found), strict=True)) for found in zip(*parts, strict=True)]
+
+    def answer_row(self, example: Example, found: list[list[tuple[int, int, float]]]) -> dict[str, Any]:
+        """`tags` and `scores` of all words (O where a word has no token), `spans` of the entities."""
+        config: Any = self.model.config
+        said = {word: (config.id2label[tag], score) for part in found for word, tag, score in part}
+        tags = [said[i][0] if i in said else "O" for i in range(len(example.text))]
+        spans = [
+            {"type": kind, "start": start, "end": end, "text": " ".join(example.text[start:end])}
+            for kind, start, end in sorted(spans_of(tags), key=lambda span: span[1])
+        ]
+        return {"tags": tags, "scores": [said[i][1] if i in said else None for i in range(len(tags))], "spans": spans}
 
     def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[list[tuple[int, list[int]]]]) -> Evaluation:
         encoded, names = self.text.splits[split], self.text.label_names
@@ -72,6 +88,13 @@ class Tagging(Objective):
 
     def details(self) -> dict[str, Any]:
         return {"per_class": self._details}
+
+
+def _by_sequence(batch: MicroBatch, values: Tensor) -> list[Tensor]:
+    """What is known of each target, on the CPU, apart for each sequence of the batch."""
+    assert batch.target_places is not None
+    sequence = torch.bucketize(batch.target_places, batch.cu_seqlens[1:], right=True)
+    return list(values.cpu().split(torch.bincount(sequence, minlength=len(batch.indices)).tolist()))
 
 
 def spans_of(tags: list[str]) -> set[Span]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
 from llm_lightning.models.forward import written_logits
 from llm_lightning.models.generate import until, written
@@ -56,6 +57,12 @@ class Translation(Objective):
     def outcome(self, batch: MicroBatch, outputs: None) -> list[tuple[int, str]]:
         """(sequence, translation) of each, in the last evaluation of a run."""
         return list(zip(batch.indices.tolist(), self.translate(batch), strict=True)) if self.final else []
+
+    def predict(self, batch: MicroBatch) -> list[str]:
+        return self.translate(batch)
+
+    def answer_row(self, example: Example, found: list[str]) -> dict[str, Any]:
+        return {"translation": found[0]}
 
     def translate(self, batch: MicroBatch) -> list[str]:
         """The best translation of each source that beam search finds."""

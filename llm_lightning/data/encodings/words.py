@@ -21,7 +21,10 @@ from llm_lightning.data.rows import Rows
 
 
 class Encoder(documents.Encoder):
-    """A sentence to one sequence, or, where it is longer than a block, to several that are cut between words."""
+    """A sentence to one sequence, or, where it is longer than a block, to several that are cut between words.
+
+    Without labels the target of a word is its number, which says what a prediction is of.
+    """
 
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
@@ -54,7 +57,7 @@ class Encoder(documents.Encoder):
                 targets = [IGNORED] * (len(self.before) + len(ids) + len(self.after))
                 for word, token in first.items():
                     if start <= token < start + len(ids):
-                        targets[len(self.before) + token - start] = 0 if example.label is None else example.label[word]
+                        targets[len(self.before) + token - start] = word if example.label is None else example.label[word]
                 found.tokens.append([*self.before, *ids, *self.after])
                 found.token_targets.append(targets)
                 found.examples.append(example)

@@ -27,14 +27,14 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
     identity = content_hash([path], "conll", data.columns)
     words = datasets.List(datasets.Value("string"))
     types = {data.columns.text: words, str(data.columns.label): words, LINE: "int64", PROBLEM: "string"}
-    table = generated(_sentences, types, cache_dir / "rows" / identity, identity, path=path, data=data)
+    table = generated(rows, types, cache_dir / "rows" / identity, identity, path=path, data=data)
     if len(table) == 0:
         raise UserError(f"{path}: there is no sentence in the file.")
     starts = table.data.column(LINE)
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {starts[i].as_py()}")
 
 
-def _sentences(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+def rows(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     words: list[str] = []
     tags: list[str] = []
     start, problem = 1, None

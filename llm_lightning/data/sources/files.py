@@ -44,14 +44,14 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
         LINE: "int64",
         PROBLEM: "string",
     }
-    table = generated(_rows, types, cache_dir / "rows" / identity, identity, path=path, data=data, lists=lists)
+    table = generated(rows, types, cache_dir / "rows" / identity, identity, path=path, data=data, lists=lists)
     if len(table) == 0:
         raise UserError(f"{path}: the file has a header and no rows.")
     lines = table.data.column(LINE)
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {lines[i].as_py()}")
 
 
-def _rows(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
+def rows(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
     """The file's rows; lists and objects may be in the columns `lists`, or, where that is None, in any."""
     readers = {".jsonl": _jsonl, ".json": _json}
     return readers.get(path.suffix.lower(), _csv)(path, data, lists)
@@ -61,7 +61,7 @@ def _lists(path: Path, data: DataConfig) -> list[str]:
     """The columns that hold lists or objects, as the first row has them."""
     if path.suffix.lower() not in (".json", ".jsonl"):
         return []
-    first = next((row for row in _rows(path, data, None) if row[PROBLEM] is None), {})
+    first = next((row for row in rows(path, data, None) if row[PROBLEM] is None), {})
     return [column for column in _wanted(data) if isinstance(first.get(column), list | dict)]
 
 
@@ -112,14 +112,19 @@ def _csv(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict
 
 def _jsonl(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield _problem(data, number, f"not valid JSON ({error.msg}, column {error.colno})")
-            continue
-        yield _from_object(path, data, value, number, lists)
+        if line.strip():
+            yield from_line(line, data, number, str(path), lists)
+
+
+def from_line(
+    line: str, data: DataConfig, number: int, place: str = "standard input", lists: list[str] | None = None
+) -> dict[str, Any]:
+    """The row that a line of JSON is."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        return _problem(data, number, f"not valid JSON ({error.msg}, column {error.colno})")
+    return _from_object(place, data, value, number, lists)
 
 
 def _json(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
@@ -132,14 +137,14 @@ def _json(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dic
     if not isinstance(values, list):
         raise UserError(f"{path}: expected a list of objects, found {type(values).__name__}.")
     for number, value in enumerate(values, 1):
-        yield _from_object(path, data, value, number, lists)
+        yield _from_object(str(path), data, value, number, lists)
 
 
-def _from_object(path: Path, data: DataConfig, value: Any, number: int, lists: list[str] | None) -> dict[str, Any]:
+def _from_object(place: str, data: DataConfig, value: Any, number: int, lists: list[str] | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         return _problem(data, number, f"expected an object, found {type(value).__name__}")
     if number == 1:
-        require_columns(str(path), data, list(value))
+        require_columns(place, data, list(value))
     row: dict[str, Any] = {LINE: number, PROBLEM: None}
     for column in _wanted(data):
         item = value.get(column)
@@ -154,6 +159,22 @@ def _from_object(path: Path, data: DataConfig, value: Any, number: int, lists: l
 def _problem(data: DataConfig, number: int, problem: str) -> dict[str, Any]:
     """A row that is none: its values are not kept, so that nothing is learnt from them, label names neither."""
     return {**dict.fromkeys(_wanted(data)), LINE: number, PROBLEM: problem}
+
+
+def batches(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet or arrow file, read as they are asked for."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.suffix.lower() == ".parquet":
+        file = pq.ParquetFile(path)
+        require_columns(str(path), data, file.schema_arrow.names)
+        found = file.iter_batches(batch_size=1000, columns=_wanted(data))
+    else:
+        found = pa.ipc.open_stream(pa.memory_map(str(path)))
+        require_columns(str(path), data, found.schema.names)
+    for batch in found:
+        yield from batch.select(_wanted(data)).to_pylist()
 
 
 def _arrow(path: Path, data: DataConfig, identity: str, cache_dir: Path) -> Rows:

@@ -39,14 +39,14 @@ def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
 
 def _read(path: Path, cache_dir: Path) -> Rows:
     identity = content_hash([path], "squad")
-    table = generated(_questions, TYPES, cache_dir / "rows" / identity, identity, path=path)
+    table = generated(rows, TYPES, cache_dir / "rows" / identity, identity, path=path)
     if len(table) == 0:
         raise UserError(f"{path}: there is no question in the file.")
     names = table.data.column("id")
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, question {names[i].as_py()}")
 
 
-def _questions(path: Path) -> Iterator[dict[str, Any]]:
+def rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         articles = json.loads("".join(lines(path)))["data"]
         for article in articles:

@@ -1,0 +1,216 @@
+"""Predictions for the rows of files or of standard input, in their order.
+
+Rows are taken some thousands at a time: inside, sequences are sorted by length and go through the model without padding; outside, what
+is written has the order of what was read, and memory is bounded whatever the file. What was written stays: a run that was killed, or
+that met a bad row, goes on behind it.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from tqdm import tqdm
+
+from llm_lightning.config import BatchConfig, DataConfig
+from llm_lightning.data import encode
+from llm_lightning.data.collate import EVALUATION, Collator
+from llm_lightning.data.encodings import Encoding
+from llm_lightning.data.examples import BadRow, Example
+from llm_lightning.data.plan import evaluation
+from llm_lightning.data.rows import LINE, PROBLEM
+from llm_lightning.data.sources import conll, files, squad
+from llm_lightning.errors import UserError, listed
+from llm_lightning.objectives.base import Objective
+
+CHUNK = 4096
+PLAIN = (".txt", ".md")
+OUT = (".jsonl", ".parquet")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """What turns rows into predictions: an objective whose model is loaded, and how its batches are made and run."""
+
+    objective: Objective
+    encoding: Encoding
+    spec: BatchConfig
+    precision: Callable[[], AbstractContextManager[Any]]
+    device: torch.device
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        """A prediction for each row; a row that cannot be used has `error` instead, or, unless data.on_bad_row=skip, raises UserError."""
+        examples: list[Example] = []
+        said: dict[int, Row] = {}
+        for number, row in enumerate(rows):
+            try:
+                examples.append(self._example(number, row))
+            except BadRow as problem:
+                if self.encoding.data.on_bad_row == "error":
+                    raise UserError(
+                        f"{row['where']}: {problem}. Mend the row, or go on without with data.on_bad_row=skip."
+                    ) from None
+                said[number] = {"error": str(problem)}
+        if examples:
+            said |= {example.row: self.objective.answer_row(example, parts) for example, parts in self._parts(examples)}
+        return [said.get(number, {"error": "the text has no token of the tokenizer's"}) for number in range(len(rows))]
+
+    def _example(self, number: int, row: Row) -> Example:
+        if row.get(PROBLEM) is not None:
+            raise BadRow(row[PROBLEM])
+        columns = self.encoding.data.columns
+        pair = None if columns.text_pair is None else row.get(columns.text_pair)
+        return Example(number, *self.encoding.read(row.get(columns.text), pair, None))
+
+    def _parts(self, examples: list[Example]) -> Iterator[tuple[Example, list[Any]]]:
+        """The predictions of the sequences that each example becomes."""
+        found = self.encoding(examples, None)
+        if not found.tokens:
+            return
+        data = encode.in_memory(found, self.encoding.next_token)
+        types = "token_type_ids" in self.encoding.tokenizer.model_input_names
+        collate = Collator(self.encoding.next_token, self.encoding.translates, None, types)
+        parts: list[Any] = [None] * len(data)
+        with torch.inference_mode(), self.precision():
+            for batch_rows in evaluation(data.inputs, self.spec):
+                batch = collate(data, batch_rows, EVALUATION)
+                moved = self.objective.transfer_batch_to_device(batch, self.device, 0)
+                for index, part in zip(batch.indices.tolist(), self.objective.predict(moved), strict=True):
+                    parts[index] = part
+        places: dict[int, list[int]] = {}
+        for place, example in enumerate(found.examples):
+            places.setdefault(example.row, []).append(place)
+        by_row = {example.row: example for example in found.examples}
+        yield from ((by_row[row], [parts[place] for place in where]) for row, where in places.items())
+
+
+def write(predictor: Predictor, source: str, out: Path, model: str, shown: bool) -> int:
+    """Predict every row of `source` (a file, a glob, or `-`) into `out`; returns how many rows there are.
+
+    `model` names the weights: what another model, or other files, have begun is not gone on with.
+    """
+    if out.suffix not in OUT:
+        raise UserError(f"out={out}: expected a name that ends in {listed(OUT)}.")
+    paths = _paths(source)
+    partial, told = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.partial.json")
+    identity = _identity(paths, model, predictor.encoding.data)
+    done = _done(partial, told, identity)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    told.write_text(json.dumps(identity), encoding="utf-8")
+    rows = (row for path in paths for row in _rows(path, predictor.encoding.data))
+    with partial.open("a", encoding="utf-8") as file, tqdm(initial=done, unit="row", disable=not shown, dynamic_ncols=True) as bar:
+        number = sum(1 for _ in islice(rows, done))
+        while chunk := list(islice(rows, CHUNK)):
+            for prediction in predictor(chunk):
+                file.write(json.dumps({"row": number, **prediction}, ensure_ascii=False) + "\n")
+                number += 1
+            file.flush()
+            os.fsync(file.fileno())
+            bar.update(len(chunk))
+    if number == 0:
+        raise UserError(f"data.predict={source}: there is no row in it.")
+    if out.suffix == ".parquet":
+        _to_parquet(partial, out)
+        partial.unlink()
+    else:
+        partial.replace(out)
+    told.unlink()
+    return number
+
+
+def _paths(source: str) -> list[Path | None]:
+    """The files; None stands for standard input."""
+    if source == "-":
+        return [None]
+    found = sorted(Path(name) for name in glob.glob(str(Path(source).expanduser()), recursive=True) if Path(name).is_file())
+    if not found:
+        raise UserError(f"data.predict={source}: no such file.")
+    return list(found)
+
+
+def _identity(paths: list[Path | None], model: str, data: DataConfig) -> list[str]:
+    stats = ["-" if path is None else f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
+    return [*stats, model, xxhash.xxh3_128(repr(data).encode()).hexdigest()]
+
+
+def _done(partial: Path, told: Path, identity: list[str]) -> int:
+    """Rows that an earlier run has written; half a line at the end is taken away. Nothing of another run is gone on with."""
+    try:
+        if json.loads(told.read_text(encoding="utf-8")) != identity:
+            raise ValueError
+        whole = 0
+        with partial.open("rb+") as file:
+            for line in file:
+                whole += line.endswith(b"\n")
+                if not line.endswith(b"\n"):
+                    file.seek(-len(line), os.SEEK_END)
+                    file.truncate()
+                    break
+        return whole
+    except (OSError, ValueError):
+        partial.unlink(missing_ok=True)
+        return 0
+
+
+def _rows(path: Path | None, data: DataConfig) -> Iterator[Row]:
+    """Rows with their place; values are not looked at yet."""
+    name = "standard input" if path is None else str(path)
+    for number, row in enumerate(_values(path, data), 1):
+        yield row | {"where": f"{name}, line {row.get(LINE, number)}"}
+
+
+def _values(path: Path | None, data: DataConfig) -> Iterator[Row]:
+    if path is None or path.suffix.lower() in PLAIN:
+        lines = files.lines(path) if path is not None else iter(sys.stdin)
+        for number, line in enumerate(lines, 1):
+            if path is None and line.lstrip().startswith("{"):
+                yield files.from_line(line, data, number)
+            elif line.strip():
+                yield {data.columns.text: line.rstrip("\r\n"), LINE: number}
+    elif path.suffix.lower() in (".parquet", ".arrow"):
+        yield from files.batches(path, data)
+    elif data.source == "squad" and path.suffix.lower() == ".json":
+        yield from squad.rows(path)
+    elif path.suffix.lower() in (".conll", ".iob", ".iob2", ".bio"):
+        yield from conll.rows(path, data)
+    elif path.suffix.lower() in files.TABLES:
+        yield from files.rows(path, data, None)
+    else:
+        raise UserError(f"data.predict={path}: cannot read '{path.suffix}' files; {listed([*files.TABLES, *PLAIN])} can be read.")
+
+
+def _to_parquet(lines: Path, out: Path) -> None:
+    """The written lines as a table, some thousands at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def chunks() -> Iterator[pa.Table]:
+        with lines.open(encoding="utf-8") as file:
+            while part := [json.loads(line) for line in islice(file, CHUNK)]:
+                keys = dict.fromkeys(key for row in part for key in row)
+                yield pa.table({key: pa.array([row.get(key) for row in part]) for key in keys})
+
+    schema = pa.unify_schemas([chunk.schema for chunk in chunks()], promote_options="permissive")
+    partial = out.with_name(f".{out.name}.partial")
+    with pq.ParquetWriter(partial, schema) as writer:
+        for chunk in chunks():
+            columns = [chunk[name] if name in chunk.column_names else pa.nulls(len(chunk)) for name in schema.names]
+            writer.write_table(pa.table(columns, names=schema.names).cast(schema))
+    partial.replace(out)
+
+
+def without_label(data: DataConfig) -> DataConfig:
+    """Files to predict need no label column."""
+    return replace(data, columns=replace(data.columns, label=None))
