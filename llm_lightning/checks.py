@@ -26,7 +26,7 @@ def check(config: Config) -> None:
     """Raise a `UserError` that names every mistake in the config."""
     mistakes = list(_values(config))
     if not mistakes:
-        checks = [_groups, _model, _predict] if config.task == "predict" else [_groups, _model, _data, _fit, _trainer, _resume]
+        checks = OF_STORED.get(config.task, [_groups, _model, _data, _fit, _trainer, _resume])
         mistakes = [mistake for find in checks for mistake in find(config)]
     if mistakes:
         raise UserError("\n".join(mistakes))
@@ -140,6 +140,13 @@ def _predict(config: Config) -> Iterator[str]:
         yield "out is not set: give out=<file.jsonl or file.parquet>."
 
 
+def _generate(config: Config) -> Iterator[str]:
+    if (config.prompt is None) == (config.data.predict is None):
+        yield 'prompt is not set: task=generate needs prompt="…", or data.predict=<file> with a prompt a row.'
+    elif config.prompt is None:
+        yield from _predict(config)
+
+
 def _files(data: DataConfig) -> Iterator[str]:
     for split in ("train", "validation", "test"):
         value = getattr(data, split)
@@ -226,8 +233,12 @@ def _resume(config: Config) -> Iterator[str]:
         yield f"resume={config.resume}: expected auto, never, or a checkpoint file that exists.{hint}"
     if config.run is not None and config.task != "evaluate":
         yield (
-            f"run={config.run}: only task=evaluate and task=predict read a run; to start from its weights, give "
+            f"run={config.run}: only task=evaluate, predict, generate and chat read a run; to start from its weights, give "
             f"model.init_from={config.run}."
         )
     if config.run_dir is not None and Path(config.run_dir).expanduser().is_file():
         yield f"run_dir={config.run_dir}: this is a file; give a folder."
+
+
+OF_STORED = {"predict": [_groups, _model, _predict], "generate": [_model, _generate], "chat": [_model]}
+"""What is looked at for tasks that train nothing."""

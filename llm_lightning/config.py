@@ -55,7 +55,8 @@ class DataConfig:
     test: Any = None
     """The same for test; not evaluated where there is none."""
     predict: str | None = None
-    """What task=predict reads: a file, a glob, or - for standard input; tables, or plain text with a row a line."""
+    """What task=predict, and task=generate without a prompt, read: a file, a glob, or - for standard input; tables, or plain text
+    with a row a line."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     column_names: list[str] | None = None
     """Names of the columns of files without a header."""
@@ -183,8 +184,28 @@ class CallbacksConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    max_new_tokens: int = bounded(200, POSITIVE)
+    """Tokens that are written at the most."""
+    temperature: float = bounded(0.8, Range(0))
+    """How freely tokens are drawn; 0 always takes the likeliest."""
+    top_k: int | None = bounded(None, POSITIVE)
+    """Draw among so many of the likeliest tokens."""
+    top_p: float = bounded(1.0, Range(0, 1, open_low=True))
+    """Draw among the likeliest tokens that have this much of the probability together."""
+    min_p: float | None = bounded(None, Range(0, 1))
+    """Draw among tokens that are at least this share as likely as the likeliest."""
+    repetition_penalty: float = bounded(1.0, Range(0, open_low=True))
+    """Above 1, tokens that were there are less likely to come again."""
+    stop: list[str] = field(default_factory=list)
+    """Texts at which writing ends; they are not shown."""
+    raw: bool = False
+    """Go on with a prompt as it is, also where the model has a chat template."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    task: str = bounded(MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "check"))
+    task: str = bounded(MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "generate", "chat", "check"))
     objective: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -201,9 +222,14 @@ class Config:
     resume: str = "auto"
     """`auto` continues what run_dir holds, `never` refuses to touch a used folder, else a checkpoint file."""
     run: str | None = None
-    """The run folder that task=evaluate and task=predict read; the latter also takes a Hugging Face folder or a hub name."""
+    """The run folder that task=evaluate, predict, generate and chat read; all but the first take a Hugging Face folder or a hub
+    name too."""
+    prompt: str | None = None
+    """What task=generate goes on with."""
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     out: str | None = None
-    """Where task=predict writes, a name that ends in .jsonl or .parquet; by default predictions.jsonl in the run folder."""
+    """Where rows are written that were predicted or generated for, a name that ends in .jsonl or .parquet; by default
+    predictions.jsonl in the run folder."""
     cache_dir: str = "~/.cache/llm_lightning"
     """Where encoded data and the built-in corpus are kept between runs."""
     debug: bool = False

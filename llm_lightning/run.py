@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,16 @@ from hydra.utils import get_object
 from transformers import PreTrainedModel
 
 from llm_lightning.config import Config, cache_folder, plain
-from llm_lightning.data import encodings, tokenizers
+from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text, prepare
 from llm_lightning.errors import Stopped, UserError
+from llm_lightning.inference import use
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
 from llm_lightning.inference.export import export, recover
-from llm_lightning.inference.predict import Predictor, without_label, write
 from llm_lightning.models import build, float8
 from llm_lightning.objectives.base import Objective
 from llm_lightning.reporting import about, record
+from llm_lightning.signatures import made
 from llm_lightning.training import loggers, preflight, trainer
 from llm_lightning.training.checkpoints import Checkpoints, resume_point
 from llm_lightning.training.energy import Energy
@@ -38,7 +37,9 @@ def run(config: Config, sweep: str | None = None) -> dict[str, Any]:
     if config.task == "evaluate":
         return evaluate(config)
     if config.task == "predict":
-        return predict(config)
+        return use.predict(config)
+    if config.task in ("generate", "chat"):
+        return use.generate(config)
     if config.task == "check":
         return check(config)
     folder = record.open_folder(config)
@@ -163,27 +164,6 @@ def evaluate(config: Config) -> dict[str, Any]:
     return {"metrics": metrics}
 
 
-def predict(config: Config) -> dict[str, Any]:
-    """What a model says of each row of data.predict, written in the order of the rows."""
-    trainer.quiet_libraries()
-    folder = Path(str(config.run)).expanduser()
-    ours = (folder / "config.yaml").is_file()
-    weights = str(folder / "hf") if ours else str(folder) if folder.is_dir() else str(config.run)
-    out = Path(config.out).expanduser() if config.out else folder / "predictions.jsonl"
-    objective_class: type[Objective] = get_object(config.objective["_target_"])
-    encoding = encodings.named(objective_class.encoding)(tokenizers.load(weights), without_label(config.data))
-    objective: Objective = made(config.objective, Text({}, {}, encoding))
-    objective.model = build.reload(weights, objective.auto_class, config.model.trust_remote_code)
-    engine = trainer.build(replace(config.trainer, devices=1), out.parent, 1, 1, [], [])
-    engine.precision_plugin.convert_module(objective)
-    objective.to(engine.strategy.root_device).eval()
-    predictor = Predictor(objective, encoding, config.batch, engine.precision_plugin.val_step_context, engine.strategy.root_device)
-    shown = config.trainer.progress == "bar"
-    rows = write(predictor, str(config.data.predict), out, f"{weights} {config.model.trust_remote_code}", shown)
-    print(f"{rows:,} rows: {out}", file=sys.stderr)
-    return {"rows": rows, "out": str(out)}
-
-
 def prepared(config: Config, tokenizer: Any | None = None) -> tuple[Text, Objective, DataModule]:
     """The encoded data, the objective that reads it, and the loaders; everything random is seeded."""
     lightning.seed_everything(config.seed, verbose=False)
@@ -202,8 +182,3 @@ def built(config: Config, text: Text, objective: Objective, data: DataModule) ->
     if config.trainer.precision == "fp8":
         float8.convert(model)
     return model
-
-
-def made(settings: dict[str, Any], given: Any) -> Any:
-    """What the `_target_` of an open group makes of what the run gives it and of its settings."""
-    return get_object(settings["_target_"])(given, **{name: value for name, value in settings.items() if name != "_target_"})

@@ -148,3 +148,10 @@ def mismatch(value: Any, kind: Any) -> str | None:
 
 def _name(kind: Any) -> str:
     return {bool: "true or false", str: "text", float: "numbers", int: "whole numbers"}.get(kind, str(kind))
+
+
+def made(settings: dict[str, Any], given: Any) -> Any:
+    """What the `_target_` of an open group makes of what the run gives it and of its settings."""
+    from hydra.utils import get_object
+
+    return get_object(settings["_target_"])(given, **{name: value for name, value in settings.items() if name != "_target_"})

@@ -15,9 +15,9 @@ from llm_lightning import checks
 from llm_lightning.config import Config, schema, typed
 from llm_lightning.errors import UserError
 
-STORED = {"evaluate": "an evaluation", "predict": "predictions"}
+STORED = {"evaluate": "an evaluation", "predict": "predictions", "generate": "text", "chat": "a conversation"}
 """The tasks that begin with a finished run."""
-CHANGEABLE = ("data.", "batch.", "trainer.", "cache_dir", "debug", "out")
+CHANGEABLE = ("data.", "batch.", "trainer.", "cache_dir", "debug", "out", "prompt=", "generate.", "seed=")
 """What may be changed for them: other files, other batch sizes, other hardware."""
 OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
     "ForSequenceClassification": {
@@ -83,6 +83,8 @@ def _of_model(task: str, name: str) -> dict[str, Any]:
         except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"run={name}: neither a run folder nor a model that can be loaded from the hub ({reason}).") from error
+    if task != "predict":
+        return {"task": task, "model": {"name_or_path": name}, "data": {"source": "files"}}
     found = json.loads(path.read_text(encoding="utf-8"))
     architecture = (found.get("architectures") or ["?"])[0]
     kinds = next((kinds for end, kinds in OBJECTIVES.items() if architecture.endswith(end)), None)

@@ -24,7 +24,10 @@ FILES = ["task=finetune", "data=files", "data.columns.label=label"]
 
 BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message must hold
     (["taskk=finetune"], ["taskk", "no such key", "Did you mean 'task'?"]),
-    (["task=finetun"], ["task=finetun", "can be check, evaluate, finetune, predict, pretrain", "Did you mean 'finetune'?"]),
+    (
+        ["task=finetun"],
+        ["task=finetun", "can be chat, check, evaluate, finetune, generate, predict, pretrain", "Did you mean 'finetune'?"],
+    ),
     (["model=bert_tini"], ["model=bert_tini", "Did you mean 'bert_tiny'?"]),
     (["optimizer=adam"], ["optimizer=adam", "Did you mean 'adamw'?"]),
     (["trainer.max_stepz=3"], ["trainer.max_stepz", "no such key", "Did you mean 'trainer.max_steps'?"]),
@@ -57,7 +60,7 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
     (["data.train=mine.txt"], ["data.train=mine.txt", "data=docs is built in", "data=text or data=files"]),
     (["data.train=a(1).txt"], ["data.train=a(1).txt", "need quotes: \"data.train='a(1).txt'\""]),
     (["run_dir="], ["run_dir is empty"]),
-    (["run=runs/x"], ["only task=evaluate and task=predict read a run", "model.init_from=runs/x"]),
+    (["run=runs/x"], ["only task=evaluate, predict, generate and chat read a run", "model.init_from=runs/x"]),
     (["optimizer.lr=inf"], ["optimizer.lr=inf", "a number above 0"]),
     (["optimizer.betas=[0.9]"], ["optimizer.betas", "a list of 2 values"]),
     (["optimizer.betas=[0.9,1.5]"], ["optimizer.betas", "below 1"]),
@@ -152,6 +155,8 @@ def test_every_shipped_option_composes(group: str, option: str, tmp_path: Path) 
         ("data", "text"): ["data.train=" + str(tmp_path / "train.txt")],
         ("data", "hub"): ["data.name=some/data"],
         ("task", "evaluate"): [f"run={tmp_path}"],
+        ("task", "chat"): [f"run={tmp_path}"],
+        ("task", "generate"): [f"run={tmp_path}", "prompt=a"],
         ("task", "predict"): [f"run={tmp_path}", f"data.predict={tmp_path}/train.txt"],
     }
     extra = {"model": ["objective=classification"], "data": ["objective=causal_lm"]}.get(group, [])

@@ -96,31 +96,31 @@ class Predictor:
         yield from ((by_row[row], [parts[place] for place in where]) for row, where in places.items())
 
 
-def write(predictor: Predictor, source: str, out: Path, model: str, shown: bool) -> int:
-    """Predict every row of `source` (a file, a glob, or `-`) into `out`; returns how many rows there are.
+def write(predict: Callable[[list[Row]], list[Row]], data: DataConfig, out: Path, model: str, shown: bool) -> int:
+    """What `predict` says of every row of `data.predict` (a file, a glob, or `-`), into `out`; returns how many rows there are.
 
     `model` names the weights: what another model, or other files, have begun is not gone on with.
     """
     if out.suffix not in OUT:
         raise UserError(f"out={out}: expected a name that ends in {listed(OUT)}.")
-    paths = _paths(source)
+    paths = _paths(str(data.predict))
     partial, told = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.partial.json")
-    identity = _identity(paths, model, predictor.encoding.data)
+    identity = _identity(paths, model, data)
     done = _done(partial, told, identity)
     out.parent.mkdir(parents=True, exist_ok=True)
     told.write_text(json.dumps(identity), encoding="utf-8")
-    rows = (row for path in paths for row in _rows(path, predictor.encoding.data))
+    rows = (row for path in paths for row in _rows(path, data))
     with partial.open("a", encoding="utf-8") as file, tqdm(initial=done, unit="row", disable=not shown, dynamic_ncols=True) as bar:
         number = sum(1 for _ in islice(rows, done))
         while chunk := list(islice(rows, CHUNK)):
-            for prediction in predictor(chunk):
+            for prediction in predict(chunk):
                 file.write(json.dumps({"row": number, **prediction}, ensure_ascii=False) + "\n")
                 number += 1
             file.flush()
             os.fsync(file.fileno())
             bar.update(len(chunk))
     if number == 0:
-        raise UserError(f"data.predict={source}: there is no row in it.")
+        raise UserError(f"data.predict={data.predict}: there is no row in it.")
     if out.suffix == ".parquet":
         _to_parquet(partial, out)
         partial.unlink()
