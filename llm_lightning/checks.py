@@ -7,6 +7,7 @@ mistakes.
 from __future__ import annotations
 
 import glob
+import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lightning import signatures
-from llm_lightning.config import CONF, OPEN_GROUPS, Config, DataConfig
+from llm_lightning.config import CONF, OPEN_GROUPS, AdapterConfig, Config, DataConfig
 from llm_lightning.errors import UserError, listed, nearest
 
 SOURCES = Path(__file__).parent / "data" / "sources"
@@ -88,6 +89,26 @@ def _model(config: Config) -> Iterator[str]:
             yield f"model.name_or_path={model.name_or_path}: the folder {found}; give a Hugging Face folder or a hub name."
     elif not model.architecture:
         yield "model: one of model.architecture (from scratch), model.name_or_path or model.init_from is needed."
+    yield from _adapter(config)
+
+
+def _adapter(config: Config) -> Iterator[str]:
+    adapter = config.model.adapter
+    if adapter.kind == "none":
+        if changed := [key for key, value in vars(adapter).items() if value != getattr(AdapterConfig(), key)]:
+            yield f"model.adapter.{changed[0]}: there is no adapter; choose model/adapter=lora."
+        return
+    if not (config.model.name_or_path or config.model.init_from):
+        yield (
+            f"model/adapter={adapter.kind}: weights from scratch have to be trained themselves; give model.name_or_path or "
+            f"model.init_from."
+        )
+    if config.trainer.precision == "fp8":
+        yield "trainer.precision=fp8: not together with an adapter, whose matrices are too narrow; use bf16-mixed."
+    if adapter.quantize and adapter.kind == "dora":
+        yield "model.adapter.quantize: with lora only; choose model/adapter=qlora."
+    if adapter.quantize and importlib.util.find_spec("bitsandbytes") is None:
+        yield "model.adapter.quantize: needs bitsandbytes; pip install 'llm_lightning[qlora]'."
 
 
 def _data(config: Config) -> Iterator[str]:

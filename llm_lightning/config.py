@@ -101,6 +101,22 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    kind: str = bounded("none", Choice("none", "lora", "dora"))
+    """`lora` trains two narrow matrices beside each linear layer, `dora` the lengths of its columns too; `none` trains the weights."""
+    rank: int = bounded(8, POSITIVE)
+    """Width of the narrow matrices; more can learn more, and takes more memory."""
+    alpha: int = bounded(16, POSITIVE)
+    """What the adapter adds is scaled by alpha / rank."""
+    dropout: float = bounded(0.0, Range(0, 1, open_high=True))
+    """Of the adapter's inputs."""
+    targets: list[str] | None = None
+    """How the names of the linear layers end that get one, `[query, value]` for example; null takes all of the transformer's layers."""
+    quantize: str | None = bounded(None, Choice("nf4", None))
+    """`nf4` keeps the weights below the adapter in four bits (QLoRA, Dettmers et al. 2023; needs bitsandbytes)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     name_or_path: str | None = None
     """A hub name or a local Hugging Face folder to start from."""
@@ -115,6 +131,9 @@ class ModelConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     trust_remote_code: bool = False
     """Whether code that comes with a hub model may run."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    freeze: list[str] = field(default_factory=list)
+    """Parameters that stay as they are, by patterns of their names: `["*.embeddings.*", "*.layer.[0-3].*"]`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import lightning
 from hydra.utils import get_object
 from transformers import PreTrainedModel
 
-from llm_lightning.config import Config, cache_folder, plain
+from llm_lightning.config import AdapterConfig, Config, ModelConfig, cache_folder, plain
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text, prepare
 from llm_lightning.errors import Stopped, UserError
 from llm_lightning.inference import use
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
-from llm_lightning.inference.export import export, recover
-from llm_lightning.models import build, float8
+from llm_lightning.inference.export import export, export_adapter, recover
+from llm_lightning.models import adapter, build, float8
 from llm_lightning.objectives.base import Objective
 from llm_lightning.reporting import about, record
 from llm_lightning.signatures import made
@@ -68,11 +69,21 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
     model = built(config, text, objective, data)
     facts = about.describe(config, text, data, model)
 
+    # an adapter is small: it is kept by itself while it is trained, and becomes part of the whole model at the end
+    origin = build.checkpoint(config.model) if config.model.adapter.kind != "none" else None
+    best = folder / ("hf" if origin is None else "adapter")
+
+    def keep() -> None:
+        if origin is None:
+            export(model, text.tokenizer, best)
+        else:
+            export_adapter(model, origin, best)
+
     identity = record.identity(config) | {"data": text.fingerprint, "total_steps": data.total_steps}
     resume = resume_point(config.resume, folder, identity)
     if record.is_first():
         record.write_config(folder, config)
-        recover(folder / "hf")
+        recover(best)
     shown = config.trainer.progress == "bar"
     monitor = Monitor(config.trainer.log_every_steps, data.total_steps, shown, cache_folder(config))
     checkpoints = Checkpoints(
@@ -81,7 +92,8 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
         identity,
         data,
         monitor,
-        export=lambda: export(model, text.tokenizer, folder / "hf"),
+        best,
+        keep,
         patience=config.callbacks.patience,
     )
     stop = StopOnSignal(checkpoints.save, f"to go on: {record.command(config, folder)}")
@@ -106,6 +118,10 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
             checkpoints.save(engine)
         trained = time.perf_counter() - started - setup
 
+        if origin is not None:
+            plain_model = modelled(replace(config.model, adapter=AdapterConfig()), text, objective, data)
+            export(adapter.merged(plain_model, best), text.tokenizer, folder / "hf")
+            engine.strategy.barrier()
         objective.model = build.reload(folder / "hf", objective.auto_class, config.model.trust_remote_code)
         metrics, details = evaluate_splits(engine, objective, data)
         summary = {
@@ -174,9 +190,14 @@ def prepared(config: Config, tokenizer: Any | None = None) -> tuple[Text, Object
     return text, objective, DataModule(config, text, objective.masking(config.seed))
 
 
+def modelled(config: ModelConfig, text: Text, objective: Objective, data: DataModule) -> PreTrainedModel:
+    """The model that the objective needs for the data."""
+    return build.build(config, objective.auto_class, text.tokenizer, data.longest_input, objective.head())
+
+
 def built(config: Config, text: Text, objective: Objective, data: DataModule) -> PreTrainedModel:
     """The model, given to the objective with its optimizer and schedule."""
-    model = build.build(config.model, objective.auto_class, text.tokenizer, data.longest_input, objective.head())
+    model = modelled(config.model, text, objective, data)
     factor = made(config.scheduler, data.total_steps)
     objective.connect(model, lambda module: made(config.optimizer, module), factor, config.trainer.clip_norm, config.seed)
     if config.trainer.precision == "fp8":

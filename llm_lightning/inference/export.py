@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from llm_lightning.models import adapter
 from llm_lightning.models.build import quiet_transformers
 
 
@@ -23,25 +26,45 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
         model = _gathered(model)
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with quiet_transformers():
+    with _in_place_of(folder) as partial, quiet_transformers():
         model.save_pretrained(partial)
         tokenizer.backend_tokenizer.no_truncation()  # the settings of our last call are not the tokenizer's
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(partial)
+
+
+def export_adapter(model: PreTrainedModel, origin: str, folder: Path) -> None:
+    """The same for what is trained of a model with an adapter, as a peft folder; `origin` is the checkpoint that it is for."""
+    state = adapter.state(model)
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return
+    with _in_place_of(folder) as partial:
+        adapter.save(model, state, origin, partial)
+
+
+def recover(folder: Path) -> None:
+    """Put the old export back where a kill came between the two renames of `_in_place_of`."""
+    old = _old(folder)
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+
+
+@contextlib.contextmanager
+def _in_place_of(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which then is the folder."""
+    partial, old = folder.with_name(f".{folder.name}.partial"), _old(folder)
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def recover(folder: Path) -> None:
-    """Put the old export back where a kill came between the two renames of `export`."""
-    old = folder.with_name(f".{folder.name}.old")
-    if old.is_dir() and not folder.exists():
-        old.rename(folder)
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _gathered(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
@@ -15,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 from llm_lightning.config import ModelConfig
 from llm_lightning.data import tokenizers
 from llm_lightning.errors import UserError, listed, nearest
-from llm_lightning.models import dropout, embedding
+from llm_lightning.models import adapter, dropout, embedding
 from llm_lightning.models.forward import unpadded
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def build(
         raise UserError(f"model type '{model_config.model_type}' has no {auto_class} head: choose another model or objective.")
     if origin is None:
         try:
-            return _quick(auto.from_config(model_config))
+            return _trained(config, auto.from_config(model_config), [])
         except (ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"model.config: {str(error).splitlines()[0]}.") from error
     with quiet_transformers():
@@ -68,16 +69,17 @@ def build(
                 dtype="float32",
                 ignore_mismatched_sizes=True,  # a head for other labels is a new head
                 output_loading_info=True,
+                **_quantized(config),
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(tokenizers.unreachable(origin, error)) from error
-    _check_weights(model, info, origin)
+    new = _check_weights(model, info, origin)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} entries, and the model {model.get_input_embeddings().num_embeddings}: "
             f"they do not belong together."
         )
-    return _quick(model.train())  # from_pretrained leaves dropout off, and Lightning keeps what it finds
+    return _trained(config, model.train(), new)  # from_pretrained leaves dropout off, and Lightning keeps what it finds
 
 
 def classes(names: tuple[str, ...]) -> dict[str, Any]:
@@ -95,6 +97,27 @@ def reload(folder: Path | str, auto_class: str, trust_remote_code: bool) -> PreT
             raise UserError(f"{folder}: the weights cannot be loaded ({str(error).splitlines()[0]}).") from error
 
 
+def _trained(config: ModelConfig, model: PreTrainedModel, new: list[str]) -> PreTrainedModel:
+    """The model with what is trained of it."""
+    if config.adapter.kind != "none":
+        adapter.add(model, config.adapter, new)
+    adapter.freeze(model, config.freeze)
+    return _quick(model)
+
+
+def _quantized(config: ModelConfig) -> dict[str, Any]:
+    """How from_pretrained is to keep the weights, where not in fp32."""
+    if config.adapter.quantize is None:
+        return {}
+    four_bits = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.adapter.quantize,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": four_bits}
+
+
 def _quick(model: PreTrainedModel) -> PreTrainedModel:
     """The same model, on batches without padding where it can be."""
     dropout.replace(model)
@@ -109,7 +132,7 @@ def _loaded_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -
         raise UserError(tokenizers.unreachable(origin, error)) from error
 
 
-def _check_weights(model: PreTrainedModel, info: dict[str, Any], origin: str) -> None:
+def _check_weights(model: PreTrainedModel, info: dict[str, Any], origin: str) -> list[str]:
     """Say which weights are new; only a head's may be. Raises UserError where the transformer itself has weights missing."""
     new = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
     body = f"{model.base_model_prefix}."
@@ -121,6 +144,7 @@ def _check_weights(model: PreTrainedModel, info: dict[str, Any], origin: str) ->
         )
     if new:
         log.info("model: new weights, not in the checkpoint: %s", listed(new, 6))
+    return new
 
 
 def _new_config(config: ModelConfig, tokenizer: Any, settings: dict[str, Any]) -> Any:

@@ -119,6 +119,21 @@ class Objective(lightning.LightningModule):
         self.model, self.clip_norm, self.seed = model, clip_norm, seed
         self._make_optimizer, self._factor = make_optimizer, factor
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A state holds what changes: weights that are not trained are those of the model that training started from."""
+        frozen = self._frozen()
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        frozen = self._frozen()
+        if missing := self.state_dict().keys() - frozen - checkpoint["state_dict"].keys():
+            raise RunError(f"the checkpoint has no {min(missing)}: it is another model's.")
+        self.strict_loading = not frozen
+
+    def _frozen(self) -> set[str]:
+        named = self.model.named_parameters(prefix="model", remove_duplicate=False)
+        return {name for name, parameter in named if not parameter.requires_grad}
+
     def configure_model(self) -> None:
         """Under FSDP2, cut the model up: each transformer layer, then the rest."""
         if self.device_mesh is None or isinstance(next(self.model.parameters()), DTensor):

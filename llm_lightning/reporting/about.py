@@ -20,6 +20,7 @@ MANY = 16  # passes over the text that are worth a word
 def describe(config: Config, text: Text, data: DataModule, model: PreTrainedModel) -> dict[str, Any]:
     """Say what the run is about to do; returns what of it belongs into the summary."""
     parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     known = {split: part for split, part in text.splits.items() if split != "train" or text.stream is None}
     rows = {split: part.facts.rows for split, part in known.items()}
     tokens = {split: int(part.lengths.sum()) for split, part in known.items()}
@@ -33,9 +34,10 @@ def describe(config: Config, text: Text, data: DataModule, model: PreTrainedMode
         f"from {source}" if source else f"{config.model.tokenizer.kind}, trained on train",
     )
     log.info(
-        "model: %s · %s parameters · %s · %s",
+        "model: %s · %s parameters%s · %s · %s",
         model.config.model_type,
         f"{parameters / 1e6:.1f}M",
+        f", {trained / 1e6:.2f}M of them trained" if trained < parameters else "",
         f"from {source}" if source else "from scratch",
         "batches without padding" if is_unpadded(model) else "batches padded to their longest sequence",
     )
@@ -59,9 +61,13 @@ def describe(config: Config, text: Text, data: DataModule, model: PreTrainedMode
             "give more text, fewer trainer.max_steps, or callbacks=early_stopping; the best weights are kept in any case",
             round(epochs),
         )
-    gib = parameters * 4 / 2**30
-    log.info("disk: %.2f GiB of best weights, %s × %.2f GiB of full state", gib, config.checkpoint.keep, 3 * gib)
+    weights, state = parameters * 4 / 2**30, trained * 12 / 2**30
+    log.info("disk: %.2f GiB of best weights, %s × %.2f GiB of full state", weights, config.checkpoint.keep, state)
     return {
-        "model": {"name": source or config.choices.get("model", model.config.model_type), "parameters": parameters},
+        "model": {
+            "name": source or config.choices.get("model", model.config.model_type),
+            "parameters": parameters,
+            "trained": trained,
+        },
         "data": {"name": config.data.name or name, "fingerprint": text.fingerprint, "rows": rows, "tokens": tokens},
     }

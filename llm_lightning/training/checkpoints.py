@@ -41,13 +41,14 @@ class Checkpoints(Callback):
         run: dict[str, Any],
         data: DataModule,
         monitor: Monitor,
-        export: Callable[[], None],
+        best: Path,
+        keep: Callable[[], None],
         patience: int | None,
     ) -> None:
-        """`export` writes the current weights to `hf/`; `run` (plain containers) goes into every checkpoint; after `patience`
+        """`keep` writes the current weights to the folder `best`; `run` (plain containers) goes into every checkpoint; after `patience`
         validations without improvement training stops."""
         self.config, self.folder, self.run = config, folder / "checkpoints", run
-        self.data, self.monitor, self.export, self.patience = data, monitor, export, patience
+        self.data, self.monitor, self.weights, self.keep, self.patience = data, monitor, best, keep, patience
         self.best: float | None = None
         self.best_step: int | None = None
         self.decided_step: int | None = None
@@ -55,7 +56,7 @@ class Checkpoints(Callback):
         """Validations since the best one."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self.best is not None and not (self.folder.parent / "hf").is_dir():
+        if self.best is not None and not self.weights.is_dir():
             self.best = None  # the state comes from a run with another folder: this one has no best weights yet
         trainer.should_stop = self._exhausted()
 
@@ -81,7 +82,7 @@ class Checkpoints(Callback):
         self.stale += 1
         if self.best is None or (value > self.best if module.maximize else value < self.best):
             self.best, self.best_step, self.stale = value, trainer.global_step, 0
-            self.export()
+            self.keep()
             trainer.strategy.barrier()  # the other ranks read what rank 0 wrote
         if self._exhausted():
             log.info("early stopping: no improvement in %s validations", self.stale)

@@ -39,12 +39,22 @@ class MasterWeights(Precision):
     def convert_module(self, module: Module) -> Module:
         """Called by Lightning before it trains or evaluates a module; whose model may be another one each time."""
         self._objective = module
+        keep_frozen_in_bf16(module.model)  # type: ignore[arg-type]
         return module
 
     @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
         with in_bf16(self._objective.model):
             yield
+
+
+def keep_frozen_in_bf16(model: Module) -> None:
+    """Weights that are not trained are cast for good; they would be cast each step to the same."""
+    for module in model.modules():
+        if not isinstance(module, nn.Embedding):
+            for parameter in module._parameters.values():
+                if parameter is not None and not parameter.requires_grad and parameter.dtype == torch.float32:
+                    parameter.data = parameter.data.to(torch.bfloat16)
 
 
 @contextmanager

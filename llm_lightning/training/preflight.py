@@ -113,7 +113,7 @@ class Preflight:
         weights = 4 * sum(p.numel() for p in self.objective.model.parameters())
         trained = 4 * sum(p.numel() for p in self.objective.model.parameters() if p.requires_grad)
         keep = self.data.config.checkpoint.keep
-        needed = 2 * weights + (keep + 1) * (weights + 2 * trained)
+        needed = 2 * weights + (keep + 1) * 3 * trained
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UserError(
@@ -227,7 +227,7 @@ class Preflight:
 
     def checkpoint(self) -> str:
         """The weights survive a round trip through the checkpoint file."""
-        state = self.objective.model.state_dict()
+        state = {name: p.detach() for name, p in self.objective.model.named_parameters() if p.requires_grad}
         size = sum(t.numel() * t.element_size() for t in state.values())
         if size > LARGE and not self.thorough:
             return f"left out, weights of {gib(size)} take long to write (task=check does it)"

@@ -61,6 +61,24 @@ def test_two_processes_train_what_one_would(
     assert summaries[0]["tokens_seen"] == summaries[1]["tokens_seen"]
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_the_adapter_that_one_would(
+    strategy: str, launch: Launch, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
+) -> None:
+    given = [*tasks("classes", corpus, reviews, cache), "trainer.max_steps=4", "trainer.validate_every_steps=2"]
+    train(launch, given, tmp_path / "base")
+    given += [f"model.init_from={tmp_path}/base", "model/adapter=lora", "batch.micro_sequences=2"]
+    train(launch, given, tmp_path / "one")
+    train(launch, [*given, f"trainer={strategy}", *TWO], tmp_path / "two")
+    one, two = ([float(loss) for _, loss in losses(tmp_path / name)] for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-5)
+    for file in ("adapter/adapter_model.safetensors", "hf/model.safetensors"):
+        first, second = (load_file(tmp_path / name / file) for name in ("one", "two"))
+        assert first.keys() == second.keys()
+        for name in first:
+            torch.testing.assert_close(second[name], first[name], atol=1e-4, rtol=1e-3)
+
+
 def gradient(folder: Path) -> list[Tensor]:
     """The first step's gradient, as AdamW's first moment has it: (1 - beta1) times it."""
     state = torch.load(saved(folder / "checkpoints")[0], weights_only=True)

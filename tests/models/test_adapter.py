@@ -1,0 +1,122 @@
+"""Adapters are what their papers say, train nothing else, and end as a model that needs neither peft nor us."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from llm_lightning.cli import load
+from llm_lightning.errors import UserError
+from llm_lightning.run import evaluate
+from llm_lightning.training.checkpoints import saved
+
+from ..conftest import TINY_BERT, TINY_GPT, Runner
+from ..objectives.test_supervised import TINY_MARIAN, made, tasks, write
+
+LORA = ["model/adapter=lora", "model.adapter.rank=4", "optimizer.lr=2e-2"]
+OBJECTIVES = {"classification": TINY_BERT, "tagging": TINY_GPT, "translation": TINY_MARIAN, "instruction": TINY_GPT}
+
+
+@pytest.fixture
+def pretrained(cache: Path, tmp_path: Path) -> Callable[[str], list[str]]:
+    """The command line of an objective with the checkpoint `base`, whose weights are random; it has no head, and no pooler."""
+
+    def save(objective: str) -> list[str]:
+        data = tasks(tmp_path) if objective == "instruction" else [*write(tmp_path, objective), *OBJECTIVES[objective]]
+        source, module = made(cache, *data)
+        whole = source.model if objective in ("translation", "instruction") else source.model.base_model
+        weights = {name: value for name, value in whole.state_dict().items() if "pooler" not in name}
+        whole.save_pretrained(tmp_path / "base", state_dict=weights)
+        module.text.tokenizer.save_pretrained(tmp_path / "base")
+        return [*data, f"model.name_or_path={tmp_path}/base"]
+
+    return save
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_only_the_adapter_and_what_is_new_is_trained(
+    objective: str, kind: str, pretrained: Callable[[str], list[str]], run: Runner, tmp_path: Path
+) -> None:
+    given = [*pretrained(objective), *LORA, f"model/adapter={kind}", "trainer.max_epochs=null", "trainer.max_steps=6"]
+    summary = run(*given, "trainer.validate_every_steps=3", "trainer.precision=32-true", f"run_dir={tmp_path}/run")
+    assert 0 < summary["model"]["trained"] < 0.6 * summary["model"]["parameters"]
+    state = torch.load(saved(tmp_path / "run" / "checkpoints")[-1], weights_only=True)["state_dict"]
+    assert sum(value.numel() for value in state.values()) < 1.1 * summary["model"]["trained"]
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "run/hf"))
+    own = {name.partition(".")[2] if name not in before else name: value for name, value in after.items()}
+    moved = {name for name, value in before.items() if not torch.equal(value, own[name])}
+    assert moved
+    for name in moved:  # a matrix of a layer, and its change is of low rank
+        assert "layer" in name or "h." in name
+        assert before[name].ndim == 2
+        if kind == "lora":
+            assert int(torch.linalg.matrix_rank((own[name] - before[name]).double(), rtol=1e-4)) <= 4
+    assert evaluate(load(["task=evaluate", f"run={tmp_path}/run"]))["metrics"] == summary["metrics"]
+
+
+def test_the_adapter_by_itself_and_the_whole_model_say_the_same(
+    pretrained: Callable[[str], list[str]], run: Runner, tmp_path: Path
+) -> None:
+    """W' = W + alpha / rank · B A (Hu et al. 2022, equation 3), by peft and by hand."""
+    run(*pretrained("classification"), *LORA, "model.adapter.alpha=12", "trainer.max_epochs=2", f"run_dir={tmp_path}/run")
+    labels = json.loads((tmp_path / "run" / "hf" / "config.json").read_text())["id2label"]
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=len(labels))
+    other = PeftModel.from_pretrained(plain, tmp_path / "run" / "adapter").eval()
+    whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "hf").eval()
+    text = AutoTokenizer.from_pretrained(tmp_path / "run" / "hf")("Ann met Bob in Rome", return_tensors="pt")
+    torch.testing.assert_close(whole(**text).logits, other(**text).logits, atol=1e-5, rtol=1e-5)
+    small = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    name = "encoder.layer.1.attention.self.query"
+    a, b = (small[f"base_model.model.bert.{name}.lora_{part}.weight"] for part in "AB")
+    before, after = load_file(tmp_path / "base" / "model.safetensors"), whole.state_dict()
+    torch.testing.assert_close(after[f"bert.{name}.weight"], before[f"{name}.weight"] + 12 / 4 * b @ a)
+
+
+def test_a_run_with_an_adapter_goes_on_where_it_was_killed(
+    pretrained: Callable[[str], list[str]], run: Runner, killed: Callable[..., None], tmp_path: Path
+) -> None:
+    given = [*pretrained("classification"), *LORA, "trainer.max_epochs=2", "trainer.validate_every_steps=2"]
+    whole = run(*given, f"run_dir={tmp_path}/whole")
+    killed(*given, f"run_dir={tmp_path}/run", after=2)
+    assert run(*given, f"run_dir={tmp_path}/run")["metrics"] == whole["metrics"]
+    first, second = (load_file(tmp_path / name / "hf" / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_patterns_freeze_parameters(pretrained: Callable[[str], list[str]], run: Runner, tmp_path: Path) -> None:
+    freeze = "model.freeze=['*.embeddings.*','*.layer.0.*']"
+    run(*pretrained("classification"), freeze, "optimizer.lr=1e-2", "trainer.max_epochs=1", f"run_dir={tmp_path}/run")
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "run/hf"))
+    for name, value in before.items():
+        assert torch.equal(value, after[f"bert.{name}"]) == ("embeddings" in name or "layer.0." in name), name
+
+
+WRONG = [
+    (["model.freeze=['*.layers.*']"], r"model.freeze: no parameter matches '\*\.layers\.\*'; there are bert\.embeddings"),
+    (["model.freeze=['*']"], r"model.freeze=\['\*'\]: nothing is left to train"),
+    (
+        [*LORA, "model.adapter.targets=[query,volume]"],
+        "no linear layer's name ends in 'volume'; there are query, key, value, dense",
+    ),
+    ([*LORA, "trainer.precision=fp8"], "fp8: not together with an adapter"),
+    (["model/adapter=qlora"], "needs bitsandbytes; pip install"),
+    (["model.adapter.rank=4"], "model.adapter.rank: there is no adapter; choose model/adapter=lora"),
+    ([*LORA, "model.name_or_path=null"], "weights from scratch have to be trained themselves"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+def test_what_cannot_be_trained_is_said(
+    wrong: list[str], message: str, pretrained: Callable[[str], list[str]], run: Runner, tmp_path: Path
+) -> None:
+    given = pretrained("classification")
+    with pytest.raises(UserError, match=message):
+        run(*given, *wrong, f"run_dir={tmp_path}/run")
