@@ -5,6 +5,7 @@ Beside the adapter, whatever is new is trained as it is: a head, a pooler that t
 
 from __future__ import annotations
 
+import copy
 import warnings
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -35,7 +36,7 @@ def add(model: PreTrainedModel, config: AdapterConfig, new: list[str]) -> None:
         lora_dropout=config.dropout,
         use_dora=config.kind == "dora",
         target_modules=_targets(model, config.targets),
-        modules_to_save=[*_head(model), *dict.fromkeys(name.rpartition(".")[0] for name in new if "pooler" in name)],
+        modules_to_save=[*head(model), *dict.fromkeys(name.rpartition(".")[0] for name in new if "pooler" in name)],
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of settings that peft then corrects by itself
@@ -58,7 +59,9 @@ def save(model: PreTrainedModel, trained: dict[str, Tensor], origin: str, folder
     settings.inference_mode = True
     settings.save_pretrained(folder)
     settings.inference_mode = False
-    model.config.save_pretrained(folder)  # what the head is for
+    config = copy.deepcopy(model.config)
+    config.__dict__.pop("quantization_config", None)  # of the weights below, which are not here
+    config.save_pretrained(folder)  # what the head is for
 
 
 def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -97,7 +100,7 @@ def _targets(model: PreTrainedModel, endings: list[str] | None) -> list[str]:
     return found
 
 
-def _head(model: PreTrainedModel) -> list[str]:
+def head(model: PreTrainedModel) -> list[str]:
     """The modules on top of the transformer; the head of a language model is the checkpoint's own and stays as it is."""
     if model.get_output_embeddings() is not None:
         return []

@@ -69,7 +69,7 @@ def build(
                 dtype="float32",
                 ignore_mismatched_sizes=True,  # a head for other labels is a new head
                 output_loading_info=True,
-                **_quantized(config),
+                **_quantized(config, auto, model_config),
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(tokenizers.unreachable(origin, error)) from error
@@ -105,15 +105,18 @@ def _trained(config: ModelConfig, model: PreTrainedModel, new: list[str]) -> Pre
     return _quick(model)
 
 
-def _quantized(config: ModelConfig) -> dict[str, Any]:
-    """How from_pretrained is to keep the weights, where not in fp32."""
+def _quantized(config: ModelConfig, auto: Any, model_config: Any) -> dict[str, Any]:
+    """How from_pretrained is to keep the weights, where not in fp32; a head that is trained stays as it is."""
     if config.adapter.quantize is None:
         return {}
+    with torch.device("meta"):
+        head = adapter.head(auto.from_config(model_config))
     four_bits = transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=config.adapter.quantize,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=[*head, "pooler"] if head else None,  # None: all but the head of a language model
     )
     return {"quantization_config": four_bits}
 
