@@ -27,7 +27,9 @@ def check(config: Config) -> None:
     """Raise a `UserError` that names every mistake in the config."""
     mistakes = list(_values(config))
     if not mistakes:
-        checks = OF_STORED.get(config.task, [_groups, _model, _data, _fit, _trainer, _resume])
+        likelihood = config.task == "evaluate" and (config.evaluate.text or config.evaluate.choices)
+        of_stored = [_model, _likelihood] if likelihood else OF_STORED.get(config.task)
+        checks = of_stored or [_groups, _model, _data, _fit, _trainer, _resume]
         mistakes = [mistake for find in checks for mistake in find(config)]
     if mistakes:
         raise UserError("\n".join(mistakes))
@@ -168,6 +170,28 @@ def _generate(config: Config) -> Iterator[str]:
         yield from _predict(config)
 
 
+def _likelihood(config: Config) -> Iterator[str]:
+    wanted = config.evaluate
+    for key in ("text", "choices"):
+        files = getattr(wanted, key)
+        if files is not None and not glob.glob(str(Path(files).expanduser()), recursive=True):
+            yield f"evaluate.{key}={files}: no such file."
+    if wanted.window and wanted.stride and wanted.stride > wanted.window:
+        yield f"evaluate.stride={wanted.stride}: windows of evaluate.window={wanted.window} tokens would leave some out; lower it."
+
+
+def _export(config: Config) -> Iterator[str]:
+    run = Path(str(config.run)).expanduser()
+    is_run = (run / "config.yaml").is_file()
+    if config.out is None and not is_run:
+        yield "out is not set: give out=<folder>."
+    if config.export.format == "adapter" and not (run / "adapter" / "adapter_config.json").is_file():
+        yield f"export.format=adapter: run={config.run} has no adapter; it was trained without (model/adapter=none)."
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if config.export.format == "onnx" and missing:
+        yield f"export.format=onnx: needs {listed(missing)}; pip install 'llm_lightning[onnx]'."
+
+
 def _files(data: DataConfig) -> Iterator[str]:
     for split in ("train", "validation", "test"):
         value = getattr(data, split)
@@ -254,12 +278,12 @@ def _resume(config: Config) -> Iterator[str]:
         yield f"resume={config.resume}: expected auto, never, or a checkpoint file that exists.{hint}"
     if config.run is not None and config.task != "evaluate":
         yield (
-            f"run={config.run}: only task=evaluate, predict, generate and chat read a run; to start from its weights, give "
+            f"run={config.run}: only task=evaluate, predict, generate, chat and export read a run; to start from its weights, give "
             f"model.init_from={config.run}."
         )
     if config.run_dir is not None and Path(config.run_dir).expanduser().is_file():
         yield f"run_dir={config.run_dir}: this is a file; give a folder."
 
 
-OF_STORED = {"predict": [_groups, _model, _predict], "generate": [_model, _generate], "chat": [_model]}
+OF_STORED = {"predict": [_groups, _model, _predict], "generate": [_model, _generate], "chat": [_model], "export": [_model, _export]}
 """What is looked at for tasks that train nothing."""

@@ -223,8 +223,27 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    text: str | None = None
+    """Plain-text files (a glob), how likely a causal model finds which; `data.document` says what a text is."""
+    choices: str | None = None
+    """Tables (a glob) of texts that go on in one of several ways, in the columns text, choices (or data.columns.text_pair) and label: is
+    the right one likeliest?"""
+    window: int | None = bounded(None, Range(2))
+    """Tokens that the model is given at once; null is as many as it has positions, at most 1,024."""
+    stride: int | None = bounded(None, POSITIVE)
+    """Tokens by which windows move; the more they overlap, the more context each token has. null is half a window."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    format: str = bounded("hf", Choice("hf", "onnx", "adapter"))
+    """`hf` is a Hugging Face folder, `onnx` the model for other runtimes (checked against torch), `adapter` what LoRA trained, alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    task: str = bounded(MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "generate", "chat", "check"))
+    task: str = bounded(MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "generate", "chat", "export", "check"))
     objective: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -241,14 +260,16 @@ class Config:
     resume: str = "auto"
     """`auto` continues what run_dir holds, `never` refuses to touch a used folder, else a checkpoint file."""
     run: str | None = None
-    """The run folder that task=evaluate, predict, generate and chat read; all but the first take a Hugging Face folder or a hub
-    name too."""
+    """The run folder that task=evaluate, predict, generate, chat and export read; a Hugging Face folder or a hub name will do too,
+    but for the repetition of a run's own evaluation."""
     prompt: str | None = None
     """What task=generate goes on with."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     out: str | None = None
-    """Where rows are written that were predicted or generated for, a name that ends in .jsonl or .parquet; by default
-    predictions.jsonl in the run folder."""
+    """Where rows are written that were predicted or generated for, a name that ends in .jsonl or .parquet, by default
+    predictions.jsonl in the run folder; for task=export a folder, by default export-<format> there."""
     cache_dir: str = "~/.cache/llm_lightning"
     """Where encoded data and the built-in corpus are kept between runs."""
     debug: bool = False

@@ -35,12 +35,10 @@ log = logging.getLogger(__name__)
 def run(config: Config, sweep: str | None = None) -> dict[str, Any]:
     """Do what `config.task` says; returns the run's summary. `sweep` names the sweep that the run is a job of."""
     trainer.quiet_libraries()
-    if config.task == "evaluate":
+    if config.task == "evaluate" and not (config.evaluate.text or config.evaluate.choices):
         return evaluate(config)
-    if config.task == "predict":
-        return use.predict(config)
-    if config.task in ("generate", "chat"):
-        return use.generate(config)
+    if config.task in use.TASKS:
+        return use.TASKS[config.task](config)
     if config.task == "check":
         return check(config)
     folder = record.open_folder(config)

@@ -15,9 +15,15 @@ from llm_lightning import checks
 from llm_lightning.config import Config, schema, typed
 from llm_lightning.errors import UserError
 
-STORED = {"evaluate": "an evaluation", "predict": "predictions", "generate": "text", "chat": "a conversation"}
+STORED = {
+    "evaluate": "an evaluation",
+    "predict": "predictions",
+    "generate": "text",
+    "chat": "a conversation",
+    "export": "an export",
+}
 """The tasks that begin with a finished run."""
-CHANGEABLE = ("data.", "batch.", "trainer.", "cache_dir", "debug", "out", "prompt=", "generate.", "seed=")
+CHANGEABLE = ("data.", "batch.", "trainer.", "cache_dir", "debug", "out", "prompt=", "generate.", "evaluate.", "export.", "seed=")
 """What may be changed for them: other files, other batch sizes, other hardware."""
 OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
     "ForSequenceClassification": {
@@ -33,8 +39,8 @@ OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
 """By the end of a model class's name, and by the problem that its config names: the objective, and the columns that it reads."""
 
 
-def stored(task: str, run: str | None, overrides: list[str]) -> Config:
-    """The config that a run was started with, and what the command line changes of it.
+def stored(task: str, run: str | None, overrides: list[str], checked: bool = True) -> Config:
+    """The config that a run was started with, and what the command line changes of it; `checked` where it names what is to be read.
 
     Raises UserError where the run cannot be read, or for an override that such a task cannot follow.
     """
@@ -49,7 +55,9 @@ def stored(task: str, run: str | None, overrides: list[str]) -> Config:
             )
     folder = Path(run).expanduser()
     try:
-        node = OmegaConf.merge(schema(), _of_folder(folder) if (folder / "config.yaml").is_file() else _of_model(task, run))
+        node = OmegaConf.merge(
+            schema(), _of_folder(folder) if (folder / "config.yaml").is_file() else _of_model(task, run, changes)
+        )
         node.merge_with_dotlist(changes)
         config = typed(node)  # type: ignore[arg-type]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -57,7 +65,8 @@ def stored(task: str, run: str | None, overrides: list[str]) -> Config:
             f"run={run}: its config.yaml, with what the command line changes, cannot be read ({str(error).splitlines()[0]})."
         ) from error
     config = replace(config, task=task, run=run)
-    checks.check(config)
+    if checked:
+        checks.check(config)
     return config
 
 
@@ -69,10 +78,11 @@ def _of_folder(folder: Path) -> Any:
     return OmegaConf.load(folder / "config.yaml")
 
 
-def _of_model(task: str, name: str) -> dict[str, Any]:
+def _of_model(task: str, name: str, changes: list[str]) -> dict[str, Any]:
     """The config of a model that no run of ours is known of: a Hugging Face folder, or a name on the hub."""
     path = Path(name).expanduser() / "config.json"
-    if not path.is_file() and (task == "evaluate" or path.parent.is_dir() or name.startswith((".", "/", "~"))):
+    repeats = task == "evaluate" and not any(change.startswith(("evaluate.text=", "evaluate.choices=")) for change in changes)
+    if repeats or (not path.is_file() and (path.parent.is_dir() or name.startswith((".", "/", "~")))):
         raise UserError(f"run={name}: not a run folder (it has no config.yaml).")
     if not path.is_file():
         from huggingface_hub import hf_hub_download

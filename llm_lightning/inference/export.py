@@ -16,6 +16,18 @@ from transformers import PreTrainedModel
 from llm_lightning.models import adapter
 from llm_lightning.models.build import quiet_transformers
 
+HEADS = {
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "MTModel": "AutoModelForSeq2SeqLM",
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+}
+"""By the end of a model class's name, the class that gives any model such a head."""
+
 
 def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Write beside the folder, then put it in place of the old one: a kill leaves a whole export.
@@ -40,6 +52,14 @@ def export_adapter(model: PreTrainedModel, origin: str, folder: Path) -> None:
         return
     with _in_place_of(folder) as partial:
         adapter.save(model, state, origin, partial)
+
+
+def copy_adapter(run: Path, folder: Path) -> None:
+    """A run's adapter as a peft folder with all that it takes to use it: the tokenizer, and the card."""
+    with _in_place_of(folder) as partial:
+        for file in [*(run / "adapter").iterdir(), *(run / "hf").glob("tokenizer*"), run / "hf" / "README.md"]:
+            if file.is_file():
+                shutil.copy(file, partial)
 
 
 def recover(folder: Path) -> None:

@@ -103,13 +103,13 @@ def write(predict: Callable[[list[Row]], list[Row]], data: DataConfig, out: Path
     """
     if out.suffix not in OUT:
         raise UserError(f"out={out}: expected a name that ends in {listed(OUT)}.")
-    paths = _paths(str(data.predict))
+    paths = paths_of("data.predict", str(data.predict))
     partial, told = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.partial.json")
     identity = _identity(paths, model, data)
     done = _done(partial, told, identity)
     out.parent.mkdir(parents=True, exist_ok=True)
     told.write_text(json.dumps(identity), encoding="utf-8")
-    rows = (row for path in paths for row in _rows(path, data))
+    rows = (row for path in paths for row in rows_of(path, data))
     with partial.open("a", encoding="utf-8") as file, tqdm(initial=done, unit="row", disable=not shown, dynamic_ncols=True) as bar:
         number = sum(1 for _ in islice(rows, done))
         while chunk := list(islice(rows, CHUNK)):
@@ -130,13 +130,13 @@ def write(predict: Callable[[list[Row]], list[Row]], data: DataConfig, out: Path
     return number
 
 
-def _paths(source: str) -> list[Path | None]:
-    """The files; None stands for standard input."""
+def paths_of(key: str, source: str) -> list[Path | None]:
+    """The files that a key of the config names; None stands for standard input."""
     if source == "-":
         return [None]
     found = sorted(Path(name) for name in glob.glob(str(Path(source).expanduser()), recursive=True) if Path(name).is_file())
     if not found:
-        raise UserError(f"data.predict={source}: no such file.")
+        raise UserError(f"{key}={source}: no such file.")
     return list(found)
 
 
@@ -164,7 +164,7 @@ def _done(partial: Path, told: Path, identity: list[str]) -> int:
         return 0
 
 
-def _rows(path: Path | None, data: DataConfig) -> Iterator[Row]:
+def rows_of(path: Path | None, data: DataConfig) -> Iterator[Row]:
     """Rows with their place; values are not looked at yet."""
     name = "standard input" if path is None else str(path)
     for number, row in enumerate(_values(path, data), 1):

@@ -1,67 +1,178 @@
-"""A trained model put to use: predictions for rows, text that goes on with a prompt, a conversation."""
+"""A trained model put to use: predictions for rows, text that goes on with a prompt, a conversation, the likelihood of text, an export."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import get_object
+from transformers import AutoConfig
 
 from llm_lightning.config import Config
 from llm_lightning.data import encodings, tokenizers
 from llm_lightning.data.module import Text
+from llm_lightning.data.rows import CONTINUES
+from llm_lightning.data.sources import text
+from llm_lightning.errors import UserError
+from llm_lightning.inference import export as exports
 from llm_lightning.inference.generate import Generator, plain_generation
-from llm_lightning.inference.predict import Predictor, Row, without_label, write
+from llm_lightning.inference.likelihood import Likelihood
+from llm_lightning.inference.predict import Predictor, Row, paths_of, rows_of, without_label, write
 from llm_lightning.models import build
 from llm_lightning.objectives.base import Objective
+from llm_lightning.objectives.causal_lm import CausalLM
+from llm_lightning.reporting import record
 from llm_lightning.signatures import made
 from llm_lightning.training import trainer
+
+log = logging.getLogger(__name__)
+
+WINDOW = 1024
+"""Tokens that a model is given at once where evaluate.window does not say, and it has as many positions."""
 
 
 def predict(config: Config) -> dict[str, Any]:
     """What a model says of each row of data.predict, written in the order of the rows."""
-    weights, out = weights_of(config)
-    objective_class: type[Objective] = get_object(config.objective["_target_"])
-    encoding = encodings.named(objective_class.encoding)(tokenizers.load(weights), without_label(config.data))
-    objective: Objective = made(config.objective, Text({}, {}, encoding))
-    objective.model = build.reload(weights, objective.auto_class, config.model.trust_remote_code)
-    engine = trainer.build(replace(config.trainer, devices=1), out.parent, 1, 1, [], [])
-    device = engine.strategy.root_device
-    engine.precision_plugin.convert_module(objective)
-    objective.to(device).eval()
-    predictor = Predictor(objective, encoding, config.batch, engine.precision_plugin.val_step_context, device)
-    return written(config, predictor, weights, out)
+    return _written(config, predictor(config))
 
 
 def generate(config: Config) -> dict[str, Any]:
     """Text that goes on with a prompt or with each row of data.predict, or a conversation at the terminal."""
-    weights, out = weights_of(config)
+    generate = generator(config)
+    if config.task == "chat":
+        return {"messages": generate.chat()}
+    if config.prompt is not None:
+        return {"text": generate.say(config.prompt)}
+    return _written(config, generate)
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """How likely a causal model finds the files of evaluate.text, and the choices of evaluate.choices."""
+    likelihood, wanted = likelihoods(config), config.evaluate
+    positions = getattr(likelihood.objective.model.config, "max_position_embeddings", None) or WINDOW
+    window = wanted.window or min(positions, WINDOW)
+    if window > positions:
+        raise UserError(f"evaluate.window={window}: the model has {positions} positions; lower it.")
+    found: dict[str, float] = {}
+    if wanted.text:
+
+        def pieces() -> Iterator[tuple[str, bool]]:
+            for path in paths_of("evaluate.text", str(wanted.text)):
+                assert path is not None
+                for piece in text.documents(path, config.data.document):
+                    yield piece["text"], piece[CONTINUES]
+
+        of_text = likelihood.of_text(pieces(), window, min(wanted.stride or -(-window // 2), window))
+        found |= {f"text/{name}": value for name, value in of_text.items()}
+    if wanted.choices:
+        columns = config.data.columns
+        columns = replace(columns, text_pair=columns.text_pair or "choices", label=columns.label or "label")
+        data = replace(config.data, columns=columns)
+        rows = (row for path in paths_of("evaluate.choices", wanted.choices) for row in rows_of(path, data))
+        found |= {f"choices/{name}": value for name, value in likelihood.of_choices(rows, data).items()}
+    print("\n".join(f"  {name:<28} {value:.6g}" for name, value in found.items()), file=sys.stderr)
+    folder = Path(str(config.run)).expanduser()
+    if config.out or (folder / "config.yaml").is_file():
+        out = Path(config.out).expanduser() if config.out else folder / "likelihood.json"
+        settings = {"text": wanted.text, "choices": wanted.choices, "window": window, "stride": wanted.stride}
+        record.write_json(out, {"metrics": found, **settings, "run": config.run, "versions": record.versions()})
+    return {"metrics": found}
+
+
+def export(config: Config) -> dict[str, Any]:
+    """The weights as others want them."""
+    weights = weights_of(config)
+    out = Path(config.out).expanduser() if config.out else Path(str(config.run)).expanduser() / f"export-{config.export.format}"
+    if config.export.format == "adapter":
+        exports.copy_adapter(Path(str(config.run)).expanduser(), out)
+    else:
+        model = build.reload(weights, auto_class(weights, config.model.trust_remote_code), config.model.trust_remote_code)
+        tokenizer = tokenizers.load(weights, config.model.trust_remote_code)
+        exports.export(model, tokenizer, out)
+        card = Path(weights) / "README.md"
+        if card.is_file():
+            (out / card.name).write_bytes(card.read_bytes())
+        if config.export.format == "onnx":
+            from llm_lightning.inference import onnx
+
+            onnx.export(model, tokenizer, out)
+    print(f"{config.export.format}: {out}", file=sys.stderr)
+    return {"export": str(out)}
+
+
+TASKS = {"predict": predict, "generate": generate, "chat": generate, "evaluate": evaluate, "export": export}
+
+
+def predictor(config: Config) -> Predictor:
+    """The objective of config.run, ready to predict."""
+    weights = weights_of(config)
+    objective_class: type[Objective] = get_object(config.objective["_target_"])
+    encoding = encodings.named(objective_class.encoding)(tokenizers.load(weights), without_label(config.data))
+    objective: Objective = made(config.objective, Text({}, {}, encoding))
+    return Predictor(objective, encoding, config.batch, *_ready(config, objective, weights))
+
+
+def generator(config: Config) -> Generator:
+    """The causal model of config.run, ready to write."""
+    weights = weights_of(config)
+    _require_causal(weights, config)
     torch.manual_seed(config.seed)
     model = build.reload(weights, "AutoModelForCausalLM", config.model.trust_remote_code).eval()
     plain_generation(model)
-    generator = Generator(model, tokenizers.load(weights), config.generate, config.data)
-    if config.task == "chat":
-        return {"messages": generator.chat()}
-    if config.prompt is not None:
-        return {"text": generator.say(config.prompt)}
-    return written(config, generator, weights, out)
+    return Generator(model, tokenizers.load(weights), config.generate, config.data)
 
 
-def weights_of(config: Config) -> tuple[str, Path]:
-    """(folder or name of the weights of config.run, where rows are written)."""
+def likelihoods(config: Config) -> Likelihood:
+    """The causal model of config.run, ready to weigh text."""
+    weights = weights_of(config)
+    _require_causal(weights, config)
+    objective = CausalLM(Text({}, {}, encodings.named(CausalLM.encoding)(tokenizers.load(weights), config.data)))
+    return Likelihood(objective, config.batch, *_ready(config, objective, weights))
+
+
+def weights_of(config: Config) -> str:
+    """The folder, or the name on the hub, of the weights of config.run."""
     trainer.quiet_libraries()
     folder = Path(str(config.run)).expanduser()
-    weights = str(folder / "hf") if (folder / "config.yaml").is_file() else str(folder) if folder.is_dir() else str(config.run)
-    return weights, Path(config.out).expanduser() if config.out else folder / "predictions.jsonl"
+    return str(folder / "hf") if (folder / "config.yaml").is_file() else str(folder) if folder.is_dir() else str(config.run)
 
 
-def written(config: Config, predict: Callable[[list[Row]], list[Row]], weights: str, out: Path) -> dict[str, Any]:
+def auto_class(weights: str, trust_remote_code: bool) -> str:
+    """The Hugging Face class of a checkpoint's head, by the end of the name of its own class."""
+    architecture = (AutoConfig.from_pretrained(weights, trust_remote_code=trust_remote_code).architectures or ["?"])[0]
+    for end, auto in exports.HEADS.items():
+        if architecture.endswith(end):
+            return auto
+    return "AutoModel"
+
+
+def _require_causal(weights: str, config: Config) -> None:
+    """An encoder would look at what it is to guess."""
+    if (found := auto_class(weights, config.model.trust_remote_code)) != "AutoModelForCausalLM":
+        raise UserError(
+            f"run={config.run}: its {found} is no causal language model, so that it has no likelihood of text to go by."
+        )
+
+
+def _ready(config: Config, objective: Objective, weights: str) -> tuple[Callable[[], AbstractContextManager[Any]], torch.device]:
+    """Load the objective's model for what the config says of the hardware: (the context that it runs in, its device)."""
+    objective.model = build.reload(weights, objective.auto_class, config.model.trust_remote_code)
+    engine = trainer.build(replace(config.trainer, devices=1), Path.cwd(), 1, 1, [], [])
+    engine.precision_plugin.convert_module(objective)
+    objective.to(engine.strategy.root_device).eval()
+    return engine.precision_plugin.val_step_context, engine.strategy.root_device
+
+
+def _written(config: Config, predict: Callable[[list[Row]], list[Row]]) -> dict[str, Any]:
     """How many rows were predicted, and where they are."""
-    data = without_label(config.data)
-    rows = write(predict, data, out, f"{weights} {config.generate} {config.seed}", config.trainer.progress == "bar")
+    out = Path(config.out).expanduser() if config.out else Path(str(config.run)).expanduser() / "predictions.jsonl"
+    identity = f"{weights_of(config)} {config.generate} {config.seed}"
+    rows = write(predict, without_label(config.data), out, identity, config.trainer.progress == "bar")
     print(f"{rows:,} rows: {out}", file=sys.stderr)
     return {"rows": rows, "out": str(out)}

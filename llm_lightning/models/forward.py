@@ -62,6 +62,14 @@ def token_loss(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     return F.cross_entropy(exact, batch.targets, reduction="sum")
 
 
+def log_likelihoods(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """(sequences,): Σ log p of the targets of each sequence."""
+    losses = F.cross_entropy(token_logits(model, batch).float(), batch.targets, reduction="none")
+    sequence = _sequence_of(batch)
+    of = sequence if batch.target_places is None else sequence[batch.target_places]
+    return losses.new_zeros(len(batch.indices)).index_add(0, of, -losses)
+
+
 def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """(sequences, classes): what the head makes of each sequence's first token (encoders), last (decoders) or mean."""
     if not is_unpadded(model):

@@ -34,14 +34,14 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
         raise UserError(f"{path}: the file is empty.")
     identity = content_hash([path], data.document)
     types = {"text": "string", LINE: "int64", CONTINUES: "bool"}
-    table = generated(_documents, types, cache_dir / "rows" / identity, identity, path=path, document=data.document)
+    table = generated(documents, types, cache_dir / "rows" / identity, identity, path=path, document=data.document)
     if len(table) == 0:
         raise UserError(f"{path}: there is no text in the file.")
     starts = table.data.column(LINE)
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {starts[i].as_py()}")
 
 
-def _documents(path: Path, document: str) -> Iterator[dict[str, Any]]:
+def documents(path: Path, document: str) -> Iterator[dict[str, Any]]:
     """Documents with the line they start on, long ones in pieces that end with a line; white space alone is no document."""
     start, size, continues = 1, 0, False
     block: list[str] = []

@@ -1,0 +1,74 @@
+"""The same jobs from Python: train by the command line's words, load a run, predict, generate, weigh text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llm_lightning import cli, stored
+from llm_lightning.config import Config
+from llm_lightning.errors import UserError
+from llm_lightning.run import run
+
+
+def train(*overrides: str) -> dict[str, Any]:
+    """What `python train.py` does with these words (`"task=finetune", "data=sst2"`); returns the run's summary.
+
+    Raises UserError where they are wrong.
+    """
+    return run(cli.load(list(overrides)))
+
+
+def load(run: str | Path, *overrides: str) -> Model:
+    """A trained model: a run folder, a Hugging Face folder, or a name on the hub; `overrides` as for task=predict and task=generate."""
+    return Model(str(run), overrides)
+
+
+class Model:
+    """A trained model put to use; its weights are read when they are first needed."""
+
+    def __init__(self, run: str, overrides: tuple[str, ...] = ()) -> None:
+        self.run, self.overrides = run, overrides
+
+    def predict(self, rows: list[str] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A prediction for each text, or for each row with the columns that the model was trained on. Raises UserError for a bad row."""
+        column = self._predictor.encoding.data.columns.text
+        given = [{column: row} if isinstance(row, str) else dict(row) for row in rows]
+        return self._predictor([{"where": f"row {number}", **row} for number, row in enumerate(given)])
+
+    def generate(self, prompt: str | list[dict[str, str]], **settings: Any) -> str:
+        """How a prompt, or a conversation of {"role", "content"} messages, goes on; `settings` are those of the config's `generate`.
+
+        Raises UserError for a setting that there is not, or a conversation that is none.
+        """
+        known = vars(self._generator.settings)
+        if unknown := settings.keys() - known.keys():
+            raise UserError(f"generate.{min(unknown)}: there is no such setting; there are {', '.join(known)}.")
+        settled = replace(self._generator, settings=replace(self._generator.settings, **settings))
+        return settled.say(prompt, show=False)
+
+    def likelihood(self, contexts: list[str], texts: list[str]) -> list[float]:
+        """log p(text | context) in nats, of each pair."""
+        weigh = self._likelihood
+        return weigh.sums([weigh.scored(context, text) for context, text in zip(contexts, texts, strict=True)]).tolist()
+
+    @cached_property
+    def _predictor(self) -> Any:
+        return self._made("predict", "predictor")
+
+    @cached_property
+    def _generator(self) -> Any:
+        return self._made("generate", "generator")
+
+    @cached_property
+    def _likelihood(self) -> Any:
+        return self._made("generate", "likelihoods")
+
+    def _made(self, task: str, maker: str) -> Any:
+        from llm_lightning.inference import use
+
+        make: Callable[[Config], Any] = getattr(use, maker)
+        return make(stored.stored(task, self.run, list(self.overrides), checked=False))

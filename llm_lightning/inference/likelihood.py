@@ -1,0 +1,153 @@
+"""How likely a causal model finds text: bits per byte of files of any length, and which of several ways a text could go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+
+from llm_lightning.config import BatchConfig, DataConfig
+from llm_lightning.data import encode
+from llm_lightning.data.collate import EVALUATION, Collator
+from llm_lightning.data.encodings import Sequences, structured, text_of
+from llm_lightning.data.examples import BadRow, Example
+from llm_lightning.data.masking import IGNORED
+from llm_lightning.data.plan import evaluation
+from llm_lightning.errors import UserError
+from llm_lightning.models.forward import log_likelihoods
+from llm_lightning.objectives.causal_lm import CausalLM
+from llm_lightning.objectives.language import bits_per_byte, perplexity
+
+AT_ONCE = 1 << 16  # tokens that are laid out together
+
+Scored = tuple[list[int], int]
+"""Tokens, and from which on they count: those before are context."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A causal objective whose model is loaded, and how its batches are made and run."""
+
+    objective: CausalLM
+    spec: BatchConfig
+    precision: Callable[[], AbstractContextManager[Any]]
+    device: torch.device
+
+    def of_text(self, pieces: Iterable[tuple[str, bool]], window: int, stride: int) -> dict[str, float]:
+        """Perplexity a token and bits a byte of texts; (text, whether it goes on with the one before). See `windows`."""
+        encoding, tokens, size, documents, total = self.objective.text.encoding, 0, 0, 0, 0.0
+        start: int = encoding.start  # type: ignore[attr-defined]
+        history, waiting, held = [start], [], 0
+        for text, continues in pieces:
+            (ids,) = encoding.tokenize([text])
+            history = history if continues else [start]
+            for part in windows([*history, *ids], len(history), window, stride):
+                waiting.append(part)
+                held += len(part[0])
+                if held >= AT_ONCE:
+                    total += float(self.sums(waiting).sum())
+                    waiting, held = [], 0
+            history = [*history, *ids][-(window - stride + 1) :]
+            tokens, size, documents = tokens + len(ids), size + len(text.encode()), documents + (not continues)
+        total += float(self.sums(waiting).sum()) if waiting else 0.0
+        if tokens == 0:
+            raise UserError("evaluate.text: there is no text in it.")
+        return {
+            "loss": -total / tokens,
+            "perplexity": perplexity(-total / tokens),
+            "bits_per_byte": bits_per_byte(-total, size),
+            "tokens": tokens,
+            "bytes": size,
+            "documents": documents,
+        }
+
+    def of_choices(self, rows: Iterable[dict[str, Any]], data: DataConfig) -> dict[str, float]:
+        """Accuracy of taking the likeliest choice, and the likeliest a byte (longer ones are less likely), with that of guessing.
+
+        The choices are a list in the column of the second text, the label one of them or its number.
+        """
+        right: list[float] = []
+        right_by_byte: list[float] = []
+        chance: list[float] = []
+        for chunk in _chunks(rows, 256):
+            asked = [self._choices(row, data) for row in chunk]
+            sums = iter(self.sums(list(chain.from_iterable(parts for parts, _, _ in asked))).tolist())
+            for parts, sizes, label in asked:
+                found = np.array([next(sums) for _ in parts])
+                right.append(int(found.argmax()) == label)
+                right_by_byte.append(int((found / sizes).argmax()) == label)
+                chance.append(1 / len(parts))
+        if not right:
+            raise UserError("evaluate.choices: there is no row in it.")
+        figures = {"accuracy": right, "accuracy_per_byte": right_by_byte, "guessing": chance}
+        return {name: float(np.mean(values)) for name, values in figures.items()} | {"rows": len(right)}
+
+    def _choices(self, row: dict[str, Any], data: DataConfig) -> tuple[list[Scored], list[int], int]:
+        """(what is scored of each choice, its bytes, which is right)."""
+        columns = data.columns
+        try:
+            context, choices = text_of(columns.text, row.get(columns.text)), structured(row.get(str(columns.text_pair)))
+            if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
+                raise BadRow(f"column '{columns.text_pair}' is no list of at least two texts")
+            label = row.get(str(columns.label))
+            if label not in choices and str(label) not in map(str, range(len(choices))):
+                raise BadRow(f"column '{columns.label}' holds {label!r}, which is neither a choice nor the number of one")
+        except BadRow as problem:
+            raise UserError(f"{row['where']}: {problem}. Mend the row.") from None
+        return (
+            [self.scored(context, choice) for choice in choices],
+            [len(choice.encode()) for choice in choices],
+            choices.index(label) if label in choices else int(str(label)),
+        )
+
+    def scored(self, context: str, choice: str) -> Scored:
+        """The two as one text; the choice's tokens are those that reach behind the context."""
+        tokenizer, start = self.objective.text.tokenizer, self.objective.text.encoding.start  # type: ignore[attr-defined]
+        text = context + choice if context[-1:].isspace() or choice[:1].isspace() else f"{context} {choice}"
+        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        before = sum(end <= len(context) for _, end in found["offset_mapping"])
+        return [start, *found["input_ids"]], before + 1
+
+    def sums(self, parts: list[Scored]) -> np.ndarray:
+        """(parts,) Σ log p(token | tokens before it) over the tokens of each part that count."""
+        sequences = Sequences(
+            tokens=[tokens for tokens, _ in parts],
+            examples=[Example(i, "", None, None) for i in range(len(parts))],
+            token_targets=[[IGNORED] * first + tokens[first:] for tokens, first in parts],
+        )
+        data, collate = encode.in_memory(sequences, next_token=True), Collator(next_token=True)
+        found = np.zeros(len(parts))
+        with torch.inference_mode(), self.precision():
+            for rows in evaluation(data.inputs, self.spec):
+                batch = self.objective.transfer_batch_to_device(collate(data, rows, EVALUATION), self.device, 0)
+                found[batch.indices.cpu().numpy()] = log_likelihoods(self.objective.model, batch).double().cpu().numpy()
+        return found
+
+
+def windows(tokens: list[int], first: int, window: int, stride: int) -> Iterator[Scored]:
+    """Tokens from `first` on, each once, in windows of `window` inputs that move by `stride`.
+
+    So a token behind the first window has at least window - stride tokens of context. A smaller stride is nearer to the likelihood
+    of the whole text, and takes longer.
+    """
+    while first < len(tokens):
+        begin = max(0, first - 1 - (window - stride))
+        end = min(begin + window + 1, len(tokens))
+        yield tokens[begin:end], first - begin
+        first = end
+
+
+def _chunks(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    chunk: list[dict[str, Any]] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

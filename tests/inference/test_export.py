@@ -1,0 +1,106 @@
+"""An export is the model: plain transformers, peft and ONNX Runtime say of a text what we say of it, and training goes on from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer, pipeline
+
+import llm_lightning
+from llm_lightning.cli import load
+from llm_lightning.errors import RunError, UserError
+from llm_lightning.inference import onnx
+from llm_lightning.run import run as start
+
+from ..conftest import Runner
+from ..objectives.test_supervised import TINY_MARIAN, write
+from ..test_api import classifier  # noqa: F401
+from .test_generate import writer  # noqa: F401
+
+TEXTS = ["a great film", "quite awful plot and was", "really"]
+
+
+def export(run: Path, kind: str, out: Path) -> Path:
+    start(load(["task=export", f"run={run}", f"export.format={kind}", f"out={out}"]))
+    return out
+
+
+def test_a_pipeline_of_the_export_predicts_the_same_and_it_trains_on(
+    classifier: Path,  # noqa: F811
+    reviews: Path,
+    run: Runner,
+    tmp_path: Path,
+) -> None:
+    folder = export(classifier, "hf", tmp_path / "export")
+    ours = llm_lightning.load(classifier).predict(TEXTS)
+    theirs = pipeline("text-classification", model=str(folder), top_k=None)(TEXTS)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine["scores"] == pytest.approx({each["label"]: each["score"] for each in other}, abs=1e-5)
+    assert llm_lightning.load(folder).predict([{"text": text} for text in TEXTS]) == ours
+    card = (folder / "README.md").read_text()
+    assert all(part in card for part in ("pipeline_tag: text-classification", "**Limits.**", "validation/accuracy"))
+    data = ["data=files", f"data.train={reviews}", "data.columns.text=body", "data.columns.label=stars"]
+    again = run("task=finetune", *data, f"model.name_or_path={folder}", "trainer.max_steps=1", f"run_dir={tmp_path}/again")
+    assert again["metrics"]["validation/accuracy"] > 0.9
+
+
+def test_onnx_says_what_torch_says(classifier: Path, tmp_path: Path) -> None:  # noqa: F811
+    folder = export(classifier, "onnx", tmp_path / "onnx")
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    rows = dict(AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="np"))
+    (logits,) = session.run(None, {name: rows[name].astype(np.int64) for name in ("input_ids", "attention_mask")})
+    names = json.loads((folder / "config.json").read_text())["id2label"]
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    for row, mine in zip(shares, llm_lightning.load(classifier).predict(TEXTS), strict=True):
+        assert {names[str(i)]: float(p) for i, p in enumerate(row)} == pytest.approx(mine["scores"], abs=1e-4)
+
+
+def test_onnx_of_a_decoder_and_of_a_translator(writer: Path, run: Runner, tmp_path: Path) -> None:  # noqa: F811
+    assert (export(writer, "onnx", tmp_path / "decoder") / "model.onnx").is_file()
+    run(*write(tmp_path, "translation"), *TINY_MARIAN, "trainer.max_epochs=1", f"run_dir={tmp_path}/run")
+    assert (export(tmp_path / "run", "onnx", tmp_path / "translator") / "model.onnx").is_file()
+
+
+def test_a_file_whose_logits_are_others_is_not_kept(
+    classifier: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnx, "TOLERANCE", -1.0)
+    with pytest.raises(RunError, match="logits are off by"):
+        export(classifier, "onnx", tmp_path / "onnx")
+    assert not (tmp_path / "onnx" / "model.onnx").exists()
+
+
+def test_what_cannot_be_exported_is_said(classifier: Path, minilm: Path, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(UserError, match=r"has no adapter; it was trained without"):
+        export(classifier, "adapter", tmp_path / "adapter")
+    with pytest.raises(UserError, match="out is not set"):
+        load(["task=export", f"run={minilm}"])
+
+
+def test_a_headless_model_stays_one(minilm: Path, tmp_path: Path) -> None:
+    folder = export(minilm, "hf", tmp_path / "export")
+    text = AutoTokenizer.from_pretrained(folder)("a text", return_tensors="pt")
+    ours, theirs = (AutoModel.from_pretrained(each)(**text).last_hidden_state for each in (folder, minilm))
+    assert torch.equal(ours, theirs)
+
+
+def test_an_adapter_goes_with_its_tokenizer(classifier: Path, run: Runner, reviews: Path, tmp_path: Path) -> None:  # noqa: F811
+    data = ["data=files", f"data.train={reviews}", "data.columns.text=body", "data.columns.label=stars"]
+    run(
+        "task=finetune",
+        *data,
+        f"model.init_from={classifier}",
+        "model/adapter=lora",
+        "trainer.max_steps=2",
+        f"run_dir={tmp_path}/run",
+    )
+    folder = export(tmp_path / "run", "adapter", tmp_path / "adapter")
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= {p.name for p in folder.iterdir()}
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(classifier / "hf")

@@ -1,0 +1,70 @@
+"""From Python, the same answers as from the command line, and the same refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import llm_lightning
+from llm_lightning.cli import load
+from llm_lightning.errors import UserError
+from llm_lightning.run import run as start
+
+from .conftest import QUIET, TINY_BERT, TINY_GPT
+
+
+@pytest.fixture(scope="module")
+def classifier(reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    data = [
+        "data=files",
+        f"data.train={reviews}",
+        "data.columns.text=body",
+        "data.columns.label=stars",
+        f"cache_dir={folder}/cache",
+    ]
+    summary = llm_lightning.train(
+        *QUIET,
+        "task=finetune",
+        *TINY_BERT,
+        *data,
+        "trainer.max_epochs=8",
+        "batch.sequences=8",
+        "optimizer.lr=5e-3",
+        f"run_dir={folder}/run",
+    )
+    assert summary["metrics"]["validation/accuracy"] > 0.9
+    return folder / "run"
+
+
+def test_predictions_are_those_of_the_command_line(classifier: Path, tmp_path: Path) -> None:
+    texts = ["a great film", "quite awful plot"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in texts))
+    start(load(["task=predict", f"run={classifier}", f"data.predict={tmp_path}/rows.jsonl", f"out={tmp_path}/out.jsonl"]))
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    model = llm_lightning.load(classifier)
+    said = model.predict(texts)
+    assert [{"row": i, **row} for i, row in enumerate(said)] == written
+    assert [row["label"] for row in said] == ["good", "bad"]
+    assert model.predict([{"body": text} for text in texts]) == said
+    with pytest.raises(UserError, match="row 1: column 'body' is empty"):
+        model.predict(["a film", " "])
+
+
+def test_text_is_that_of_the_command_line(corpus: Path, tmp_path: Path) -> None:
+    data = ["data=text", f"data.train={corpus}", "data.document=line", "data.block_size=32", f"cache_dir={tmp_path}/cache"]
+    llm_lightning.train(
+        *QUIET, "task=pretrain", *TINY_GPT, *data, "trainer.max_steps=30", "optimizer.lr=1e-2", f"run_dir={tmp_path}/run"
+    )
+    model = llm_lightning.load(tmp_path / "run")
+    greedy = model.generate("the cat", temperature=0, max_new_tokens=8)
+    given = [f"run={tmp_path}/run", "prompt='the cat'", "generate.temperature=0", "generate.max_new_tokens=8"]
+    assert greedy == start(load(["task=generate", *given]))["text"]
+    likely, unlikely = model.likelihood(["the cat", "the cat"], ["sees rain", "zzz qqq"])
+    assert likely > unlikely
+    with pytest.raises(UserError, match=r"generate\.heat: there is no such setting; there are max_new_tokens"):
+        model.generate("a", heat=1)
+    with pytest.raises(UserError, match="not a run folder"):
+        llm_lightning.load(tmp_path / "nowhere").predict(["a"])
