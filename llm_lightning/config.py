@@ -227,8 +227,7 @@ class EvaluateConfig:
     text: str | None = None
     """Plain-text files (a glob), how likely a causal model finds which; `data.document` says what a text is."""
     choices: str | None = None
-    """Tables (a glob) of texts that go on in one of several ways, in the columns text, choices (or data.columns.text_pair) and label: is
-    the right one likeliest?"""
+    """Tables (a glob) of texts that go on in one of several ways, in the columns text, choices and label: is the right one likeliest?"""
     window: int | None = bounded(None, Range(2))
     """Tokens that the model is given at once; null is as many as it has positions, at most 1,024."""
     stride: int | None = bounded(None, POSITIVE)

@@ -50,7 +50,7 @@ def stored(task: str, run: str | None, overrides: list[str], checked: bool = Tru
     for change in changes:
         if not change.startswith(CHANGEABLE):
             raise UserError(
-                f"{change}: task={task} takes the run as it is; only single keys of data, batch and trainer may be changed "
+                f"{change}: task={task} takes the run as it is; only single keys of data, batch, trainer and {task} may be changed "
                 f"(data.test=<file>, trainer.devices=1); leave this out."
             )
     folder = Path(run).expanduser()

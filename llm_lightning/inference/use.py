@@ -14,7 +14,7 @@ import torch
 from hydra.utils import get_object
 from transformers import AutoConfig
 
-from llm_lightning.config import Config
+from llm_lightning.config import ColumnsConfig, Config
 from llm_lightning.data import encodings, tokenizers
 from llm_lightning.data.module import Text
 from llm_lightning.data.rows import CONTINUES
@@ -71,9 +71,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         of_text = likelihood.of_text(pieces(), window, min(wanted.stride or -(-window // 2), window))
         found |= {f"text/{name}": value for name, value in of_text.items()}
     if wanted.choices:
-        columns = config.data.columns
-        columns = replace(columns, text_pair=columns.text_pair or "choices", label=columns.label or "label")
-        data = replace(config.data, columns=columns)
+        data = replace(config.data, columns=ColumnsConfig(text="text", text_pair="choices", label="label"))
         rows = (row for path in paths_of("evaluate.choices", wanted.choices) for row in rows_of(path, data))
         found |= {f"choices/{name}": value for name, value in likelihood.of_choices(rows, data).items()}
     print("\n".join(f"  {name:<28} {value:.6g}" for name, value in found.items()), file=sys.stderr)
@@ -155,9 +153,7 @@ def auto_class(weights: str, trust_remote_code: bool) -> str:
 def _require_causal(weights: str, config: Config) -> None:
     """An encoder would look at what it is to guess."""
     if (found := auto_class(weights, config.model.trust_remote_code)) != "AutoModelForCausalLM":
-        raise UserError(
-            f"run={config.run}: its {found} is no causal language model, so that it has no likelihood of text to go by."
-        )
+        raise UserError(f"run={config.run}: an {found} is no causal language model; it does not go on with text.")
 
 
 def _ready(config: Config, objective: Objective, weights: str) -> tuple[Callable[[], AbstractContextManager[Any]], torch.device]:
