@@ -26,7 +26,7 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
     (["taskk=finetune"], ["taskk", "no such key", "Did you mean 'task'?"]),
     (
         ["task=finetun"],
-        ["task=finetun", "can be chat, check, evaluate, finetune, generate, predict, pretrain", "Did you mean 'finetune'?"],
+        ["task=finetun", "can be chat, check, evaluate, export, finetune, generate, predict, pretrain", "Did you mean 'finetune'?"],
     ),
     (["model=bert_tini"], ["model=bert_tini", "Did you mean 'bert_tiny'?"]),
     (["optimizer=adam"], ["optimizer=adam", "Did you mean 'adamw'?"]),
@@ -60,7 +60,7 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
     (["data.train=mine.txt"], ["data.train=mine.txt", "data=docs is built in", "data=text or data=files"]),
     (["data.train=a(1).txt"], ["data.train=a(1).txt", "need quotes: \"data.train='a(1).txt'\""]),
     (["run_dir="], ["run_dir is empty"]),
-    (["run=runs/x"], ["only task=evaluate, predict, generate and chat read a run", "model.init_from=runs/x"]),
+    (["run=runs/x"], ["only task=evaluate, predict, generate, chat and export read a run", "model.init_from=runs/x"]),
     (["optimizer.lr=inf"], ["optimizer.lr=inf", "a number above 0"]),
     (["optimizer.betas=[0.9]"], ["optimizer.betas", "a list of 2 values"]),
     (["optimizer.betas=[0.9,1.5]"], ["optimizer.betas", "below 1"]),
@@ -114,20 +114,18 @@ def test_wrong_config_is_refused_before_torch_is_imported() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
-def test_help_shows_groups_options_and_five_examples(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    shown = command("--help").stdout
-    for folder in (path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"):
-        options = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        assert f"{folder.name}: {options}" in shown
-    assert shown.split("Examples:")[1].count("python train.py") == 5
-
-
 OPTIONS = [
-    (folder.name, file.stem)
-    for folder in sorted(CONF.iterdir())
-    if folder.name != "hydra"
-    for file in sorted(folder.glob("*.yaml"))
+    (str(file.parent.relative_to(CONF)), file.stem)
+    for file in sorted(CONF.glob("*/**/*.yaml"))
+    if file.relative_to(CONF).parts[0] != "hydra"
 ]
+
+
+def test_help_shows_groups_options_and_seven_examples(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    shown = command("--help").stdout
+    for group in {group for group, _ in OPTIONS}:
+        assert f"{group}: {', '.join(option for each, option in OPTIONS if each == group)}" in shown
+    assert shown.split("Examples:")[1].count("python train.py") == 7
 
 
 def with_files(overrides: list[str], folder: Path) -> Config:
@@ -143,8 +141,9 @@ def with_files(overrides: list[str], folder: Path) -> Config:
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_shipped_option_composes(group: str, option: str, tmp_path: Path) -> None:
+def test_every_shipped_option_composes(group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each option of each group gives a valid config with whatever it needs beside it."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # every extra is installed
     (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\n")
     (tmp_path / "train.txt").write_text("some text")
     (tmp_path / "hf").mkdir()
@@ -157,9 +156,10 @@ def test_every_shipped_option_composes(group: str, option: str, tmp_path: Path) 
         ("task", "evaluate"): [f"run={tmp_path}"],
         ("task", "chat"): [f"run={tmp_path}"],
         ("task", "generate"): [f"run={tmp_path}", "prompt=a"],
+        ("task", "export"): [f"run={tmp_path}"],
         ("task", "predict"): [f"run={tmp_path}", f"data.predict={tmp_path}/train.txt"],
     }
-    extra = {"model": ["objective=classification"], "data": ["objective=causal_lm"]}.get(group, [])
+    extra = {"model": ["objective=classification"], "data": ["objective=causal_lm"], "model/adapter": ["model=gpt2"]}.get(group, [])
     config = with_files([*extra, f"{group}={option}", *needs.get((group, option), [])], tmp_path)
     assert config.choices[group] == option or config.run is not None  # which has its choices
 
