@@ -77,6 +77,8 @@ def _in_place_of(folder: Path) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
+    for file in partial.iterdir():  # safetensors makes files that their owner alone can read
+        file.chmod((partial / "config.json").stat().st_mode)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)

@@ -42,6 +42,7 @@ def test_a_pipeline_of_the_export_predicts_the_same_and_it_trains_on(
     for mine, other in zip(ours, theirs, strict=True):
         assert mine["scores"] == pytest.approx({each["label"]: each["score"] for each in other}, abs=1e-5)
     assert llm_lightning.load(folder).predict([{"text": text} for text in TEXTS]) == ours
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1  # whoever may read one may read all
     card = (folder / "README.md").read_text()
     assert all(part in card for part in ("pipeline_tag: text-classification", "**Limits.**", "validation/accuracy"))
     data = ["data=files", f"data.train={reviews}", "data.columns.text=body", "data.columns.label=stars"]
