@@ -18,9 +18,11 @@ PIPELINES = {
     "instruction": ("text-generation", '[{"role": "user", "content": "a question"}]'),
 }
 """The task of transformers' pipeline that runs an objective's model, and what it is called with."""
-CLASSES = {"question_answering": "AutoModelForQuestionAnswering", "translation": "AutoModelForSeq2SeqLM"}
-"""The class that loads a model which transformers 5 has no pipeline for."""
-TAGS = {"question_answering": "question-answering", "translation": "translation"}
+CLASSES = {
+    "question_answering": ("question-answering", "AutoModelForQuestionAnswering"),
+    "translation": ("translation", "AutoModelForSeq2SeqLM"),
+}
+"""The task, and the class that loads a model, where transformers 5 has no pipeline for it."""
 
 
 def write_card(folder: Path) -> None:
@@ -29,32 +31,31 @@ def write_card(folder: Path) -> None:
     summary = run.summary
     data, seconds, energy = summary["data"], summary["seconds"], summary["energy"]
     objective, origin = summary["objective"], run.config["model"]["name_or_path"] or run.config["model"]["init_from"]
-    facts = {"library_name": "transformers", "pipeline_tag": PIPELINES.get(objective, (TAGS.get(objective),))[0]}
+    known, facts = (PIPELINES | CLASSES).get(objective), {"library_name": "transformers"}
+    facts |= {"pipeline_tag": known[0]} if known else {}
     facts |= {"base_model": origin} if origin and not Path(origin).expanduser().is_dir() else {}
     head = yaml.safe_dump(facts | {"tags": ["llm_lightning", objective]}, sort_keys=False)
     sizes = ", ".join(f"{split} {count:,} rows ({data['tokens'][split]:,} tokens)" for split, count in data["rows"].items())
     cost = "not measured" if energy.get("kwh") is None else f"{energy['kwh']:.5f} kWh, {energy['co2eq_kg'] * 1000:.2f} g CO2eq"
     parts = [
         f"---\n{head}---",
-        f"# {summary['objective']} on {data['name']}",
+        f"# {objective} on {data['name']}",
         f"{summary['model']['name']}, {summary['model']['parameters']:,} parameters, trained by llm_lightning.",
-        f"```python\n{_use(objective)}\n```",
+        *([f"```python\n{_use(objective)}\n```"] if known else []),  # an objective of the user's own is not known here
         f"**Data.** {data['name']}: {sizes}.",
         f"**Training.** {summary['steps']:,} optimizer steps, {summary['tokens_seen']:,} tokens, best at step {summary['best_step']}; "
         f"{seconds['total']:.0f} s; {cost}; seed {summary['seed']}.",
         "| metric | value |\n| --- | --- |\n" + "\n".join(f"| {name} | {value:.5g} |" for name, value in run.metrics.items()),
-    ]
-    parts.append(
         f"**Limits.** The figures above are of {data['name']} alone: on other text, expect less, and measure it. The model has what is "
-        f"wrong with its data{' and with the model that it comes from' if origin else ''}; nothing of it was looked at but these figures."
-    )
+        f"wrong with its data{' and with the model that it comes from' if origin else ''}; nothing of it was looked at but these figures.",
+    ]
     (folder / "hf" / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _use(objective: str) -> str:
     """The lines of Python that run an objective's model without us."""
     if objective in CLASSES:
-        auto = CLASSES[objective]
+        auto = CLASSES[objective][1]
         return (
             f'from transformers import {auto}, AutoTokenizer\n\nmodel = {auto}.from_pretrained("<this folder>")\n'
             f'tokenizer = AutoTokenizer.from_pretrained("<this folder>")'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import llm_lightning
 from llm_lightning.cli import load
 from llm_lightning.errors import RunError, UserError
 from llm_lightning.inference import onnx
+from llm_lightning.reporting.card import write_card
 from llm_lightning.run import run as start
 
 from ..conftest import Runner
@@ -48,6 +50,16 @@ def test_a_pipeline_of_the_export_predicts_the_same_and_it_trains_on(
     data = ["data=files", f"data.train={reviews}", "data.columns.text=body", "data.columns.label=stars"]
     again = run("task=finetune", *data, f"model.name_or_path={folder}", "trainer.max_steps=1", f"run_dir={tmp_path}/again")
     assert again["metrics"]["validation/accuracy"] > 0.9
+
+
+def test_an_objective_of_the_users_own_has_a_card(classifier: Path, tmp_path: Path) -> None:  # noqa: F811
+    folder = Path(shutil.copytree(classifier, tmp_path / "run"))
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"objective": "ordinal"}))
+    write_card(folder)
+    card = (folder / "hf" / "README.md").read_text()
+    assert "# ordinal on files" in card
+    assert "pipeline" not in card
 
 
 def test_onnx_says_what_torch_says(classifier: Path, tmp_path: Path) -> None:  # noqa: F811
