@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,12 @@ from typing import Any
 from llm_lightning import cli, stored
 from llm_lightning.config import Config
 from llm_lightning.errors import UserError
+from llm_lightning.inference import use
+from llm_lightning.inference.generate import Generator
+from llm_lightning.inference.likelihood import Likelihood
+from llm_lightning.inference.predict import Predictor
 from llm_lightning.run import run
+from llm_lightning.training import trainer
 
 
 def train(*overrides: str) -> dict[str, Any]:
@@ -35,7 +39,7 @@ class Model:
 
     def predict(self, rows: list[str] | list[dict[str, Any]]) -> list[dict[str, Any]]:
         """A prediction for each text, or for each row with the columns that the model was trained on. Raises UserError for a bad row."""
-        column = self._predictor.encoding.data.columns.text
+        column = self._predictor.objective.text.encoding.data.columns.text
         given = [{column: row} if isinstance(row, str) else dict(row) for row in rows]
         return self._predictor([{"where": f"row {number}", **row} for number, row in enumerate(given)])
 
@@ -56,19 +60,17 @@ class Model:
         return weigh.sums([weigh.scored(context, text) for context, text in zip(contexts, texts, strict=True)]).tolist()
 
     @cached_property
-    def _predictor(self) -> Any:
-        return self._made("predict", "predictor")
+    def _predictor(self) -> Predictor:
+        return use.predictor(self._config("predict"))
 
     @cached_property
-    def _generator(self) -> Any:
-        return self._made("generate", "generator")
+    def _generator(self) -> Generator:
+        return use.generator(self._config("generate"))
 
     @cached_property
-    def _likelihood(self) -> Any:
-        return self._made("generate", "likelihoods")
+    def _likelihood(self) -> Likelihood:
+        return use.likelihoods(self._config("generate"))
 
-    def _made(self, task: str, maker: str) -> Any:
-        from llm_lightning.inference import use
-
-        make: Callable[[Config], Any] = getattr(use, maker)
-        return make(stored.stored(task, self.run, list(self.overrides), checked=False))
+    def _config(self, task: str) -> Config:
+        trainer.quiet_libraries()
+        return stored.stored(task, self.run, list(self.overrides), checked=False)

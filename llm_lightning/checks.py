@@ -27,9 +27,8 @@ def check(config: Config) -> None:
     """Raise a `UserError` that names every mistake in the config."""
     mistakes = list(_values(config))
     if not mistakes:
-        likelihood = config.task == "evaluate" and (config.evaluate.text or config.evaluate.choices)
-        of_stored = [_model, _likelihood] if likelihood else OF_STORED.get(config.task)
-        checks = of_stored or [_groups, _model, _data, _fit, _trainer, _resume]
+        weighs = config.task == "evaluate" and config.evaluate.weighs
+        checks = OF_STORED.get("weigh" if weighs else config.task, [_groups, _model, _data, _fit, _trainer, _resume])
         mistakes = [mistake for find in checks for mistake in find(config)]
     if mistakes:
         raise UserError("\n".join(mistakes))
@@ -159,7 +158,7 @@ def _predict(config: Config) -> Iterator[str]:
         yield "data.predict is not set: task=predict needs data.predict=<file, glob or - for standard input>."
     elif source != "-" and not glob.glob(str(Path(source).expanduser()), recursive=True):
         yield f"data.predict={source}: no such file."
-    if config.out is None and not (Path(str(config.run)).expanduser() / "config.yaml").is_file():
+    if config.out is None and config.run_folder is None:
         yield "out is not set: give out=<file.jsonl or file.parquet>."
 
 
@@ -181,11 +180,10 @@ def _likelihood(config: Config) -> Iterator[str]:
 
 
 def _export(config: Config) -> Iterator[str]:
-    run = Path(str(config.run)).expanduser()
-    is_run = (run / "config.yaml").is_file()
-    if config.out is None and not is_run:
+    run = config.run_folder
+    if config.out is None and run is None:
         yield "out is not set: give out=<folder>."
-    if config.export.format == "adapter" and not (run / "adapter" / "adapter_config.json").is_file():
+    if config.export.format == "adapter" and (run is None or not (run / "adapter" / "adapter_config.json").is_file()):
         yield f"export.format=adapter: run={config.run} has no adapter; it was trained without (model/adapter=none)."
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if config.export.format == "onnx" and missing:
@@ -285,5 +283,11 @@ def _resume(config: Config) -> Iterator[str]:
         yield f"run_dir={config.run_dir}: this is a file; give a folder."
 
 
-OF_STORED = {"predict": [_groups, _model, _predict], "generate": [_model, _generate], "chat": [_model], "export": [_model, _export]}
+OF_STORED = {
+    "predict": [_groups, _model, _predict],
+    "generate": [_model, _generate],
+    "chat": [_model],
+    "weigh": [_model, _likelihood],
+    "export": [_model, _export],
+}
 """What is looked at for tasks that train nothing."""

@@ -233,6 +233,11 @@ class EvaluateConfig:
     stride: int | None = bounded(None, POSITIVE)
     """Tokens by which windows move; the more they overlap, the more context each token has. null is half a window."""
 
+    @property
+    def weighs(self) -> bool:
+        """Whether other text is weighed, and not a run's own evaluation repeated."""
+        return self.text is not None or self.choices is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
@@ -277,6 +282,12 @@ class Config:
     """Which option of each group was chosen; filled in by the program."""
     command: str | None = None
     """The command that started the run; filled in by the program."""
+
+    @property
+    def run_folder(self) -> Path | None:
+        """The run of ours that `run` names; None where that is another folder, or a name on the hub."""
+        folder = Path(str(self.run)).expanduser()
+        return folder if (folder / "config.yaml").is_file() else None
 
 
 OPEN_GROUPS = ("objective", "optimizer", "scheduler")

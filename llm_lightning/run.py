@@ -18,8 +18,8 @@ from llm_lightning.data.module import DataModule, Text, prepare
 from llm_lightning.errors import Stopped, UserError
 from llm_lightning.inference import use
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
-from llm_lightning.inference.export import export, export_adapter, recover
-from llm_lightning.models import adapter, build, float8
+from llm_lightning.inference.export import Best, recover
+from llm_lightning.models import build, float8
 from llm_lightning.objectives.base import Objective
 from llm_lightning.reporting import about, record
 from llm_lightning.signatures import made
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def run(config: Config, sweep: str | None = None) -> dict[str, Any]:
     """Do what `config.task` says; returns the run's summary. `sweep` names the sweep that the run is a job of."""
     trainer.quiet_libraries()
-    if config.task == "evaluate" and not (config.evaluate.text or config.evaluate.choices):
+    if config.task == "evaluate" and not config.evaluate.weighs:
         return evaluate(config)
     if config.task in use.TASKS:
         return use.TASKS[config.task](config)
@@ -67,21 +67,12 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
     model = built(config, text, objective, data)
     facts = about.describe(config, text, data, model)
 
-    # an adapter is small: it is kept by itself while it is trained, and becomes part of the whole model at the end
-    origin = build.checkpoint(config.model) if config.model.adapter.kind != "none" else None
-    best = folder / ("hf" if origin is None else "adapter")
-
-    def keep() -> None:
-        if origin is None:
-            export(model, text.tokenizer, best)
-        else:
-            export_adapter(model, origin, best)
-
+    best = Best(folder, model, text.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
     identity = record.identity(config) | {"data": text.fingerprint, "total_steps": data.total_steps}
     resume = resume_point(config.resume, folder, identity)
     if record.is_first():
         record.write_config(folder, config)
-        recover(best)
+        recover(best.folder)
     shown = config.trainer.progress == "bar"
     monitor = Monitor(config.trainer.log_every_steps, data.total_steps, shown, cache_folder(config))
     checkpoints = Checkpoints(
@@ -90,8 +81,8 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
         identity,
         data,
         monitor,
-        best,
-        keep,
+        best.folder,
+        best.keep,
         patience=config.callbacks.patience,
     )
     stop = StopOnSignal(checkpoints.save, f"to go on: {record.command(config, folder)}")
@@ -116,10 +107,8 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
             checkpoints.save(engine)
         trained = time.perf_counter() - started - setup
 
-        if origin is not None:
-            plain_model = modelled(replace(config.model, adapter=AdapterConfig()), text, objective, data)
-            export(adapter.merged(plain_model, best), text.tokenizer, folder / "hf")
-            engine.strategy.barrier()
+        best.complete(lambda: modelled(replace(config.model, adapter=AdapterConfig()), text, objective, data))
+        engine.strategy.barrier()
         objective.model = build.reload(folder / "hf", objective.auto_class, config.model.trust_remote_code)
         metrics, details = evaluate_splits(engine, objective, data)
         summary = {

@@ -15,13 +15,7 @@ from llm_lightning import checks
 from llm_lightning.config import Config, schema, typed
 from llm_lightning.errors import UserError
 
-STORED = {
-    "evaluate": "an evaluation",
-    "predict": "predictions",
-    "generate": "text",
-    "chat": "a conversation",
-    "export": "an export",
-}
+STORED = ("evaluate", "predict", "generate", "chat", "export")
 """The tasks that begin with a finished run."""
 CHANGEABLE = ("data.", "batch.", "trainer.", "cache_dir", "debug", "out", "prompt=", "generate.", "evaluate.", "export.", "seed=")
 """What may be changed for them: other files, other batch sizes, other hardware."""
@@ -50,8 +44,8 @@ def stored(task: str, run: str | None, overrides: list[str], checked: bool = Tru
     for change in changes:
         if not change.startswith(CHANGEABLE):
             raise UserError(
-                f"{change}: task={task} takes the run as it is; only single keys of data, batch, trainer and {task} may be changed "
-                f"(data.test=<file>, trainer.devices=1); leave this out."
+                f"{change}: task={task} takes the run as it is; only single keys of data, batch, trainer, "
+                f"generate, evaluate and export may be changed (data.test=<file>, trainer.devices=1); leave this out."
             )
     folder = Path(run).expanduser()
     try:

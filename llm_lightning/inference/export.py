@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,35 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(partial)
 
 
-def export_adapter(model: PreTrainedModel, origin: str, folder: Path) -> None:
-    """The same for what is trained of a model with an adapter, as a peft folder; `origin` is the checkpoint that it is for."""
-    state = adapter.state(model)
-    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
-        return
-    with _in_place_of(folder) as partial:
-        adapter.save(model, state, origin, partial)
+@dataclass(frozen=True)
+class Best:
+    """The best weights of a run, in `hf/`. An adapter is small: while it is trained it is kept by itself, in `adapter/`."""
+
+    run: Path
+    model: PreTrainedModel
+    tokenizer: Any
+    origin: str | None
+    """The checkpoint that an adapter is for; None where there is no adapter."""
+
+    @property
+    def folder(self) -> Path:
+        return self.run / ("hf" if self.origin is None else "adapter")
+
+    def keep(self) -> None:
+        """Write the current weights, as `export` does."""
+        if self.origin is None:
+            export(self.model, self.tokenizer, self.folder)
+            return
+        state = adapter.state(self.model)
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+            return
+        with _in_place_of(self.folder) as partial:
+            adapter.save(self.model, state, self.origin, partial)
+
+    def complete(self, plain: Callable[[], PreTrainedModel]) -> None:
+        """Make `hf/` of an adapter and of the model that `plain` gives, which has none yet."""
+        if self.origin is not None:
+            export(adapter.merged(plain(), self.folder), self.tokenizer, self.run / "hf")
 
 
 def copy_adapter(run: Path, folder: Path) -> None:

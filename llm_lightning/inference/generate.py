@@ -14,12 +14,9 @@ from llm_lightning.config import DataConfig, GenerateConfig
 from llm_lightning.data.encodings import text_of
 from llm_lightning.data.encodings.chat import Message, conversation
 from llm_lightning.data.examples import BadRow
-from llm_lightning.data.rows import PROBLEM
 from llm_lightning.errors import UserError
-from llm_lightning.inference.predict import Row
+from llm_lightning.inference.predict import Row, usable
 from llm_lightning.models.generate import as_published, continued
-
-AT_ONCE = 16  # prompts that are gone on with together
 
 
 @dataclass
@@ -33,28 +30,13 @@ class Generator:
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         """`text` for the prompt (or conversation) of each row; a row without one has `error`, or raises UserError."""
-        said: dict[int, Row] = {}
-        prompts: dict[int, list[int]] = {}
-        for number, row in enumerate(rows):
-            try:
-                prompts[number] = self.tokens(self._asked(row))
-            except BadRow as problem:
-                if self.data.on_bad_row == "error":
-                    raise UserError(
-                        f"{row['where']}: {problem}. Mend the row, or go on without with data.on_bad_row=skip."
-                    ) from None
-                said[number] = {"error": str(problem)}
-        order = sorted(prompts, key=lambda number: len(prompts[number]))
-        for start in range(0, len(order), AT_ONCE):
-            part = order[start : start + AT_ONCE]
-            found = continued(self.model, [prompts[number] for number in part], self.tokenizer.pad_token_id, **self.options())
-            for number, text in zip(part, self.tokenizer.batch_decode(found, skip_special_tokens=True), strict=True):
-                said[number] = {"text": self._stopped(text)}
+        prompts, said = usable(rows, lambda number, row: self.tokens(self._asked(row)), self.data)
+        found = continued(self.model, list(prompts.values()), self.tokenizer.pad_token_id, **self.options())
+        texts = self.tokenizer.batch_decode(found, skip_special_tokens=True) if found else []
+        said |= {number: {"text": self._stopped(text)} for number, text in zip(prompts, texts, strict=True)}
         return [said[number] for number in range(len(rows))]
 
     def _asked(self, row: Row) -> str | list[Message]:
-        if row.get(PROBLEM) is not None:
-            raise BadRow(row[PROBLEM])
         value, column = row.get(self.data.columns.text), self.data.columns.text
         return conversation(value, column, answered=False) if isinstance(value, list) else text_of(column, value)
 

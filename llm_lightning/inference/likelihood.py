@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-import torch
 
-from llm_lightning.config import BatchConfig, DataConfig
-from llm_lightning.data import encode
-from llm_lightning.data.collate import EVALUATION, Collator
+from llm_lightning.config import DataConfig
 from llm_lightning.data.encodings import Sequences, structured, text_of
 from llm_lightning.data.examples import BadRow, Example
 from llm_lightning.data.masking import IGNORED
-from llm_lightning.data.plan import evaluation
 from llm_lightning.errors import UserError
+from llm_lightning.inference.loaded import Loaded
 from llm_lightning.models.forward import log_likelihoods
-from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.objectives.language import bits_per_byte, perplexity
 
 AT_ONCE = 1 << 16  # tokens that are laid out together
@@ -29,14 +23,8 @@ Scored = tuple[list[int], int]
 """Tokens, and from which on they count: those before are context."""
 
 
-@dataclass(frozen=True)
-class Likelihood:
-    """A causal objective whose model is loaded, and how its batches are made and run."""
-
-    objective: CausalLM
-    spec: BatchConfig
-    precision: Callable[[], AbstractContextManager[Any]]
-    device: torch.device
+class Likelihood(Loaded):
+    """What weighs text by a causal objective."""
 
     def of_text(self, pieces: Iterable[tuple[str, bool]], window: int, stride: int) -> dict[str, float]:
         """Perplexity a token and bits a byte of texts; (text, whether it goes on with the one before). See `windows`."""
@@ -74,7 +62,8 @@ class Likelihood:
         right: list[float] = []
         right_by_byte: list[float] = []
         chance: list[float] = []
-        for chunk in _chunks(rows, 256):
+        rows = iter(rows)
+        while chunk := list(islice(rows, 256)):
             asked = [self._choices(row, data) for row in chunk]
             sums = iter(self.sums(list(chain.from_iterable(parts for parts, _, _ in asked))).tolist())
             for parts, sizes, label in asked:
@@ -120,13 +109,7 @@ class Likelihood:
             examples=[Example(i, "", None, None) for i in range(len(parts))],
             token_targets=[[IGNORED] * first + tokens[first:] for tokens, first in parts],
         )
-        data, collate = encode.in_memory(sequences, next_token=True), Collator(next_token=True)
-        found = np.zeros(len(parts))
-        with torch.inference_mode(), self.precision():
-            for rows in evaluation(data.inputs, self.spec):
-                batch = self.objective.transfer_batch_to_device(collate(data, rows, EVALUATION), self.device, 0)
-                found[batch.indices.cpu().numpy()] = log_likelihoods(self.objective.model, batch).double().cpu().numpy()
-        return found
+        return np.array(self.each(sequences, lambda batch: log_likelihoods(self.objective.model, batch).tolist()))
 
 
 def windows(tokens: list[int], first: int, window: int, stride: int) -> Iterator[Scored]:
@@ -140,14 +123,3 @@ def windows(tokens: list[int], first: int, window: int, stride: int) -> Iterator
         end = min(begin + window + 1, len(tokens))
         yield tokens[begin:end], first - begin
         first = end
-
-
-def _chunks(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    chunk: list[dict[str, Any]] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

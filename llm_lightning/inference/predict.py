@@ -12,26 +12,20 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 from tqdm import tqdm
 
-from llm_lightning.config import BatchConfig, DataConfig
-from llm_lightning.data import encode
-from llm_lightning.data.collate import EVALUATION, Collator
-from llm_lightning.data.encodings import Encoding
+from llm_lightning.config import DataConfig
 from llm_lightning.data.examples import BadRow, Example
-from llm_lightning.data.plan import evaluation
 from llm_lightning.data.rows import LINE, PROBLEM
 from llm_lightning.data.sources import conll, files, squad
 from llm_lightning.errors import UserError, listed
-from llm_lightning.objectives.base import Objective
+from llm_lightning.inference.loaded import Loaded
 
 CHUNK = 4096
 PLAIN = (".txt", ".md")
@@ -40,60 +34,53 @@ OUT = (".jsonl", ".parquet")
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """What turns rows into predictions: an objective whose model is loaded, and how its batches are made and run."""
-
-    objective: Objective
-    encoding: Encoding
-    spec: BatchConfig
-    precision: Callable[[], AbstractContextManager[Any]]
-    device: torch.device
+class Predictor(Loaded):
+    """What turns rows into predictions."""
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         """A prediction for each row; a row that cannot be used has `error` instead, or, unless data.on_bad_row=skip, raises UserError."""
-        examples: list[Example] = []
-        said: dict[int, Row] = {}
-        for number, row in enumerate(rows):
-            try:
-                examples.append(self._example(number, row))
-            except BadRow as problem:
-                if self.encoding.data.on_bad_row == "error":
-                    raise UserError(
-                        f"{row['where']}: {problem}. Mend the row, or go on without with data.on_bad_row=skip."
-                    ) from None
-                said[number] = {"error": str(problem)}
+        examples, said = usable(rows, self._example, self.objective.text.encoding.data)
         if examples:
-            said |= {example.row: self.objective.answer_row(example, parts) for example, parts in self._parts(examples)}
+            answered = self._parts(list(examples.values()))
+            said |= {example.row: self.objective.answer_row(example, parts) for example, parts in answered}
         return [said.get(number, {"error": "the text has no token of the tokenizer's"}) for number in range(len(rows))]
 
     def _example(self, number: int, row: Row) -> Example:
-        if row.get(PROBLEM) is not None:
-            raise BadRow(row[PROBLEM])
-        columns = self.encoding.data.columns
+        encoding = self.objective.text.encoding
+        columns = encoding.data.columns
         pair = None if columns.text_pair is None else row.get(columns.text_pair)
-        return Example(number, *self.encoding.read(row.get(columns.text), pair, None))
+        return Example(number, *encoding.read(row.get(columns.text), pair, None))
 
     def _parts(self, examples: list[Example]) -> Iterator[tuple[Example, list[Any]]]:
         """The predictions of the sequences that each example becomes."""
-        found = self.encoding(examples, None)
+        found = self.objective.text.encoding(examples, None)
         if not found.tokens:
             return
-        data = encode.in_memory(found, self.encoding.next_token)
-        types = "token_type_ids" in self.encoding.tokenizer.model_input_names
-        collate = Collator(self.encoding.next_token, self.encoding.translates, None, types)
-        parts: list[Any] = [None] * len(data)
-        with torch.inference_mode(), self.precision():
-            for batch_rows in evaluation(data.inputs, self.spec):
-                batch = collate(data, batch_rows, EVALUATION)
-                moved = self.objective.transfer_batch_to_device(batch, self.device, 0)
-                for index, part in zip(batch.indices.tolist(), self.objective.predict(moved), strict=True):
-                    parts[index] = part
+        parts = self.each(found, self.objective.predict)
         places: dict[int, list[int]] = {}
         for place, example in enumerate(found.examples):
             places.setdefault(example.row, []).append(place)
         by_row = {example.row: example for example in found.examples}
         yield from ((by_row[row], [parts[place] for place in where]) for row, where in places.items())
+
+
+def usable(rows: list[Row], read: Callable[[int, Row], Any], data: DataConfig) -> tuple[dict[int, Any], dict[int, Row]]:
+    """(what `read` makes of each usable row, `error` for each other), by the rows' numbers.
+
+    Raises UserError for the first that cannot be used, unless data.on_bad_row=skip.
+    """
+    values: dict[int, Any] = {}
+    errors: dict[int, Row] = {}
+    for number, row in enumerate(rows):
+        try:
+            if row.get(PROBLEM) is not None:
+                raise BadRow(row[PROBLEM])
+            values[number] = read(number, row)
+        except BadRow as problem:
+            if data.on_bad_row == "error":
+                raise UserError(f"{row['where']}: {problem}. Mend the row, or go on without with data.on_bad_row=skip.") from None
+            errors[number] = {"error": str(problem)}
+    return values, errors
 
 
 def write(predict: Callable[[list[Row]], list[Row]], data: DataConfig, out: Path, model: str, shown: bool) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -30,8 +29,6 @@ from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.reporting import record
 from llm_lightning.signatures import made
 from llm_lightning.training import trainer
-
-log = logging.getLogger(__name__)
 
 WINDOW = 1024
 """Tokens that a model is given at once where evaluate.window does not say, and it has as many positions."""
@@ -75,9 +72,8 @@ def evaluate(config: Config) -> dict[str, Any]:
         rows = (row for path in paths_of("evaluate.choices", wanted.choices) for row in rows_of(path, data))
         found |= {f"choices/{name}": value for name, value in likelihood.of_choices(rows, data).items()}
     print("\n".join(f"  {name:<28} {value:.6g}" for name, value in found.items()), file=sys.stderr)
-    folder = Path(str(config.run)).expanduser()
-    if config.out or (folder / "config.yaml").is_file():
-        out = Path(config.out).expanduser() if config.out else folder / "likelihood.json"
+    if config.out or config.run_folder:
+        out = _out(config, "likelihood.json")
         settings = {"text": wanted.text, "choices": wanted.choices, "window": window, "stride": wanted.stride}
         record.write_json(out, {"metrics": found, **settings, "run": config.run, "versions": record.versions()})
     return {"metrics": found}
@@ -85,10 +81,10 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 def export(config: Config) -> dict[str, Any]:
     """The weights as others want them."""
-    weights = weights_of(config)
-    out = Path(config.out).expanduser() if config.out else Path(str(config.run)).expanduser() / f"export-{config.export.format}"
+    weights, out = weights_of(config), _out(config, f"export-{config.export.format}")
     if config.export.format == "adapter":
-        exports.copy_adapter(Path(str(config.run)).expanduser(), out)
+        assert config.run_folder is not None
+        exports.copy_adapter(config.run_folder, out)
     else:
         model = build.reload(weights, auto_class(weights, config.model.trust_remote_code), config.model.trust_remote_code)
         tokenizer = tokenizers.load(weights, config.model.trust_remote_code)
@@ -113,7 +109,7 @@ def predictor(config: Config) -> Predictor:
     objective_class: type[Objective] = get_object(config.objective["_target_"])
     encoding = encodings.named(objective_class.encoding)(tokenizers.load(weights), without_label(config.data))
     objective: Objective = made(config.objective, Text({}, {}, encoding))
-    return Predictor(objective, encoding, config.batch, *_ready(config, objective, weights))
+    return Predictor(objective, config.batch, *_ready(config, objective, weights))
 
 
 def generator(config: Config) -> Generator:
@@ -136,9 +132,10 @@ def likelihoods(config: Config) -> Likelihood:
 
 def weights_of(config: Config) -> str:
     """The folder, or the name on the hub, of the weights of config.run."""
-    trainer.quiet_libraries()
+    if config.run_folder is not None:
+        return str(config.run_folder / "hf")
     folder = Path(str(config.run)).expanduser()
-    return str(folder / "hf") if (folder / "config.yaml").is_file() else str(folder) if folder.is_dir() else str(config.run)
+    return str(folder) if folder.is_dir() else str(config.run)
 
 
 def auto_class(weights: str, trust_remote_code: bool) -> str:
@@ -167,8 +164,13 @@ def _ready(config: Config, objective: Objective, weights: str) -> tuple[Callable
 
 def _written(config: Config, predict: Callable[[list[Row]], list[Row]]) -> dict[str, Any]:
     """How many rows were predicted, and where they are."""
-    out = Path(config.out).expanduser() if config.out else Path(str(config.run)).expanduser() / "predictions.jsonl"
+    out = _out(config, "predictions.jsonl")
     identity = f"{weights_of(config)} {config.generate} {config.seed}"
     rows = write(predict, without_label(config.data), out, identity, config.trainer.progress == "bar")
     print(f"{rows:,} rows: {out}", file=sys.stderr)
     return {"rows": rows, "out": str(out)}
+
+
+def _out(config: Config, name: str) -> Path:
+    """Where a result goes: what the config says, or under a name in the run folder."""
+    return Path(config.out).expanduser() if config.out else Path(str(config.run)).expanduser() / name

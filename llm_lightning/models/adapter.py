@@ -92,11 +92,13 @@ def _targets(model: PreTrainedModel, endings: list[str] | None) -> list[str]:
     linear = {name: id(module) in inside for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     if endings is None:
         return [name for name, in_layer in linear.items() if in_layer]
-    found = [name for name in linear if any(name == ending or name.endswith(f".{ending}") for ending in endings)]
+    found: list[str] = []
     for ending in endings:
-        if not any(name == ending or name.endswith(f".{ending}") for name in found):
+        matching = [name for name in linear if f".{name}".endswith(f".{ending}")]
+        if not matching:
             there = dict.fromkeys(name.rpartition(".")[2] for name in linear)
             raise UserError(f"model.adapter.targets: no linear layer's name ends in '{ending}'; there are {listed(there)}.")
+        found += matching
     return found
 
 

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.models.forward import is_unpadded, padded
 
+AT_ONCE = 16  # prompts that are gone on with together
+
 
 def written(model: PreTrainedModel, batch: MicroBatch, **settings: Any) -> list[list[int]]:
     """The tokens that an encoder-decoder writes for each source of a batch; `settings` are those of generate."""
@@ -23,14 +25,23 @@ def written(model: PreTrainedModel, batch: MicroBatch, **settings: Any) -> list[
 
 
 def continued(model: PreTrainedModel, prompts: list[list[int]], pad: int, **settings: Any) -> list[list[int]]:
-    """The tokens that a decoder writes behind each prompt, of any lengths; `settings` are those of generate."""
-    longest = max(map(len, prompts))
-    device = model.device
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    with as_published(model):
-        found = model.generate(input_ids=ids, attention_mask=mask, pad_token_id=pad, **settings)  # type: ignore[operator]
-    return found[:, longest:].tolist()
+    """The tokens that a decoder writes behind each prompt, of any number and lengths; `settings` are those of generate.
+
+    Prompts of like lengths are gone on with together.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found: list[list[int]] = [[] for _ in prompts]
+    for start in range(0, len(order), AT_ONCE):
+        part = order[start : start + AT_ONCE]
+        longest = len(prompts[part[-1]])
+        rows = [(prompts[i], longest - len(prompts[i])) for i in part]
+        ids = torch.tensor([[pad] * before + prompt for prompt, before in rows], device=model.device)
+        mask = torch.tensor([[0] * before + [1] * len(prompt) for prompt, before in rows], device=model.device)
+        with as_published(model):
+            whole = model.generate(input_ids=ids, attention_mask=mask, pad_token_id=pad, **settings)  # type: ignore[operator]
+        for i, tokens in zip(part, whole[:, longest:].tolist(), strict=True):
+            found[i] = tokens
+    return found
 
 
 def until(tokens: list[int], ends: set[int]) -> list[int]:

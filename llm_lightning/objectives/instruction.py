@@ -22,8 +22,6 @@ from llm_lightning.signatures import Range
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 16  # conversations that are answered together
-
 
 class Instruction(Objective):
     """-Σ log p(token of the assistant | conversation before it).
@@ -83,15 +81,13 @@ class Instruction(Objective):
 
     def answer(self, conversations: list[list[Message]], **settings: Any) -> list[str]:
         """What the model says next in each conversation; greedy unless `settings`, those of generate, say otherwise."""
-        encoder, tokenizer, answers = self._encoder(), self.text.tokenizer, []
+        encoder, tokenizer = self._encoder(), self.text.tokenizer
         settings = {"max_new_tokens": self.max_answer, "do_sample": False, **settings}
         ends = encoder.ends()
-        for start in range(0, len(conversations), AT_ONCE):
-            prompts = [encoder.prompt(messages) for messages in conversations[start : start + AT_ONCE]]
-            with torch.no_grad():
-                found = continued(self.model, prompts, tokenizer.pad_token_id, eos_token_id=sorted(ends), **settings)
-            answers += tokenizer.batch_decode([until(tokens, ends) for tokens in found], skip_special_tokens=True)
-        return answers
+        prompts = [encoder.prompt(messages) for messages in conversations]
+        with torch.no_grad():
+            found = continued(self.model, prompts, tokenizer.pad_token_id, eos_token_id=sorted(ends), **settings)
+        return tokenizer.batch_decode([until(tokens, ends) for tokens in found], skip_special_tokens=True)
 
     def _encoder(self) -> Encoder:
         assert isinstance(self.text.encoding, Encoder)

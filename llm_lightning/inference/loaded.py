@@ -1,0 +1,42 @@
+"""An objective whose model is loaded, and how sequences go through it outside of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llm_lightning.config import BatchConfig
+from llm_lightning.data import encode
+from llm_lightning.data.collate import EVALUATION, Collator, MicroBatch
+from llm_lightning.data.encodings import Sequences
+from llm_lightning.data.plan import evaluation
+from llm_lightning.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What predictions and likelihoods have in common: the objective, the size of its batches, the precision and the device."""
+
+    objective: Objective
+    spec: BatchConfig
+    precision: Callable[[], AbstractContextManager[Any]]
+    device: torch.device
+
+    def each(self, found: Sequences, say: Callable[[MicroBatch], Sequence[Any]]) -> list[Any]:
+        """What `say` says of each sequence, in their order; it is given batches of like lengths, and answers in the order of a batch."""
+        encoding = self.objective.text.encoding
+        data = encode.in_memory(found, encoding.next_token)
+        types = "token_type_ids" in encoding.tokenizer.model_input_names
+        collate = Collator(encoding.next_token, encoding.translates, None, types)
+        parts: list[Any] = [None] * len(data)
+        with torch.inference_mode(), self.precision():
+            for rows in evaluation(data.inputs, self.spec):
+                batch = collate(data, rows, EVALUATION)
+                moved = self.objective.transfer_batch_to_device(batch, self.device, 0)
+                for index, part in zip(batch.indices.tolist(), say(moved), strict=True):
+                    parts[index] = part
+        return parts
