@@ -1,7 +1,8 @@
 """From a flat batch to the logits of its targets, through a Hugging Face model as it is.
 
 The transformer is given the batch without padding where `attention.py` covers it, else padded to its longest sequence. Its head is
-given only the hidden states that have a target: it works as if the batch held nothing else, whatever it is made of.
+given only the hidden states that have a target: it works as if the batch held nothing else, whatever it is made of. So does what is
+behind the last layer's attention (`last_layer.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from llm_lightning.data.collate import MicroBatch, rounded
-from llm_lightning.models import attention
+from llm_lightning.models import attention, last_layer
 from llm_lightning.models.loss import linear_cross_entropy
 
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
@@ -40,23 +41,22 @@ def is_unpadded(model: PreTrainedModel) -> bool:
 
 def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """(targets, vocabulary): what the head predicts at each target."""
-
-    def chosen(flat: Tensor) -> Tensor:
-        return flat if batch.target_places is None else flat[batch.target_places]
-
+    places = batch.target_places
     if not is_unpadded(model):
-        return chosen(model(**padded(model, batch)).logits[_sequence_of(batch), batch.position_ids])
-    with _spliced(model, batch, lambda hidden: chosen(hidden)[None]):
-        return model(input_ids=batch.input_ids[None]).logits[0]
+        logits = model(**padded(model, batch)).logits[_sequence_of(batch), batch.position_ids]
+        return logits if places is None else logits[places]
+    count = len(batch.input_ids if places is None else places)
+    with _spliced(model, batch, lambda hidden: F.pad(hidden, (0, 0, 0, rounded(count) - count))[None], places):
+        return model(input_ids=batch.input_ids[None]).logits[0, :count]
 
 
 def token_loss(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """Σ -log p of the targets, a scalar. A decoder's head is one matrix: its loss comes from the hidden states, chunk by chunk."""
     head = model.get_output_embeddings()
     if is_unpadded(model) and model.config.model_type in DECODERS and not isinstance(head.weight, DTensor):
-        hidden = model.base_model(**_flat(model, batch)).last_hidden_state[0, : len(batch.input_ids)]
-        chosen = hidden if batch.target_places is None else hidden[batch.target_places]
-        return linear_cross_entropy(chosen, head.weight, batch.targets)
+        with last_layer.only(model, batch.target_places, len(batch.input_ids)) as chosen:
+            hidden = chosen(model.base_model(**_flat(model, batch)).last_hidden_state)
+        return linear_cross_entropy(hidden, head.weight, batch.targets)
     logits = token_logits(model, batch)
     exact = logits if logits.dtype == torch.float64 else logits.float()
     return F.cross_entropy(exact, batch.targets, reduction="sum")
@@ -76,13 +76,16 @@ def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
         return model(**padded(model, batch)).logits
     first = batch.cu_seqlens[:-1]
 
-    def pooled(hidden: Tensor) -> Tensor:
-        if getattr(model.config, "classifier_pooling", None) == "mean":
-            sums = hidden.new_zeros(len(first), hidden.shape[1]).index_add(0, _sequence_of(batch), hidden)
-            return sums / batch.cu_seqlens.diff()[:, None]
-        return hidden[_last(model, batch) if model.config.model_type in DECODERS else first]
+    def mean(hidden: Tensor) -> Tensor:
+        sums = hidden.new_zeros(len(first), hidden.shape[1]).index_add(0, _sequence_of(batch), hidden)
+        return (sums / batch.cu_seqlens.diff()[:, None])[:, None]
 
-    with _spliced(model, batch, lambda hidden: pooled(hidden)[:, None]):
+    if getattr(model.config, "classifier_pooling", None) == "mean":
+        spliced = _spliced(model, batch, mean)
+    else:
+        places = _last(model, batch) if model.config.model_type in DECODERS else first
+        spliced = _spliced(model, batch, lambda hidden: hidden[:, None], places)
+    with spliced:
         return model(input_ids=batch.input_ids[first][:, None]).logits  # as if each sequence had one token
 
 
@@ -119,22 +122,25 @@ def written_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 
 
 @contextlib.contextmanager
-def _spliced(model: PreTrainedModel, batch: MicroBatch, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Whatever the model is called with, its transformer is given the batch, and its head what is chosen of the hidden states."""
+def _spliced(
+    model: PreTrainedModel, batch: MicroBatch, shaped: Callable[[Tensor], Tensor], places: Tensor | None = None
+) -> Iterator[None]:
+    """Whatever the model is called with, its transformer is given the batch, and its head the hidden states at these places, shaped."""
     transformer: Any = model.base_model
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return (), _flat(model, batch)
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        output.last_hidden_state = choose(output.last_hidden_state[0, : len(batch.input_ids)])
+        output.last_hidden_state = shaped(chosen(output.last_hidden_state))
         if output.get("pooler_output") is not None:
             output.pooler_output = transformer.pooler(output.last_hidden_state)
         return output
 
     hooks = transformer.register_forward_pre_hook(before, with_kwargs=True), transformer.register_forward_hook(after)
     try:
-        yield
+        with last_layer.only(model, places, len(batch.input_ids)) as chosen:
+            yield
     finally:
         for hook in hooks:
             hook.remove()

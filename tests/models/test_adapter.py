@@ -96,7 +96,8 @@ def test_patterns_freeze_parameters(pretrained: Callable[[str], list[str]], run:
     run(*pretrained("classification"), freeze, "optimizer.lr=1e-2", "trainer.max_epochs=1", f"run_dir={tmp_path}/run")
     before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "run/hf"))
     for name, value in before.items():
-        assert torch.equal(value, after[f"bert.{name}"]) == ("embeddings" in name or "layer.0." in name), name
+        found = after[f"bert.{name}"]  # in bf16 where that is what training computes in: frozen weights have no master copy
+        assert torch.equal(value.to(found.dtype), found) == ("embeddings" in name or "layer.0." in name), name
 
 
 WRONG = [

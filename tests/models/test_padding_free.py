@@ -16,7 +16,9 @@ from transformers import AutoConfig, PreTrainedModel
 from llm_lightning.data.collate import Collator, MicroBatch
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.models import attention
-from llm_lightning.models.forward import COVERED, DECODERS, is_unpadded, sequence_logits, token_logits, unpadded
+from llm_lightning.models.forward import COVERED, DECODERS, is_unpadded, sequence_logits, token_logits, token_loss, unpadded
+from llm_lightning.models.last_layer import PARTS
+from llm_lightning.models.layers import layers
 
 VOCABULARY = 97
 PAD = 1  # RoBERTa's, whose positions begin behind it
@@ -110,6 +112,35 @@ def test_token_logits_at_some_places(architecture: str) -> None:
     given = rows_of(batch)
     expected = reference(**given).logits[given["attention_mask"].bool()][batch.target_places]
     assert_same(token_logits(model, batch), expected, model, reference)
+
+
+@pytest.mark.parametrize("architecture", COVERED)
+def test_loss_at_some_places(architecture: str) -> None:
+    """By way of the hidden states alone, as decoders have it."""
+    model, reference = pair(architecture, "CausalLM" if architecture in DECODERS else "MaskedLM")
+    batch = collated("stream")
+    batch.target_places = torch.arange(0, len(batch.input_ids), 3)
+    batch.targets = batch.targets[batch.target_places]
+    given = rows_of(batch)
+    logits = reference(**given).logits[given["attention_mask"].bool()][batch.target_places]
+    assert_same(token_loss(model, batch), F.cross_entropy(logits, batch.targets, reduction="sum"), model, reference)
+
+
+@pytest.mark.parametrize("architecture", PARTS)
+def test_behind_its_attention_the_last_layer_works_at_the_targets_alone(architecture: str) -> None:
+    """The same holds of no other layer, and of no pass without chosen places."""
+    model = unpadded(made(architecture, "CausalLM" if architecture in DECODERS else "MaskedLM"))
+    rows: list[int] = []
+    for layer in layers(model.base_model):
+        layer.register_forward_hook(
+            lambda module, args, output: rows.append((output[0] if isinstance(output, tuple) else output).shape[1])
+        )
+    lengths = [40, 30, 20]
+    batch = Collator(next_token=True)(Sequences(1, lengths), [np.arange(3)], 0)  # type: ignore[arg-type]
+    token_logits(model, batch)
+    batch.target_places = torch.tensor([3, 50, 88])
+    token_logits(model, batch)
+    assert rows == [96, 96, 96, 96, 96, 32]
 
 
 @pytest.mark.parametrize("architecture", COVERED)

@@ -1,0 +1,65 @@
+"""The last layer behind its attention, at the places that the head reads and at no others: nothing else depends on the rest of it.
+
+Each token looks at the whole text through the keys and values of the layer's attention, which therefore is computed in full. The output
+projection's sum, the feed-forward and the norms work on each token alone. Numbers and gradients are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llm_lightning.data.collate import rounded
+from llm_lightning.models.layers import layers
+
+_BERT, _LLAMA = ("attention.self", "attention.self"), ("input_layernorm", "self_attn")
+PARTS = {
+    **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta", "camembert"), _BERT),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
+    "distilbert": ("attention", "attention"),
+    "modernbert": ("attn_norm", "attn"),
+}
+"""Of a layer of each model type: the first part that needs every token, and the attention that it ends with."""
+
+
+@contextlib.contextmanager
+def only(model: PreTrainedModel, places: Tensor | None, tokens: int) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Have the last layer work at these places (n,) of a flat batch of so many tokens; None: everywhere.
+
+    Gives what takes the transformer's last hidden states (1, rows, hidden) to those of the places (n, hidden).
+    """
+    layer = layers(model.base_model)[-1]
+    names = PARTS.get(model.config.model_type)
+    compiled = layer._compiled_call_impl is not None  # hooks that change would have it compiled anew at each step
+    if places is None or names is None or compiled or 2 * len(places) > tokens:
+        yield lambda hidden: hidden[0, :tokens] if places is None else hidden[0, places]
+        return
+    filled = F.pad(places, (0, rounded(len(places)) - len(places)))  # few shapes, as of whole batches
+    full: list[Tensor] = []
+
+    def narrow(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        full.append(args[0])
+        return (args[0].index_select(1, filled), *args[1:]), kwargs
+
+    def widen(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return (full.pop(), *args[1:]), kwargs
+
+    def narrow_result(module: nn.Module, args: Any, result: Any) -> Any:
+        return (result[0].index_select(1, filled), *result[1:])
+
+    first, attention = (layer.get_submodule(name) for name in names)
+    hooks = (
+        layer.register_forward_pre_hook(narrow, with_kwargs=True),
+        first.register_forward_pre_hook(widen, with_kwargs=True),
+        attention.register_forward_hook(narrow_result),
+    )
+    try:
+        yield lambda hidden: hidden[0, : len(places)]
+    finally:
+        for hook in hooks:
+            hook.remove()
