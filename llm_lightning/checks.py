@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lightning import signatures
-from llm_lightning.config import CONF, OPEN_GROUPS, AdapterConfig, Config, DataConfig
+from llm_lightning.config import CONF, OPEN_GROUPS, AdapterConfig, Config, DataConfig, SweepConfig
 from llm_lightning.errors import UserError, listed, nearest
 
 SOURCES = Path(__file__).parent / "data" / "sources"
@@ -31,6 +31,12 @@ def check(config: Config) -> None:
         checks = OF_STORED.get("weigh" if weighs else config.task, [_groups, _model, _data, _fit, _trainer, _resume])
         mistakes = [mistake for find in checks for mistake in find(config)]
     if mistakes:
+        raise UserError("\n".join(mistakes))
+
+
+def check_sweep(settings: SweepConfig) -> None:
+    """The same for how a sweep is done."""
+    if mistakes := list(_values(settings, "sweep.")):
         raise UserError("\n".join(mistakes))
 
 

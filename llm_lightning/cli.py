@@ -12,11 +12,11 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -33,14 +33,13 @@ def main() -> None:
     """Compose the config from `conf/` and the command line, and run it."""
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we word them ourselves
-    with _worded():
+    with worded():
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
 
 
 def register() -> None:
     """Give Hydra the schema, and what the files of conf/ compute with."""
     ConfigStore.instance().store(name="schema", node=config.schema())
-    OmegaConf.register_new_resolver("first", lambda *values: next((v for v in values if v is not None), None), replace=True)
     OmegaConf.register_new_resolver("unless_pretrained", _unless_pretrained, replace=True)
 
 
@@ -51,7 +50,7 @@ def _unless_pretrained(fresh: float, pretrained: float, *, _root_: DictConfig) -
 
 def _job(node: DictConfig) -> None:
     hydra_config = HydraConfig.get()
-    with _worded():  # here too, or Hydra prints its own line before ours
+    with worded():  # here too, or Hydra prints its own line before ours
         overrides = list(hydra_config.overrides.task)
         if node.task in STORED:
             chosen = stored(node.task, node.run, overrides)
@@ -59,9 +58,10 @@ def _job(node: DictConfig) -> None:
             chosen = compose(node, dict(hydra_config.runtime.choices))
             checks.check(chosen)
         sweep = None
-        if hydra_config.mode is RunMode.MULTIRUN:
-            sweep = Path(hydra_config.sweep.dir).name
-            chosen = replace(chosen, run_dir=str(Path(hydra_config.sweep.dir) / hydra_config.sweep.subdir))
+        if hydra_config.mode is RunMode.MULTIRUN and chosen.run_dir is not None:  # a job on another machine
+            sweep = Path(chosen.run_dir).parent.name
+        elif chosen.sweep != config.SweepConfig():
+            raise UserError(f"sweep={chosen.choices.get('sweep')}: a sweep is started with -m: python train.py -m …")
         for chatty in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is; it says what does not fit
             logging.getLogger(chatty).setLevel(logging.ERROR)
         from llm_lightning.run import run  # torch and its friends: only once the config is known to be good
@@ -70,7 +70,7 @@ def _job(node: DictConfig) -> None:
 
 
 @contextlib.contextmanager
-def _worded() -> Iterator[None]:
+def worded() -> Iterator[None]:
     """Turn the user's mistakes, and what else ends a run for a known reason, into one message; debug=true keeps the traceback."""
     try:
         yield
@@ -102,6 +102,8 @@ def load(overrides: list[str]) -> config.Config:
     Raises UserError where the command line is wrong.
     """
     register()
+    outer = GlobalHydra.instance().hydra  # of a sweep, which loads the configs of its jobs
+    GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             node = hydra.compose("config", overrides, return_hydra_config=True)
@@ -113,6 +115,8 @@ def load(overrides: list[str]) -> config.Config:
         chosen = compose(node, choices)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
     checks.check(chosen)
     return chosen
 

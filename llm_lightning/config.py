@@ -246,6 +246,24 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    method: str = bounded("grid", Choice("grid", "random", "optuna"))
+    """`grid` runs every combination of the values given; `random` draws, and `optuna` draws where results were good before."""
+    choices: list[str] = field(default_factory=list)
+    """Alternatives that differ in more than one key, each the overrides of one in one text: `["model=bert_tiny", "recipe=sst2_minilm"]`."""
+    space: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What `random` and `optuna` vary, by task: a key, and its values or its range in Hydra's notation."""
+    trials: int = bounded(20, POSITIVE)
+    """Runs that are drawn in all, those of earlier starts and of other processes included."""
+    prune: bool = True
+    """End a drawn run whose best validation so far is worse than the median of the others' at that step (on one device)."""
+    jobs: Any = bounded(1, Range(1, auto=True))  # noqa: RUF009
+    """Runs at once, at most one a GPU, or one a core where there is none; `auto` is as many."""
+    redo: bool = False
+    """Run everything again, in a new folder; by default what is done is left as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     task: str = bounded(MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "generate", "chat", "export", "check"))
     objective: dict[str, Any] = field(default_factory=dict)
@@ -271,6 +289,8 @@ class Config:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """How -m sweeps."""
     out: str | None = None
     """Where rows are written that were predicted or generated for, a name that ends in .jsonl or .parquet, by default
     predictions.jsonl in the run folder; for task=export a folder, by default export-<format> there."""
@@ -304,6 +324,7 @@ def schema() -> DictConfig:
     for group in OPEN_GROUPS:
         OmegaConf.set_struct(node[group], False)
     OmegaConf.set_struct(node.model.config, False)
+    OmegaConf.set_struct(node.sweep.space, False)
     return node
 
 

@@ -22,6 +22,10 @@ class Stopped(RunError):
     exit_code = 3
 
 
+class Pruned(Stopped):
+    """A sweep ended the run, since others were better at the same step."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the valid name closest to `name`, or an empty string where none is close."""
     close = difflib.get_close_matches(name, list(valid), n=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from llm_lightning.config import AdapterConfig, Config, ModelConfig, cache_folder, plain
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text, prepare
-from llm_lightning.errors import Stopped, UserError
+from llm_lightning.errors import Stopped
 from llm_lightning.inference import use
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
 from llm_lightning.inference.export import Best, recover
@@ -32,8 +33,11 @@ from llm_lightning.training.signals import StopOnSignal
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, sweep: str | None = None) -> dict[str, Any]:
-    """Do what `config.task` says; returns the run's summary. `sweep` names the sweep that the run is a job of."""
+def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
+    """Do what `config.task` says; returns the run's summary.
+
+    `sweep` names the sweep that the run is a job of; `judge` says after each validation whether it is worth going on.
+    """
     trainer.quiet_libraries()
     if config.task == "evaluate" and not config.evaluate.weighs:
         return evaluate(config)
@@ -48,7 +52,7 @@ def run(config: Config, sweep: str | None = None) -> dict[str, Any]:
             log.info("run: %s is finished already; to train it again, give another run_dir", folder)
             return done
         log.info("run: %s", folder)
-        return train(config, folder, sweep)
+        return train(config, folder, sweep, judge)
     except Stopped as stopped:
         log.info("%s", stopped, extra={"file_only": True})
         raise
@@ -59,7 +63,7 @@ def run(config: Config, sweep: str | None = None) -> dict[str, Any]:
         record.close()
 
 
-def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
+def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
     """Pretrain or fine-tune, then evaluate the best weights and write the record."""
     started = time.perf_counter()
     energy = Energy(config.callbacks)
@@ -84,14 +88,13 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
         best.folder,
         best.keep,
         patience=config.callbacks.patience,
+        judge=judge,
     )
     stop = StopOnSignal(checkpoints.save, f"to go on: {record.command(config, folder)}")
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
     sinks = loggers.build(config.logger, folder, plain(config), tags, sweep)
     callbacks = [energy, monitor, checkpoints, stop]
     engine = trainer.build(config.trainer, folder, data.total_steps, data.validate_every, sinks, callbacks)
-    if sweep is not None and engine.world_size > 1:
-        raise UserError("a sweep (-m) runs its jobs on one device: give trainer.devices=1, or start each job by itself.")
 
     checks = preflight.run(folder, data, objective, engine, thorough=False)
     compiling = sum(check.seconds for check in checks if check.name == "compile")
@@ -116,6 +119,7 @@ def train(config: Config, folder: Path, sweep: str | None) -> dict[str, Any]:
             "objective": config.choices["objective"],
             **facts,
             "metrics": metrics | objective.summary(),
+            "monitor": {"name": objective.monitor, "maximize": objective.maximize},
             "steps": engine.global_step,
             "best_step": checkpoints.best_step,
             "tokens_seen": monitor.tokens,

@@ -15,7 +15,7 @@ import yaml
 from llm_lightning.config import flat
 from llm_lightning.errors import UserError
 
-PERSONAL = {"seed", "run_dir", "resume", "command", "cache_dir", "choices", "logger", "debug", "run"}
+PERSONAL = {"seed", "run_dir", "resume", "command", "cache_dir", "choices", "logger", "debug", "run", "sweep"}
 """Settings that do not make two runs different things."""
 
 

@@ -23,7 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from llm_lightning.config import CheckpointConfig, flat
 from llm_lightning.data.collate import Step
 from llm_lightning.data.module import DataModule
-from llm_lightning.errors import UserError
+from llm_lightning.errors import Pruned, UserError
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training.checkpoint_io import damage
 from llm_lightning.training.monitor import Diverged, Monitor
@@ -44,11 +44,12 @@ class Checkpoints(Callback):
         best: Path,
         keep: Callable[[], None],
         patience: int | None,
+        judge: Callable[[int, float], bool] | None = None,
     ) -> None:
         """`keep` writes the current weights to the folder `best`; `run` (plain containers) goes into every checkpoint; after `patience`
-        validations without improvement training stops."""
+        validations without improvement training stops, and where `judge` says so of a step and the metric there."""
         self.config, self.folder, self.run = config, folder / "checkpoints", run
-        self.data, self.monitor, self.weights, self.keep, self.patience = data, monitor, best, keep, patience
+        self.data, self.monitor, self.weights, self.keep, self.patience, self.judge = data, monitor, best, keep, patience, judge
         self.best: float | None = None
         self.best_step: int | None = None
         self.decided_step: int | None = None
@@ -84,6 +85,8 @@ class Checkpoints(Callback):
             self.best, self.best_step, self.stale = value, trainer.global_step, 0
             self.keep()
             trainer.strategy.barrier()  # the other ranks read what rank 0 wrote
+        if self.judge is not None and trainer.world_size == 1 and not self.judge(trainer.global_step, value):
+            raise Pruned(f"pruned after step {trainer.global_step}: {module.monitor} {value:.4f}")
         if self._exhausted():
             log.info("early stopping: no improvement in %s validations", self.stale)
             trainer.should_stop = True

@@ -1,0 +1,130 @@
+"""One process a job: nothing of a run (seeds, loggers, memory, signal handlers) can reach the next, and none can end the sweep.
+
+Jobs are forked from a server that has imported torch and Lightning already, so that each begins at once. A job's command line is its own:
+the processes that Lightning starts for other devices are started with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+Judge = Callable[[int, float], bool]
+"""Whether a run is to go on after a validation, told its step and the metric that decides."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: done, failed, pruned or stopped; why, where it is not done; and after how many seconds."""
+
+    status: str
+    message: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of the machine a job gets where several run at once: a GPU or none, and so many threads."""
+
+    threads: int
+    gpu: int | None = None
+
+
+def run_job(
+    overrides: list[str],
+    sweep: str,
+    judge: Judge | None,
+    share: Share | None,
+    log: Path | None,
+    started: Callable[[Any], None],
+) -> Outcome:
+    """Run a job and wait for its end. Its output goes to the file `log`, or to the terminal; `started` is given its process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llm_lightning.run"])
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_job, args=(theirs, sys.argv[0], overrides, sweep, judge is not None, share, log))
+    before = time.perf_counter()
+    process.start()
+    started(process)
+    theirs.close()
+    status, message = "failed", ""
+    while True:
+        try:
+            told = ours.recv()
+        except EOFError:
+            break
+        if isinstance(told[0], int):
+            ours.send(judge is None or judge(*told))
+        else:
+            status, message = told
+    process.join()
+    if not message and status == "failed":
+        code = process.exitcode or 0
+        message = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return Outcome(status, message, time.perf_counter() - before)
+
+
+def _job(
+    parent: Connection, program: str, overrides: list[str], sweep: str, judged: bool, share: Share | None, log: Path | None
+) -> None:
+    """In the job's process: the run, and a word to the sweep on how it ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # if the sweep is killed, a run saves its state and ends too
+    sys.argv = [program, *overrides]
+    if log is not None:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+    if share is not None:
+        if share.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(share.gpu)
+        os.environ["OMP_NUM_THREADS"] = str(share.threads)
+    import torch
+
+    from llm_lightning import cli
+    from llm_lightning.errors import Pruned, Stopped
+    from llm_lightning.run import run
+
+    if share is not None:
+        torch.set_num_threads(share.threads)
+
+    def judge(step: int, value: float) -> bool:
+        parent.send((step, value))
+        return bool(parent.recv())
+
+    try:
+        with cli.worded():
+            run(cli.load(overrides), sweep, judge if judged else None)
+        parent.send(("done", ""))
+    except SystemExit as exit:
+        error = exit.__context__
+        status = "pruned" if isinstance(error, Pruned) else "stopped" if isinstance(error, Stopped) else "failed"
+        parent.send((status, cli.explain(error) if isinstance(error, Exception) else ""))
+        raise
+    except BaseException as error:
+        parent.send(("failed", f"{type(error).__name__}: {error}"))
+        raise
+
+
+def shares(jobs: int | str) -> list[Share | None]:
+    """What each of the jobs gets that run at once; `auto` is one a GPU, or one a core where there is none. One job alone gets all."""
+    if jobs == 1:
+        return [None]
+    import torch
+
+    gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+    most = gpus or cores
+    count = most if jobs == "auto" else min(int(jobs), most)
+    if count == 1:
+        return [None]
+    return [Share(max(1, cores // count), slot if gpus else None) for slot in range(count)]

@@ -1,0 +1,112 @@
+"""What a sweep may vary: values to choose from and ranges to draw from, in Hydra's own notation for them.
+
+`optimizer.lr=1e-5,1e-4`, `seed=range(1,5)` and `choice(a,b)` are values; `interval(1e-5,1e-3)`, or `tag(log,interval(1e-5,1e-3))` for one
+that is even on a logarithmic scale, is a range.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, RangeSweep
+
+from llm_lightning.errors import UserError
+
+OWN = ("sweep", "launcher", "run_dir", "hydra")
+"""Keys that are about the sweep and not about its runs."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One thing that varies: `options`, a name for each and the overrides that it stands for; or a range, where there are none."""
+
+    key: str
+    options: dict[str, tuple[str, ...]]
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    step: int | None = None
+    """Whole numbers so far apart; None where they are no equally spaced whole numbers."""
+
+    def at(self, value: Any) -> tuple[str, ...]:
+        """The overrides of an option's name, or of a number of the range."""
+        return self.options[value] if self.options else (f"{self.key}={value:.6g}",)
+
+
+def read(arguments: Sequence[str], space: dict[str, Any], choices: Sequence[str]) -> tuple[list[str], list[Dimension]]:
+    """(overrides that all runs share, what varies). What the command line says of a key replaces what `space` has for it.
+
+    Raises UserError where a range cannot be read.
+    """
+    parser = OverridesParser.create()
+    given = {parsed.get_key_element(): parsed for parsed in parser.parse_overrides(list(arguments))}
+    given = {key: parsed for key, parsed in given.items() if re.split(r"[./@]", key.lstrip("+~"))[0] not in OWN}
+    ranges = {parsed.get_key_element(): parsed for parsed in parser.parse_overrides([f"{key}={space[key]}" for key in space])}
+    fixed = [str(parsed.input_line) for parsed in given.values() if not parsed.is_sweep_override()]
+    varied = [parsed for parsed in (ranges | given).values() if parsed.is_sweep_override()]
+    dimensions = [_dimension(parsed) for parsed in varied]
+    if choices:
+        dimensions.insert(0, Dimension("choice", {choice: tuple(shlex.split(choice)) for choice in choices}))
+    return fixed, dimensions
+
+
+def _dimension(parsed: Override) -> Dimension:
+    key, sweep = parsed.get_key_element(), parsed.value()
+    if parsed.is_interval_sweep():
+        low, high = float(sweep.start), float(sweep.end)  # type: ignore[union-attr, arg-type]
+        log = "log" in sweep.tags  # type: ignore[union-attr]
+        if not low < high or (log and low <= 0):
+            raise UserError(f"{parsed.input_line}: a range goes from the lower to the higher end{', above 0' if log else ''}.")
+        return Dimension(key, {}, low, high, log)
+    options: dict[str, tuple[str, ...]] = {value: (f"{key}={value}",) for value in parsed.sweep_string_iterator()}
+    if (
+        isinstance(sweep, RangeSweep)
+        and all(isinstance(end, int) for end in (sweep.start, sweep.stop, sweep.step))
+        and sweep.step > 0
+    ):
+        numbers = [int(value) for value in options]
+        return Dimension(key, options, min(numbers), max(numbers), step=int(sweep.step))
+    return Dimension(key, options)
+
+
+def grid(dimensions: list[Dimension]) -> Iterator[dict[str, str]]:
+    """Every combination of options, the last dimension varying fastest. Raises UserError where one of them is a range."""
+    for dimension in dimensions:
+        if not dimension.options:
+            raise UserError(
+                f"{dimension.key}: sweep=grid takes values, not ranges; list them, or choose sweep=random or sweep=optuna."
+            )
+    for names in itertools.product(*(dimension.options for dimension in dimensions)):
+        yield {dimension.key: name for dimension, name in zip(dimensions, names, strict=True)}
+
+
+def overrides(dimensions: list[Dimension], point: dict[str, Any]) -> list[str]:
+    """The overrides of a point: for each dimension, by its key, an option's name or a number."""
+    return [override for dimension in dimensions for override in dimension.at(point[dimension.key])]
+
+
+def wandb_sweep(
+    program: str, fixed: list[str], dimensions: list[Dimension], method: str, metric: str, maximize: bool
+) -> dict[str, Any]:
+    """The same space as the configuration of a sweep that W&B runs (`wandb sweep <file>`); `choices` are left out, it has no such thing."""
+    parameters: dict[str, Any] = {}
+    for d in dimensions:
+        if d.key == "choice":
+            continue
+        if d.options:
+            parameters[d.key] = {"values": list(d.options)}
+        else:
+            parameters[d.key] = {"distribution": "log_uniform_values" if d.log else "uniform", "min": d.low, "max": d.high}
+    return {
+        "program": program,
+        "method": {"optuna": "bayes"}.get(method, method),
+        "metric": {"name": metric, "goal": "maximize" if maximize else "minimize"},
+        "parameters": parameters,
+        "command": ["${env}", "python", "${program}", *fixed, "${args_no_hyphens}"],
+    }

@@ -1,0 +1,125 @@
+"""Random search and Optuna: trials that are drawn one after the other, in a journal on disk that several processes may work on.
+
+The journal (`study.journal`) is Optuna's own: optuna-dashboard opens it. A trial that a killed sweep left running is taken up again, in
+its folder and from its last state.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import Trial, TrialState
+
+from llm_lightning.config import SweepConfig
+from llm_lightning.sweep.process import Judge
+from llm_lightning.sweep.space import Dimension
+
+FIRST = 4
+"""Trials that are never pruned: the median of fewer says little."""
+
+
+class Study:
+    """The trials of one sweep."""
+
+    def __init__(self, folder: Path, settings: SweepConfig, dimensions: list[Dimension], maximize: bool, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.folder, self.most, self.dimensions = folder, settings.trials, dimensions
+        self._held: dict[int, int] = {}
+        with self._alone():
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+            self.study = optuna.create_study(
+                study_name=folder.name,
+                storage=storage,
+                direction="maximize" if maximize else "minimize",
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST) if settings.prune else optuna.pruners.NopPruner(),
+                load_if_exists=True,
+            )
+        seed += len(self.study.trials)  # a sweep that goes on does not draw the same once more
+        random = settings.method == "random"
+        self.study.sampler = optuna.samplers.RandomSampler(seed) if random else optuna.samplers.TPESampler(seed=seed)
+
+    def next(self) -> tuple[Trial, dict[str, Any]] | None:
+        """A trial and its point: one that nobody works on any more, else a new one; None where there are enough."""
+        with self._alone():
+            for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if self._hold(left.number):
+                    return self._with_point(Trial(self.study, left._trial_id))
+            if len(self.study.get_trials(deepcopy=False)) >= self.most:
+                return None
+            trial = self.study.ask()
+            self._hold(trial.number)
+            return self._with_point(trial)
+
+    def _with_point(self, trial: Trial) -> tuple[Trial, dict[str, Any]]:
+        point: dict[str, Any] = {}
+        for d in self.dimensions:
+            if d.step is not None and len(d.options) > 1:
+                point[d.key] = str(trial.suggest_int(d.key, int(d.low), int(d.high), step=d.step))
+            elif d.options:
+                point[d.key] = trial.suggest_categorical(d.key, list(d.options))
+            else:
+                point[d.key] = trial.suggest_float(d.key, d.low, d.high, log=d.log)
+        return trial, point
+
+    def judge(self, trial: Trial) -> Judge:
+        """Hopeless are runs whose best validation so far is worse than the median of the others' at that step."""
+        known = self.study.trials[trial.number].intermediate_values
+
+        def goes_on(step: int, value: float) -> bool:
+            if step not in known:
+                trial.report(value, step)
+            return not trial.should_prune()
+
+        return goes_on
+
+    def tell(self, trial: Trial, status: str, value: float | None) -> None:
+        """How a trial ended; one that was stopped stays as it is, to be taken up again."""
+        if status == "done" and value is not None:
+            self.study.tell(trial, value)
+        elif status != "stopped":
+            self.study.tell(trial, state=TrialState.PRUNED if status == "pruned" else TrialState.FAIL)
+        os.close(self._held.pop(trial.number))
+
+    def figures(self) -> list[dict[str, Any]]:
+        """How much each setting matters, and which settings went with which result, as figures of plotly."""
+        import json
+
+        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        varied = [d.key for d in self.dimensions if len({trial.params[d.key] for trial in done}) > 1]
+        if len(done) < 3 or not varied:
+            return []
+        drawn = {"Trials": optuna.visualization.plot_optimization_history(self.study)}
+        if len(varied) > 1:
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+            drawn["What mattered"] = optuna.visualization.plot_param_importances(self.study, evaluator=evaluator, params=varied)
+        drawn["Settings and results"] = optuna.visualization.plot_parallel_coordinate(self.study, params=varied)
+        return [{"title": title, **json.loads(figure.to_json())} for title, figure in drawn.items()]
+
+    def _hold(self, number: int) -> bool:
+        """Take a trial for this process until its end, however that comes; False where another has it."""
+        if number in self._held:
+            return False
+        folder = self.folder / str(number)
+        folder.mkdir(exist_ok=True)
+        handle = os.open(folder / "trial.lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return False
+        self._held[number] = handle
+        return True
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process and no other thread looks for a trial meanwhile."""
+        with (self.folder / "study.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

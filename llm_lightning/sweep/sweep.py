@@ -1,0 +1,328 @@
+"""The story of one sweep: what varies, a process for each run, a table at the end. A sweep that is started again does what is missing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from queue import SimpleQueue
+from statistics import mean
+from typing import Any
+
+import xxhash
+import yaml
+from hydra.core.utils import JobStatus
+from hydra.plugins.launcher import Launcher
+
+from llm_lightning import checks, cli
+from llm_lightning.config import Config, SweepConfig
+from llm_lightning.errors import UserError
+from llm_lightning.reporting import record
+from llm_lightning.reporting.report import write_comparison
+from llm_lightning.reporting.runs import find, grouped
+from llm_lightning.reporting.table import Table, show
+from llm_lightning.stored import STORED
+from llm_lightning.sweep import space
+from llm_lightning.sweep.process import Judge, Outcome, Share, run_job, shares
+
+LONGEST = 120  # characters of a folder's name
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: its folder's name, what it has of its own, and its whole command line."""
+
+    name: str
+    own: tuple[str, ...]
+    overrides: list[str]
+    folder: Path
+
+
+class Sweep:
+    """The jobs of a sweep and how they ended."""
+
+    def __init__(self, arguments: list[str], settings: SweepConfig, task: str, run_dir: str | None) -> None:
+        self.settings = settings
+        self.fixed, self.dimensions = space.read(arguments, settings.space.get(task, {}), settings.choices)
+        self.folder = self._folder(run_dir)
+        self.results: dict[str, tuple[Job, Outcome]] = {}
+        self.stopping = False
+        self._running: set[BaseProcess] = set()
+        self._writing = threading.Lock()
+        self._shares: SimpleQueue[Share | None] = SimpleQueue()
+
+    def _folder(self, run_dir: str | None) -> Path:
+        """The same for the same command, so that it goes on where it was; a new one where it is to be redone."""
+        keys = [d.key if self.settings.method == "grid" else repr(d) for d in self.dimensions]
+        known = xxhash.xxh64_hexdigest(json.dumps([sorted(self.fixed), keys, self.settings.method]).encode())[:8]
+        varied = "-".join(d.key.rpartition(".")[2].replace("/", "-") for d in self.dimensions) or "one"
+        folder = Path(run_dir).expanduser() if run_dir else Path("runs") / "sweeps" / f"{varied[:LONGEST]}-{known}"
+        return folder.with_name(f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}") if self.settings.redo else folder
+
+    # ---- what is run ----
+
+    def grid(self) -> list[Job]:
+        """A job for every combination. Raises UserError where one of them could not be run, before any is."""
+        jobs: dict[str, Job] = {}
+        for point in space.grid(self.dimensions):
+            job = self._job(_named(point), point)
+            if job.name in jobs:
+                job = self._job(f"{job.name}-{len(jobs)}", point)
+            cli.load(job.overrides)
+            jobs[job.name] = job
+        return list(jobs.values())
+
+    def _job(self, name: str, point: dict[str, Any]) -> Job:
+        own, folder = space.overrides(self.dimensions, point), self.folder / name
+        trains = not any(f"task={task}" in self.fixed for task in STORED)
+        return Job(name, tuple(own), [*self.fixed, *own, *([f"run_dir={_quoted(str(folder))}"] if trains else [])], folder)
+
+    def run_grid(self) -> None:
+        jobs = self.grid()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(self._workers()) as pool:
+            list(pool.map(lambda numbered: self._run(numbered[1], f"job {numbered[0]} of {len(jobs)}"), enumerate(jobs, 1)))
+
+    def launch_grid(self, launcher: Launcher) -> None:
+        """The same on other machines."""
+        jobs = self.grid()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = [job for job in jobs if self._done(job) is None]
+        returned = dict(zip((job.name for job in missing), launcher.launch([job.overrides for job in missing], 0), strict=True))
+        for job in jobs:
+            failed = job.name in returned and returned[job.name].status is not JobStatus.COMPLETED
+            why = repr(returned[job.name]._return_value) if failed else ""
+            self.results[job.name] = job, Outcome("failed" if failed else "done", why, self._done(job) or 0.0)
+
+    def run_study(self) -> list[dict[str, Any]]:
+        """Trials until there are enough; returns the study's figures."""
+        try:
+            from llm_lightning.sweep.study import Study
+        except ImportError as error:
+            raise UserError(f"sweep={self.settings.method}: needs optuna; pip install 'llm_lightning[sweeps]'.") from error
+        if not self.dimensions:
+            raise UserError(
+                "sweep.space is empty, and the command line gives nothing to draw from: give a range, "
+                "'optimizer.lr=tag(log,interval(1e-5,1e-3))' for example."
+            )
+        first = {d.key: next(iter(d.options), d.low) for d in self.dimensions}
+        config = cli.load(self._job("0", first).overrides)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        study = Study(self.folder, self.settings, self.dimensions, _monitor(config)[1], config.seed)
+        drawing = threading.Lock()
+
+        def work(_: int) -> None:
+            while not self.stopping:
+                with drawing:
+                    drawn = study.next()
+                if drawn is None:
+                    return
+                trial, point = drawn
+                job = self._job(str(trial.number), point)
+                outcome = self._run(job, f"trial {trial.number + 1} of {study.most}", study.judge(trial))
+                with drawing:
+                    study.tell(trial, outcome.status, _value(job)[1])
+
+        workers = self._workers()
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, range(workers)))
+        for trial in study.study.trials:  # those of an earlier start, or of another process
+            job = self._job(
+                str(trial.number), {d.key: trial.params[d.key] for d in self.dimensions if d.key in trial.params} or first
+            )
+            if job.name not in self.results and trial.state.is_finished():
+                status = {"COMPLETE": "done", "PRUNED": "pruned"}.get(trial.state.name, "failed")
+                self.results[job.name] = job, Outcome(status, "", trial.duration.total_seconds() if trial.duration else 0.0)
+        return study.figures()
+
+    def _workers(self) -> int:
+        given = shares(self.settings.jobs)
+        for share in given:
+            self._shares.put(share)
+        return len(given)
+
+    def _run(self, job: Job, title: str, judge: Judge | None = None) -> Outcome:
+        """Run a job, unless it is done already or the sweep is being stopped; what comes of it is said and recorded at once."""
+        if self.stopping:
+            return Outcome("stopped", "", 0.0)
+        if (seconds := self._done(job)) is not None:
+            outcome, known = Outcome("done", "", seconds), " already"
+        else:
+            share, known = self._shares.get(), ""
+            if share is not None:
+                job.folder.mkdir(exist_ok=True)
+            else:
+                _say(f"\n{title} · {' '.join(job.own)}")
+            log = None if share is None else job.folder / "output.log"
+            outcome = run_job(job.overrides, self.folder.name, judge, share, log, self._running.add)
+            self._shares.put(share)
+        with self._writing:
+            self.results[job.name] = job, outcome
+            self._write()
+        metric, value = _value(job)
+        found = f" · {metric} {value:.4f}" if outcome.status == "done" and value is not None else ""
+        _say(f"{title} · {' '.join(job.own)} · {outcome.status}{known}{found}{': ' * bool(outcome.message)}{outcome.message}")
+        return outcome
+
+    def _done(self, job: Job) -> float | None:
+        """The seconds that a job took which is done; None for others."""
+        if not (job.folder / "summary.json").is_file():
+            return None
+        summary = record.finished(job.folder, cli.load(job.overrides))
+        return None if summary is None else float(summary["seconds"]["total"])
+
+    def stop(self, number: int, frame: Any) -> None:
+        """On a signal: let the running jobs save their state, and begin no other."""
+        if not self.stopping:
+            _say(f"\n{signal.Signals(number).name}: the running jobs save their states; no other is begun")
+        self.stopping = True
+        for process in self._running:
+            if process.is_alive():
+                process.terminate()
+
+    # ---- what came of it ----
+
+    def _write(self) -> None:
+        """results.csv, whole after every job."""
+        keys = [d.key for d in self.dimensions]
+        with (self.folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["job", *keys, "status", "metric", "value", "seconds", "message"])
+            for job, outcome in self.results.values():
+                metric, value = _value(job)
+                settings = dict(override.partition("=")[::2] for override in job.own)
+                own = [settings.get(key, " ".join(job.own)) for key in keys]
+                rows.writerow([job.name, *own, outcome.status, metric, value, f"{outcome.seconds:.1f}", outcome.message])
+
+    def close(self, figures: list[dict[str, Any]]) -> int:
+        """Show the results and write the report; returns the exit code."""
+        self._write()
+        outcomes = [outcome for _, outcome in self.results.values()]
+        show([self._table()])
+        trained = [job.folder for job, outcome in self.results.values() if outcome.status == "done" and _value(job)[1] is not None]
+        if trained:
+            _say(self._best())
+            page = write_comparison(grouped(find(trained)), self.folder / "report.html", self.folder.name, figures)
+            self._write_wandb(_value_of(trained[0]))
+            _say(f"report: {page}")
+        if self.stopping:
+            _say("to go on: the same command")
+            return 3
+        failed = sum(outcome.status == "failed" for outcome in outcomes)
+        if failed:
+            _say(f"{failed} of {len(outcomes)} failed; the same command runs them again")
+        return 1 if failed else 0
+
+    def _table(self) -> Table:
+        metric = next((m for job, _ in self.results.values() if (m := _value(job)[0])), "")
+        rows = []
+        for job, outcome in self.results.values():
+            value = _value(job)[1]
+            found = "–" if value is None or outcome.status != "done" else f"{value:.4f}"
+            rows.append(
+                [
+                    " ".join(job.own) or job.name,
+                    outcome.status,
+                    found,
+                    f"{outcome.seconds:.0f}",
+                    outcome.message.splitlines()[0] if outcome.message else "",
+                ]
+            )
+        return Table(str(self.folder), ["job", "status", metric or "metric", "seconds", "why"], rows)
+
+    def _best(self) -> str:
+        """The overrides that did best, by the mean over seeds, to be pasted."""
+        by_settings: dict[tuple[str, ...], list[tuple[str, bool, float]]] = {}
+        for job, outcome in self.results.values():
+            summary = _summary(job.folder)
+            if outcome.status == "done" and summary:
+                settings = tuple(override for override in job.own if not override.startswith("seed="))
+                watched = summary["monitor"]
+                by_settings.setdefault(settings, []).append(
+                    (watched["name"], watched["maximize"], summary["metrics"][watched["name"]])
+                )
+        sign = 1 if next(iter(by_settings.values()))[0][1] else -1
+        best = max(by_settings, key=lambda settings: sign * mean(value for _, _, value in by_settings[settings]))
+        found = by_settings[best]
+        seeds = f", the mean of {len(found)} seeds" if len(found) > 1 else ""
+        return f"best: {shlex.join(best) or 'as it is'} · {found[0][0]} {mean(value for _, _, value in found):.4f}{seeds}"
+
+    def _write_wandb(self, watched: tuple[str, bool]) -> None:
+        given = space.wandb_sweep(sys.argv[0], self.fixed, self.dimensions, self.settings.method, *watched)
+        (self.folder / "wandb-sweep.yaml").write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
+
+
+def run(arguments: list[str], settings: SweepConfig, task: str, run_dir: str | None, launcher: Launcher | None) -> int:
+    """Run a sweep, on another launcher of Hydra's where one is given; returns the exit code.
+
+    It is 0 where all is done, 1 where a job failed, 3 where the sweep was stopped.
+    """
+    checks.check_sweep(settings)
+    sweep = Sweep(arguments, settings, task, run_dir)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, sweep.stop)
+    figures: list[dict[str, Any]] = []
+    if settings.method != "grid":
+        figures = sweep.run_study()
+    elif launcher is not None:
+        sweep.launch_grid(launcher)
+    else:
+        sweep.run_grid()
+    return sweep.close(figures)
+
+
+def _named(point: dict[str, str]) -> str:
+    """A folder's name that says what a run has of its own."""
+    parts = (
+        value.split()[0] if key == "choice" else f"{key.rpartition('.')[2]}-{Path(value).name}" for key, value in point.items()
+    )
+    return re.sub(r"[^\w.+-]", "-", "_".join(parts))[:LONGEST] or "run"
+
+
+def _quoted(path: str) -> str:
+    """As Hydra reads it on a command line."""
+    escaped = path.replace("'", "\\'")
+    return path if re.fullmatch(r"[\w./+:%@-]+", path) else f"'{escaped}'"
+
+
+def _summary(folder: Path) -> dict[str, Any] | None:
+    file = folder / "summary.json"
+    if not file.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return summary
+
+
+def _value(job: Job) -> tuple[str, float | None]:
+    """The metric that decides, and its value; nothing where the job left no summary."""
+    summary = _summary(job.folder)
+    if summary is None or "monitor" not in summary:
+        return "", None
+    name = summary["monitor"]["name"]
+    return name, summary["metrics"].get(name)
+
+
+def _value_of(folder: Path) -> tuple[str, bool]:
+    watched = (_summary(folder) or {})["monitor"]
+    return watched["name"], watched["maximize"]
+
+
+def _monitor(config: Config) -> tuple[str, bool]:
+    """The metric that tells which weights of the objective are the best, and whether more of it is better."""
+    from hydra.utils import get_object
+
+    objective = get_object(config.objective["_target_"])
+    return objective.monitor, objective.maximize
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,63 @@
+"""What a command line and a search space come to."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm_lightning.cli import load
+from llm_lightning.config import CONF
+from llm_lightning.errors import UserError
+from llm_lightning.sweep import space
+
+
+def test_values_of_the_command_line_replace_those_of_the_space() -> None:
+    given = ["task=finetune", "optimizer.lr=1e-4,3e-4", "scheduler.warmup=0.1", "sweep.trials=3", "launcher=parallel", "run_dir=/x"]
+    ranges = {"optimizer.lr": "interval(1e-5,1e-3)", "scheduler.warmup": "interval(0,0.2)", "batch.sequences": "range(8,33,8)"}
+    fixed, dimensions = space.read(given, ranges, ["model=bert_tiny optimizer.weight_decay=0.1", "model=gpt_tiny"])
+    assert fixed == ["task=finetune", "scheduler.warmup=0.1"]
+    found = {d.key: list(d.options) for d in dimensions}
+    choices = ["model=bert_tiny optimizer.weight_decay=0.1", "model=gpt_tiny"]
+    assert found == {"choice": choices, "optimizer.lr": ["0.0001", "0.0003"], "batch.sequences": ["8", "16", "24", "32"]}
+    points = [space.overrides(dimensions, point) for point in space.grid(dimensions)]
+    assert len(points) == 2 * 2 * 4
+    assert points[0] == ["model=bert_tiny", "optimizer.weight_decay=0.1", "optimizer.lr=0.0001", "batch.sequences=8"]
+    assert points[-1] == ["model=gpt_tiny", "optimizer.lr=0.0003", "batch.sequences=32"]
+
+
+def test_a_range_is_for_those_that_draw() -> None:
+    _, dimensions = space.read(["optimizer.lr=tag(log,interval(1e-5,1e-3))"], {}, [])
+    assert (dimensions[0].low, dimensions[0].high, dimensions[0].log) == (1e-5, 1e-3, True)
+    assert space.overrides(dimensions, {"optimizer.lr": 0.000123456789}) == ["optimizer.lr=0.000123457"]
+    with pytest.raises(UserError, match=r"optimizer\.lr: sweep=grid takes values"):
+        list(space.grid(dimensions))
+
+
+@pytest.mark.parametrize("wrong", ["interval(1e-3,1e-5)", "tag(log,interval(0,1))"])
+def test_a_range_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(UserError, match=r"from the lower to the higher end"):
+        space.read([f"optimizer.lr={wrong}"], {}, [])
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+@pytest.mark.parametrize("sweep", sorted(file.stem for file in (CONF / "sweep").glob("*.yaml")))
+def test_what_the_shipped_sweeps_vary_is_what_a_run_has(sweep: str, task: str) -> None:
+    settings = load([f"sweep={sweep}", f"task={task}"]).sweep
+    _, dimensions = space.read([], settings.space.get(task, {}), settings.choices if task == "finetune" else [])
+    for dimension in dimensions:
+        for value in dimension.options or (dimension.low, dimension.high):
+            load([f"task={task}", *dimension.at(value)])
+
+
+def test_wandb_is_given_the_same_space() -> None:
+    fixed, dimensions = space.read(
+        ["task=finetune", "seed=1,2", "optimizer.lr=tag(log,interval(1e-5,1e-3))", "scheduler.warmup=interval(0,0.2)"], {}, []
+    )
+    given = space.wandb_sweep("train.py", fixed, dimensions, "optuna", "validation/accuracy", True)
+    assert given["method"] == "bayes"
+    assert given["metric"] == {"name": "validation/accuracy", "goal": "maximize"}
+    assert given["parameters"] == {
+        "seed": {"values": ["1", "2"]},
+        "optimizer.lr": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-3},
+        "scheduler.warmup": {"distribution": "uniform", "min": 0.0, "max": 0.2},
+    }
+    assert given["command"] == ["${env}", "python", "${program}", "task=finetune", "${args_no_hyphens}"]
