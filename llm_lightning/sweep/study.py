@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import Trial, TrialState
+from optuna.trial import BaseTrial, Trial, TrialState
 
 from llm_lightning.config import SweepConfig
 from llm_lightning.sweep.process import Judge
@@ -45,19 +45,21 @@ class Study:
         random = settings.method == "random"
         self.study.sampler = optuna.samplers.RandomSampler(seed) if random else optuna.samplers.TPESampler(seed=seed)
 
-    def next(self) -> tuple[Trial, dict[str, Any]] | None:
-        """A trial and its point: one that nobody works on any more, else a new one; None where there are enough."""
+    def next(self) -> Trial | None:
+        """A trial that nobody works on any more, else a new one; None where there are enough."""
         with self._alone():
             for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if self._hold(left.number):
-                    return self._with_point(Trial(self.study, left._trial_id))
+                    return Trial(self.study, left._trial_id)
             if len(self.study.get_trials(deepcopy=False)) >= self.most:
                 return None
             trial = self.study.ask()
             self._hold(trial.number)
-            return self._with_point(trial)
+            self.point(trial)  # drawn now, so that it is in the journal
+            return trial
 
-    def _with_point(self, trial: Trial) -> tuple[Trial, dict[str, Any]]:
+    def point(self, trial: BaseTrial) -> dict[str, Any]:
+        """What a trial stands for: of each dimension, by its key, an option's name or a number."""
         point: dict[str, Any] = {}
         for d in self.dimensions:
             if d.step is not None and len(d.options) > 1:
@@ -66,7 +68,7 @@ class Study:
                 point[d.key] = trial.suggest_categorical(d.key, list(d.options))
             else:
                 point[d.key] = trial.suggest_float(d.key, d.low, d.high, log=d.log)
-        return trial, point
+        return point
 
     def judge(self, trial: Trial) -> Judge:
         """Hopeless are runs whose best validation so far is worse than the median of the others' at that step."""

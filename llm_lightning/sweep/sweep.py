@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -57,7 +57,7 @@ class Sweep:
         self.results: dict[str, tuple[Job, Outcome]] = {}
         self.stopping = False
         self._running: set[BaseProcess] = set()
-        self._writing = threading.Lock()
+        self._writing, self._composing = threading.Lock(), threading.Lock()
         self._shares: SimpleQueue[Share | None] = SimpleQueue()
 
     def _folder(self, run_dir: str | None) -> Path:
@@ -123,11 +123,10 @@ class Sweep:
         def work(_: int) -> None:
             while not self.stopping:
                 with drawing:
-                    drawn = study.next()
-                if drawn is None:
+                    trial = study.next()
+                if trial is None:
                     return
-                trial, point = drawn
-                job = self._job(str(trial.number), point)
+                job = self._job(str(trial.number), study.point(trial))
                 outcome = self._run(job, f"trial {trial.number + 1} of {study.most}", study.judge(trial))
                 with drawing:
                     study.tell(trial, outcome.status, _value(job)[1])
@@ -136,10 +135,8 @@ class Sweep:
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(work, range(workers)))
         for trial in study.study.trials:  # those of an earlier start, or of another process
-            job = self._job(
-                str(trial.number), {d.key: trial.params[d.key] for d in self.dimensions if d.key in trial.params} or first
-            )
-            if job.name not in self.results and trial.state.is_finished():
+            if str(trial.number) not in self.results and trial.state.is_finished():
+                job = self._job(str(trial.number), study.point(trial))
                 status = {"COMPLETE": "done", "PRUNED": "pruned"}.get(trial.state.name, "failed")
                 self.results[job.name] = job, Outcome(status, "", trial.duration.total_seconds() if trial.duration else 0.0)
         return study.figures()
@@ -165,6 +162,8 @@ class Sweep:
             log = None if share is None else job.folder / "output.log"
             outcome = run_job(job.overrides, self.folder.name, judge, share, log, self._running.add)
             self._shares.put(share)
+            if self.stopping and outcome.status == "failed":  # the signal came before there was a state to save
+                outcome = replace(outcome, status="stopped")
         with self._writing:
             self.results[job.name] = job, outcome
             self._write()
@@ -177,7 +176,8 @@ class Sweep:
         """The seconds that a job took which is done; None for others."""
         if not (job.folder / "summary.json").is_file():
             return None
-        summary = record.finished(job.folder, cli.load(job.overrides))
+        with self._composing:  # Hydra composes one config at a time
+            summary = record.finished(job.folder, cli.load(job.overrides))
         return None if summary is None else float(summary["seconds"]["total"])
 
     def stop(self, number: int, frame: Any) -> None:

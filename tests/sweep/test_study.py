@@ -32,15 +32,15 @@ def test_a_trial_that_nobody_works_on_is_taken_up_again(tmp_path: Path) -> None:
     assert done is not None
     assert left is not None
     assert held is not None
-    first.tell(done[0], "done", 0.5)
+    first.tell(done, "done", 0.5)
     assert first.next() is None
-    os.close(first._held.pop(left[0].number))  # as the end of its process would
+    os.close(first._held.pop(left.number))  # as the end of its process would
     second = study(tmp_path, 3)
     again = second.next()
     assert again is not None
-    assert (again[0].number, again[1]) == (left[0].number, left[1])
+    assert (again.number, second.point(again)) == (left.number, first.point(left))
     assert second.next() is None  # the third is still held by the first process
-    second.tell(again[0], "stopped", None)
+    second.tell(again, "stopped", None)
     assert [trial.state for trial in second.study.trials] == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.RUNNING]
 
 
@@ -48,25 +48,27 @@ def test_a_trial_that_nobody_works_on_is_taken_up_again(tmp_path: Path) -> None:
 def test_a_sweep_that_goes_on_draws_other_points(tmp_path: Path, method: str) -> None:
     drawn = []
     for _ in range(4):
-        found = study(tmp_path, 4, method).next()  # held by a study that is still there, so each draws anew
-        assert found is not None
-        drawn.append(found[1]["optimizer.lr"])
+        trials = study(tmp_path, 4, method)
+        trial = trials.next()  # held to the end of this process, so each draws anew
+        assert trial is not None
+        point = trials.point(trial)
+        drawn.append(point["optimizer.lr"])
         assert 1e-5 <= drawn[-1] <= 1e-3
-        assert found[1]["batch.sequences"] in ("8", "16")
+        assert point["batch.sequences"] in ("8", "16")
     assert len(set(drawn)) == 4
 
 
 def test_runs_below_the_median_of_their_step_end_and_others_go_on(tmp_path: Path) -> None:
     trials = study(tmp_path, FIRST + 3)
     for value in range(FIRST):  # 0, 1, 2, 3: a median of 1.5
-        trial, _ = trials.next() or pytest.fail("no trial")
+        trial = trials.next() or pytest.fail("no trial")
         goes_on = trials.judge(trial)
         assert goes_on(10, float(value))
         trials.tell(trial, "done", float(value))
-    trial, _ = trials.next() or pytest.fail("no trial")
+    trial = trials.next() or pytest.fail("no trial")
     assert trials.judge(trial)(10, 1.6)
     trials.tell(trial, "done", 1.6)
-    trial, _ = trials.next() or pytest.fail("no trial")
+    trial = trials.next() or pytest.fail("no trial")
     assert not trials.judge(trial)(10, 1.4)
     trials.tell(trial, "pruned", None)
     assert trials.study.trials[-1].state is TrialState.PRUNED
