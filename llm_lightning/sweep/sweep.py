@@ -211,7 +211,7 @@ class Sweep:
         trained = [job.folder for job, outcome in self.results.values() if outcome.status == "done" and _value(job)[1] is not None]
         if trained:
             _say(self._best())
-            page = write_comparison(grouped(find(trained)), self.folder / "report.html", self.folder.name, figures)
+            page = write_comparison(grouped(find(trained)), self.folder / "report.html", self.folder.name)
             self._write_wandb(_value_of(trained[0]))
             _say(f"report: {page}")
         if self.stopping:
