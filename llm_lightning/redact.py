@@ -11,7 +11,10 @@ import re
 from typing import Any
 
 HIDDEN = "***"
-KEY = r"(?:(?:\w+[_-])?(?:password|passwd|secret|credentials?|api[_-]?key|access[_-]?key|private[_-]?key)|(?:hf|hub|auth|access|api|wandb)[_-]token|token)"
+KEY = (
+    r"(?:(?:\w+[_-])?(?:password|passwd|secret|credentials?|api[_-]?key|access[_-]?key|private[_-]?key)"
+    r"|(?:hf|hub|auth|access|api|wandb)[_-]token|token)"
+)
 """How a key of a secret is named; a tokenizer's `eos_token` is none."""
 NAMED = re.compile(rf"(?i)((?<![\w-]){KEY}['\"]?=['\"]?|[{{,]\s*['\"]?{KEY}['\"]?\s*:\s*['\"]?)[^\s,'\"}}&]+")
 """`key=value` of a command line, `{key: value}` of a mapping in it."""
