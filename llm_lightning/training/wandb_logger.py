@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import netrc
 import os
 import sys
 import uuid
@@ -17,7 +16,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from lightning.fabric.loggers.logger import _DummyExperiment
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
@@ -27,6 +25,7 @@ from llm_lightning.config import LoggerConfig, flat
 from llm_lightning.errors import Stopped
 from llm_lightning.redact import redacted
 from llm_lightning.training import wandb_artifacts, wandb_charts
+from llm_lightning.training.wandb_mode import mode
 
 log = logging.getLogger(__name__)
 
@@ -103,22 +102,22 @@ class WandbLogger(Logger):
             return
         for variable, value in (("WANDB_SILENT", "true"), ("WANDB_ERROR_REPORTING", "false")):  # before it is imported
             os.environ.setdefault(variable, value)
-        modes = [_mode()]
+        modes = [mode()]
         if modes == ["online"]:
             modes.append("offline")
-        for mode in modes:
+        for chosen in modes:
             try:
-                self.run = self._started(mode)
+                self.run = self._started(chosen)
             except Exception as error:
-                rest = "; training goes on without" if mode == modes[-1] else "; going on offline"
-                log.warning("wandb: no %s run can be started (%s)%s", mode, _first_line(error), rest)
+                rest = "; training goes on without" if chosen == modes[-1] else "; going on offline"
+                log.warning("wandb: no %s run can be started (%s)%s", chosen, _first_line(error), rest)
                 continue
-            if mode == "offline":
+            if chosen == "offline":
                 log.info("wandb: offline; upload with: wandb sync %s/wandb/offline-run-*", self.folder)
             return
         self._failed = True
 
-    def _started(self, mode: str) -> Any:
+    def _started(self, chosen: str) -> Any:
         import wandb
 
         name = self.folder.name if self.group is None else f"{self.group}/{self.folder.name}"
@@ -134,7 +133,7 @@ class WandbLogger(Logger):
                 job_type=self.settings.get("task"),
                 tags=[tag[-LONGEST_TAG:] for tag in [*self.tags, *([] if self.group is None else [self.group])]],
                 config=self.settings,
-                mode=mode,  # type: ignore[arg-type]
+                mode=chosen,  # type: ignore[arg-type]
                 reinit="finish_previous",
                 settings=wandb.Settings(
                     silent=True,
@@ -203,22 +202,6 @@ class WandbLogger(Logger):
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _mode() -> str:
-    """Never one that would ask for a key."""
-    wanted = os.environ.get("WANDB_MODE") or "online"
-    return wanted if wanted != "online" or _has_key() else "offline"
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 @contextlib.contextmanager
