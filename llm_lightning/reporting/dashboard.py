@@ -31,8 +31,8 @@ def workspace(entity: str, project: str) -> Any:
         return wr.LinePlot(title=title, x=x, y=list(metrics), **options)
 
     def seeds(title: str, metric: str) -> Any:
-        grouped = {"groupby": wr.Config("configuration"), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
-        return line(title, metric, **grouped)
+        by = wr.Config("configuration")
+        return line(title, metric, groupby=by, groupby_aggfunc="mean", groupby_rangefunc="minmax")
 
     def table(key: str) -> Any:
         return wr.WeavePanelSummaryTable(table_name=key)
@@ -91,7 +91,11 @@ def workspace(entity: str, project: str) -> Any:
         wr.BarPlot(title="Joules per token", metrics=["energy/joules_per_token"]),
         wr.BarPlot(title="kWh by hardware", metrics=[f"energy/{part}_kwh" for part in ("cpu", "gpu", "memory")]),
     ]
-    samples = [table("samples"), *(table(f"{split}/mistakes") for split in SPLITS)]
+    samples = [
+        wr.MediaBrowser(title="Written last", media_keys=["samples/last"]),
+        table("samples/all"),
+        *(table(f"{split}/mistakes") for split in SPLITS),
+    ]
     sweeps = [
         wr.ParallelCoordinatesPlot(
             columns=[
@@ -103,7 +107,7 @@ def workspace(entity: str, project: str) -> Any:
             ]
         ),
         wr.ParameterImportancePlot(with_respect_to="validation/loss"),
-        *(scatter(x, "test/loss") for x in ("seconds/total", "model.parameters", "energy/kwh")),
+        *(scatter(x, "test/loss") for x in ("seconds/total", "model/parameters", "energy/kwh")),
         wr.RunComparer(diff_only="split"),
     ]
     sections = {"Loss": loss, "Quality": quality, "Speed": speed, "Energy": energy, "Samples": samples, "Sweeps": sweeps}
@@ -131,7 +135,7 @@ def main() -> None:
         import wandb
 
         try:
-            print(workspace(options.entity or wandb.Api().default_entity, options.project).save().url)
+            print(workspace(options.entity or str(wandb.Api().default_entity), options.project).save().url)
         except (wandb.Error, OSError, ValueError) as error:
             raise RunError(f"W&B does not take the workspace ({error}).") from error
     except RunError as error:

@@ -6,6 +6,7 @@ Made from the tables of an evaluation (`Objective.details`) and from samples.jso
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,28 @@ def of(details: dict[str, Any]) -> Charts:
 
 
 def samples(file: Path) -> Charts:
-    """A table of all that samples.jsonl has, by the step at which it was written."""
-    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {"samples": _table(found)} if found else {}
+    """What the last lines of samples.jsonl show, as a page."""
+    import wandb
+
+    found = _lines(file)
+    last = [sample for sample in found if sample["step"] == found[-1]["step"]]
+    rows = "".join(f"<p><b>{escape(str(sample['prompt']))}</b>{escape(str(sample['text']))}</p>" for sample in last)
+    return {"samples/last": wandb.Html(f"<div style='font-family: sans-serif; white-space: pre-wrap'>{rows}</div>", inject=False)}
+
+
+def all_samples(file: Path) -> Charts:
+    """A table of all that samples.jsonl has."""
+    return {"samples/all": _table(found)} if file.is_file() and (found := _lines(file)) else {}
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
     import wandb
 
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns: list[Any] = list(dict.fromkeys(name for row in rows for name in row))
     return wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])
 
 
@@ -52,7 +66,7 @@ def _confusion(details: dict[str, Any]) -> Any:
     labels, matrix = details["labels"][:MOST_CLASSES], details["confusion_matrix"]
     cells = [[true, said, matrix[i][j]] for i, true in enumerate(labels) for j, said in enumerate(labels)]
     table = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=cells)
-    fields = {name: name for name in table.columns}
+    fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
     return wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Confusion"})
 
 
@@ -78,4 +92,5 @@ def _calibration(details: dict[str, Any]) -> Any:
     points = [[found["confidence"], "model", found["accuracy"]] for found in bins] + [[0.0, "perfect", 0.0], [1.0, "perfect", 1.0]]
     table = wandb.Table(columns=["step", "lineKey", "lineVal"], data=points)
     titles = {"title": "Calibration", "xname": "confidence"}
-    return wandb.plot_table("wandb/lineseries/v0", table, {name: name for name in table.columns}, titles)
+    fields = {"step": "step", "lineKey": "lineKey", "lineVal": "lineVal"}
+    return wandb.plot_table("wandb/lineseries/v0", table, fields, titles)

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from llm_lightning.config import LoggerConfig, flat
-from llm_lightning.errors import Stopped
+from llm_lightning.errors import Pruned, Stopped
 from llm_lightning.redact import redacted
 from llm_lightning.training import wandb_artifacts, wandb_charts
 from llm_lightning.training.wandb_mode import mode
@@ -53,7 +53,7 @@ class WandbLogger(Logger):
         self.monitor, self.best = monitor, "max" if maximize else "min"
         self.run: Any = None
         self._failed = False
-        self._samples_seen = 0
+        self._written, self._samples_seen = folder / "samples.jsonl", 0
 
     # ---- Lightning's interface ----
 
@@ -79,19 +79,23 @@ class WandbLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         values = {"tokens_seen" if name == "tokens" else name: value for name, value in metrics.items()}
-        with self._never_in_the_way("log"):
-            self.begin()
-            if self.run is not None:
-                self.run.log({"step": step} | values | self._samples())
+        self.begin()
+        if self.run is None:
+            return
+        try:
+            self.run.log({"step": step} | values | self._samples())
+        except Exception as error:
+            log.warning("wandb: cannot log (%s); training goes on without", _first_line(error))
+            self._failed = True
+            self._end(1)
 
     def _samples(self) -> dict[str, Any]:
-        """The table of what the model wrote, where something new is in it."""
-        file = self.folder / "samples.jsonl"
-        size = file.stat().st_size if file.is_file() else 0
+        """What the model wrote last, where that is new. As text: a table would wait for the server."""
+        size = self._written.stat().st_size if self._written.is_file() else 0
         if size == self._samples_seen:
             return {}
         self._samples_seen = size
-        return wandb_charts.samples(file)
+        return wandb_charts.samples(self._written)
 
     # ---- from begin to end ----
 
@@ -152,33 +156,37 @@ class WandbLogger(Logger):
     @rank_zero_only
     def succeed(self, summary: dict[str, Any], details: dict[str, dict[str, Any]]) -> None:
         """End the run with what it came to: its summary says how good the best weights are."""
-        with self._never_in_the_way("log what the run came to"):
-            if self.run is not None:
-                charts = self._samples()
-                for split, found in details.items():
-                    charts |= {f"{split}/{name}": chart for name, chart in wandb_charts.of(found).items()}
-                self.run.log({"step": summary["steps"], "tokens_seen": summary["tokens_seen"]} | charts)
-                self.run.summary.update(self._figures(summary))
-        with self._never_in_the_way("log artifacts"):
-            if self.run is not None:
-                wandb_artifacts.log(self.run, self.config.artifacts, summary, self.settings)
+        if self.run is None:
+            return
+        with self._never_in_the_way():  # together: a server that is gone makes each of them wait
+            self.run.summary.update(self._figures(summary))
+            self._draw(summary, details)
+            wandb_artifacts.log(self.run, self.config.artifacts, summary, self.settings)
         self._end(0)
+
+    def _draw(self, summary: dict[str, Any], details: dict[str, dict[str, Any]]) -> None:
+        charts = wandb_charts.all_samples(self._written)
+        for split, found in details.items():
+            charts |= {f"{split}/{name}": chart for name, chart in wandb_charts.of(found).items()}
+        self.run.log({"step": summary["steps"], "tokens_seen": summary["tokens_seen"]} | charts)
 
     def _figures(self, summary: dict[str, Any]) -> dict[str, Any]:
         figures = dict(summary["metrics"])
         if self.monitor in figures:
             figures[self.monitor] = {self.best: figures[self.monitor]}  # as define_metric has it while the run is going on
-        costs = {name: summary[name] for name in ("throughput", "energy", "seconds")}
-        figures |= {name.replace(".", "/"): value for name, value in flat(costs).items() if value is not None}
-        return figures | {name: summary[name] for name in ("steps", "tokens_seen", "best_step")} | flat({"model": summary["model"]})
+        rest = flat({name: summary.get(name, {}) for name in ("model", "tokenizer", "throughput", "energy", "seconds")})
+        figures |= {name.replace(".", "/"): value for name, value in rest.items() if value is not None}
+        return figures | {name: summary[name] for name in ("steps", "tokens_seen", "best_step")}
 
     @rank_zero_only
     def fail(self, error: BaseException) -> None:
-        """End the run as failed, or as preempted where it was stopped to go on later."""
-        with self._never_in_the_way("end the run"):
-            if self.run is not None and isinstance(error, Stopped):
+        """End the run as failed; as preempted where it was stopped to go on later; as done where a sweep saw enough of it."""
+        with self._never_in_the_way():
+            if self.run is not None and isinstance(error, Pruned):
+                self.run.summary["pruned"] = True
+            elif self.run is not None and isinstance(error, Stopped):
                 self.run.mark_preempting()
-        self._end(error.exit_code if isinstance(error, Stopped) else 1)
+        self._end(0 if isinstance(error, Pruned) else error.exit_code if isinstance(error, Stopped) else 1)
 
     def _end(self, exit_code: int) -> None:
         run, self.run = self.run, None
@@ -191,13 +199,11 @@ class WandbLogger(Logger):
             log.warning("wandb: not everything is uploaded (%s); do it with: wandb sync %s", _first_line(error), where)
 
     @contextlib.contextmanager
-    def _never_in_the_way(self, doing: str) -> Iterator[None]:
+    def _never_in_the_way(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            log.warning("wandb: cannot %s (%s); training goes on, metrics.csv has it all", doing, _first_line(error))
-            self._end(1)
-            self._failed = True
+            log.warning("wandb: the run's end there is not complete (%s); its folder has it all", _first_line(error))
 
 
 def _first_line(error: Exception) -> str:
