@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 RUNS   ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types bench report clean
+.PHONY: help setup demo test lint format types bench report dashboard clean
 
 help: ## show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed ## create .venv and install everything, at the versions of constraints.txt
 
@@ -45,6 +45,9 @@ bench: setup ## side-by-side measurements
 
 report: setup ## the leaderboard over the runs below RUNS=runs
 	$(BIN)/python -m llm_lightning.reporting $(RUNS)
+
+dashboard: setup ## the project's W&B workspace, or its specification where no key is configured
+	$(BIN)/python -m llm_lightning.reporting.dashboard
 
 clean: ## remove the environment, runs and caches of the tools
 	rm -rf $(VENV) runs wandb build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

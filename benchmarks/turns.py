@@ -154,7 +154,7 @@ def train_ours(arguments: list[str], turn: Turn) -> None:
     built(config, text, objective, data)
     with tempfile.TemporaryDirectory() as folder:
         monitor = Monitor(config.trainer.log_every_steps, data.total_steps, progress=False, cache=cache_folder(config))
-        sinks = loggers.build(config.logger, Path(folder), {}, [], None)
+        sinks = loggers.build(config.logger, Path(folder), {}, [], None, objective.monitor, objective.maximize)
         engine = trainer.build(config.trainer, Path(folder), data.total_steps, data.total_steps, sinks, [monitor, Waiting()])
         engine.fit(objective, data)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from llm_lightning.redact import redacted
 from llm_lightning.signatures import Choice, Range
 
 PACKAGE = Path(__file__).parent
@@ -190,6 +191,9 @@ class LoggerConfig:
     """`wandb` logs to Weights & Biases beside metrics.csv: online where a key is configured, else offline."""
     project: str = "llm_lightning"
     entity: str | None = None
+    artifacts: str = bounded("best", Choice("none", "best", "all"))
+    """What W&B is told of a run's files, by reference and checksum, never by copy: `best` is the data's fingerprint and the export,
+    `all` the full states as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,7 +348,7 @@ def typed(node: DictConfig) -> Config:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """The config as plain containers, for `config.yaml` and checkpoints."""
+    """The config as plain containers without its secrets, for `config.yaml`, checkpoints and W&B."""
 
     def unpack(value: Any) -> Any:
         if is_dataclass(value):
@@ -355,7 +359,7 @@ def plain(config: Config) -> dict[str, Any]:
             return [unpack(item) for item in value]
         return value
 
-    return unpack(config)
+    return redacted(unpack(config))
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,6 +23,7 @@ from llm_lightning.inference.export import Best, recover
 from llm_lightning.models import build, float8
 from llm_lightning.objectives.base import Objective
 from llm_lightning.reporting import about, record
+from llm_lightning.reporting.runs import configuration
 from llm_lightning.signatures import made
 from llm_lightning.training import loggers, preflight, trainer
 from llm_lightning.training.checkpoints import Checkpoints, resume_point
@@ -78,7 +79,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
         record.write_config(folder, config)
         recover(best.folder)
     shown = config.trainer.progress == "bar"
-    monitor = Monitor(config.trainer.log_every_steps, data.total_steps, shown, cache_folder(config))
+    monitor = Monitor(config.trainer.log_every_steps, data.total_steps, shown, cache_folder(config), energy)
     checkpoints = Checkpoints(
         config.checkpoint,
         folder,
@@ -92,15 +93,16 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     )
     stop = StopOnSignal(checkpoints.save, f"to go on: {record.command(config, folder)}")
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
-    sinks = loggers.build(config.logger, folder, plain(config), tags, sweep)
+    settings = plain(config) | {"configuration": configuration(plain(config), text.fingerprint), "facts": facts}
+    sinks = loggers.build(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
     callbacks = [energy, monitor, checkpoints, stop]
     engine = trainer.build(config.trainer, folder, data.total_steps, data.validate_every, sinks, callbacks)
 
-    checks = preflight.run(folder, data, objective, engine, thorough=False)
-    compiling = sum(check.seconds for check in checks if check.name == "compile")
-    setup = time.perf_counter() - started
-    loggers.resume_at(sinks, resume)
     try:
+        loggers.begin(sinks, resume)
+        checks = preflight.run(folder, data, objective, engine, thorough=False)
+        compiling = sum(check.seconds for check in checks if check.name == "compile")
+        setup = time.perf_counter() - started
         engine.fit(objective, data, ckpt_path=resume, weights_only=True)
         if checkpoints.decided_step != engine.global_step:  # training ended between two validations
             evaluate_split(engine, objective, data, "validation")
@@ -125,19 +127,19 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             "tokens_seen": monitor.tokens,
             "throughput": monitor.throughput(),
             "seconds": {"setup": setup - compiling, "compile": compiling, "train": trained, "total": time.perf_counter() - started},
-            "energy": energy.stop(),
+            "energy": energy.stop(monitor.tokens),
             "seed": config.seed,
             "versions": identity["versions"],
             "git": identity["git"],
             "checkpoint": str(checkpoints.path(engine.global_step)),
             "export": str(folder / "hf"),
         }
-    except BaseException:
-        loggers.finish(sinks, None)
+        if engine.is_global_zero:
+            record.finish(folder, summary, details)
+    except BaseException as error:
+        loggers.fail(sinks, error)
         raise
-    if engine.is_global_zero:
-        record.finish(folder, summary, details)
-        loggers.finish(sinks, summary)
+    loggers.succeed(sinks, summary, details)
     return summary
 
 

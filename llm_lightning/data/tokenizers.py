@@ -70,6 +70,29 @@ def identity(tokenizer: Any) -> str:
     return xxhash.xxh3_128(json.dumps(state).encode()).hexdigest()
 
 
+SAMPLE = 200_000  # characters that a tokenizer's statistics are taken from
+
+
+def statistics(tokenizer: Any, rows: Rows, columns: list[str]) -> dict[str, float | None]:
+    """How large a tokenizer is, and how it cuts the text that the rows begin with; special tokens are not counted."""
+    texts, size = [], 0
+    for text in (text for batch in _texts(rows, columns) for text in batch):
+        texts.append(text[: SAMPLE - size])
+        size += len(texts[-1])
+        if size >= SAMPLE:
+            break
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    ids = [token for text in encoded for token in text]
+    words, length = sum(len(text.split()) for text in texts), sum(len(text.encode()) for text in texts)
+    unknown = sum(token == tokenizer.unk_token_id for token in ids)
+    return {
+        "entries": len(tokenizer),
+        "tokens_per_word": len(ids) / words if words else None,
+        "bytes_per_token": length / len(ids) if ids else None,
+        "unknown_share": unknown / len(ids) if ids else None,
+    }
+
+
 def continues_word(tokenizer: Any) -> list[bool]:
     """For each token id, whether it continues a word: '##ing' in WordPiece, no leading space mark in BPE and SentencePiece."""
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))

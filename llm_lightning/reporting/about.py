@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from llm_lightning.config import Config
+from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text
 from llm_lightning.models import build
 from llm_lightning.models.forward import is_unpadded
@@ -69,5 +70,11 @@ def describe(config: Config, text: Text, data: DataModule, model: PreTrainedMode
             "parameters": parameters,
             "trained": trained,
         },
+        "tokenizer": tokenizers.statistics(text.tokenizer, text.rows["validation"], _columns(config)),
         "data": {"name": config.data.name or name, "fingerprint": text.fingerprint, "rows": rows, "tokens": tokens},
     }
+
+
+def _columns(config: Config) -> list[str]:
+    columns = config.data.columns
+    return [column for column in (columns.text, columns.text_pair) if column is not None]

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from llm_lightning.config import Config, plain
 from llm_lightning.errors import UserError
+from llm_lightning.redact import redacted
 from llm_lightning.reporting.card import write_card
 from llm_lightning.reporting.report import write_report
 from llm_lightning.reporting.runs import PERSONAL
@@ -165,13 +166,20 @@ def start_log(folder: Path) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     file = logging.FileHandler(folder / "train.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    file.setFormatter(_Redacted("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(file)
     if is_first():
         terminal = logging.StreamHandler(sys.stderr)
-        terminal.setFormatter(logging.Formatter("%(message)s"))
+        terminal.setFormatter(_Redacted("%(message)s"))
         terminal.addFilter(lambda record: not getattr(record, "file_only", False))
         logger.addHandler(terminal)
+
+
+class _Redacted(logging.Formatter):
+    """Messages and tracebacks without their secrets: a command line or an address may hold one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(redacted(super().format(record)))
 
 
 def close() -> None:

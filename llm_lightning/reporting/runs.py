@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -96,14 +97,23 @@ def grouped(runs: list[Run]) -> list[Group]:
     """Runs gathered by configuration and data, named by what tells them apart."""
     by_settings: dict[str, list[Run]] = {}
     for run in runs:
-        identity = [_settings(run), run.summary["data"]["fingerprint"]]
-        by_settings.setdefault(json.dumps(identity, sort_keys=True, default=str), []).append(run)
+        by_settings.setdefault(configuration(run.config, run.summary["data"]["fingerprint"]), []).append(run)
     groups = list(by_settings.values())
     return [Group(_name(members[0], [other[0] for other in groups]), members) for members in groups]
 
 
+def configuration(config: dict[str, Any], fingerprint: str) -> str:
+    """What the runs of one configuration on the same data share, whatever their seed: a hash of both (hexadecimal)."""
+    identity = json.dumps([_decisive(config), fingerprint], sort_keys=True, default=str)
+    return hashlib.sha256(identity.encode()).hexdigest()[:12]
+
+
 def _settings(run: Run) -> dict[str, Any]:
-    return flat({key: value for key, value in run.config.items() if key not in PERSONAL})
+    return _decisive(run.config)
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    return flat({key: value for key, value in config.items() if key not in PERSONAL})
 
 
 ORIGIN = ("model.init_from", "model.name_or_path")

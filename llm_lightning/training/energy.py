@@ -1,4 +1,9 @@
-"""Energy and CO2 of a run, by codecarbon without a network; what was used before a resume counts."""
+"""Energy and CO2 of a run, by codecarbon without a network; what was used before a resume counts.
+
+Each joule belongs to a phase: setup, train, or the split that is being evaluated, during training as well as at its end. Where the
+hardware has a meter that can be read (RAPL of a CPU, NVML of a GPU) figures are measured; else they are estimated from the load and what
+the processor draws at the most. The machine is metered, not the process: other work on it counts too.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +12,59 @@ import os
 import threading
 from typing import Any
 
+import lightning
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from llm_lightning.config import CallbacksConfig
 
-Usage = dict[str, float | None]
-"""kWh and kg of CO2 equivalents; null where they could not be measured."""
+READ = {
+    "kwh": "energy_consumed",
+    "co2eq_kg": "emissions",
+    "cpu_kwh": "cpu_energy",
+    "gpu_kwh": "gpu_energy",
+    "memory_kwh": "ram_energy",
+}
+"""What is reported, and its name at codecarbon; CO2 in kg of CO2 equivalents."""
+SOURCES = {
+    "intel_rapl": "measured (RAPL)",
+    "intel_power_gadget": "measured (Power Gadget)",
+    "windows_emi": "measured (EMI)",
+    "cpu_load": "estimated (load and rated power)",
+    "constant": "estimated (half the rated power)",
+    "GPU": "measured (NVML)",
+    "RAM": "estimated (a module's usual power)",
+}
+"""How codecarbon knows, by a processor's mode or the kind of hardware."""
+PARTS = {"CPU": "cpu", "GPU": "gpu", "RAM": "memory", "AppleSiliconChip": "cpu"}
+JOULES = 3.6e6  # of a kWh
+Usage = dict[str, float]
+
+log = logging.getLogger(__name__)
 
 
 class Energy(Callback):
     """Measures from its creation to `stop`; starts in the background, for probing the hardware takes codecarbon seconds."""
 
     def __init__(self, config: CallbacksConfig) -> None:
+        self.country = config.country
+        self.phases: dict[str, Usage] = {}
+        """What each phase used, as far as it was counted."""
+        self._phase = "setup"
+        self._counted = dict.fromkeys(READ, 0.0)
         self._tracker: Any = None
         self._thread: threading.Thread | None = None
-        self._before: Usage = {"kwh": 0.0, "co2eq_kg": 0.0}
         if config.energy and os.environ.get("LOCAL_RANK", "0") == "0":  # it measures the machine, not the process
-            self._thread = threading.Thread(target=self._start, args=(config.country,), daemon=True)
+            self._thread = threading.Thread(target=self._start, daemon=True)
             self._thread.start()
 
-    def _start(self, country: str) -> None:
+    def _start(self) -> None:
         logging.getLogger("codecarbon").disabled = True
         try:
             from codecarbon import OfflineEmissionsTracker
 
             tracker = OfflineEmissionsTracker(
-                country_iso_code=country,
+                country_iso_code=self.country,
                 save_to_file=False,
                 log_level="critical",
                 measure_power_secs=15,
@@ -40,30 +72,86 @@ class Energy(Callback):
             )
             tracker.start()
             self._tracker = tracker
-        except Exception as error:  # a meter that does not work must not stop a training
-            logging.getLogger(__name__).warning("energy is not measured: %s", error)
+        except Exception as error:
+            self._give_up(error)
+
+    # ---- phases ----
+
+    def enter(self, phase: str) -> None:
+        """What is used from now on belongs to the phase."""
+        if phase == self._phase:
+            return
+        self._count(measure=True)
+        self._phase = phase
+
+    def _count(self, measure: bool) -> None:
+        """Add to the running phase what was used since the last count: to now, or to codecarbon's last measurement."""
+        if self._tracker is None:
+            return
+        try:
+            if measure:
+                self._tracker.flush()
+            data = self._tracker._prepare_emissions_data()
+        except Exception as error:
+            self._give_up(error)
+            return
+        now, phase = {name: getattr(data, source) for name, source in READ.items()}, self.phases.setdefault(self._phase, {})
+        for name in READ:
+            phase[name] = phase.get(name, 0.0) + now[name] - self._counted[name]
+        self._counted = now
+
+    def _give_up(self, error: Exception) -> None:
+        """A meter that does not work must not stop a training."""
+        self._tracker = None
+        log.warning("energy is not measured: %s", error)
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.enter("train")
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self.enter(module.split)
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.enter("train")
+
+    # ---- figures ----
 
     def used(self) -> Usage:
-        """So far, to the last of codecarbon's measurements."""
-        if self._tracker is None:
-            return {"kwh": None, "co2eq_kg": None}
-        return self._with_before(self._tracker._prepare_emissions_data())
+        """In all so far, to the last of codecarbon's measurements; empty where nothing was measured."""
+        self._count(measure=False)
+        return {name: sum(phase[name] for phase in self.phases.values()) for name in READ} if self.phases else {}
 
-    def stop(self) -> Usage:
-        """In all."""
+    def stop(self, tokens: int) -> dict[str, Any]:
+        """In all, by hardware and by phase, and how it is known; `tokens` are those trained on."""
         if self._thread is not None:
             self._thread.join(timeout=10)
+        self._count(measure=True)
         if self._tracker is None:
             return {"kwh": None, "co2eq_kg": None}
+        total = self.used()
+        sources = {PARTS.get(type(part).__name__, "other"): _source(part) for part in self._tracker._hardware}
         self._tracker.stop()
-        return self._with_before(self._tracker.final_emissions_data)
-
-    def _with_before(self, data: Any) -> Usage:
-        now = {"kwh": data.energy_consumed, "co2eq_kg": data.emissions}
-        return {name: (self._before[name] or 0.0) + value for name, value in now.items()}
+        self._tracker = None
+        train = self.phases.get("train", {}).get("kwh")
+        return {
+            **total,
+            "joules_per_token": train * JOULES / tokens if train and tokens else None,
+            "phases": self.phases,
+            "sources": sources,
+            "country": self.country,
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        return self.used()
+        self._count(measure=False)
+        return {"phases": {phase: dict(usage) for phase, usage in self.phases.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._before = state
+        for name, before in state["phases"].items():
+            phase = self.phases.setdefault(name, {})
+            for figure in READ:
+                phase[figure] = phase.get(figure, 0.0) + before[figure]
+
+
+def _source(hardware: Any) -> str:
+    return SOURCES.get(getattr(hardware, "_mode", type(hardware).__name__), "estimated")

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: loss, learning rate, gradient norm, tokens per second; and the totals for its summary.
+"""What a run reports while it trains: loss, learning rate, norms, tokens per second, energy; and the totals for its summary.
 
 Values are summed on the device and read every `log_every_steps`, and before a state is saved: between, nothing waits for the device.
 The loss logged is the mean over the targets of the interval, not that of the last step; an interval that a checkpoint falls into
@@ -17,12 +17,14 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from llm_lightning.data.collate import Step
 from llm_lightning.errors import RunError
 from llm_lightning.models.forward import is_unpadded
 from llm_lightning.objectives.base import Objective
+from llm_lightning.training.energy import Energy
 from llm_lightning.training.memory import peak, settle
 from llm_lightning.training.throughput import Peak, flops_per_token
 
@@ -44,9 +46,9 @@ BIN = math.log(1.02)  # of the histogram of step times: percentiles are known to
 class Monitor(Callback):
     """Meters training. Tokens are real tokens, never padding; seconds are those spent in training steps, validation left out."""
 
-    def __init__(self, every: int, total_steps: int, progress: bool, cache: Path) -> None:
+    def __init__(self, every: int, total_steps: int, progress: bool, cache: Path, energy: Energy | None = None) -> None:
         """`cache` is the folder where the device's peak is remembered."""
-        self.every, self.total_steps, self.progress, self.cache = every, total_steps, progress, cache
+        self.every, self.total_steps, self.progress, self.cache, self.energy = every, total_steps, progress, cache, energy
         self.totals = dict.fromkeys(SUMMED, 0.0)
         """Of all closed intervals, over all ranks."""
         self.interval = dict.fromkeys(SUMMED, 0.0)
@@ -181,7 +183,9 @@ class Monitor(Callback):
             return
         assert isinstance(module, Objective)
         self.gather(trainer)
-        self.emit(trainer, module.latest, None)
+        used = {} if self.energy is None else self.energy.used()
+        values = module.latest | {"train/weight_norm": _weight_norm(module)}
+        self.emit(trainer, values | {f"energy/{name}": used[name] for name in ("kwh", "co2eq_kg") if name in used}, None)
         if self._bar is not None:
             shown = {name.split("/")[1]: value for name, value in module.latest.items()}
             best = module.monitor.split("/")[1]
@@ -211,3 +215,9 @@ class Monitor(Callback):
 
     def on_exception(self, *_: Any) -> None:
         self.close()
+
+
+def _weight_norm(module: Objective) -> float:
+    """Of all weights that are trained, over all ranks that hold a part of them."""
+    norm = torch.nn.utils.get_total_norm([weight.detach() for weight in module.model.parameters() if weight.requires_grad])
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

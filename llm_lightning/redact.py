@@ -1,0 +1,54 @@
+"""What no file may hold: credentials in a config, a command line or a message are written as ***.
+
+Known for what they are by their key (`password`, `hf_token`), by where they stand in an address, by their shape, or because a variable of
+the environment holds them whose name says so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+HIDDEN = "***"
+KEY = (
+    r"(?:(?:\w+[_-])?(?:password|passwd|secret|credentials?|api[_-]?key|access[_-]?key|private[_-]?key)"
+    r"|(?:hf|hub|auth|access|api|wandb)[_-]token|token)"
+)
+"""How a key of a secret is named; a tokenizer's `eos_token` is none."""
+NAMED = re.compile(rf"(?i)((?<![\w-]){KEY}['\"]?=['\"]?|[{{,]\s*['\"]?{KEY}['\"]?\s*:\s*['\"]?)[^\s,'\"}}&]+")
+"""`key=value` of a command line, `{key: value}` of a mapping in it."""
+SHAPES = [
+    (re.compile(r"(?<=://)[^\s/@'\"]+(?=@)"), HIDDEN),  # user:password@ of an address
+    (re.compile(r"(?i)([?&][\w-]*(?:sig|signature|key|token|credential|password|secret)=)[^\s&'\"]+"), rf"\1{HIDDEN}"),
+    (re.compile(r"\b(?:hf_|sk-|gh[opsu]_|github_pat_|wandb_v1_|AKIA|xox[abp]-)[\w-]{16,}"), HIDDEN),
+]
+VARIABLE = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
+SHORTEST = 8  # characters of a variable that is taken for a secret: shorter ones are in any text
+
+
+def redacted(value: Any) -> Any:
+    """Plain containers, or a text, without what is secret in them."""
+    return _redacted(value, _of_environment())
+
+
+def _redacted(value: Any, known: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: HIDDEN if isinstance(item, str) and re.fullmatch(KEY, str(key), re.IGNORECASE) else _redacted(item, known)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_redacted(item, known) for item in value]
+    if not isinstance(value, str):
+        return value
+    for secret in known:
+        value = value.replace(secret, HIDDEN)
+    for shape, instead in SHAPES:
+        value = shape.sub(instead, value)
+    return NAMED.sub(rf"\1{HIDDEN}", value)
+
+
+def _of_environment() -> list[str]:
+    found = {value for name, value in os.environ.items() if VARIABLE.search(name.upper()) and len(value) >= SHORTEST}
+    return sorted(found, key=len, reverse=True)

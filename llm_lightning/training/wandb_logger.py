@@ -1,0 +1,229 @@
+"""A Weights & Biases run that is never in the way: whatever fails there is said once, and training goes on.
+
+Online where a key is configured, else offline, without a question. A server that does not answer costs INIT_SECONDS at the start, and the
+run is offline then; one that is lost later costs FINISH_SECONDS at the end. Either way all is in the run's folder, and the log says how to
+upload it. Values are handed to a process of W&B's own: logging costs the training some 0.1 ms, every `trainer.log_every_steps`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import uuid
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import _DummyExperiment
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+from llm_lightning.config import LoggerConfig, flat
+from llm_lightning.errors import Pruned, Stopped
+from llm_lightning.redact import redacted
+from llm_lightning.training import wandb_artifacts, wandb_charts
+from llm_lightning.training.wandb_mode import mode
+
+log = logging.getLogger(__name__)
+
+INIT_SECONDS = 20.0
+FINISH_SECONDS = 60.0
+LONGEST_TAG, LONGEST_NAME = 64, 128  # characters that W&B takes
+
+
+class WandbLogger(Logger):
+    """One W&B run a run folder, which a run that is resumed goes on in."""
+
+    def __init__(
+        self,
+        config: LoggerConfig,
+        folder: Path,
+        settings: dict[str, Any],
+        tags: list[str],
+        group: str | None,
+        monitor: str,
+        maximize: bool,
+    ) -> None:
+        """`settings` are the run's config there; its summary keeps the best of the metric `monitor`, and not the last."""
+        super().__init__()
+        self.config, self.folder, self.settings, self.tags, self.group = config, folder, settings, tags, group
+        self.monitor, self.best = monitor, "max" if maximize else "min"
+        self.run: Any = None
+        self._failed = False
+        self._written, self._samples_seen = folder / "samples.jsonl", 0
+
+    # ---- Lightning's interface ----
+
+    @property
+    def name(self) -> str:
+        return self.config.project
+
+    @property
+    def version(self) -> str:
+        return _run_id(self.folder)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """W&B's run, to log other things to; something that takes any call and does nothing where there is none."""
+        self.begin()
+        return self.run or _DummyExperiment()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """They are the run's config from its beginning."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        values = {"tokens_seen" if name == "tokens" else name: value for name, value in metrics.items()}
+        self.begin()
+        if self.run is None:
+            return
+        try:
+            self.run.log({"step": step} | values | self._samples())
+        except Exception as error:
+            log.warning("wandb: cannot log (%s); training goes on without", _first_line(error))
+            self._failed = True
+            self._end(1)
+
+    def _samples(self) -> dict[str, Any]:
+        """What the model wrote last, where that is new. As text: a table would wait for the server."""
+        size = self._written.stat().st_size if self._written.is_file() else 0
+        if size == self._samples_seen:
+            return {}
+        self._samples_seen = size
+        return wandb_charts.samples(self._written)
+
+    # ---- from begin to end ----
+
+    @rank_zero_only
+    def begin(self) -> None:
+        """Start the run, if it was not: offline where the server does not answer."""
+        if self.run is not None or self._failed:
+            return
+        for variable, value in (("WANDB_SILENT", "true"), ("WANDB_ERROR_REPORTING", "false")):  # before it is imported
+            os.environ.setdefault(variable, value)
+        modes = [mode()]
+        if modes == ["online"]:
+            modes.append("offline")
+        for chosen in modes:
+            try:
+                self.run = self._started(chosen)
+            except Exception as error:
+                rest = "; training goes on without" if chosen == modes[-1] else "; going on offline"
+                log.warning("wandb: no %s run can be started (%s)%s", chosen, _first_line(error), rest)
+                continue
+            if chosen == "offline":
+                log.info("wandb: offline; upload with: wandb sync %s/wandb/offline-run-*", self.folder)
+            return
+        self._failed = True
+
+    def _started(self, chosen: str) -> Any:
+        import wandb
+
+        name = self.folder.name if self.group is None else f"{self.group}/{self.folder.name}"
+        with _command_line_without_secrets():
+            run = wandb.init(
+                id=_run_id(self.folder),
+                resume="allow",
+                dir=self.folder,
+                project=self.config.project,
+                entity=self.config.entity,
+                name=name[-LONGEST_NAME:],
+                group=None if self.group is None else self.group[-LONGEST_NAME:],
+                job_type=self.settings.get("task"),
+                tags=[tag[-LONGEST_TAG:] for tag in [*self.tags, *([] if self.group is None else [self.group])]],
+                config=self.settings,
+                mode=chosen,  # type: ignore[arg-type]
+                reinit="finish_previous",
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    init_timeout=INIT_SECONDS,
+                    finish_timeout=FINISH_SECONDS,
+                    finish_timeout_raises=True,
+                ),
+            )
+        run.define_metric("step", hidden=True)
+        run.define_metric("tokens_seen", hidden=True)
+        run.define_metric("*", step_metric="step")
+        run.define_metric(self.monitor, step_metric="step", summary=self.best)
+        return run
+
+    @rank_zero_only
+    def succeed(self, summary: dict[str, Any], details: dict[str, dict[str, Any]]) -> None:
+        """End the run with what it came to: its summary says how good the best weights are."""
+        if self.run is None:
+            return
+        with self._never_in_the_way():  # together: a server that is gone makes each of them wait
+            self.run.summary.update(self._figures(summary))
+            self._draw(summary, details)
+            wandb_artifacts.log(self.run, self.config.artifacts, summary, self.settings)
+        self._end(0)
+
+    def _draw(self, summary: dict[str, Any], details: dict[str, dict[str, Any]]) -> None:
+        charts = wandb_charts.all_samples(self._written)
+        for split, found in details.items():
+            charts |= {f"{split}/{name}": chart for name, chart in wandb_charts.of(found).items()}
+        self.run.log({"step": summary["steps"], "tokens_seen": summary["tokens_seen"]} | charts)
+
+    def _figures(self, summary: dict[str, Any]) -> dict[str, Any]:
+        figures = dict(summary["metrics"])
+        if self.monitor in figures:
+            figures[self.monitor] = {self.best: figures[self.monitor]}  # as define_metric has it while the run is going on
+        rest = flat({name: summary.get(name, {}) for name in ("model", "tokenizer", "throughput", "energy", "seconds")})
+        figures |= {name.replace(".", "/"): value for name, value in rest.items() if value is not None}
+        return figures | {name: summary[name] for name in ("steps", "tokens_seen", "best_step")}
+
+    @rank_zero_only
+    def fail(self, error: BaseException) -> None:
+        """End the run as failed; as preempted where it was stopped to go on later; as done where a sweep saw enough of it."""
+        with self._never_in_the_way():
+            if self.run is not None and isinstance(error, Pruned):
+                self.run.summary["pruned"] = True
+            elif self.run is not None and isinstance(error, Stopped):
+                self.run.mark_preempting()
+        self._end(0 if isinstance(error, Pruned) else error.exit_code if isinstance(error, Stopped) else 1)
+
+    def _end(self, exit_code: int) -> None:
+        run, self.run = self.run, None
+        if run is None:
+            return
+        try:
+            run.finish(exit_code=exit_code)
+        except Exception as error:
+            where = run.settings.sync_dir
+            log.warning("wandb: not everything is uploaded (%s); do it with: wandb sync %s", _first_line(error), where)
+
+    @contextlib.contextmanager
+    def _never_in_the_way(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            log.warning("wandb: the run's end there is not complete (%s); its folder has it all", _first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _command_line_without_secrets() -> Iterator[None]:
+    """W&B notes the command line of the process."""
+    arguments = sys.argv
+    sys.argv = redacted(arguments)
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+
+
+def _run_id(folder: Path) -> str:
+    file = folder / "wandb" / "run-id.txt"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(uuid.uuid4().hex[:12])
+    return file.read_text().strip()
