@@ -18,7 +18,7 @@ LONGEST = 2.0  # seconds after which no further example is taken
 
 
 def latency_ms(engine: lightning.Trainer, objective: Objective, data: DataModule) -> float | None:
-    """Median milliseconds from one validation example to what is predicted for it (a language model: to its loss); None on several ranks."""
+    """Median milliseconds from one validation example to its prediction (a language model: to its loss); None on several ranks."""
     if engine.world_size > 1:
         return None
     part, device = data.text.splits["validation"], engine.strategy.root_device

@@ -25,6 +25,7 @@ from llm_lightning.objectives import details
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.signatures import Range
 
+
 class Classification(Objective):
     """Cross-entropy -log p(class | text), with optional class weights and label smoothing (Szegedy et al. 2016, section 7).
 

@@ -13,7 +13,7 @@ WORST = 20  # mistakes that are kept to be read
 
 
 def calibration(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
-    """Mean confidence, accuracy and number of examples in each bin of confidence (Niculescu-Mizil and Caruana 2005); empty bins are left out.
+    """Mean confidence, accuracy and number of examples in each bin of confidence that is not empty (Niculescu-Mizil and Caruana 2005).
 
     confidence, right (examples,).
     """

@@ -87,7 +87,11 @@ class Instruction(Objective):
         asked = [example.text[: _last(example.text)] for example in examples]
         said = self.answer(asked, max_new_tokens=min(self.max_answer, SAMPLED))
         return [
-            {"prompt": messages[-1]["content"] if messages else "", "reference": example.text[len(messages)]["content"], "text": text}
+            {
+                "prompt": messages[-1]["content"] if messages else "",
+                "reference": example.text[len(messages)]["content"],
+                "text": text,
+            }
             for messages, example, text in zip(asked, examples, said, strict=True)
         ]
 

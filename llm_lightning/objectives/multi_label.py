@@ -75,8 +75,7 @@ class MultiLabel(Objective):
         self._details = {"labels": list(names), "per_class": per_class}
         if self.final:
             order = sequences.argsort()
-            arrays = (part[order].numpy() for part in (probabilities, applies, sequences))
-            self._details |= self._examples(split, *arrays, config.threshold)
+            self._details |= self._examples(split, *(part[order].numpy() for part in (probabilities, applies, sequences)))
         return {
             "loss": mean_loss,
             "micro_f1": float(2 * right.sum() / max(found.sum() + there.sum(), 1)),
@@ -88,11 +87,10 @@ class MultiLabel(Objective):
     def details(self) -> dict[str, Any]:
         return self._details
 
-    def _examples(
-        self, split: str, probabilities: np.ndarray, applies: np.ndarray, sequences: np.ndarray, threshold: float
-    ) -> dict[str, Any]:
+    def _examples(self, split: str, probabilities: np.ndarray, applies: np.ndarray, sequences: np.ndarray) -> dict[str, Any]:
         """What is known of the single examples, in the order of the data; a mistake is as bad as the surest wrong answer in it."""
-        names, said, true = self.text.label_names or (), probabilities >= threshold, applies == 1
+        config: Any = self.model.config
+        names, said, true = self.text.label_names or (), probabilities >= config.threshold, applies == 1
         sure = np.where(said == true, 0, np.where(said, probabilities, 1 - probabilities)).max(1)
 
         def listed(row: np.ndarray) -> str:

@@ -101,7 +101,7 @@ class Translation(Objective):
         part = self.text.splits["validation"]
         assert part.rows is not None
         first = np.arange(min(SAMPLES, len(part)))
-        batch = Collator(translates=True)(part, first[:, None], EVALUATION)
+        batch = Collator(translates=True)(part, [first], EVALUATION)
         found = self.translate(self.transfer_batch_to_device(batch, self.model.device, 0))
         said = dict(zip(batch.indices.tolist(), found, strict=True))
         numbers = {int(part.rows[i]): int(i) for i in first}

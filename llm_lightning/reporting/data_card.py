@@ -16,7 +16,7 @@ BARS = 24
 
 
 def data_card(text: Text) -> dict[str, dict[str, Any]]:
-    """Of each split: rows, tokens, lengths, labels, what was cut or left out, and sequences that are there more than once, or in train too."""
+    """Of each split: rows, tokens, lengths, labels, what was cut or left out, and sequences that are there twice, or in train too."""
     seen = {split: _hashes(part) for split, part in text.splits.items()}
     train = set(seen.get("train") or ())
     found = {}

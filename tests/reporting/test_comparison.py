@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from llm_lightning.errors import UserError
-from llm_lightning.reporting.report import write_comparison, write_report
+from llm_lightning.reporting.leaderboard import write_comparison
+from llm_lightning.reporting.report import write_report
 from llm_lightning.reporting.runs import find, grouped
 from llm_lightning.reporting.table import tables
 
