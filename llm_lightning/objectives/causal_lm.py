@@ -41,10 +41,10 @@ class CausalLM(Objective):
         """How the model goes on with the beginnings of validation texts, drawn at a temperature of 0.8 by the same seed each time."""
         held, tokenizer = self.text.splits["validation"], self.text.tokenizer
         places = np.linspace(0, len(held) - 1, min(SAMPLES, len(held))).astype(int)
-        prompts = [held[i][:PROMPT].tolist() for i in places if len(held[i]) > PROMPT]
-        settings: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_k": 0, "max_new_tokens": SAMPLED}
-        room = getattr(self.model.config, "max_position_embeddings", PROMPT + SAMPLED)
-        found = continued(self.model, prompts, tokenizer.pad_token_id, **settings) if room >= PROMPT + SAMPLED else []
+        prompts = [held[i][: min(PROMPT, len(held[i]) // 2)].tolist() for i in places if len(held[i]) > 1]
+        room = getattr(self.model.config, "max_position_embeddings", PROMPT + SAMPLED) - max(map(len, prompts), default=0)
+        settings: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_k": 0, "max_new_tokens": min(SAMPLED, room)}
+        found = continued(self.model, prompts, tokenizer.pad_token_id, **settings) if room > 0 else []
         decoded = (tokenizer.batch_decode(part, skip_special_tokens=True) for part in (prompts, found))
         return [{"prompt": prompt, "text": text} for prompt, text in zip(*decoded, strict=False)]
 
