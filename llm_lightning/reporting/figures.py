@@ -69,14 +69,15 @@ def confusion(split: str, tables: dict[str, Any]) -> list[Figure]:
     shares = [[value / max(sum(row), 1) for value in row] for row in matrix]
     trace = {"z": shares, "x": tables["labels"], "y": tables["labels"], "text": matrix, "type": "heatmap", "zmin": 0, "zmax": 1}
     trace |= {
-        "colorscale": [[0, "rgba(47,111,222,0.04)"], [1, "rgba(47,111,222,0.95)"]],
+        "colorscale": [[0, "rgba(47,111,222,0.04)"], [1, "rgba(47,111,222,0.62)"]],
         "showscale": False,
         "xgap": 2,
         "ygap": 2,
         "hovertemplate": "true %{y}<br>said %{x}<br>%{text}<extra></extra>",
     }
     trace |= {"texttemplate": "%{text}"} if len(matrix) <= LABELS else {}
-    layout = {"yaxis": {"autorange": "reversed", "type": "category"}, "xaxis": {"type": "category"}, "hovermode": "closest"}
+    axis = {"type": "category", "showgrid": False}
+    layout = {"yaxis": axis | {"autorange": "reversed"}, "xaxis": axis, "hovermode": "closest"}
     return [{"title": f"Confusion · {split}", "traces": [trace], "x": "said", "y": "true", "layout": layout}]
 
 

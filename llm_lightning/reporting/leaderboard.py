@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ COMPARED = [
     ("Validation loss", "validation/loss", "nats per target"),
 ]
 LABELLED = 10  # points of a figure that have room for their names
+BEST, OTHER = "#3b7ce8", "#8b8f97"
 AXES = 6  # settings that are drawn as parallel axes, beside the costs and the quality
 WIDE_RANGE = 20.0  # largest over smallest from which on an axis is logarithmic
 
@@ -45,7 +47,7 @@ def _ranking(groups: list[Group]) -> Section:
     """The table that the terminal shows, and whether the first of it is the best."""
     (table,) = tables(groups)
     tests = [found for members in by_data(groups) if (found := significance(members)) is not None]
-    return Section(table.title, tables=[table, *tests])
+    return Section(table.title, tables=[replace(table, title=""), *tests])
 
 
 def _trade(kind: str, groups: list[Group]) -> Section:
@@ -82,15 +84,16 @@ def pareto(groups: list[Group], best: Quality, column: Column) -> Figure | None:
         return None
     points.sort(key=lambda point: (point[0], -point[1] if best.higher else point[1]))
     edge = frontier([(paid, score) for paid, score, *_ in points], best.higher)
-    on = {points[i][3] for i in edge}
     labelled = len(points) <= LABELLED
     x, y, halves, names = map(list, zip(*points, strict=True))
+    logarithmic = min(x) > 0 and max(x) / min(x) > WIDE_RANGE
+    middle = math.sqrt(min(x) * max(x)) if logarithmic else (min(x) + max(x)) / 2
     traces = [
         {
             "x": [x[i] for i in edge],
             "y": [y[i] for i in edge],
             "mode": "lines",
-            "line": {"dash": "dot", "width": 1.5},
+            "line": {"dash": "dot", "width": 1.5, "color": BEST},
             "hoverinfo": "skip",
         },
         {
@@ -98,16 +101,17 @@ def pareto(groups: list[Group], best: Quality, column: Column) -> Figure | None:
             "y": y,
             "text": names,
             "mode": "markers+text" if labelled else "markers",
-            "textposition": "top center",
+            "textposition": ["middle right" if place < middle else "middle left" for place in x],
+            "textfont": {"size": 11},
             "cliponaxis": False,
-            "marker": {"size": 11, "symbol": ["circle" if name in on else "circle-open" for name in names]},
-            "error_y": {"type": "data", "array": halves, "thickness": 1, "visible": any(halves)},
+            "marker": {"size": 11, "opacity": 1, "color": [BEST if i in edge else OTHER for i in range(len(x))]},
+            "error_y": {"type": "data", "array": halves, "thickness": 1, "width": 3, "color": OTHER, "visible": any(halves)},
             "hovertemplate": f"%{{text}}<br>{best.title} %{{y:.4g}}<br>{column.title} %{{x:.4g}}<extra></extra>",
         },
     ]
     layout: dict[str, Any] = {"showlegend": False, "hovermode": "closest"}
     span = (max(x) - min(x)) * 0.15
-    if min(x) > 0 and max(x) / min(x) > WIDE_RANGE:
+    if logarithmic:
         layout["xaxis"] = {"type": "log"}
     elif labelled:
         layout["xaxis"] = {"range": [min(x) - span, max(x) + span]}
@@ -150,7 +154,7 @@ def parallel(groups: list[Group], best: Quality) -> Figure | None:
     notes = [
         {"x": i, "y": place, "text": text, "showarrow": False, "xanchor": "left", "xshift": 6, "font": {"size": 10}}
         for i, (_, ticks) in enumerate(placed)
-        for place, text in ticks
+        for place, text in _apart(ticks)
     ]
     layout = {
         "showlegend": False,
@@ -194,6 +198,15 @@ def _placed(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     if len(set(numbers)) <= 5:
         return places, sorted({(place, _text(value)) for place, value in zip(places, numbers, strict=True)})
     return places, ends
+
+
+def _apart(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Labels that do not lie on each other, the ends first."""
+    kept: list[tuple[float, str]] = []
+    for place, text in sorted(ticks, key=lambda tick: -abs(tick[0] - 0.5)):
+        if all(abs(place - other) > 0.07 for other, _ in kept):
+            kept.append((place, text))
+    return kept
 
 
 def _text(value: Any) -> str:

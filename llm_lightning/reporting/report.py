@@ -23,7 +23,8 @@ def write_report(folder: Path) -> Path:
     run = load(folder)
     model = run.summary["model"]
     size = f" · {model['parameters'] / 1e6:.1f}M parameters" if model["parameters"] else ""
-    lead = f"{run.folder.name} · {Path(str(model['name'])).name}{size} · seed {run.summary['seed']}"
+    name = (run.config.get("choices") or {}).get("model") or Path(str(model["name"])).name
+    lead = f"{run.folder.name} · {name}{size} · seed {run.summary['seed']}"
     return write_page(folder / "report.html", run.title, lead, sections(parts(run)))
 
 
@@ -37,6 +38,7 @@ def results(run: Run) -> Section:
     known = intervals(run)
     group = Group(run.title, [run])
     tiles = [(column.title, written(group, column), _within(column, known)) for column in columns_of(run)]
+    tiles.sort(key=lambda tile: not tile[0].startswith("test"))
     drawn = [
         figure
         for split, tables in run.evaluations().items()
@@ -58,11 +60,18 @@ def _within(column: Column, known: dict[str, Interval]) -> str:
 
 
 def _metrics(run: Run, known: dict[str, Interval]) -> Table:
-    rows = [
-        [name, f"{value:.5g}", " to ".join(f"{bound:.5g}" for bound in known[name]) if name in known else "–"]
-        for name, value in run.metrics.items()
-    ]
-    return Table("All metrics", ["metric", "value", "95% interval"], rows, sortable=True)
+    """A row a metric, with its value and interval on each split."""
+    splits = list(dict.fromkeys(name.split("/")[0] for name in run.metrics))
+    names = dict.fromkeys(name.partition("/")[2] for name in run.metrics)
+    rows = [[name, *(_cell(run, f"{split}/{name}", known) for split in splits)] for name in names]
+    return Table("All metrics", ["metric", *splits], rows, sortable=True)
+
+
+def _cell(run: Run, metric: str, known: dict[str, Interval]) -> str:
+    if metric not in run.metrics:
+        return "–"
+    interval = f" ({known[metric][0]:.4g} to {known[metric][1]:.4g})" if metric in known else ""
+    return f"{run.metrics[metric]:.5g}{interval}"
 
 
 def _class_tables(run: Run) -> list[Table]:

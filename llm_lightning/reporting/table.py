@@ -52,7 +52,7 @@ SPEED = cost("tokens/s", "throughput", "tokens_per_second", "{:,.0f}")
 PAID = [
     cost("seconds", "seconds", "total", "{:,.0f}"),
     cost("peak GiB", "throughput", "peak_memory_gib", "{:.2f}"),
-    cost("M parameters", "model", "parameters", "{:,.2f}", 1e-6),
+    cost("parameters M", "model", "parameters", "{:,.2f}", 1e-6),
     cost("kWh", "energy", "kwh", "{:.5f}"),
     cost("latency ms", "throughput", "latency_ms", "{:.1f}"),
 ]
@@ -88,11 +88,7 @@ LANGUAGE = [
 def columns_of(run: Run) -> list[Column]:
     """The scores that a run of its kind is read by."""
     found = [name for name in SCORES if f"validation/{name}" in run.metrics]
-    columns = [
-        percent(f"{split} {SCORES[name]}" if name == found[0] else SCORES[name], f"{split}/{name}")
-        for split in ("validation", "test")
-        for name in found
-    ]
+    columns = [percent(f"{split} {SCORES[name]}", f"{split}/{name}") for split in ("validation", "test") for name in found]
     return columns or LANGUAGE
 
 
