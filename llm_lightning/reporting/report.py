@@ -129,7 +129,7 @@ def data(run: Run) -> Section:
         "95th percentile",
         "longest",
         "cut",
-        "left out",
+        "skipped",
         "twice",
         "also in train",
     ]
@@ -139,7 +139,7 @@ def data(run: Run) -> Section:
     if cards:
         notes.append("Lengths are in tokens; twice: sequences of the same tokens as one before them in the split.")
     notes += [
-        f"Left out of {split}: {'; '.join(card['skipped_first'])}." for split, card in cards.items() if card.get("skipped_first")
+        f"Skipped of {split}: {'; '.join(card['skipped_first'])}." for split, card in cards.items() if card.get("skipped_first")
     ]
     drawn = [*figures.lengths(cards), *figures.balance(cards)]
     return Section("Data", " ".join(notes), figures=drawn, tables=[table] if rows else [])

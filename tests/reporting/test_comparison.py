@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 from pathlib import Path
 from statistics import mean, stdev
@@ -113,7 +114,10 @@ def test_the_frontier_is_what_nothing_beats_in_both(runs: Path) -> None:
     assert frontier([(1, 3.0), (2, 2.0), (3, 2.5)], higher=False) == [0, 1]
 
 
-def test_a_run_that_cannot_be_read_is_named_and_left_out(runs: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_cannot_be_read_is_named_and_left_out(
+    runs: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("llm_lightning"), "propagate", True)  # which a run in this process ends
     (runs / "a-1" / "summary.json").write_text("{")
     assert len(find([runs])) == 3
     assert "a-1: not a readable run" in caplog.text
