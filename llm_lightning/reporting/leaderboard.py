@@ -28,14 +28,15 @@ WIDE_RANGE = 20.0  # largest over smallest from which on an axis is logarithmic
 
 
 def write_comparison(groups: list[Group], target: Path, title: str, figures: Sequence[Figure] = ()) -> Path:
-    """One page for several runs; `figures`, dictionaries with a `title`, plotly `traces` and perhaps a `layout`, come first."""
+    """One page for several runs; `figures`, dictionaries with a `title`, plotly `traces` and perhaps a `layout`, come before the curves."""
     count = sum(len(group.runs) for group in groups)
     lead = f"{count} runs of {len(groups)} configurations" if count > len(groups) else f"{count} runs"
-    parts: list[partial[Section]] = [partial(_sweep, list(figures))]
-    for kind, members in by_objective(groups).items():
+    kinds = by_objective(groups)
+    parts: list[partial[Section]] = []
+    for kind, members in kinds.items():
         parts.append(partial(_ranking, members))
         parts += [partial(_trade, kind, found) for found in by_data(members) if len(found) > 1]
-        parts.append(partial(_curves, kind, members))
+    parts += [partial(_sweep, list(figures)), *(partial(_curves, kind, members) for kind, members in kinds.items())]
     return write_page(target, title, lead, sections(parts))
 
 

@@ -165,10 +165,11 @@ def test_the_command_prints_writes_csv_and_keeps_a_runs_own_report(
     assert "classification on reviews" in (runs / "a-1" / "report.html").read_text()
 
 
-def test_a_sweeps_figures_come_first(runs: Path) -> None:
+def test_a_sweeps_figures_have_their_section(runs: Path) -> None:
     own = {"title": "Importance", "traces": [{"type": "bar", "x": ["lr"], "y": [1.0]}], "layout": {"hovermode": "closest"}}
     page = write_comparison(grouped(find([runs])), runs / "report.html", "Sweep", [own])
-    assert figures(page)[0] == own | {"x": "", "y": ""}
+    assert own | {"x": "", "y": ""} in figures(page)
+    assert page.read_text().index("<h2>The sweep</h2>") < page.read_text().index("<h2>Curves · classification</h2>")
 
 
 def test_names_from_the_data_are_text_and_not_markup(runs: Path) -> None:
