@@ -20,15 +20,18 @@ from llm_lightning.errors import Stopped
 from llm_lightning.inference import use
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
 from llm_lightning.inference.export import Best, recover
+from llm_lightning.inference.latency import latency_ms
 from llm_lightning.models import build, float8
 from llm_lightning.objectives.base import Objective
 from llm_lightning.reporting import about, record
+from llm_lightning.reporting.data_card import data_card
 from llm_lightning.reporting.runs import configuration
 from llm_lightning.signatures import made
 from llm_lightning.training import loggers, preflight, trainer
 from llm_lightning.training.checkpoints import Checkpoints, resume_point
 from llm_lightning.training.energy import Energy
 from llm_lightning.training.monitor import Monitor
+from llm_lightning.training.samples import Samples
 from llm_lightning.training.signals import StopOnSignal
 
 log = logging.getLogger(__name__)
@@ -95,7 +98,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
     settings = plain(config) | {"configuration": configuration(plain(config), text.fingerprint), "facts": facts}
     sinks = loggers.build(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
-    callbacks = [energy, monitor, checkpoints, stop]
+    callbacks = [energy, monitor, Samples(folder, monitor), checkpoints, stop]
     engine = trainer.build(config.trainer, folder, data.total_steps, data.validate_every, sinks, callbacks)
 
     try:
@@ -116,6 +119,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
         engine.strategy.barrier()
         objective.model = build.reload(folder / "hf", objective.auto_class, config.model.trust_remote_code)
         metrics, details = evaluate_splits(engine, objective, data)
+        latency = latency_ms(engine, objective, data)
         summary = {
             "task": config.task,
             "objective": config.choices["objective"],
@@ -125,16 +129,18 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             "steps": engine.global_step,
             "best_step": checkpoints.best_step,
             "tokens_seen": monitor.tokens,
-            "throughput": monitor.throughput(),
+            "throughput": monitor.throughput() | {"latency_ms": latency},
             "seconds": {"setup": setup - compiling, "compile": compiling, "train": trained, "total": time.perf_counter() - started},
             "energy": energy.stop(monitor.tokens),
             "seed": config.seed,
+            "machine": about.machine(engine),
             "versions": identity["versions"],
             "git": identity["git"],
             "checkpoint": str(checkpoints.path(engine.global_step)),
             "export": str(folder / "hf"),
         }
         if engine.is_global_zero:
+            record.write_json(folder / "data.json", data_card(text))
             record.finish(folder, summary, details)
     except BaseException as error:
         loggers.fail(sinks, error)

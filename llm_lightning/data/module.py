@@ -30,6 +30,8 @@ from llm_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
+SHOWN = 600  # characters of a row that is shown
+
 
 @dataclass(frozen=True)
 class Text:
@@ -59,6 +61,15 @@ class Text:
         """The rows of a split that were used, read again; their numbers are those in `Encoded.rows`."""
         rows, data = self.rows[split], replace(self.encoding.data, on_bad_row="skip")
         yield from examples.read(rows, data, self.encoding, BadRows(rows, data))
+
+    def shown(self, split: str, sequence: int) -> str:
+        """The beginning of the row that a sequence was made of, as a reader sees it."""
+        columns, places = self.encoding.data.columns, self.splits[split].rows
+        assert places is not None
+        row = self.rows[split].table[int(places[sequence])]
+        found = (row[column] for column in (columns.text, columns.text_pair) if column is not None)
+        text = " ‖ ".join(" ".join(map(str, part)) if isinstance(part, list) else str(part) for part in found)
+        return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
     @property
     def fingerprint(self) -> str:

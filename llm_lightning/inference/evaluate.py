@@ -32,7 +32,7 @@ def evaluate_splits(
     for split in data.text.splits:
         if split != "train":
             metrics |= evaluate_split(engine, objective, data, split)
-            details[split] = objective.details()
+            details[split] = objective.details() | {"rows": data.text.rows[split].fingerprint}
     objective.final = False
     return metrics, details
 

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 Evaluation = dict[str, float]
 
+SAMPLES, SAMPLED = 4, 40  # prompts that a model is asked to go on with after each validation, and tokens that it writes at the most
+
 
 class Objective(lightning.LightningModule):
     """A model, a loss, and the scores that tell how good it is."""
@@ -69,6 +71,8 @@ class Objective(lightning.LightningModule):
         """Into how many each micro-batch is cut, since memory ran out."""
         self._seen: list[tuple[int, Tensor, int, Any]] = []
         """Of each batch of this evaluation: its place, loss sum, targets, outcome."""
+        self._batches: dict[str, list[float]] = {}
+        """Of each batch of the last evaluation: loss sum and targets."""
 
     # ---- what an objective defines ----
 
@@ -232,6 +236,7 @@ class Objective(lightning.LightningModule):
         loss, count = math.fsum(loss for _, loss, _, _ in seen), sum(count for _, _, count, _ in seen)
         scores = self.scores(self.split, loss / max(count, 1), count, [outcome for _, _, _, outcome in seen])
         self.latest = {f"{self.split}/{name}": value for name, value in scores.items()}
+        self._batches = {"loss": [loss for _, loss, _, _ in seen], "targets": [count for _, _, count, _ in seen]}
 
     def _everyones(self, mine: list[Any]) -> list[Any]:
         """The items of all ranks."""
@@ -246,8 +251,16 @@ class Objective(lightning.LightningModule):
         return {}
 
     def details(self) -> dict[str, Any]:
-        """Tables of the last evaluation that are no single number, for `evaluation/<split>.json`."""
-        return {}
+        """Tables of the last evaluation that are no single number, for `evaluation/<split>.json`; batches where nothing is known of
+        single examples."""
+        return {"batches": self._batches}
+
+    def samples(self) -> list[dict[str, str]]:
+        """What the model makes of a few fixed prompts, each a `prompt`, a `text` and where there is one the `reference`.
+
+        Only rank 0 is asked, with the weights as they are after a validation.
+        """
+        return []
 
 
 def _mix(*parts: int) -> int:

@@ -9,8 +9,11 @@ from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.models.forward import token_loss
-from llm_lightning.objectives.base import Evaluation, Objective
+from llm_lightning.models.generate import continued
+from llm_lightning.objectives.base import SAMPLED, SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import bits_per_byte, perplexity, unigram_entropy
+
+PROMPT = 16  # tokens that a sample begins with
 
 
 class CausalLM(Objective):
@@ -33,6 +36,17 @@ class CausalLM(Objective):
             "perplexity": perplexity(mean_loss),
             "bits_per_byte": bits_per_byte(mean_loss * targets, size),
         }
+
+    def samples(self) -> list[dict[str, str]]:
+        """How the model goes on with the beginnings of validation texts, drawn at a temperature of 0.8 by the same seed each time."""
+        held, tokenizer = self.text.splits["validation"], self.text.tokenizer
+        places = np.linspace(0, len(held) - 1, min(SAMPLES, len(held))).astype(int)
+        prompts = [held[i][: min(PROMPT, len(held[i]) // 2)].tolist() for i in places if len(held[i]) > 1]
+        room = getattr(self.model.config, "max_position_embeddings", PROMPT + SAMPLED) - max(map(len, prompts), default=0)
+        settings: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_k": 0, "max_new_tokens": min(SAMPLED, room)}
+        found = continued(self.model, prompts, tokenizer.pad_token_id, **settings) if room > 0 else []
+        decoded = (tokenizer.batch_decode(part, skip_special_tokens=True) for part in (prompts, found))
+        return [{"prompt": prompt, "text": text} for prompt, text in zip(*decoded, strict=False)]
 
     def summary(self) -> dict[str, float]:
         held = self.text.splits["validation"]

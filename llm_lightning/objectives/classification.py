@@ -21,10 +21,9 @@ from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
 from llm_lightning.errors import UserError, listed
 from llm_lightning.models.forward import sequence_logits
+from llm_lightning.objectives import details
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.signatures import Range
-
-BINS = 15
 
 
 class Classification(Objective):
@@ -74,19 +73,22 @@ class Classification(Objective):
         label = max(scores, key=scores.__getitem__)
         return {"label": label, "score": scores[label], "scores": scores}
 
-    def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(probabilities (batch, classes), classes (batch,))"""
-        return outputs.softmax(-1).cpu(), batch.targets.cpu()
+    def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(probabilities (batch, classes), classes (batch,), sequences (batch,))"""
+        return outputs.softmax(-1).cpu(), batch.targets.cpu(), batch.indices.cpu()
 
-    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[tuple[Tensor, Tensor]]) -> Evaluation:
-        probabilities, classes = (torch.cat(parts) for parts in zip(*outcomes, strict=True))
+    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[tuple[Tensor, Tensor, Tensor]]) -> Evaluation:
+        probabilities, classes, sequences = (torch.cat(parts) for parts in zip(*outcomes, strict=True))
         number = probabilities.shape[1]
         self._details = _tables(multiclass_confusion_matrix(probabilities, classes, number), self.text)
+        if self.final:
+            order = sequences.argsort()
+            self._details |= self._examples(split, probabilities[order].numpy(), classes[order].numpy(), sequences[order].tolist())
         values = {
             "accuracy": multiclass_accuracy(probabilities, classes, number, average="micro"),
             "macro_f1": multiclass_f1_score(probabilities, classes, number, average="macro"),
             "mcc": multiclass_matthews_corrcoef(probabilities, classes, number),
-            "ece": multiclass_calibration_error(probabilities, classes, number, n_bins=BINS),
+            "ece": multiclass_calibration_error(probabilities, classes, number, n_bins=details.BINS),
         }
         return {"loss": mean_loss, **{name: float(value) for name, value in values.items()}}
 
@@ -100,6 +102,20 @@ class Classification(Objective):
 
     def details(self) -> dict[str, Any]:
         return self._details
+
+    def _examples(self, split: str, probabilities: np.ndarray, classes: np.ndarray, sequences: list[int]) -> dict[str, Any]:
+        """What is known of the single examples, in the order of the data; the mistakes are those that the model was surest of."""
+        names, said = self.text.label_names or (), probabilities.argmax(1)
+        mistakes = [
+            {
+                "text": self.text.shown(split, sequences[i]),
+                "true": names[classes[i]],
+                "said": names[said[i]],
+                "probability": float(probabilities[i, said[i]]),
+            }
+            for i in details.worst(said != classes, probabilities.max(1))
+        ]
+        return details.of_classes(names, probabilities, classes) | {"mistakes": mistakes}
 
 
 def _weights(setting: str | list[float], text: Text) -> Tensor | None:

@@ -16,7 +16,7 @@ from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import Text
 from llm_lightning.models.forward import token_loss
 from llm_lightning.models.generate import continued, until
-from llm_lightning.objectives.base import Evaluation, Objective
+from llm_lightning.objectives.base import SAMPLED, SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import perplexity
 from llm_lightning.signatures import Range
 
@@ -41,6 +41,7 @@ class Instruction(Objective):
         super().__init__(text)
         self.answered, self.max_answer = answered, max_answer
         self._samples: list[dict[str, str]] = []
+        self._examples: dict[str, list[float]] = {}
 
     def head(self) -> dict[str, Any]:
         """Nothing of its own; says what of the text is learnt."""
@@ -68,8 +69,10 @@ class Instruction(Objective):
             rouge = [
                 float(rouge_score([a], [[b]], rouge_keys="rougeL")["rougeL_fmeasure"]) for a, b in zip(said, wanted, strict=True)
             ]
+            same = [float(a == b) for a, b in zip(said, wanted, strict=True)]
             found["rouge_l"] = 100 * sum(rouge) / len(rouge)
-            found["exact_match"] = sum(a == b for a, b in zip(said, wanted, strict=True)) / len(said)
+            found["exact_match"] = sum(same) / len(same)
+            self._examples = {"rouge_l": [100 * score for score in rouge], "exact_match": same}
             self._samples = [
                 {"prompt": messages[-1]["content"], "reference": reference, "answer": answer}
                 for messages, reference, answer in zip(asked, wanted, said, strict=True)
@@ -77,7 +80,20 @@ class Instruction(Objective):
         return found
 
     def details(self) -> dict[str, Any]:
-        return {"samples": self._samples}
+        return super().details() | {"samples": self._samples, "examples": self._examples}
+
+    def samples(self) -> list[dict[str, str]]:
+        examples = list(islice(self.text.examples("validation"), SAMPLES))
+        asked = [example.text[: _last(example.text)] for example in examples]
+        said = self.answer(asked, max_new_tokens=min(self.max_answer, SAMPLED))
+        return [
+            {
+                "prompt": messages[-1]["content"] if messages else "",
+                "reference": example.text[len(messages)]["content"],
+                "text": text,
+            }
+            for messages, example, text in zip(asked, examples, said, strict=True)
+        ]
 
     def answer(self, conversations: list[list[Message]], **settings: Any) -> list[str]:
         """What the model says next in each conversation; greedy unless `settings`, those of generate, say otherwise."""

@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import multilabel_average_precision
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.models.forward import sequence_logits
+from llm_lightning.objectives import details
 from llm_lightning.objectives.base import Evaluation, Objective
 
 
@@ -48,12 +49,12 @@ class MultiLabel(Objective):
         scores = {config.id2label[i]: score for i, score in enumerate(found[0])}
         return {"labels": [name for name, score in scores.items() if score >= getattr(config, "threshold", 0.5)], "scores": scores}
 
-    def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(probabilities, whether each label applies), both (batch, labels)."""
-        return outputs.sigmoid().cpu(), batch.targets.cpu()
+    def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(probabilities, whether each label applies), both (batch, labels), and the sequences (batch,)."""
+        return outputs.sigmoid().cpu(), batch.targets.cpu(), batch.indices.cpu()
 
-    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[tuple[Tensor, Tensor]]) -> Evaluation:
-        probabilities, applies = (torch.cat(parts) for parts in zip(*outcomes, strict=True))
+    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[tuple[Tensor, Tensor, Tensor]]) -> Evaluation:
+        probabilities, applies, sequences = (torch.cat(parts) for parts in zip(*outcomes, strict=True))
         config: Any = self.model.config
         if split == "validation":
             config.threshold = best_threshold(probabilities.numpy(), applies.numpy())
@@ -61,15 +62,20 @@ class MultiLabel(Objective):
         right, found, there = (said & true).sum(0), said.sum(0), true.sum(0)
         f1 = 2 * right / np.maximum(found + there, 1)
         average = multilabel_average_precision(probabilities, applies, applies.shape[1], average="none")
-        self._details = {
+        names = self.text.label_names or ()
+        per_class = {
             name: {
                 "precision": float(right[i] / max(found[i], 1)),
                 "recall": float(right[i] / max(there[i], 1)),
                 "f1": float(f1[i]),
                 "support": int(there[i]),
             }
-            for i, name in enumerate(self.text.label_names or ())
+            for i, name in enumerate(names)
         }
+        self._details = {"labels": list(names), "per_class": per_class}
+        if self.final:
+            order = sequences.argsort()
+            self._details |= self._examples(split, *(part[order].numpy() for part in (probabilities, applies, sequences)))
         return {
             "loss": mean_loss,
             "micro_f1": float(2 * right.sum() / max(found.sum() + there.sum(), 1)),
@@ -79,7 +85,33 @@ class MultiLabel(Objective):
         }
 
     def details(self) -> dict[str, Any]:
-        return {"labels": list(self.text.label_names or ()), "per_class": self._details}
+        return self._details
+
+    def _examples(self, split: str, probabilities: np.ndarray, applies: np.ndarray, sequences: np.ndarray) -> dict[str, Any]:
+        """What is known of the single examples, in the order of the data; a mistake is as bad as the surest wrong answer in it."""
+        config: Any = self.model.config
+        names, said, true = self.text.label_names or (), probabilities >= config.threshold, applies == 1
+        sure = np.where(said == true, 0, np.where(said, probabilities, 1 - probabilities)).max(1)
+
+        def listed(row: np.ndarray) -> str:
+            return ", ".join(name for name, there in zip(names, row, strict=True) if there) or "none"
+
+        mistakes = [
+            {
+                "text": self.text.shown(split, int(sequences[i])),
+                "true": listed(true[i]),
+                "said": listed(said[i]),
+                "probability": float(sure[i]),
+            }
+            for i in details.worst((said != true).any(1), sure)
+        ]
+        counts = {"right": said & true, "found": said, "true": true}
+        return {
+            "calibration": details.calibration(probabilities.ravel(), true.ravel()),
+            "precision_recall": details.precision_recall(names, probabilities, true),
+            "mistakes": mistakes,
+            "examples": {name: values.sum(1).tolist() for name, values in counts.items()},
+        }
 
 
 def best_threshold(probabilities: np.ndarray, applies: np.ndarray) -> float:

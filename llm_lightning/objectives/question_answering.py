@@ -18,6 +18,7 @@ from llm_lightning.data.encodings.spans import Encoder, Window
 from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
 from llm_lightning.models.forward import span_logits
+from llm_lightning.objectives import details
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.signatures import Range
 
@@ -42,6 +43,7 @@ class QuestionAnswering(Objective):
         """`max_answer` is the longest answer, in tokens."""
         super().__init__(text)
         self.max_answer = max_answer
+        self._details: dict[str, Any] = {}
 
     def head(self) -> dict[str, Any]:
         """`unanswerable`: whether the model has learnt that there may be no answer."""
@@ -72,14 +74,20 @@ class QuestionAnswering(Objective):
 
     def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[list[tuple[int, np.ndarray]]]) -> Evaluation:
         logits = dict(pair for batch in outcomes for pair in batch)
-        said, known, number = [], [], 0
+        said, known, asked, number = [], [], [], 0
         for example, windows in self._windows(split):
             found = [logits[i] for i in range(number, number + len(windows)) if i in logits]
             number += len(windows)
             if len(found) == len(windows):  # else a part of the split alone was evaluated
                 said.append(self.answer(example, windows, found)["answer"])
                 known.append([text for _, text in example.label])
+                asked.append(example.text)
+        if self.final:
+            self._details = _examples(asked, said, known)
         return {"loss": mean_loss, **agreement(said, known)}
+
+    def details(self) -> dict[str, Any]:
+        return self._details
 
     def answer(self, example: Example, windows: list[Window], logits: list[np.ndarray]) -> dict[str, Any]:
         """The best span over a question's windows: `answer` (empty for none), `start` and `end` in characters, `score`."""
@@ -136,7 +144,23 @@ def best_span(logits: np.ndarray, start: int, stop: int, longest: int) -> tuple[
 
 
 def agreement(said: list[str], known: list[list[str]]) -> dict[str, float]:
-    """SQuAD's exact match and F1 as shares; a question without an answer agrees with none alone (Rajpurkar et al. 2018)."""
+    """The means of `agreements`."""
+    return {name: float(np.mean(values)) if values else 0.0 for name, values in agreements(said, known).items()}
+
+
+def _examples(asked: list[str], said: list[str], known: list[list[str]]) -> dict[str, Any]:
+    """Each question's scores, and the first of those whose answer has no word of the right one."""
+    scores = agreements(said, known)
+    f1 = np.array(scores["f1"])
+    mistakes = [
+        {"text": asked[i], "true": known[i][0] if known[i] else "no answer", "said": said[i] or "no answer"}
+        for i in details.worst(f1 == 0, -f1)
+    ]
+    return {"mistakes": mistakes, "examples": scores}
+
+
+def agreements(said: list[str], known: list[list[str]]) -> dict[str, list[float]]:
+    """SQuAD's exact match and F1 of each answer, as shares; a question without an answer agrees with none alone (Rajpurkar et al. 2018)."""
     exact, f1 = [], []
     for answer, answers in zip(said, known, strict=True):
         if not answers or not answer:
@@ -149,4 +173,4 @@ def agreement(said: list[str], known: list[list[str]]) -> dict[str, float]:
         )
         exact.append(float(scores["exact_match"]) / 100)
         f1.append(float(scores["f1"]) / 100)
-    return {"f1": float(np.mean(f1)) if f1 else 0.0, "exact_match": float(np.mean(exact)) if exact else 0.0}
+    return {"f1": f1, "exact_match": exact}

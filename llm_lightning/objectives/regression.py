@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrcoef
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
+from llm_lightning.data.module import Text
 from llm_lightning.models.forward import sequence_logits
+from llm_lightning.objectives import details
 from llm_lightning.objectives.base import Evaluation, Objective
 
 
@@ -24,6 +27,10 @@ class Regression(Objective):
     auto_class = "AutoModelForSequenceClassification"
     monitor = "validation/pearson"
     maximize = True
+
+    def __init__(self, text: Text) -> None:
+        super().__init__(text)
+        self._details: dict[str, Any] = {}
 
     def head(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
@@ -49,18 +56,32 @@ class Regression(Objective):
     def answer_row(self, example: Example, found: list[float]) -> dict[str, Any]:
         return {"score": found[0]}
 
-    def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(predictions, scores), both (batch,)."""
-        return outputs.cpu(), batch.targets.to(outputs.dtype).cpu()
+    def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(predictions, scores, sequences), each (batch,)."""
+        return outputs.cpu(), batch.targets.to(outputs.dtype).cpu(), batch.indices.cpu()
 
-    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[tuple[Tensor, Tensor]]) -> Evaluation:
-        found, true = (torch.cat(parts) for parts in zip(*outcomes, strict=True))
+    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[tuple[Tensor, Tensor, Tensor]]) -> Evaluation:
+        found, true, sequences = (torch.cat(parts) for parts in zip(*outcomes, strict=True))
+        if self.final:
+            order = sequences.argsort()
+            self._details = self._examples(split, *(part[order].numpy() for part in (found, true, sequences)))
         return {
             "loss": mean_loss,
             "mae": float((found - true).abs().mean()),
             "pearson": _correlation(pearson_corrcoef, found, true),
             "spearman": _correlation(spearman_corrcoef, found, true),
         }
+
+    def details(self) -> dict[str, Any]:
+        return self._details
+
+    def _examples(self, split: str, found: np.ndarray, true: np.ndarray, sequences: np.ndarray) -> dict[str, Any]:
+        """Each example's prediction and score, in the order of the data, and those that lie the furthest apart."""
+        mistakes = [
+            {"text": self.text.shown(split, int(sequences[i])), "true": f"{true[i]:.3g}", "said": f"{found[i]:.3g}"}
+            for i in details.worst(found != true, np.abs(found - true))
+        ]
+        return {"mistakes": mistakes, "examples": {"prediction": found.tolist(), "target": true.tolist()}}
 
     def summary(self) -> dict[str, float]:
         """The squared error of always answering the mean of train's scores."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.encodings import structured
 from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.models.forward import token_logits
+from llm_lightning.objectives import details
 from llm_lightning.objectives.base import Evaluation, Objective
 
 Span = tuple[str, int, int]
@@ -73,12 +76,17 @@ class Tagging(Objective):
             said, known = sentences.setdefault(int(encoded.rows[index]), ([], []))
             said.extend(names[tag] for tag in tags)
             known.extend(names[tag] for tag in wanted[wanted != IGNORED])
+        counts: list[tuple[int, int, int]] = []
         for said, known in sentences.values():
             words, hits = words + len(known), hits + sum(a == b for a, b in zip(said, known, strict=True))
             spans = [spans_of(said), spans_of(known)]
             for counter, those in zip((found, true, right), (*spans, spans[0] & spans[1]), strict=True):
                 counter.update(kind for kind, _, _ in those)
-        self._details = {kind: _scores(right[kind], found[kind], true[kind]) for kind in sorted(found | true)}
+            counts.append((len(spans[0] & spans[1]), len(spans[0]), len(spans[1])))
+        per_class = {kind: _scores(right[kind], found[kind], true[kind]) for kind in sorted(found | true)}
+        self._details = {"per_class": per_class}
+        if self.final:
+            self._details |= self._examples(split, sentences, np.array(counts))
         whole = _scores(right.total(), found.total(), true.total())
         return {
             "loss": mean_loss,
@@ -87,7 +95,18 @@ class Tagging(Objective):
         }
 
     def details(self) -> dict[str, Any]:
-        return {"per_class": self._details}
+        return self._details
+
+    def _examples(self, split: str, sentences: dict[int, tuple[list[str], list[str]]], counts: np.ndarray) -> dict[str, Any]:
+        """Entities of each sentence that are (right, found, true), in the order of the data, and the sentences with most that are not."""
+        right, found, true = counts.T
+        table, column = self.text.rows[split].table, self.text.encoding.data.columns.text
+        rows, mistakes = list(sentences), []
+        for i in details.worst(found + true > 2 * right, found + true - 2 * right):
+            words = structured(table[rows[i]][column])
+            said, known = (_written(tags, words) for tags in sentences[rows[i]])
+            mistakes.append({"text": " ".join(words), "true": known, "said": said})
+        return {"mistakes": mistakes, "examples": {"right": right.tolist(), "found": found.tolist(), "true": true.tolist()}}
 
 
 def _by_sequence(batch: MicroBatch, values: Tensor) -> list[Tensor]:
@@ -109,6 +128,12 @@ def spans_of(tags: list[str]) -> set[Span]:
         if prefix in ("B", "I") and not kind:
             kind, start = name, i
     return spans
+
+
+def _written(tags: list[str], words: list[str]) -> str:
+    """The entities of a sentence as text; `tags` are those of the words that have a token."""
+    spans = sorted(spans_of(tags), key=lambda span: span[1])
+    return " · ".join(f"{kind}: {' '.join(words[start:end])}" for kind, start, end in spans) or "none"
 
 
 def _scores(right: int, found: int, true: int) -> dict[str, float]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.collate import EVALUATION, Collator, MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
 from llm_lightning.models.forward import written_logits
 from llm_lightning.models.generate import until, written
-from llm_lightning.objectives.base import Evaluation, Objective
+from llm_lightning.objectives.base import SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import perplexity
 from llm_lightning.signatures import Range
 
@@ -46,6 +48,7 @@ class Translation(Objective):
         super().__init__(text)
         self.label_smoothing, self.beams, self.length_penalty = label_smoothing, beams, length_penalty
         self._samples: list[dict[str, str]] = []
+        self._examples: dict[str, list[float]] = {}
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
         """(summed loss, nothing); without smoothing where the model is evaluated."""
@@ -84,9 +87,26 @@ class Translation(Objective):
             references = [[example.label for example in examples]]
             found["bleu"] = BLEU().corpus_score(said, references).score
             found["chrf"] = CHRF().corpus_score(said, references).score
+            scorer = CHRF()
+            pairs = zip(said, examples, strict=True)
+            self._examples = {"chrf": [scorer.sentence_score(text, [example.label]).score for text, example in pairs]}
             rows = zip(examples[:SHOWN], said, strict=False)
             self._samples = [{"source": row.text, "reference": row.label, "translation": text} for row, text in rows]
         return found
 
     def details(self) -> dict[str, Any]:
-        return {"samples": self._samples}
+        return super().details() | {"samples": self._samples, "examples": self._examples}
+
+    def samples(self) -> list[dict[str, str]]:
+        part = self.text.splits["validation"]
+        assert part.rows is not None
+        first = np.arange(min(SAMPLES, len(part)))
+        batch = Collator(translates=True)(part, [first], EVALUATION)
+        found = self.translate(self.transfer_batch_to_device(batch, self.model.device, 0))
+        said = dict(zip(batch.indices.tolist(), found, strict=True))
+        numbers = {int(part.rows[i]): int(i) for i in first}
+        examples = (example for example in self.text.examples("validation") if example.row in numbers)
+        return [
+            {"prompt": example.text, "reference": example.label, "text": said[numbers[example.row]]}
+            for example in islice(examples, len(numbers))
+        ]

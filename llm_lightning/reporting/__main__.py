@@ -1,4 +1,7 @@
-"""Compare runs: `python -m llm_lightning.reporting <folder>...` prints the tables and writes one report.html."""
+"""Compare runs: `python -m llm_lightning.reporting <folder>...` prints the tables and writes one page.
+
+Given a single run's folder, it writes that run's own report anew.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ import sys
 from pathlib import Path
 
 from llm_lightning.errors import UserError
-from llm_lightning.reporting.report import write_comparison
+from llm_lightning.reporting.leaderboard import write_comparison
+from llm_lightning.reporting.report import write_report
 from llm_lightning.reporting.runs import find, grouped
-from llm_lightning.reporting.table import show, tables
+from llm_lightning.reporting.table import all_tables, show, write_csv
 
 
 def main() -> None:
@@ -18,17 +22,29 @@ def main() -> None:
         "folders", nargs="*", type=Path, default=[Path("runs")], help="run folders, or folders with runs below them"
     )
     parser.add_argument("--terminal", action="store_true", help="print the tables and write no page")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the tables to this file too")
     parser.add_argument("--out", type=Path, help="the page to write; report.html in the first folder by default")
     parser.add_argument("--title", default="Runs compared")
     options = parser.parse_args()
     try:
-        groups = grouped(find(options.folders))
+        runs = find(options.folders)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    show(tables(groups))
-    if not options.terminal:
-        print(f"report: {write_comparison(groups, options.out or options.folders[0] / 'report.html', options.title)}")
+    groups = grouped(runs)
+    found = all_tables(groups)
+    show(found)
+    if options.csv is not None:
+        write_csv(found, options.csv)
+        print(f"csv: {options.csv}")
+    if options.terminal:
+        return
+    first = options.folders[0]
+    if options.out is None and [run.folder for run in runs] == [first]:
+        print(f"report: {write_report(first)}")
+        return
+    name = "comparison.html" if (first / "summary.json").is_file() else "report.html"  # a run's own report stays
+    print(f"report: {write_comparison(groups, options.out or first / name, options.title)}")
 
 
 if __name__ == "__main__":

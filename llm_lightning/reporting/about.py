@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import platform
+from pathlib import Path
 from typing import Any
 
+import lightning
+import psutil
+import torch
 from transformers import PreTrainedModel
 
 from llm_lightning.config import Config
@@ -16,6 +22,27 @@ from llm_lightning.models.forward import is_unpadded
 log = logging.getLogger(__name__)
 
 MANY = 16  # passes over the text that are worth a word
+
+
+def machine(engine: lightning.Trainer) -> dict[str, Any]:
+    """What the run ran on."""
+    device = engine.strategy.root_device
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "devices": engine.world_size,
+        "precision": str(engine.precision),
+    }
+
+
+def _cpu() -> str:
+    """The processor's name, which Linux alone tells in a file."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def describe(config: Config, text: Text, data: DataModule, model: PreTrainedModel) -> dict[str, Any]:

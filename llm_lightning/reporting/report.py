@@ -1,155 +1,218 @@
-"""report.html: one page that needs no network, for a run or for a comparison of runs.
-
-Figures are plain plotly dictionaries: plotly.py is not imported (it would cost a second), only its JavaScript is put into the
-page once.
-"""
+"""report.html of one run: what it came to, how sure that is, how it went, where it is wrong, what it cost, how to repeat it."""
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
+from llm_lightning.reporting import figures
+from llm_lightning.reporting.intervals import Interval, intervals
+from llm_lightning.reporting.page import Section, sections, write_page
+from llm_lightning.reporting.plain_run import differences
 from llm_lightning.reporting.runs import Group, Run, load
-from llm_lightning.reporting.table import COSTS, SCORES, Table, by_objective, columns_of, tables, written
+from llm_lightning.reporting.table import COSTS, Column, Table, columns_of, written
 
-Figure = dict[str, Any]
-"""title, note, plotly traces and the axes' titles"""
-
-CURVES = [  # title, the metrics drawn in it, the axis
-    ("Loss", ["train/loss", "validation/loss"], "nats per target"),
-    ("Quality", [f"validation/{name}" for name in (*SCORES, "mcc")], "score"),
-    ("Bits per byte", ["validation/bits_per_byte"], "bits"),
-    ("Learning rate", ["train/learning_rate"], "rate"),
-    ("Gradient norm", ["train/gradient_norm"], "norm before clipping"),
-    ("Throughput", ["train/tokens_per_second"], "tokens per second"),
-]
-COMPARED = [
-    *((f"Validation {title}", f"validation/{name}", "score") for name, title in SCORES.items()),
-    ("Training loss", "train/loss", "nats per target"),
-    ("Validation loss", "validation/loss", "nats per target"),
-]
+PERCENT = " %"
 
 
 def write_report(folder: Path) -> Path:
-    """report.html of one run, in its folder."""
+    """report.html of one run, in its folder; what its record does not have is left out."""
     run = load(folder)
-    group = Group(run.summary["data"]["name"], [run])
-    tiles = [(column.title, written(group, column)) for column in [*columns_of(run), *COSTS]]
-    page = {
-        "title": f"{run.summary['objective']} on {run.summary['data']['name']}",
-        "lead": f"{run.folder.name} · {run.summary['model']['name']} · {run.summary['model']['parameters'] / 1e6:.1f}M parameters",
-        "tiles": [tile for tile in tiles if tile[1] != "–"],
-        "figures": [*_curves(run), *_confusions(run)],
-        "tables": [_metrics_table(run), *_class_tables(run), _data_table(run), _about_table(run)],
-        "texts": [("Configuration", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))],
-    }
-    return _write(folder / "report.html", page)
+    model = run.summary["model"]
+    size = f" · {model['parameters'] / 1e6:.1f}M parameters" if model["parameters"] else ""
+    name = (run.config.get("choices") or {}).get("model") or Path(str(model["name"])).name
+    lead = f"{run.folder.name} · {name}{size} · seed {run.summary['seed']}"
+    return write_page(folder / "report.html", run.title, lead, sections(parts(run)))
 
 
-def write_comparison(groups: list[Group], target: Path, title: str) -> Path:
-    """One page for several runs: the tables that the terminal shows, and the curves over each other."""
-    figures = [figure for kind, members in by_objective(groups).items() for figure in _comparisons(kind, members)]
-    seeds = "Mean ± standard deviation over seeds; curves show the first seed." if any(len(g.runs) > 1 for g in groups) else ""
-    return _write(target, {"title": title, "lead": seeds, "figures": figures, "tables": tables(groups), "tiles": [], "texts": []})
+def parts(run: Run) -> list[partial[Section]]:
+    """The parts of the report, each to be made from the run."""
+    return [partial(part, run) for part in (results, learning, mistakes, samples, data, speed, configuration, reproduction)]
 
 
-def _curves(run: Run) -> list[Figure]:
-    """The curves of one run; a language model's unigram entropy is a dashed line in its loss."""
-    curves = run.curves()
-    figures = []
-    for title, metrics, axis in CURVES:
-        traces = [_line(metric, curves[metric]) for metric in metrics if metric in curves]
-        entropy = run.metrics.get("validation/unigram_entropy")
-        if traces and title == "Loss" and entropy is not None:
-            steps = [step for trace in traces for step in trace["x"]]
-            traces.append(_line("unigram entropy", [(min(steps), entropy), (max(steps), entropy)]) | {"line": {"dash": "dash"}})
-        if traces:
-            figures.append({"title": title, "traces": traces, "x": "optimizer step", "y": axis})
-    return figures
+def results(run: Run) -> Section:
+    """Headline numbers with their intervals; where the model is right and wrong; all metrics."""
+    known = intervals(run)
+    group = Group(run.title, [run])
+    tiles = [(column.title, written(group, column), _within(column, known)) for column in columns_of(run)]
+    tiles.sort(key=lambda tile: not tile[0].startswith("test"))
+    drawn = [
+        figure
+        for split, tables in run.evaluations().items()
+        for draw in (figures.confusion, figures.reliability, figures.precision_recall, figures.predictions)
+        for figure in draw(split, tables)
+    ]
+    note = "95% intervals by the bootstrap over the examples of the split." if known else ""
+    found = [*_class_tables(run), _metrics(run, known)]
+    return Section("Results", note, tiles=[tile for tile in tiles if tile[1] != "–"], figures=drawn, tables=found)
 
 
-def _comparisons(kind: str, groups: list[Group]) -> list[Figure]:
-    """Each compared metric, the first seed of every group over the others."""
-    read = [(group.name, group.runs[0].curves()) for group in groups]
-    figures = []
-    for title, metric, axis in COMPARED:
-        traces = [_line(name, curves[metric]) for name, curves in read if metric in curves]
-        if traces:
-            figures.append({"title": f"{title} · {kind}", "traces": traces, "x": "optimizer step", "y": axis})
-    return figures
+def _within(column: Column, known: dict[str, Interval]) -> str:
+    """A tile's interval, written as its value is."""
+    if column.metric not in known:
+        return ""
+    factor = 100 if column.title.endswith(PERCENT) else 1
+    low, high = (column.form.format(factor * bound) for bound in known[column.metric])
+    return f"{low} to {high}"
 
 
-def _line(name: str, points: list[tuple[float, float]]) -> dict[str, Any]:
-    steps, values = zip(*points, strict=True)
-    return {"x": steps, "y": values, "name": name, "mode": "lines" if len(points) > 30 else "lines+markers", "type": "scatter"}
+def _metrics(run: Run, known: dict[str, Interval]) -> Table:
+    """A row a metric, with its value and interval on each split."""
+    splits = list(dict.fromkeys(name.split("/")[0] for name in run.metrics))
+    names = dict.fromkeys(name.partition("/")[2] for name in run.metrics)
+    rows = [[name, *(_cell(run, f"{split}/{name}", known) for split in splits)] for name in names]
+    return Table("All metrics", ["metric", *splits], rows, sortable=True)
 
 
-def _confusions(run: Run) -> list[Figure]:
-    figures = []
-    for split, found in run.evaluations().items():
-        if "confusion_matrix" not in found:
-            continue
-        matrix = found["confusion_matrix"]
-        shares = [[value / max(sum(row), 1) for value in row] for row in matrix]
-        trace = {"z": shares, "x": found["labels"], "y": found["labels"], "text": matrix, "type": "heatmap", "zmin": 0, "zmax": 1}
-        trace |= {
-            "colorscale": [[0, "rgba(47,111,222,0.03)"], [1, "rgba(47,111,222,0.95)"]],
-            "texttemplate": "%{text}",
-            "showscale": False,
-            "hovertemplate": "true %{y}<br>said %{x}<br>%{text}<extra></extra>",
-        }
-        figures.append({"title": f"Confusion · {split}", "traces": [trace], "x": "said", "y": "true", "reversed": True})
-    return figures
-
-
-def _metrics_table(run: Run) -> Table:
-    return Table("Metrics", ["metric", "value"], [[name, f"{value:.5g}"] for name, value in run.metrics.items()])
+def _cell(run: Run, metric: str, known: dict[str, Interval]) -> str:
+    if metric not in run.metrics:
+        return "–"
+    interval = f" ({known[metric][0]:.4g} to {known[metric][1]:.4g})" if metric in known else ""
+    return f"{run.metrics[metric]:.5g}{interval}"
 
 
 def _class_tables(run: Run) -> list[Table]:
     found = []
-    for split, found_ in run.evaluations().items():
+    for split, tables in run.evaluations().items():
         rows = [
-            [name, *(f"{s[k]:.3f}" for k in ("precision", "recall", "f1")), str(s["support"])]
-            for name, s in found_.get("per_class", {}).items()
+            [name, *(f"{s[k]:.3f}" for k in ("precision", "recall", "f1")), f"{s['support']:,}"]
+            for name, s in (tables.get("per_class") or {}).items()
         ]
         if rows:
-            found.append(Table(f"Classes · {split}", ["class", "precision", "recall", "F1", "number"], rows))
+            found.append(Table(f"Classes · {split}", ["class", "precision", "recall", "F1", "number"], rows, sortable=True))
     return found
 
 
-def _data_table(run: Run) -> Table:
-    data = run.summary["data"]
-    rows = [[split, f"{data['rows'][split]:,}", f"{data['tokens'][split]:,}"] for split in data["rows"]]
-    return Table(f"Data · {data['name']} · {data['fingerprint'][:12]}", ["split", "rows", "tokens"], rows)
+def learning(run: Run) -> Section:
+    note = f"{run.summary['steps']:,} optimizer steps, {run.summary['tokens_seen']:,} tokens."
+    return Section("Learning", note, figures=figures.learning(run))
 
 
-def _about_table(run: Run) -> Table:
-    summary, seconds, energy = run.summary, run.summary["seconds"], run.summary["energy"]
-    rows = [
-        ["command", run.config.get("command") or "–"],
-        ["seed", str(summary["seed"])],
-        ["steps, tokens seen", f"{summary['steps']:,}, {summary['tokens_seen']:,}"],
-        ["seconds", " · ".join(f"{name} {value:.1f}" for name, value in seconds.items())],
-        [
-            "energy",
-            "not measured" if energy.get("kwh") is None else f"{energy['kwh']:.6f} kWh, {energy['co2eq_kg'] * 1000:.3f} g CO2eq",
-        ],
-        ["commit", summary["git"] or "–"],
-        ["versions", ", ".join(f"{name} {version}" for name, version in summary["versions"].items())],
+def mistakes(run: Run) -> Section:
+    """The worst of the last split that has some."""
+    for split, tables in reversed(run.evaluations().items()):
+        if tables.get("mistakes"):
+            sure = "probability" in tables["mistakes"][0]
+            order = "those that the model was surest of first" if sure else "the worst first"
+            return Section("Mistakes", f"Of the {split} split, {order}.", mistakes=tables["mistakes"])
+    return Section("Mistakes")
+
+
+def samples(run: Run) -> Section:
+    """What the model wrote after each validation, and at the end."""
+    prompts: dict[str, dict[str, Any]] = {}
+    for line in run.samples():
+        kept = prompts.setdefault(line["prompt"], {"prompt": line["prompt"], "reference": line.get("reference"), "texts": []})
+        kept["texts"].append((line["step"], line["text"]))
+    found = list(prompts.values())
+    for split, tables in run.evaluations().items():
+        for line in (tables.get("samples") or [])[:5]:
+            prompt, said = line.get("prompt", line.get("source")), line.get("answer", line.get("translation"))
+            found.append({"prompt": prompt, "reference": line.get("reference"), "texts": [(f"{split}, best weights", said)]})
+    return Section(
+        "Samples", "What the model makes of the same prompts in the course of its training, the latest first.", samples=found
+    )
+
+
+def data(run: Run) -> Section:
+    """The data card."""
+    summary, cards = run.summary["data"], run.data()
+    rows = [_data_row(split, summary, cards.get(split, {})) for split in summary["rows"]]
+    columns = [
+        "split",
+        "rows",
+        "tokens",
+        "median length",
+        "95th percentile",
+        "longest",
+        "cut",
+        "skipped",
+        "twice",
+        "also in train",
     ]
-    return Table("How to reproduce it", ["", ""], rows)
+    shown = [i for i in range(len(columns)) if any(row[i] != "–" for row in rows)]
+    table = Table(summary["name"], [columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    notes = [f"Fingerprint {summary['fingerprint'][:12]}."] if summary["fingerprint"] else []
+    if cards:
+        notes.append("Lengths are in tokens; twice: sequences of the same tokens as one before them in the split.")
+    notes += [
+        f"Skipped of {split}: {'; '.join(card['skipped_first'])}." for split, card in cards.items() if card.get("skipped_first")
+    ]
+    drawn = [*figures.lengths(cards), *figures.balance(cards)]
+    return Section("Data", " ".join(notes), figures=drawn, tables=[table] if rows else [])
 
 
-def _write(target: Path, page: dict[str, Any]) -> Path:
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("llm_lightning.reporting"), autoescape=True)
-    figures = json.dumps(page["figures"]).replace("</", "<\\/")
-    script = files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
-    html = environment.get_template("report.html.j2").render(page, figures_json=figures, plotly=script)
-    target.write_text(html, encoding="utf-8")
-    return target
+def _data_row(split: str, summary: dict[str, Any], card: dict[str, Any]) -> list[str]:
+    lengths = card.get("lengths") or {}
+    values = [
+        summary["rows"].get(split),
+        summary["tokens"].get(split),
+        *(lengths.get(name) for name in ("median", "p95", "longest")),
+        *(card.get(name) for name in ("truncated", "skipped", "duplicates", "in_train")),
+    ]
+    return [split + (" (sample)" if card.get("sample") else ""), *("–" if value is None else f"{value:,.0f}" for value in values)]
+
+
+def speed(run: Run) -> Section:
+    """Time, memory, energy."""
+    group = Group(run.title, [run])
+    tiles = [(column.title, written(group, column), "") for column in COSTS]
+    throughput, seconds, energy = (run.summary[name] for name in ("throughput", "seconds", "energy"))
+    if throughput.get("mfu") is not None:
+        tiles.insert(1, ("MFU", f"{throughput['mfu']:.1%}", "of the device's measured peak"))
+    if energy.get("co2eq_kg") is not None:
+        tiles.append(("g CO₂eq", f"{1000 * energy['co2eq_kg']:.2f}", ""))
+    rows = [[f"seconds, {name}", f"{value:,.1f}"] for name, value in seconds.items() if value is not None]
+    rows += [[f"seconds a step, {name}", f"{v:.3f}"] for name, v in (throughput.get("step_seconds") or {}).items() if v is not None]
+    rows += [[name.replace("_", " "), _plain(value)] for name, value in _leaves(energy)]
+    shown = [tile for tile in tiles if tile[1] != "–"]
+    return Section("Speed, memory, energy", figures=figures.speed(run), tiles=shown, tables=[_facts("Time and energy", rows)])
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found += _leaves(value, f"{prefix}{name}, ")
+        elif value is not None:
+            found.append((prefix + name, value))
+    return found
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def configuration(run: Run) -> Section:
+    """What was chosen for this run, and the whole."""
+    rows = [[key, _short(own), _short(usual)] for key, own, usual in differences(run.config)]
+    found = [Table("Chosen", ["setting", "this run", "by default"], rows)] if rows else []
+    whole = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
+    note = f"Against a plain run: python train.py task={run.summary['task']}"
+    return Section("Configuration", note, tables=found, texts=[("The whole configuration", whole)])
+
+
+def _short(value: Any) -> str:
+    text = "–" if value is None else str(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def reproduction(run: Run) -> Section:
+    """Command, commit, versions, machine."""
+    summary = run.summary
+    rows = [
+        ["command", str(run.config.get("command") or "–")],
+        ["commit", summary["git"] or "–"],
+        ["seed", str(summary["seed"])],
+        ["weights", str(summary.get("export") or "–")],
+        ["versions", ", ".join(f"{name} {version}" for name, version in summary["versions"].items()) or "–"],
+        *([name.replace("_gib", ", GiB"), str(value)] for name, value in summary["machine"].items()),
+    ]
+    return Section("How to reproduce it", tables=[_facts("Run and environment", rows)])
+
+
+def _facts(title: str, rows: list[list[str]]) -> Table:
+    return Table(title, ["", ""], rows)

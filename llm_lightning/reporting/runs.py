@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import yaml
 
 from llm_lightning.config import flat
 from llm_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PERSONAL = {"seed", "run_dir", "resume", "command", "cache_dir", "choices", "logger", "debug", "run", "sweep"}
 """Settings that do not make two runs different things."""
@@ -32,6 +36,10 @@ class Run:
     def metrics(self) -> dict[str, float]:
         return {name: value for name, value in self.summary["metrics"].items() if value is not None}
 
+    @property
+    def title(self) -> str:
+        return f"{self.summary['objective']} on {self.summary['data']['name']}"
+
     def curves(self) -> dict[str, list[tuple[float, float]]]:
         """Each metric of metrics.csv as (step, value) pairs."""
         found: dict[str, list[tuple[float, float]]] = {}
@@ -46,8 +54,22 @@ class Run:
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """Tables of each split, validation before test: confusion matrix, per-class scores."""
+        return self._evaluations
+
+    @cached_property
+    def _evaluations(self) -> dict[str, dict[str, Any]]:
         files = sorted((self.folder / "evaluation").glob("*.json"), reverse=True)
         return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What the model wrote behind fixed prompts after each validation."""
+        file = self.folder / "samples.jsonl"
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+    def data(self) -> dict[str, dict[str, Any]]:
+        """What is known of each split's text."""
+        file = self.folder / "data.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -65,10 +87,14 @@ class Group:
     def data(self) -> str:
         return str(self.runs[0].summary["data"]["name"])
 
-    def value(self, pick: Any) -> tuple[float | None, float | None]:
-        """(mean, standard deviation) over the seeds of what `pick` takes from a run; None where there is nothing to take."""
-        values = [float(value) for run in self.runs if (value := pick(run)) is not None]
-        return (mean(values) if values else None, stdev(values) if len(values) > 1 else None)
+    def values(self, pick: Callable[[Run], float | None]) -> list[float]:
+        """What `pick` takes from the run of each seed, where there is something to take."""
+        return [float(value) for run in self.runs if (value := pick(run)) is not None]
+
+    def mean(self, pick: Callable[[Run], float | None]) -> float | None:
+        """The mean over the seeds; None where there is nothing to take."""
+        values = self.values(pick)
+        return mean(values) if values else None
 
 
 def load(folder: Path) -> Run:
@@ -76,13 +102,26 @@ def load(folder: Path) -> Run:
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return Run(folder, {"metrics": {}, "throughput": {}, "seconds": {}, "energy": {}, **summary}, config)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return Run(folder, _filled(summary), config)
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{folder}: not a readable run ({error}); finish it, or leave it out.") from error
 
 
+def _filled(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary with all that is read of it, also one that is older than some of its parts."""
+    found: dict[str, Any] = {"task": "?", "objective": "?", "steps": 0, "tokens_seen": 0, "seed": 0, "git": None} | summary
+    for section in ("metrics", "throughput", "seconds", "energy", "versions", "machine"):
+        found[section] = found.get(section) or {}
+    found["model"] = {"name": "?", "parameters": 0} | (found.get("model") or {})
+    found["data"] = {"name": "?", "fingerprint": "", "rows": {}, "tokens": {}} | (found.get("data") or {})
+    return found
+
+
 def find(folders: Iterable[Path]) -> list[Run]:
-    """Every finished run in or below the folders, in order of their paths. Raises UserError where there is none."""
+    """Every finished run in or below the folders, in order of their paths; one that cannot be read is named and left out.
+
+    Raises UserError where there is none.
+    """
     folders = list(folders)
     found = sorted({file.parent for folder in folders for file in folder.rglob("summary.json")})
     if not found:
@@ -90,7 +129,17 @@ def find(folders: Iterable[Path]) -> list[Run]:
         raise UserError(
             f"{places}: no finished run in or below (a run folder holds summary.json); train one first, or give its folder."
         )
-    return [load(folder) for folder in found]
+    runs, problems = [], []
+    for folder in found:
+        try:
+            runs.append(load(folder))
+        except UserError as error:
+            problems.append(str(error))
+    if not runs:
+        raise UserError(problems[0])
+    for problem in problems:
+        log.warning("left out: %s", problem)
+    return runs
 
 
 def grouped(runs: list[Run]) -> list[Group]:
@@ -122,9 +171,17 @@ ORIGIN = ("model.init_from", "model.name_or_path")
 def _name(run: Run, everyone: list[Run]) -> str:
     """The data where they differ, the origin of the weights, and the settings that other runs of its objective do not have."""
     own, alike = _settings(run), [other for other in everyone if other.summary["objective"] == run.summary["objective"]]
-    others = [_settings(other) for other in alike]
+    preset = _preset(run) if len({_preset(other) for other in alike}) > 1 else None
+    others = [_settings(other) for other in alike if preset is None or _preset(other) == preset]  # a preset has settings of its own
     origin = own.get(ORIGIN[0]) or own.get(ORIGIN[1])
     differing = [key for key in own if not key.startswith(("data.", *ORIGIN)) and any(o.get(key) != own[key] for o in others)]
     changed = [f"{key.split('.', 1)[-1]}={own[key]}" for key in differing if not key.endswith("_target_")][:3]
     data = [run.summary["data"]["name"]] if len({other.summary["data"]["name"] for other in alike}) > 1 else []
-    return " · ".join([*data, f"from {Path(origin).name}" if origin else "from scratch", *changed])
+    source = f"from {Path(origin).name}" if origin else "from scratch"
+    if preset is not None:
+        source = f"{preset} · {source}" if own.get(ORIGIN[0]) else preset
+    return " · ".join([*data, source, *changed])
+
+
+def _preset(run: Run) -> str | None:
+    return (run.config.get("choices") or {}).get("model")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llm_lightning.reporting.runs import Group, Run
+from llm_lightning.reporting.significance import compared, half_width, holm
 
 WIDE = 160  # characters
 
@@ -19,7 +22,9 @@ class Column:
     pick: Callable[[Run], float | None]
     form: str = "{:.4f}"
     spread: bool = True
-    """Whether the deviation over the seeds is written beside the mean."""
+    """Whether the 95% interval of the mean over the seeds is written beside it."""
+    metric: str = ""
+    """The metric that it shows, if it shows one."""
 
 
 @dataclass(frozen=True)
@@ -27,25 +32,32 @@ class Table:
     title: str
     columns: list[str]
     rows: list[list[str]]
+    note: str = ""
+    sortable: bool = False
 
 
 def metric(title: str, name: str, form: str = "{:.4f}") -> Column:
-    return Column(title, lambda run: run.metrics.get(name), form)
+    return Column(title, lambda run: run.metrics.get(name), form, metric=name)
 
 
 def percent(title: str, name: str) -> Column:
-    return Column(f"{title} %", lambda run: None if (share := run.metrics.get(name)) is None else 100 * share, "{:.1f}")
+    return Column(f"{title} %", lambda run: None if (v := run.metrics.get(name)) is None else 100 * v, "{:.1f}", metric=name)
 
 
-def cost(title: str, section: str, name: str, form: str) -> Column:
-    return Column(title, lambda run: run.summary[section].get(name), form, spread=False)
+def cost(title: str, section: str, name: str, form: str, unit: float = 1.0) -> Column:
+    return Column(title, lambda run: None if (v := run.summary[section].get(name)) is None else unit * v, form, spread=False)
 
 
-COSTS = [
-    cost("tokens/s", "throughput", "tokens_per_second", "{:,.0f}"),
-    cost("seconds", "seconds", "total", "{:.0f}"),
+SPEED = cost("tokens/s", "throughput", "tokens_per_second", "{:,.0f}")
+PAID = [
+    cost("seconds", "seconds", "total", "{:,.0f}"),
+    cost("peak GiB", "throughput", "peak_memory_gib", "{:.2f}"),
+    cost("parameters M", "model", "parameters", "{:,.2f}", 1e-6),
     cost("kWh", "energy", "kwh", "{:.5f}"),
+    cost("latency ms", "throughput", "latency_ms", "{:.1f}"),
 ]
+"""What a model costs: less is better of each."""
+COSTS = [SPEED, *PAID]
 SCORES = {
     "f1": "F1",
     "exact_match": "exact match",
@@ -76,24 +88,66 @@ LANGUAGE = [
 def columns_of(run: Run) -> list[Column]:
     """The scores that a run of its kind is read by."""
     found = [name for name in SCORES if f"validation/{name}" in run.metrics]
-    columns = [
-        percent(f"{split} {SCORES[name]}" if name == found[0] else SCORES[name], f"{split}/{name}")
-        for split in ("validation", "test")
-        for name in found
-    ]
+    columns = [percent(f"{split} {SCORES[name]}", f"{split}/{name}") for split in ("validation", "test") for name in found]
     return columns or LANGUAGE
 
 
+@dataclass(frozen=True)
+class Quality:
+    """The one score that groups are ranked by."""
+
+    title: str
+    metric: str
+    higher: bool
+    column: Column
+
+
+def quality(groups: list[Group]) -> Quality | None:
+    """The most telling score that all groups of an objective have, on test where it is there; None where they have none in common."""
+    kinds = [*((name, title, True) for name, title in (SCORES | WRITTEN).items())]
+    kinds += [("bits_per_byte", "bits per byte", False), ("loss", "loss", False)]
+    for name, title, higher in kinds:
+        for split in ("test", "validation"):
+            metric_ = f"{split}/{name}"
+            if all(metric_ in run.metrics for group in groups for run in group.runs):
+                shown = f"{split} {title}"
+                column = percent(shown, metric_) if name in SCORES else metric(shown, metric_, "{:.4g}")
+                return Quality(column.title, metric_, higher, column)
+    return None
+
+
+def ranked(groups: list[Group]) -> list[Group]:
+    """The best first, where they have a score in common."""
+    best = quality(groups)
+    if best is None:
+        return groups
+    return sorted(groups, key=lambda group: group.mean(best.column.pick) or 0.0, reverse=best.higher)
+
+
 def tables(groups: list[Group]) -> list[Table]:
-    """One table an objective; labelled ones end with the majority-class baseline of their data."""
+    """One table an objective, the best of each data first; labelled ones end with the majority-class baseline of their data."""
     found = []
     for kind, members in by_objective(groups).items():
         data = sorted({group.data for group in members})
+        members = [group for name in data for group in ranked([g for g in members if g.data == name])]
         table = _table(f"{kind} on {data[0]}" if len(data) == 1 else kind, members, [*columns_of(members[0].runs[0]), *COSTS])
         for name in data:
             table.rows.extend(_baselines(next(g for g in members if g.data == name), table.columns, name if len(data) > 1 else ""))
         found.append(table)
     return found
+
+
+def all_tables(groups: list[Group]) -> list[Table]:
+    """The tables, and for each data the best of them against the others."""
+    found = tables(groups)
+    for members in by_objective(groups).values():
+        found += [test for those in by_data(members) if (test := significance(those)) is not None]
+    return found
+
+
+def by_data(groups: list[Group]) -> list[list[Group]]:
+    names = dict.fromkeys(group.data for group in groups)
+    return [[group for group in groups if group.data == name] for name in names]
 
 
 def by_objective(groups: list[Group]) -> dict[str, list[Group]]:
@@ -113,17 +167,48 @@ def _baselines(group: Group, columns: list[str], data: str) -> list[list[str]]:
 
 
 def _table(title: str, groups: list[Group], columns: list[Column]) -> Table:
-    shown = [column for column in columns if any(group.value(column.pick)[0] is not None for group in groups)]
+    shown = [column for column in columns if any(group.mean(column.pick) is not None for group in groups)]
     rows = [[group.name, *(written(group, column) for column in shown), str(len(group.runs))] for group in groups]
-    return Table(title, ["run", *(column.title for column in shown), "seeds"], rows)
+    note = "Mean ± 95% interval of the mean over seeds (Student's t)." if any(len(group.runs) > 1 for group in groups) else ""
+    return Table(title, ["run", *(column.title for column in shown), "seeds"], rows, note, sortable=True)
 
 
 def written(group: Group, column: Column) -> str:
-    """A group's mean, and its standard deviation where there are several seeds."""
-    average, deviation = group.value(column.pick)
+    """A group's mean, and its 95% interval where there are several seeds."""
+    average, half = group.mean(column.pick), half_width(group.values(column.pick))
     if average is None:
         return "–"
-    return column.form.format(average) + (f" ± {column.form.format(deviation)}" if column.spread and deviation is not None else "")
+    return column.form.format(average) + (f" ± {column.form.format(half)}" if column.spread and half is not None else "")
+
+
+def significance(groups: list[Group]) -> Table | None:
+    """The best of some groups on the same data against each of the others; None where nothing of them can be compared."""
+    best = quality(groups)
+    if best is None or len(groups) < 2:
+        return None
+    first, *others = ranked(groups)
+    found = holm([pair for other in others if (pair := compared(first, other, best.metric)) is not None])
+    rows = [
+        [pair.second, pair.score, f"{pair.difference:+.4f}", f"{pair.low:+.4f} to {pair.high:+.4f}", _p(pair.p), pair.how]
+        for pair in found
+    ]
+    columns = ["against", "score", "difference", "95% interval", "p", "by"]
+    note = "p is corrected for the number of comparisons (Holm)." if len(rows) > 1 else ""
+    return Table(f"Is {first.name} the best?", columns, rows, note) if rows else None
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def write_csv(found: list[Table], file: Path) -> None:
+    """All tables in one csv, each row told its table."""
+    columns = list(dict.fromkeys(column for table in found for column in table.columns))
+    with file.open("w", newline="", encoding="utf-8") as target:
+        writer = csv.DictWriter(target, ["table", *columns])
+        writer.writeheader()
+        for table in found:
+            writer.writerows({"table": table.title, **dict(zip(table.columns, row, strict=True))} for row in table.rows)
 
 
 def show(found: list[Table], **options: Any) -> None:
@@ -141,4 +226,6 @@ def show(found: list[Table], **options: Any) -> None:
             drawn.add_column(title, justify="left" if i == 0 else "right", overflow="fold")
         for row in table.rows:
             drawn.add_row(*row)
+        if table.note:
+            drawn.caption, drawn.caption_justify = table.note, "left"
         console.print(drawn)

@@ -96,20 +96,22 @@ def test_the_record_of_a_run(finetuned: tuple[Path, dict[str, Any]]) -> None:
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert set(summary) == {
         *("task", "objective", "model", "data", "metrics", "steps", "best_step", "tokens_seen", "throughput", "seconds", "energy"),
-        *("seed", "versions", "git", "checkpoint", "export"),
+        *("seed", "machine", "versions", "git", "checkpoint", "export"),
     }
     assert set(summary["data"]) == {"name", "fingerprint", "rows", "tokens"}
     assert set(summary["throughput"]) == {
         *("tokens_per_second", "samples_per_second", "mfu", "padding_fraction", "data_wait_fraction", "step_seconds"),
-        "peak_memory_gib",
+        *("peak_memory_gib", "latency_ms"),
     }
     times = summary["throughput"]["step_seconds"]
     assert 0 < times["p50"] <= times["p95"] <= times["max"]
     assert 0 <= summary["throughput"]["data_wait_fraction"] < 1
+    assert summary["throughput"]["latency_ms"] > 0
     assert summary["tokens_seen"] == 12 * summary["data"]["tokens"]["train"]  # twelve epochs of real tokens, no padding
     assert summary["throughput"]["padding_fraction"] < 0.1  # batches are flat, and filled up by less than 32 tokens
     assert {p.name for p in folder.iterdir()} == {
         *("config.yaml", "train.log", "metrics.csv", "summary.json", "report.html", "checkpoints", "evaluation", "hf"),
+        "data.json",
     }
     assert "«" not in (folder / "train.log").read_text()
     assert "→ good" in (folder / "train.log").read_text()  # a decoded batch, with its target

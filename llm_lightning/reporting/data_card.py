@@ -1,0 +1,55 @@
+"""data.json of a run: what its text is like, counted from the encoded splits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from llm_lightning.data.encode import Encoded
+from llm_lightning.data.module import Text
+from llm_lightning.training.preflight import label_counts
+
+COMPARED = 200_000  # sequences of a split that are looked for a second time; hashing them takes a third of a second
+BARS = 24
+
+
+def data_card(text: Text) -> dict[str, dict[str, Any]]:
+    """Of each split: rows, tokens, lengths, labels, what was cut or left out, and sequences that are there twice, or in train too."""
+    seen = {split: _hashes(part) for split, part in text.splits.items()}
+    train = set(seen.get("train") or ())
+    found = {}
+    for split, part in text.splits.items():
+        lengths, hashes = np.asarray(part.lengths), seen[split]
+        counts, edges = np.histogram(lengths, BARS)
+        card: dict[str, Any] = {
+            "rows": part.facts.rows,
+            "sequences": len(part),
+            "tokens": int(lengths.sum()),
+            "truncated": part.facts.truncated,
+            "skipped": part.facts.skipped,
+            "skipped_first": part.facts.skipped_first,
+            "lengths": {
+                **{name: float(np.quantile(lengths, q)) for name, q in (("median", 0.5), ("p95", 0.95), ("longest", 1.0))},
+                "mean": float(lengths.mean()),
+                "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+            },
+        }
+        if text.label_names is not None:
+            counted = label_counts(part, len(text.label_names))
+            card["labels"] = dict(zip(text.label_names, map(int, counted), strict=True))
+        if hashes is not None:
+            card |= {"compared": len(hashes), "duplicates": len(hashes) - len(set(hashes))}
+            card |= {} if split == "train" else {"in_train": sum(value in train for value in hashes)}
+        if split == "train" and text.stream is not None:
+            card["sample"] = True  # from the front of what is streamed
+        found[split] = card
+    return found
+
+
+def _hashes(part: Encoded) -> list[int] | None:
+    """Of the first sequences; None for the blocks of one stream, which begin anywhere."""
+    if part.rows is None:
+        return None
+    return [xxhash.xxh3_64_intdigest(part[i].tobytes()) for i in range(min(len(part), COMPARED))]

@@ -1,0 +1,118 @@
+"""How far a score can be trusted: 95% intervals by the bootstrap over the examples that it was computed from (Efron 1979).
+
+A metric is computed anew from as many examples, drawn with replacement, a thousand times; the interval holds the middle 95% of what
+comes out. What a confusion matrix tells needs no single examples: drawing its cells is drawing them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from llm_lightning.reporting.runs import Run
+
+DRAWS = 1000
+AT_ONCE = 1 << 21  # numbers that are drawn together
+BOUNDS = (0.025, 0.975)
+MEANS = {"correct": "accuracy", "f1": "f1", "exact_match": "exact_match", "rouge_l": "rouge_l"}
+"""Lists of `examples` in evaluation/<split>.json whose mean is a metric."""
+
+Draws = dict[str, np.ndarray]
+"""A metric's name, and its value in each draw."""
+Interval = tuple[float, float]
+
+
+def intervals(run: Run) -> dict[str, Interval]:
+    """The interval of each metric (`split/name`) whose examples the run has kept."""
+    found = {}
+    for split, tables in run.evaluations().items():
+        for name, values in _draws(tables).items():
+            metric = f"{split}/{name}"
+            if metric in run.metrics:
+                low, high = np.quantile(values, BOUNDS)
+                found[metric] = (float(low), float(high))
+        found |= _of_the_loss(run, split, found.get(f"{split}/loss"))
+    return found
+
+
+def _draws(tables: dict[str, Any]) -> Draws:
+    rng, examples = np.random.default_rng(0), tables.get("examples") or {}
+    found: Draws = {}
+    if tables.get("confusion_matrix"):
+        found |= of_confusion(np.array(tables["confusion_matrix"]), rng)
+    if {"right", "found", "true"} <= examples.keys():
+        found |= _of_counts(np.array(examples["right"]), np.array(examples["found"]), np.array(examples["true"]), rng)
+    elif {"prediction", "target"} <= examples.keys():
+        found |= _of_numbers(np.array(examples["prediction"]), np.array(examples["target"]), rng)
+    for name, metric in MEANS.items():
+        if examples.get(name) and metric not in found:
+            values = np.array(examples[name], float)
+            found[metric] = np.concatenate([values[places].mean(1) for places in _places(len(values), rng)])
+    if batches := tables.get("batches"):
+        loss, targets = np.array(batches["loss"]), np.array(batches["targets"])
+        found["loss"] = np.concatenate([loss[p].sum(1) / targets[p].sum(1) for p in _places(len(loss), rng)])
+    return found
+
+
+def _places(size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """(some draws, size) places of examples, DRAWS in all."""
+    left = DRAWS if size else 0
+    while left:
+        rows = min(left, max(1, AT_ONCE // size))
+        yield rng.integers(0, size, (rows, size))
+        left -= rows
+
+
+def of_confusion(matrix: np.ndarray, rng: np.random.Generator) -> Draws:
+    """Accuracy, macro-F1 and MCC (Gorodkin 2004, equation 8) of confusion matrices drawn like this one; rows are true classes."""
+    count, classes = matrix.sum(), len(matrix)
+    drawn = rng.multinomial(count, matrix.ravel() / max(count, 1), DRAWS).reshape(-1, classes, classes).astype(float)
+    right, true, said = np.diagonal(drawn, axis1=1, axis2=2), drawn.sum(2), drawn.sum(1)
+    occurs = true + said > 0
+    f1 = np.where(occurs, 2 * right / np.maximum(true + said, 1), 0)
+    spread = (count**2 - (said**2).sum(1)) * (count**2 - (true**2).sum(1))
+    covariance = right.sum(1) * count - (said * true).sum(1)
+    return {
+        "accuracy": right.sum(1) / max(count, 1),
+        "macro_f1": f1.sum(1) / np.maximum(occurs.sum(1), 1),
+        "mcc": np.where(spread > 0, covariance / np.sqrt(np.maximum(spread, 1e-12)), 0),
+    }
+
+
+def _of_counts(right: np.ndarray, found: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> Draws:
+    """Precision, recall and F1 over all that examples hold together."""
+    sums = [(right[p].sum(1), found[p].sum(1), true[p].sum(1)) for p in _places(len(right), rng)]
+    hit, said, there = (np.concatenate(parts) for parts in zip(*sums, strict=True))
+    f1 = 2 * hit / np.maximum(said + there, 1)
+    return {"f1": f1, "micro_f1": f1, "precision": hit / np.maximum(said, 1), "recall": hit / np.maximum(there, 1)}
+
+
+def _of_numbers(said: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> Draws:
+    """Correlations and mean absolute error; the ranks are those among all examples."""
+    ranks = [np.unique(values, return_inverse=True)[1].astype(float) for values in (said, true)]
+    found: dict[str, list[np.ndarray]] = {"pearson": [], "spearman": [], "mae": []}
+    for places in _places(len(said), rng):
+        found["pearson"].append(_correlations(said[places], true[places]))
+        found["spearman"].append(_correlations(ranks[0][places], ranks[1][places]))
+        found["mae"].append(np.abs(said - true)[places].mean(1))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    return (a * b).sum(1) / np.maximum(np.sqrt((a**2).sum(1) * (b**2).sum(1)), 1e-12)
+
+
+def _of_the_loss(run: Run, split: str, loss: Interval | None) -> dict[str, Interval]:
+    """Perplexity and bits per byte follow from the loss."""
+    if loss is None:
+        return {}
+    found, value = {}, run.metrics[f"{split}/loss"]
+    if f"{split}/perplexity" in run.metrics:
+        found[f"{split}/perplexity"] = (math.exp(min(loss[0], 700)), math.exp(min(loss[1], 700)))
+    if value and (bits := run.metrics.get(f"{split}/bits_per_byte")) is not None:
+        found[f"{split}/bits_per_byte"] = (loss[0] * bits / value, loss[1] * bits / value)
+    return found

@@ -1,0 +1,221 @@
+"""The page that compares runs: a table to sort, who pays what for which quality, what settings did, and whether it was luck."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llm_lightning.config import flat
+from llm_lightning.reporting.figures import line
+from llm_lightning.reporting.page import Figure, Section, sections, write_page
+from llm_lightning.reporting.runs import PERSONAL, Group
+from llm_lightning.reporting.significance import half_width
+from llm_lightning.reporting.table import PAID, SCORES, Column, Quality, by_data, by_objective, quality, significance, tables
+
+COMPARED = [
+    *((f"Validation {title}", f"validation/{name}", "score") for name, title in SCORES.items()),
+    ("Training loss", "train/loss", "nats per target"),
+    ("Validation loss", "validation/loss", "nats per target"),
+]
+LABELLED = 10  # points of a figure that have room for their names
+BEST, OTHER = "#3b7ce8", "#8b8f97"
+AXES = 6  # settings that are drawn as parallel axes, beside the costs and the quality
+WIDE_RANGE = 20.0  # largest over smallest from which on an axis is logarithmic
+
+
+def write_comparison(groups: list[Group], target: Path, title: str, figures: Sequence[Figure] = ()) -> Path:
+    """One page for several runs; `figures`, dictionaries with a `title`, plotly `traces` and perhaps a `layout`, come before the curves."""
+    count = sum(len(group.runs) for group in groups)
+    lead = f"{count} runs of {len(groups)} configurations" if count > len(groups) else f"{count} runs"
+    kinds = by_objective(groups)
+    parts: list[partial[Section]] = []
+    for kind, members in kinds.items():
+        parts.append(partial(_ranking, members))
+        parts += [partial(_trade, kind, found) for found in by_data(members) if len(found) > 1]
+    parts += [partial(_sweep, list(figures)), *(partial(_curves, kind, members) for kind, members in kinds.items())]
+    return write_page(target, title, lead, sections(parts))
+
+
+def _sweep(figures: list[Figure]) -> Section:
+    return Section("The sweep", figures=[{"x": "", "y": "", **figure} for figure in figures])
+
+
+def _ranking(groups: list[Group]) -> Section:
+    """The table that the terminal shows, and whether the first of it is the best."""
+    (table,) = tables(groups)
+    tests = [found for members in by_data(groups) if (found := significance(members)) is not None]
+    return Section(table.title, tables=[replace(table, title=""), *tests])
+
+
+def _trade(kind: str, groups: list[Group]) -> Section:
+    """Quality against each cost, and the settings with what came of them."""
+    best = quality(groups)
+    if best is None:
+        return Section(kind)
+    drawn = [figure for column in PAID if (figure := pareto(groups, best, column)) is not None]
+    together = parallel(groups, best)
+    note = "Line: the configurations that no other beats in both. Bars: 95% interval of the mean over seeds."
+    return Section(f"Trade-offs · {kind} on {groups[0].data}", note, figures=([together] if together else []) + drawn)
+
+
+def _curves(kind: str, groups: list[Group]) -> Section:
+    """Each compared metric, the first seed of every group over the others."""
+    read = [(group.name, group.runs[0].curves()) for group in groups]
+    figures = []
+    for title, metric, axis in COMPARED:
+        traces = [line(name, curves[metric]) for name, curves in read if metric in curves]
+        if traces:
+            figures.append({"title": f"{title} · {kind}", "traces": traces, "x": "optimizer step", "y": axis})
+    note = "The first seed of each." if any(len(group.runs) > 1 for group in groups) else ""
+    return Section(f"Curves · {kind}", note, figures=figures)
+
+
+def pareto(groups: list[Group], best: Quality, column: Column) -> Figure | None:
+    """Quality over a cost, with the line of those that are not beaten in both; None where the cost is not known of two, or all alike."""
+    points = [
+        (paid, score, half_width(group.values(best.column.pick)) or 0.0, group.name)
+        for group in groups
+        if (paid := group.mean(column.pick)) is not None and (score := group.mean(best.column.pick)) is not None
+    ]
+    if len({paid for paid, *_ in points}) < 2:
+        return None
+    points.sort(key=lambda point: (point[0], -point[1] if best.higher else point[1]))
+    edge = frontier([(paid, score) for paid, score, *_ in points], best.higher)
+    labelled = len(points) <= LABELLED
+    x, y, halves, names = map(list, zip(*points, strict=True))
+    logarithmic = min(x) > 0 and max(x) / min(x) > WIDE_RANGE
+    middle = math.sqrt(min(x) * max(x)) if logarithmic else (min(x) + max(x)) / 2
+    traces = [
+        {
+            "x": [x[i] for i in edge],
+            "y": [y[i] for i in edge],
+            "mode": "lines",
+            "line": {"dash": "dot", "width": 1.5, "color": BEST},
+            "hoverinfo": "skip",
+        },
+        {
+            "x": x,
+            "y": y,
+            "text": names,
+            "mode": "markers+text" if labelled else "markers",
+            "textposition": ["middle right" if place < middle else "middle left" for place in x],
+            "textfont": {"size": 11},
+            "cliponaxis": False,
+            "marker": {"size": 11, "opacity": 1, "color": [BEST if i in edge else OTHER for i in range(len(x))]},
+            "error_y": {"type": "data", "array": halves, "thickness": 1, "width": 3, "color": OTHER, "visible": any(halves)},
+            "hovertemplate": f"%{{text}}<br>{best.title} %{{y:.4g}}<br>{column.title} %{{x:.4g}}<extra></extra>",
+        },
+    ]
+    layout: dict[str, Any] = {"showlegend": False, "hovermode": "closest"}
+    span = (max(x) - min(x)) * 0.15
+    if logarithmic:
+        layout["xaxis"] = {"type": "log"}
+    elif labelled:
+        layout["xaxis"] = {"range": [min(x) - span, max(x) + span]}
+    return {"title": f"{best.title} over {column.title}", "traces": traces, "x": column.title, "y": best.title, "layout": layout}
+
+
+def frontier(points: list[tuple[float, float]], higher: bool) -> list[int]:
+    """Which of (cost, quality), sorted by cost, are better than all that cost no more."""
+    found: list[int] = []
+    for i, (_, score) in enumerate(points):
+        if not found or (score > points[found[-1]][1] if higher else score < points[found[-1]][1]):
+            found.append(i)
+    return found
+
+
+def parallel(groups: list[Group], best: Quality) -> Figure | None:
+    """A line a configuration through the settings in which they differ, their costs and their quality.
+
+    Drawn with plain lines: plotly's own parallel coordinates need WebGL, and cannot be read on a phone.
+    """
+    axes = [*_settings(groups)[:AXES], *((c.title, [g.mean(c.pick) for g in groups]) for c in PAID[:1] + PAID[-1:])]
+    axes.append((best.title, [group.mean(best.column.pick) for group in groups]))
+    axes = [(name, values) for name, values in axes if len({str(value) for value in values}) > 1 and None not in values]
+    if len(axes) < 3 or len(groups) < 3:
+        return None
+    placed = [_placed(values) for _, values in axes]
+    scores = placed[-1][0] if best.higher else [1 - place for place in placed[-1][0]]
+    traces = [
+        {
+            "x": list(range(len(axes))),
+            "y": [places[i] for places, _ in placed],
+            "name": group.name,
+            "mode": "lines+markers",
+            "line": {"color": _shade(scores[i]), "width": 2},
+            "text": [f"{name} {_text(values[i])}" for name, values in axes],
+            "hovertemplate": f"{group.name}<br>%{{text}}<extra></extra>",
+        }
+        for i, group in enumerate(groups)
+    ]
+    notes = [
+        {"x": i, "y": place, "text": text, "showarrow": False, "xanchor": "left", "xshift": 6, "font": {"size": 10}}
+        for i, (_, ticks) in enumerate(placed)
+        for place, text in _apart(ticks)
+    ]
+    layout = {
+        "showlegend": False,
+        "hovermode": "closest",
+        "annotations": notes,
+        "xaxis": {"tickvals": list(range(len(axes))), "ticktext": [name for name, _ in axes], "range": [-0.2, len(axes) - 0.4]},
+        "yaxis": {"visible": False, "range": [-0.08, 1.08]},
+    }
+    return {"title": "What was set, and what came of it", "traces": traces, "x": "", "y": "", "wide": True, "layout": layout}
+
+
+def _settings(groups: list[Group]) -> list[tuple[str, list[Any]]]:
+    """(setting, its value in each group) of those that differ; a preset stands for the settings of the model that come with it."""
+    found = [flat({k: v for k, v in group.runs[0].config.items() if k not in PERSONAL}) for group in groups]
+    presets = [(group.runs[0].config.get("choices") or {}).get("model") for group in groups]
+    several = len(set(presets)) > 1
+    axes: list[tuple[str, list[Any]]] = [("model", presets)] if several else []
+    for key in dict.fromkeys(key for settings in found for key in settings):
+        values = [settings.get(key) for settings in found]
+        if (
+            len({str(value) for value in values}) > 1
+            and not key.endswith("_target_")
+            and not (several and key.startswith("model."))
+        ):
+            axes.append((key.split(".", 1)[-1], ["none" if value is None else value for value in values]))
+    return axes
+
+
+def _placed(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Where on an axis from 0 to 1 each value is, and the places that are labelled."""
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) < len(values):
+        names = sorted({str(value) for value in values})
+        place = {name: i / max(len(names) - 1, 1) for i, name in enumerate(names)}
+        return [place[str(value)] for value in values], [(at, name) for name, at in place.items()]
+    low, high = min(numbers), max(numbers)
+    scale = math.log if low > 0 and high / low > WIDE_RANGE else float
+    bottom, top = scale(low), scale(high)
+    places = [(scale(value) - bottom) / (top - bottom) for value in numbers]
+    ends = [(0.0, _text(low)), (1.0, _text(high))]
+    if len(set(numbers)) <= 5:
+        return places, sorted({(place, _text(value)) for place, value in zip(places, numbers, strict=True)})
+    return places, ends
+
+
+def _apart(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Labels that do not lie on each other, the ends first."""
+    kept: list[tuple[float, str]] = []
+    for place, text in sorted(ticks, key=lambda tick: -abs(tick[0] - 0.5)):
+        if all(abs(place - other) > 0.07 for other, _ in kept):
+            kept.append((place, text))
+    return kept
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _shade(share: float) -> str:
+    """From grey for the worst to blue for the best."""
+    ends = ((150, 158, 170), (47, 111, 222))
+    mixed = [round(a + (b - a) * share) for a, b in zip(*ends, strict=True)]
+    return f"rgba({mixed[0]},{mixed[1]},{mixed[2]},{0.45 + 0.5 * share:.2f})"

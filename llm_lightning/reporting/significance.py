@@ -1,0 +1,146 @@
+"""Is one configuration better than another, or was it luck?
+
+Where both have kept what each test example came to, those are compared in pairs: the difference by a bootstrap, and how often it would
+be as large by chance by a permutation test that swaps the two at random in each example (Fisher 1935). Else seeds are compared in
+pairs by Student's t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from llm_lightning.reporting.intervals import BOUNDS
+from llm_lightning.reporting.runs import Group, Run
+
+DRAWS = 5000
+SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two configurations: by how much the first has more of `score`, within which 95% interval, and how likely that is by chance."""
+
+    first: str
+    second: str
+    score: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    how: str
+
+
+def within(t: float, freedom: int) -> float:
+    """P(|T| ≤ t) of Student's distribution with whole degrees of freedom (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    square, odd = math.cos(angle) ** 2, freedom % 2
+    term, total = (math.cos(angle) if odd else 1.0), 0.0
+    for j in range(1, freedom // 2 + 1):
+        total += term
+        term *= square * (2 * j / (2 * j + 1) if odd else (2 * j - 1) / (2 * j))
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+def student_t(freedom: int, share: float = SHARE) -> float:
+    """The t that the share of Student's distribution lies within."""
+    low, high = 0.0, 1e3
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle, freedom) < share else (low, middle)
+    return high
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95% interval of the mean of a few values, by Student's t; None of a single one."""
+    if len(values) < 2:
+        return None
+    return student_t(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+
+def compared(first: Group, second: Group, metric: str) -> Comparison | None:
+    """The two by their test examples (or validation's), else by the seeds that both have; None where neither is there."""
+    for split in ("test", "validation"):
+        found = [_examples(group, split) for group in (first, second)]
+        if found[0] is not None and found[1] is not None and found[0][:2] == found[1][:2]:
+            score, _, values = found[0]
+            return _by_examples(first.name, second.name, f"{split} {score}", values - found[1][2])
+    pairs = _by_seed(first, second, metric)
+    return None if len(pairs) < 2 else _by_seeds(first.name, second.name, metric.replace("/", " "), pairs)
+
+
+def holm(comparisons: list[Comparison]) -> list[Comparison]:
+    """The same with probabilities that hold for all of them together (Holm 1979)."""
+    order = sorted(range(len(comparisons)), key=lambda i: comparisons[i].p)
+    adjusted, least = list(comparisons), 0.0
+    for place, i in enumerate(order):
+        least = max(least, min(1.0, (len(order) - place) * comparisons[i].p))
+        adjusted[i] = replace(comparisons[i], p=least)
+    return adjusted
+
+
+def _examples(group: Group, split: str) -> tuple[str, Any, np.ndarray] | None:
+    """(what is scored, which examples, the score of each as the mean over the seeds); None where a run has not kept them."""
+    found = [example_scores(run, split) for run in group.runs]
+    known = [scores for scores in found if scores is not None]
+    if len(known) < len(found) or any(scores[:2] != known[0][:2] for scores in known):
+        return None
+    return known[0][0], known[0][1], np.mean([values for _, _, values in known], axis=0)
+
+
+def example_scores(run: Run, split: str) -> tuple[str, Any, np.ndarray] | None:
+    """(what is scored, which examples, the score of each) of a run's evaluation of a split."""
+    tables = run.evaluations().get(split, {})
+    examples, rows = tables.get("examples") or {}, tables.get("rows")
+    if {"right", "found", "true"} <= examples.keys():
+        right, found, true = (np.array(examples[name]) for name in ("right", "found", "true"))
+        name, values = "F1 of an example", np.where(found + true == 0, 1.0, 2 * right / np.maximum(found + true, 1))
+    elif {"prediction", "target"} <= examples.keys():
+        name, values = "squared error", (np.array(examples["prediction"]) - np.array(examples["target"])) ** 2
+    elif kept := next((name for name in ("correct", "f1", "chrf", "rouge_l") if examples.get(name)), None):
+        titles = {"correct": "accuracy", "f1": "F1", "chrf": "chrF of a sentence", "rouge_l": "ROUGE-L"}
+        name, values = titles[kept], np.array(examples[kept], float)
+    elif batches := tables.get("batches"):  # the same ones only if they have the same targets
+        name, values = "loss of a batch", np.array(batches["loss"]) / np.maximum(batches["targets"], 1)
+        rows = (rows, tuple(batches["targets"]))
+    else:
+        return None
+    return name, (rows, len(values)), values
+
+
+def _by_examples(first: str, second: str, score: str, differences: np.ndarray) -> Comparison:
+    rng, size = np.random.default_rng(0), len(differences)
+    drawn = [differences[rng.integers(0, size, (100, size))].mean(1) for _ in range(20)]
+    low, high = np.quantile(np.concatenate(drawn), BOUNDS)
+    how = f"{size:,} {'batches' if 'batch' in score else 'examples'}, permutation"
+    p = permutation(differences, rng)
+    return Comparison(first, second, score, float(differences.mean()), float(low), float(high), p, how)
+
+
+def permutation(differences: np.ndarray, rng: np.random.Generator) -> float:
+    """How often the mean would be as far from zero if the sign of each difference were chance; equal sizes are drawn together."""
+    sizes, counts = np.unique(np.abs(differences), return_counts=True)
+    seen = abs(float(differences.sum())) * (1 - 1e-9)
+    rounds, as_far = max(1, min(DRAWS, (1 << 22) // len(sizes))), 0
+    for start in range(0, DRAWS, rounds):
+        signs = 2 * rng.binomial(counts, 0.5, (min(rounds, DRAWS - start), len(sizes))) - counts
+        as_far += int((np.abs(signs @ sizes) >= seen).sum())
+    return (as_far + 1) / (DRAWS + 1)
+
+
+def _by_seed(first: Group, second: Group, metric: str) -> list[float]:
+    values = [{run.summary["seed"]: run.metrics[metric] for run in g.runs if metric in run.metrics} for g in (first, second)]
+    return [values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())]
+
+
+def _by_seeds(first: str, second: str, score: str, differences: list[float]) -> Comparison:
+    average, half = mean(differences), half_width(differences)
+    assert half is not None
+    error = stdev(differences) / math.sqrt(len(differences))
+    p = 1 - within(abs(average) / error, len(differences) - 1) if error else float(average == 0)
+    return Comparison(first, second, score, average, average - half, average + half, p, f"{len(differences)} seeds, Student's t")

@@ -1,0 +1,62 @@
+"""samples.jsonl of a run: what the model writes behind fixed prompts after each validation.
+
+Rank 0 writes while the others go on to where all meet. Random numbers are drawn from a state of their own, so that a run is the same
+to the last bit with and without; and no compiled layer is called, which would be compiled anew for texts that grow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.tensor import DTensor
+
+from llm_lightning.objectives.base import Objective
+from llm_lightning.training.monitor import Monitor
+
+log = logging.getLogger(__name__)
+
+
+class Samples(Callback):
+    """Lines of `step`, `tokens`, `prompt`, `text`, and `reference` where there is one."""
+
+    def __init__(self, folder: Path, monitor: Monitor) -> None:
+        self.file, self.monitor = folder / "samples.jsonl", monitor
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
+            return
+        assert isinstance(module, Objective)
+        if isinstance(next(module.model.parameters()), DTensor):
+            return  # cut up over ranks, of which one alone cannot write
+        device = module.model.device
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.inference_mode(False),  # which what the model keeps would stay marked by
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            torch.manual_seed(0)
+            found = self._asked(module)
+        if found:
+            self._append([{"step": trainer.global_step, "tokens": self.monitor.tokens, **sample} for sample in found])
+
+    def _asked(self, module: Objective) -> list[dict[str, str]]:
+        try:
+            return module.samples()
+        except (RuntimeError, ValueError, IndexError) as error:  # an illustration must not stop a training
+            log.warning("samples: none are written (%s)", str(error).splitlines()[0])
+            return []
+
+    def _append(self, lines: list[dict[str, object]]) -> None:
+        """Behind the lines of earlier steps; those that a run which goes on writes again are dropped."""
+        kept = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if self.file.is_file() else []
+        kept = [line for line in kept if json.loads(line)["step"] < lines[0]["step"]]
+        partial = self.file.with_suffix(".partial")
+        partial.write_text("".join(kept) + "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
+        partial.replace(self.file)
