@@ -102,7 +102,8 @@ class Study:
             evaluator = optuna.importance.PedAnovaImportanceEvaluator()
             drawn["What mattered"] = optuna.visualization.plot_param_importances(self.study, evaluator=evaluator, params=varied)
         drawn["Settings and results"] = optuna.visualization.plot_parallel_coordinate(self.study, params=varied)
-        return [{"title": title, **json.loads(figure.to_json())} for title, figure in drawn.items()]
+        plain = {title: json.loads(figure.to_json()) for title, figure in drawn.items()}
+        return [{"title": title, "traces": figure["data"], "layout": figure["layout"]} for title, figure in plain.items()]
 
     def _hold(self, number: int) -> bool:
         """Take a trial for this process until its end, however that comes; False where another has it."""

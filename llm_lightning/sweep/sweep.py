@@ -27,7 +27,7 @@ from llm_lightning import checks, cli
 from llm_lightning.config import Config, SweepConfig
 from llm_lightning.errors import UserError
 from llm_lightning.reporting import record
-from llm_lightning.reporting.report import write_comparison
+from llm_lightning.reporting.leaderboard import write_comparison
 from llm_lightning.reporting.runs import find, grouped
 from llm_lightning.reporting.table import Table, show
 from llm_lightning.stored import STORED
@@ -211,7 +211,7 @@ class Sweep:
         trained = [job.folder for job, outcome in self.results.values() if outcome.status == "done" and _value(job)[1] is not None]
         if trained:
             _say(self._best())
-            page = write_comparison(grouped(find(trained)), self.folder / "report.html", self.folder.name)
+            page = write_comparison(grouped(find(trained)), self.folder / "report.html", self.folder.name, figures)
             self._write_wandb(_value_of(trained[0]))
             _say(f"report: {page}")
         if self.stopping:
