@@ -253,8 +253,7 @@ def test_a_server_that_is_lost_costs_no_training(
         summary = run(*RUN, f"data.train={corpus}", "trainer.max_steps=4", "trainer.log_every_steps=2", f"run_dir={tmp_path}")
     assert summary["steps"] == 4
     assert [row["step"] for row in read(tmp_path).history if "train/loss" in row] == [2, 4]
-    said = (tmp_path / "train.log").read_text()
-    assert f"wandb sync {tmp_path}/wandb/run-" in said.replace(f"{tmp_path.parent.resolve()}", f"{tmp_path.parent}")
+    assert f"wandb sync {tmp_path}/wandb/run-" in (tmp_path / "train.log").read_text()
 
 
 def test_without_a_key_nothing_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
