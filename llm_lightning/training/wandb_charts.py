@@ -48,7 +48,7 @@ def _table(rows: list[dict[str, Any]]) -> Any:
     import wandb
 
     columns: list[Any] = list(dict.fromkeys(name for row in rows for name in row))
-    return wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])
+    return wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows], allow_mixed_types=True)
 
 
 def _mistakes(details: dict[str, Any]) -> Any:

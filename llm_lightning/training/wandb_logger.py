@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sys
 import uuid
 from argparse import Namespace
@@ -106,20 +107,28 @@ class WandbLogger(Logger):
             return
         for variable, value in (("WANDB_SILENT", "true"), ("WANDB_ERROR_REPORTING", "false")):  # before it is imported
             os.environ.setdefault(variable, value)
-        modes = [mode()]
-        if modes == ["online"]:
-            modes.append("offline")
-        for chosen in modes:
+        wanted = mode()
+        for chosen in (wanted, "offline") if wanted == "online" else (wanted,):
+            before = set(self.folder.glob("wandb/run-*-*"))
             try:
                 self.run = self._started(chosen)
             except Exception as error:
-                rest = "; training goes on without" if chosen == modes[-1] else "; going on offline"
-                log.warning("wandb: no %s run can be started (%s)%s", chosen, _first_line(error), rest)
+                log.warning("wandb: no %s run can be started (%s)", chosen, _first_line(error))
+                self._forget_attempt()
+                for left in set(self.folder.glob("wandb/run-*-*")) - before:  # nothing is in it
+                    shutil.rmtree(left, ignore_errors=True)
                 continue
             if chosen == "offline":
                 log.info("wandb: offline; upload with: wandb sync %s/wandb/offline-run-*", self.folder)
             return
         self._failed = True
+
+    def _forget_attempt(self) -> None:
+        """End W&B's process, which else holds on to the run's id."""
+        import wandb
+
+        with contextlib.suppress(Exception):
+            wandb.teardown()
 
     def _started(self, chosen: str) -> Any:
         import wandb

@@ -65,3 +65,17 @@ def test_a_tokenizer_that_cuts_and_pads_does_neither_to_a_document() -> None:
     assert Encoder(cutting, DataConfig(block_size=32)).tokenize([text, "words"]) == plain
     assert len(plain[0]) > 60
     assert tokenizers.identity(cutting) == tokenizers.identity(bpe())
+
+
+def test_statistics_are_those_of_the_text(corpus: Path, tmp_path: Path) -> None:
+    tokenizer = tokenizers.train(TokenizerConfig(kind="wordpiece", vocab_size=320), rows(corpus), ["text"], tmp_path)
+    texts = ["the cat sees rain", "a ☃ likes music"]
+    found = tokenizers.statistics(tokenizer, Rows(datasets.Dataset.from_dict({"text": texts}), "few", str), ["text"])
+    pieces = [piece for text in texts for piece in tokenizer.tokenize(text)]
+    assert pieces.count("[UNK]") == 1
+    assert found == {
+        "entries": len(tokenizer.get_vocab()),
+        "tokens_per_word": len(pieces) / 8,
+        "bytes_per_token": sum(len(text.encode()) for text in texts) / len(pieces),
+        "unknown_share": 1 / len(pieces),
+    }

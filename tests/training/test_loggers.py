@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from .wandb_server import serving
 
 RUN = ["task=pretrain", "data=text", "data.document=line", "data.block_size=32", "batch.sequences=4", *TINY_GPT, "logger=wandb"]
 FINETUNE = ["task=finetune", "data=files", "data.columns.text=body", "data.columns.label=stars", "batch.sequences=16", *TINY_BERT]
+Configure = Callable[[str], None]
 DIVERGING = ["trainer.max_steps=30", "optimizer.lr=1e20"]
 
 
@@ -29,8 +30,19 @@ def ids(folder: Path) -> list[str]:
     return [found.name.rsplit("-", 1)[1] for found in sorted((folder / "wandb").glob("offline-run-*"))]
 
 
-def key(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
-    """W&B is configured as for a user with an account at the server."""
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> Iterator[Configure]:
+    """Configures W&B as for a user with an account at the server."""
+    import wandb
+
+    yield lambda server: configure(monkeypatch, server)
+    wandb.teardown()
+
+
+def configure(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
+    import wandb
+
+    wandb.teardown()  # it reads the environment once in a process
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", server)
@@ -92,7 +104,7 @@ def test_the_config_is_the_run_s_own_with_the_key_of_its_seeds(offline: Path) ->
     assert found.config["configuration"] == configuration(stored, summary["data"]["fingerprint"])
     assert found.config["configuration"] == configuration(stored | {"seed": 7}, summary["data"]["fingerprint"])
     assert found.config["configuration"] != configuration(stored | {"optimizer": {"lr": 7.0}}, summary["data"]["fingerprint"])
-    assert found.config["facts"]["tokenizer"]["entries"] == 400
+    assert found.config["facts"]["tokenizer"] == summary["tokenizer"]
     assert set(found.run.tags) == {"finetune", "classification", "files", "bert_tiny"}
     assert found.exit_code == 0
 
@@ -184,9 +196,11 @@ def test_each_job_of_a_sweep_is_a_run_in_its_group(
 # ---- the server ----
 
 
-def test_what_the_server_is_sent(corpus: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_server_is_sent(
+    corpus: Path, run: Runner, tmp_path: Path, key: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving() as server:
-        key(monkeypatch, server.url)
+        key(server.url)
         monkeypatch.setattr(wandb_logger, "INIT_SECONDS", 60.0)
         monkeypatch.setattr(wandb_logger, "FINISH_SECONDS", 60.0)
         run(*RUN, f"data.train={corpus}", "trainer.max_steps=4", "trainer.log_every_steps=2", f"run_dir={tmp_path}")
@@ -199,9 +213,11 @@ def test_what_the_server_is_sent(corpus: Path, run: Runner, tmp_path: Path, monk
     assert len(server.used) == 1  # the data
 
 
-def test_the_server_hears_of_a_failure(corpus: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_hears_of_a_failure(
+    corpus: Path, run: Runner, tmp_path: Path, key: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving() as server:
-        key(monkeypatch, server.url)
+        key(server.url)
         monkeypatch.setattr(wandb_logger, "FINISH_SECONDS", 60.0)
         with pytest.raises(RunError, match="has diverged"):
             run(*RUN, f"data.train={corpus}", *DIVERGING, f"run_dir={tmp_path}")
@@ -210,10 +226,10 @@ def test_the_server_hears_of_a_failure(corpus: Path, run: Runner, tmp_path: Path
 
 @pytest.mark.parametrize("server", ["closed", "broken"])
 def test_a_server_that_does_not_answer_leaves_the_run_offline_and_whole(
-    server: str, corpus: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str, corpus: Path, run: Runner, tmp_path: Path, key: Configure
 ) -> None:
     with serving(broken=True) as broken:
-        key(monkeypatch, broken.url if server == "broken" else "http://127.0.0.1:9")
+        key(broken.url if server == "broken" else "http://127.0.0.1:9")
         summary = run(*RUN, f"data.train={corpus}", "trainer.max_steps=4", "trainer.log_every_steps=2", f"run_dir={tmp_path}")
     assert summary["steps"] == 4
     assert [row["step"] for row in read(tmp_path).history if "train/loss" in row] == [2, 4]
@@ -222,10 +238,10 @@ def test_a_server_that_does_not_answer_leaves_the_run_offline_and_whole(
 
 
 def test_a_server_that_is_lost_costs_no_training(
-    corpus: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, run: Runner, tmp_path: Path, key: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving() as server:
-        key(monkeypatch, server.url)
+        key(server.url)
         monkeypatch.setattr(wandb_logger, "INIT_SECONDS", 60.0)
         begin = WandbLogger.begin
 
@@ -237,8 +253,7 @@ def test_a_server_that_is_lost_costs_no_training(
         summary = run(*RUN, f"data.train={corpus}", "trainer.max_steps=4", "trainer.log_every_steps=2", f"run_dir={tmp_path}")
     assert summary["steps"] == 4
     assert [row["step"] for row in read(tmp_path).history if "train/loss" in row] == [2, 4]
-    said = (tmp_path / "train.log").read_text()
-    assert f"wandb sync {tmp_path}/wandb/run-" in said.replace(f"{tmp_path.parent.resolve()}", f"{tmp_path.parent}")
+    assert f"wandb sync {tmp_path}/wandb/run-" in (tmp_path / "train.log").read_text()
 
 
 def test_without_a_key_nothing_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

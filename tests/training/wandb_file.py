@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,15 @@ class WandbFile:
 
 
 def read(folder: Path) -> WandbFile:
-    """The newest run in a run folder."""
+    """The newest run in a run folder, which has ended: W&B's process may still be writing its last lines."""
+    for _ in range(300):
+        if (found := _read(folder)).exit_code is not None:
+            break
+        time.sleep(0.1)
+    return found
+
+
+def _read(folder: Path) -> WandbFile:
     from wandb.proto import wandb_internal_pb2 as proto
 
     file = sorted(folder.glob("wandb/*run-*/run-*.wandb"))[-1]
@@ -64,7 +73,6 @@ def _set(target: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    assert data[:4] == b":W&B"
     place, parts = HEADER, b""
     while place + HEADER <= len(data):
         if BLOCK - place % BLOCK < HEADER:  # the rest of a block is too short for another record
