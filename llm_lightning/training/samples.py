@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 
 import lightning
@@ -32,6 +33,8 @@ class Samples(Callback):
         if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
             return
         assert isinstance(module, Objective)
+        if not math.isfinite(module.latest.get("validation/loss", 0.0)):
+            return  # training ends here, and a GPU that draws from such numbers could not say why
         if isinstance(next(module.model.parameters()), DTensor):
             return  # cut up over ranks, of which one alone cannot write
         device = module.model.device
