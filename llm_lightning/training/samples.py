@@ -15,7 +15,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training.monitor import Monitor
@@ -35,7 +35,7 @@ class Samples(Callback):
         assert isinstance(module, Objective)
         if not math.isfinite(module.latest.get("validation/loss", 0.0)):
             return  # training ends here, and a GPU that draws from such numbers could not say why
-        if isinstance(next(module.model.parameters()), DTensor):
+        if isinstance(module.model, FSDPModule):
             return  # cut up over ranks, of which one alone cannot write
         device = module.model.device
         with (
