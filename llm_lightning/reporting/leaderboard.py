@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.config import flat
 from llm_lightning.reporting.figures import line
 from llm_lightning.reporting.page import Figure, Section, sections, write_page
-from llm_lightning.reporting.runs import PERSONAL, Group
+from llm_lightning.reporting.runs import Group, settings
 from llm_lightning.reporting.significance import half_width
 from llm_lightning.reporting.table import PAID, SCORES, Column, Quality, by_data, by_objective, quality, significance, tables
 
@@ -169,12 +168,12 @@ def parallel(groups: list[Group], best: Quality) -> Figure | None:
 
 def _settings(groups: list[Group]) -> list[tuple[str, list[Any]]]:
     """(setting, its value in each group) of those that differ; a preset stands for the settings of the model that come with it."""
-    found = [flat({k: v for k, v in group.runs[0].config.items() if k not in PERSONAL}) for group in groups]
+    found = [settings(group.runs[0]) for group in groups]
     presets = [(group.runs[0].config.get("choices") or {}).get("model") for group in groups]
     several = len(set(presets)) > 1
     axes: list[tuple[str, list[Any]]] = [("model", presets)] if several else []
-    for key in dict.fromkeys(key for settings in found for key in settings):
-        values = [settings.get(key) for settings in found]
+    for key in dict.fromkeys(key for known in found for key in known):
+        values = [known.get(key) for known in found]
         if (
             len({str(value) for value in values}) > 1
             and not key.endswith("_target_")

@@ -45,7 +45,7 @@ def results(run: Run) -> Section:
         for draw in (figures.confusion, figures.reliability, figures.precision_recall, figures.predictions)
         for figure in draw(split, tables)
     ]
-    note = "95% intervals by the bootstrap over the examples of the split." if known else ""
+    note = "95% intervals by the bootstrap over the examples of the split (of a language model, its batches)." if known else ""
     found = [*_class_tables(run), _metrics(run, known)]
     return Section("Results", note, tiles=[tile for tile in tiles if tile[1] != "–"], figures=drawn, tables=found)
 

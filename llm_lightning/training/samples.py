@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training.monitor import Monitor
@@ -32,7 +33,9 @@ class Samples(Callback):
         if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
             return
         assert isinstance(module, Objective)
-        if isinstance(next(module.model.parameters()), DTensor):
+        if not math.isfinite(module.latest.get("validation/loss", 0.0)):
+            return  # training ends here, and a GPU that draws from such numbers could not say why
+        if isinstance(module.model, FSDPModule):
             return  # cut up over ranks, of which one alone cannot write
         device = module.model.device
         with (
