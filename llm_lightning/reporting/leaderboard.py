@@ -168,7 +168,7 @@ def parallel(groups: list[Group], best: Quality) -> Figure | None:
 
 def _settings(groups: list[Group]) -> list[tuple[str, list[Any]]]:
     """(setting, its value in each group) of those that differ; a preset stands for the settings of the model that come with it."""
-    found = [settings(group.runs[0]) for group in groups]
+    found = [settings(group.runs[0].config) for group in groups]
     presets = [(group.runs[0].config.get("choices") or {}).get("model") for group in groups]
     several = len(set(presets)) > 1
     axes: list[tuple[str, list[Any]]] = [("model", presets)] if several else []

@@ -148,35 +148,21 @@ def grouped(runs: list[Run]) -> list[Group]:
     """Runs gathered by configuration and data, named by what tells them apart."""
     by_settings: dict[str, list[Run]] = {}
     for run in runs:
-<<<<<<< HEAD
         by_settings.setdefault(configuration(run.config, run.summary["data"]["fingerprint"]), []).append(run)
-=======
-        identity = [settings(run), run.summary["data"]["fingerprint"]]
-        by_settings.setdefault(json.dumps(identity, sort_keys=True, default=str), []).append(run)
->>>>>>> report
     groups = list(by_settings.values())
     return [Group(_name(members[0], [other[0] for other in groups]), members) for members in groups]
 
 
-<<<<<<< HEAD
 def configuration(config: dict[str, Any], fingerprint: str) -> str:
     """What the runs of one configuration on the same data share, whatever their seed: a hash of both (hexadecimal)."""
-    identity = json.dumps([_decisive(config), fingerprint], sort_keys=True, default=str)
+    identity = json.dumps([settings(config), fingerprint], sort_keys=True, default=str)
     return hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    return _decisive(run.config)
-
-
-def _decisive(config: dict[str, Any]) -> dict[str, Any]:
-    return flat({key: value for key, value in config.items() if key not in PERSONAL})
-=======
-def settings(run: Run) -> dict[str, Any]:
-    """What makes a run the run that it is, as `a.b.c` -> value."""
-    found = flat({key: value for key, value in run.config.items() if key not in PERSONAL})
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config makes a run the run that it is, as `a.b.c` -> value."""
+    found = flat({key: value for key, value in config.items() if key not in PERSONAL})
     return {key: value for key, value in found.items() if key not in SHOWN}
->>>>>>> report
 
 
 ORIGIN = ("model.init_from", "model.name_or_path")
@@ -184,9 +170,9 @@ ORIGIN = ("model.init_from", "model.name_or_path")
 
 def _name(run: Run, everyone: list[Run]) -> str:
     """The data where they differ, the origin of the weights, and the settings that other runs of its objective do not have."""
-    own, alike = settings(run), [other for other in everyone if other.summary["objective"] == run.summary["objective"]]
+    own, alike = settings(run.config), [other for other in everyone if other.summary["objective"] == run.summary["objective"]]
     preset = _preset(run) if len({_preset(other) for other in alike}) > 1 else None
-    others = [settings(other) for other in alike if preset is None or _preset(other) == preset]  # a preset has settings of its own
+    others = [settings(other.config) for other in alike if preset is None or _preset(other) == preset]  # a preset has settings of its own
     origin = own.get(ORIGIN[0]) or own.get(ORIGIN[1])
     differing = [key for key in own if not key.startswith(("data.", *ORIGIN)) and any(o.get(key) != own[key] for o in others)]
     changed = [f"{key.split('.', 1)[-1]}={own[key]}" for key in differing if not key.endswith("_target_")][:3]
