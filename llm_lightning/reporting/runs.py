@@ -172,7 +172,9 @@ def _name(run: Run, everyone: list[Run]) -> str:
     """The data where they differ, the origin of the weights, and the settings that other runs of its objective do not have."""
     own, alike = settings(run.config), [other for other in everyone if other.summary["objective"] == run.summary["objective"]]
     preset = _preset(run) if len({_preset(other) for other in alike}) > 1 else None
-    others = [settings(other.config) for other in alike if preset is None or _preset(other) == preset]  # a preset has settings of its own
+    others = [
+        settings(other.config) for other in alike if preset is None or _preset(other) == preset
+    ]  # a preset has settings of its own
     origin = own.get(ORIGIN[0]) or own.get(ORIGIN[1])
     differing = [key for key in own if not key.startswith(("data.", *ORIGIN)) and any(o.get(key) != own[key] for o in others)]
     changed = [f"{key.split('.', 1)[-1]}={own[key]}" for key in differing if not key.endswith("_target_")][:3]
