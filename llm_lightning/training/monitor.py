@@ -219,5 +219,6 @@ class Monitor(Callback):
 
 def _weight_norm(module: Objective) -> float:
     """Of all weights that are trained, over all ranks that hold a part of them."""
-    norm = torch.nn.utils.get_total_norm([weight.detach() for weight in module.model.parameters() if weight.requires_grad])
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    norms = [torch.linalg.vector_norm(weight.detach()) for weight in module.model.parameters() if weight.requires_grad]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]  # FSDP leaves some weights gathered
+    return float(torch.linalg.vector_norm(torch.stack(whole)))

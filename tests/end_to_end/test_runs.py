@@ -96,7 +96,7 @@ def test_the_record_of_a_run(finetuned: tuple[Path, dict[str, Any]]) -> None:
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert set(summary) == {
         *("task", "objective", "model", "data", "metrics", "steps", "best_step", "tokens_seen", "throughput", "seconds", "energy"),
-        *("seed", "machine", "versions", "git", "checkpoint", "export"),
+        *("seed", "monitor", "tokenizer", "machine", "versions", "git", "checkpoint", "export"),
     }
     assert set(summary["data"]) == {"name", "fingerprint", "rows", "tokens"}
     assert set(summary["throughput"]) == {
@@ -247,18 +247,6 @@ def test_runs_started_in_the_same_second_get_two_folders(tmp_path: Path, monkeyp
         record.close()
     assert len(set(made)) == 3
     assert all(folder.is_dir() for folder in made)
-
-
-def test_a_sweep_has_a_folder_a_job(
-    corpus: Path, cache: Path, tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    given = [*QUIET, *PRETRAIN, *TINY_GPT, f"data.train={corpus}", "trainer.max_steps=2", f"cache_dir={cache}"]
-    result = command("-m", *given, "optimizer.lr=1e-3,1e-2", f"run_dir={tmp_path}")
-    assert result.returncode == 0, result.stderr
-    rates = [OmegaConf.load(tmp_path / job / "config.yaml").optimizer.lr for job in ("0", "1")]
-    assert rates == [1e-3, 1e-2]
-    assert all((tmp_path / job / "summary.json").is_file() for job in ("0", "1"))
-    assert not same_weights(tmp_path / "0", tmp_path / "1")
 
 
 def test_check_ends_with_a_table_and_trains_nothing(
