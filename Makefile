@@ -27,7 +27,7 @@ demo: setup ## pretrain, fine-tune, compare with training from scratch, report; 
 	$(BIN)/python -m llm_lightning.reporting $(RUNS)/demo --title 'Does pretraining help?'
 
 test: setup lint types ## lint, types and every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 # a core each: threads of several would wait for one another
 
 lint: setup ## ruff: style and formatting
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ from hydra.plugins.launcher import Launcher
 from llm_lightning import checks, cli
 from llm_lightning.config import Config, SweepConfig
 from llm_lightning.errors import UserError
+from llm_lightning.redact import redacted
 from llm_lightning.reporting import record
 from llm_lightning.reporting.leaderboard import write_comparison
 from llm_lightning.reporting.runs import find, grouped
@@ -201,7 +202,7 @@ class Sweep:
                 metric, value = _value(job)
                 settings = dict(override.partition("=")[::2] for override in job.own)
                 own = [settings.get(key, " ".join(job.own)) for key in keys]
-                rows.writerow([job.name, *own, outcome.status, metric, value, f"{outcome.seconds:.1f}", outcome.message])
+                rows.writerow([job.name, *redacted(own), outcome.status, metric, value, f"{outcome.seconds:.1f}", outcome.message])
 
     def close(self, figures: list[dict[str, Any]]) -> int:
         """Show the results and write the report; returns the exit code."""
@@ -258,7 +259,7 @@ class Sweep:
 
     def _write_wandb(self, watched: tuple[str, bool]) -> None:
         given = space.wandb_sweep(sys.argv[0], self.fixed, self.dimensions, self.settings.method, *watched)
-        (self.folder / "wandb-sweep.yaml").write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
+        (self.folder / "wandb-sweep.yaml").write_text(yaml.safe_dump(redacted(given), sort_keys=False), encoding="utf-8")
 
 
 def run(arguments: list[str], settings: SweepConfig, task: str, run_dir: str | None, launcher: Launcher | None) -> int:

@@ -147,7 +147,7 @@ class Energy(Callback):
         return {"phases": {phase: dict(usage) for phase, usage in self.phases.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, before in state["phases"].items():
+        for name, before in state.get("phases", {}).items():
             phase = self.phases.setdefault(name, {})
             for figure in READ:
                 phase[figure] = phase.get(figure, 0.0) + before[figure]
