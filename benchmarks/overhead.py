@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 ARGUMENTS = [
-    *("task=pretrain", "model=gpt_tiny", "data.block_size=128", "batch.sequences=4", "data.packing=concat"),
+    *("task=pretrain", "model=gpt_tiny", "data.block_size=128", "batch.sequences=7", "data.packing=concat"),
     "++model.config={n_layer: 4, n_embd: 128, n_head: 4}",
 ]
 

@@ -1,6 +1,6 @@
 """Short texts of uneven lengths, as instructions have them, beside Hugging Face's Trainer: `python benchmarks/packing_vs_hf.py [rounds]`.
 
-The Llama of pretrain_vs_hf.py on the texts of SST-2 and AG News mixed, 64 texts a step; 8 rounds by default. Hugging Face pads them to the
+The Llama of pretrain_vs_hf.py on the texts of SST-2 and AG News mixed, 64 texts a step; 3 rounds by default. Hugging Face pads them to the
 longest of a batch of like lengths (hf_best) or of any (hf_shuffled), in bf16 where it is native, with fused AdamW; ours packs them,
 each to itself.
 """
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(os.environ.get("LLM_LIGHTNING_DATA", "../shared/data"))
-PEERS = ["ours", "hf_best", "hf_shuffled"]
-TEXTS, ROWS, STEPS = 64, 5, 12  # a step; five rows hold about as many texts
+PEERS = {"ours": 50, "hf_best": 50, "hf_shuffled": 12}
+"""Steps in a turn: Hugging Face sorts 50 batches by length at a time, so that a turn of 50 has texts of every length."""
+TEXTS, ROWS = 64, 5  # a step; five rows hold about as many texts
 
 
 def mixed(folder: Path) -> Path:
@@ -38,7 +39,7 @@ def peer(name: str, file: str) -> None:
 
     arguments = ["task=pretrain", "data=files", f"data.train={file}", "data.block_size=512", f"batch.sequences={ROWS}", *MODEL]
     if name == "ours":
-        train_ours([*arguments, "data.packing=best_fit"], Turn(STEPS))
+        train_ours([*arguments, "data.packing=best_fit"], Turn(PEERS[name]))
     else:
         hugging_face(name, [*arguments, "data.packing=none"])
 
@@ -69,7 +70,7 @@ def hugging_face(name: str, arguments: list[str]) -> None:
     def padded(rows: list[Any]) -> Any:
         return collate([{"input_ids": row["input_ids"]} for row in rows])
 
-    train_hugging_face(network, rows, padded, Turn(STEPS), remove_unused_columns=False, **options)
+    train_hugging_face(network, rows, padded, Turn(PEERS[name]), remove_unused_columns=False, **options)
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def main() -> None:
     from turns import compare, speeds
 
     with tempfile.TemporaryDirectory() as folder:
-        turns = compare(PEERS, int(sys.argv[1]) if len(sys.argv) > 1 else 8, str(mixed(Path(folder))))
+        turns = compare(list(PEERS), int(sys.argv[1]) if len(sys.argv) > 1 else 3, str(mixed(Path(folder))))
     report("packing_vs_hf", ["peer", "tokens/s", "ms a step", "ours is faster by"], speeds(turns, "ours"))
 
 
