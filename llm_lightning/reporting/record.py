@@ -110,13 +110,21 @@ def command(config: Config, folder: Path) -> str:
 
 def _claim(folder: Path) -> None:
     """Hold the folder for this process until its end, however that comes. Raises UserError where another process trains in it."""
-    handle = os.open(folder, os.O_RDONLY)
+    handle = locked(folder)
+    if handle is None:
+        raise UserError(f"run_dir={folder}: another process is training in this folder; wait for it, or give another.")
+    _claims.append(handle)
+
+
+def locked(path: Path) -> int | None:
+    """A handle that holds a file or a folder until it is closed or the process ends; None where another has it."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise UserError(f"run_dir={folder}: another process is training in this folder; wait for it, or give another.") from None
-    _claims.append(handle)
+        return None
+    return handle
 
 
 _claims: list[int] = []

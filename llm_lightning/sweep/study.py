@@ -7,6 +7,7 @@ its folder and from its last state.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import BaseTrial, Trial, TrialState
 
 from llm_lightning.config import SweepConfig
+from llm_lightning.reporting import record
 from llm_lightning.sweep.process import Judge
 from llm_lightning.sweep.space import Dimension
 
@@ -91,8 +93,6 @@ class Study:
 
     def figures(self) -> list[dict[str, Any]]:
         """How much each setting matters, and which settings went with which result, as figures of plotly."""
-        import json
-
         done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         varied = [d.key for d in self.dimensions if len({trial.params[d.key] for trial in done}) > 1]
         if len(done) < 3 or not varied:
@@ -109,16 +109,13 @@ class Study:
         """Take a trial for this process until its end, however that comes; False where another has it."""
         if number in self._held:
             return False
-        folder = self.folder / str(number)
-        folder.mkdir(exist_ok=True)
-        handle = os.open(folder / "trial.lock", os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            return False
-        self._held[number] = handle
-        return True
+        file = self.folder / str(number) / "trial.lock"
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        handle = record.locked(file)
+        if handle is not None:
+            self._held[number] = handle
+        return handle is not None
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

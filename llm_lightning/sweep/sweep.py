@@ -118,7 +118,7 @@ class Sweep:
         first = {d.key: next(iter(d.options), d.low) for d in self.dimensions}
         config = cli.load(self._job("0", first).overrides)
         self.folder.mkdir(parents=True, exist_ok=True)
-        study = Study(self.folder, self.settings, self.dimensions, _monitor(config)[1], config.seed)
+        study = Study(self.folder, self.settings, self.dimensions, _maximizes(config), config.seed)
         drawing = threading.Lock()
 
         def work(_: int) -> None:
@@ -213,7 +213,7 @@ class Sweep:
         if trained:
             _say(self._best())
             page = write_comparison(grouped(find(trained)), self.folder / "report.html", self.folder.name, figures)
-            self._write_wandb(_value_of(trained[0]))
+            self._write_wandb(**(_summary(trained[0]) or {})["monitor"])
             _say(f"report: {page}")
         if self.stopping:
             _say("to go on: the same command")
@@ -257,8 +257,8 @@ class Sweep:
         seeds = f", the mean of {len(found)} seeds" if len(found) > 1 else ""
         return f"best: {shlex.join(best) or 'as it is'} · {found[0][0]} {mean(value for _, _, value in found):.4f}{seeds}"
 
-    def _write_wandb(self, watched: tuple[str, bool]) -> None:
-        given = space.wandb_sweep(sys.argv[0], self.fixed, self.dimensions, self.settings.method, *watched)
+    def _write_wandb(self, name: str, maximize: bool) -> None:
+        given = space.wandb_sweep(sys.argv[0], self.fixed, self.dimensions, self.settings.method, name, maximize)
         (self.folder / "wandb-sweep.yaml").write_text(yaml.safe_dump(redacted(given), sort_keys=False), encoding="utf-8")
 
 
@@ -312,17 +312,11 @@ def _value(job: Job) -> tuple[str, float | None]:
     return name, summary["metrics"].get(name)
 
 
-def _value_of(folder: Path) -> tuple[str, bool]:
-    watched = (_summary(folder) or {})["monitor"]
-    return watched["name"], watched["maximize"]
-
-
-def _monitor(config: Config) -> tuple[str, bool]:
-    """The metric that tells which weights of the objective are the best, and whether more of it is better."""
+def _maximizes(config: Config) -> bool:
+    """Whether more is better of the metric that tells which weights of the objective are the best."""
     from hydra.utils import get_object
 
-    objective = get_object(config.objective["_target_"])
-    return objective.monitor, objective.maximize
+    return bool(get_object(config.objective["_target_"]).maximize)
 
 
 def _say(text: str) -> None:
