@@ -23,6 +23,15 @@ def dropout(x: Tensor, p: float) -> Tensor:
     return x * (_kept_op if torch.compiler.is_compiling() else kept)(x.detach(), p)
 
 
+def seed(number: int, device: torch.device) -> None:
+    """Seed the generators that dropout on a device draws from."""
+    if device.type == "cpu":
+        # torch.manual_seed also leaves word for every kind of GPU that is not there, with a stack trace each: 1 ms, and kept for good
+        torch.default_generator.manual_seed(number)
+    else:
+        torch.manual_seed(number)
+
+
 def kept(like: Tensor, p: float) -> Tensor:
     """Independent factors of the shape and type of `like`: 0 with probability p, else 1 / (1 - p)."""
     return factors(draws(like.numel()), p, like)

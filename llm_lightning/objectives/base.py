@@ -29,7 +29,7 @@ from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.module import Text
 from llm_lightning.errors import RunError, UserError
-from llm_lightning.models import build, embedding
+from llm_lightning.models import build, dropout, embedding
 from llm_lightning.models.layers import layers
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class Objective(lightning.LightningModule):
         Raises RunError where it cannot be halved.
         """
         while True:
-            torch.manual_seed(_mix(self.seed, step.step, self.global_rank))  # dropout is a function of (seed, step, rank)
+            dropout.seed(_mix(self.seed, step.step, self.global_rank), self.device)  # a function of (seed, step, rank)
             batches = [piece for batch in step.micro_batches for piece in pieces(batch, self._pieces)]
             try:
                 return self._backward(batches, targets)

@@ -49,3 +49,13 @@ def test_a_models_dropouts_are_replaced_and_nothing_else() -> None:
     assert {(type(module), module.p) for module in ours} == {(dropout.Dropout, 0.1)}
     assert (list(model.state_dict()), [module.training for module in model.modules()]) == (names, modes)
     assert ours[0].eval()(torch.ones(4)).equal(torch.ones(4))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU there is nothing left for later")
+def test_seeding_a_step_on_a_cpu_is_torchs_own_and_leaves_nothing_for_absent_gpus() -> None:
+    waiting = len(torch.cuda._queued_calls)
+    dropout.seed(7, torch.device("cpu"))
+    drawn = torch.rand(3)
+    assert len(torch.cuda._queued_calls) == waiting
+    torch.manual_seed(7)
+    assert torch.equal(torch.rand(3), drawn)
