@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-import shlex
 import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import SimpleQueue
-from statistics import mean
 from typing import Any
 
 import xxhash
@@ -30,32 +27,23 @@ from llm_lightning.redact import redacted
 from llm_lightning.reporting import record
 from llm_lightning.reporting.leaderboard import write_comparison
 from llm_lightning.reporting.runs import find, grouped
-from llm_lightning.reporting.table import Table, show
+from llm_lightning.reporting.table import show
 from llm_lightning.stored import STORED
 from llm_lightning.sweep import space
 from llm_lightning.sweep.process import Judge, Outcome, Share, run_job, shares
+from llm_lightning.sweep.results import Job, Result, Results
 
 LONGEST = 120  # characters of a folder's name
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of a sweep: its folder's name, what it has of its own, and its whole command line."""
-
-    name: str
-    own: tuple[str, ...]
-    overrides: list[str]
-    folder: Path
-
-
 class Sweep:
-    """The jobs of a sweep and how they ended."""
+    """The jobs of a sweep, and which are running."""
 
     def __init__(self, arguments: list[str], settings: SweepConfig, task: str, run_dir: str | None) -> None:
         self.settings = settings
         self.fixed, self.dimensions = space.read(arguments, settings.space.get(task, {}), settings.choices)
         self.folder = self._folder(run_dir)
-        self.results: dict[str, tuple[Job, Outcome]] = {}
+        self.results = Results(self.folder, [d.key for d in self.dimensions])
         self.stopping = False
         self._running: set[BaseProcess] = set()
         self._writing, self._composing = threading.Lock(), threading.Lock()
@@ -102,7 +90,7 @@ class Sweep:
         for job in jobs:
             failed = job.name in returned and returned[job.name].status is not JobStatus.COMPLETED
             why = repr(returned[job.name]._return_value) if failed else ""
-            self.results[job.name] = job, Outcome("failed" if failed else "done", why, self._done(job) or 0.0)
+            self.results.add(job, Outcome("failed" if failed else "done", why, self._done(job) or 0.0))
 
     def run_study(self) -> list[dict[str, Any]]:
         """Trials until there are enough; returns the study's figures."""
@@ -128,9 +116,9 @@ class Sweep:
                 if trial is None:
                     return
                 job = self._job(str(trial.number), study.point(trial))
-                outcome = self._run(job, f"trial {trial.number + 1} of {study.most}", study.judge(trial))
+                result = self._run(job, f"trial {trial.number + 1} of {study.most}", study.judge(trial))
                 with drawing:
-                    study.tell(trial, outcome.status, _value(job)[1])
+                    study.tell(trial, result.outcome.status, result.value)
 
         workers = self._workers()
         with ThreadPoolExecutor(workers) as pool:
@@ -139,7 +127,7 @@ class Sweep:
             if str(trial.number) not in self.results and trial.state.is_finished():
                 job = self._job(str(trial.number), study.point(trial))
                 status = {"COMPLETE": "done", "PRUNED": "pruned"}.get(trial.state.name, "failed")
-                self.results[job.name] = job, Outcome(status, "", trial.duration.total_seconds() if trial.duration else 0.0)
+                self.results.add(job, Outcome(status, "", trial.duration.total_seconds() if trial.duration else 0.0))
         return study.figures()
 
     def _workers(self) -> int:
@@ -148,10 +136,10 @@ class Sweep:
             self._shares.put(share)
         return len(given)
 
-    def _run(self, job: Job, title: str, judge: Judge | None = None) -> Outcome:
+    def _run(self, job: Job, title: str, judge: Judge | None = None) -> Result:
         """Run a job, unless it is done already or the sweep is being stopped; what comes of it is said and recorded at once."""
         if self.stopping:
-            return Outcome("stopped", "", 0.0)
+            return Result(job, Outcome("stopped", "", 0.0))
         if (seconds := self._done(job)) is not None:
             outcome, known = Outcome("done", "", seconds), " already"
         else:
@@ -166,12 +154,11 @@ class Sweep:
             if self.stopping and outcome.status == "failed":  # the signal came before there was a state to save
                 outcome = replace(outcome, status="stopped")
         with self._writing:
-            self.results[job.name] = job, outcome
-            self._write()
-        metric, value = _value(job)
-        found = f" · {metric} {value:.4f}" if outcome.status == "done" and value is not None else ""
+            result = self.results.add(job, outcome)
+            self.results.write()
+        found = "" if result.value is None else f" · {result.metric} {result.value:.4f}"
         _say(f"{title} · {' '.join(job.own)} · {outcome.status}{known}{found}{': ' * bool(outcome.message)}{outcome.message}")
-        return outcome
+        return result
 
     def _done(self, job: Job) -> float | None:
         """The seconds that a job took which is done; None for others."""
@@ -192,70 +179,23 @@ class Sweep:
 
     # ---- what came of it ----
 
-    def _write(self) -> None:
-        """results.csv, whole after every job."""
-        keys = [d.key for d in self.dimensions]
-        with (self.folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(["job", *keys, "status", "metric", "value", "seconds", "message"])
-            for job, outcome in self.results.values():
-                metric, value = _value(job)
-                settings = dict(override.partition("=")[::2] for override in job.own)
-                own = [settings.get(key, " ".join(job.own)) for key in keys]
-                rows.writerow([job.name, *redacted(own), outcome.status, metric, value, f"{outcome.seconds:.1f}", outcome.message])
-
     def close(self, figures: list[dict[str, Any]]) -> int:
         """Show the results and write the report; returns the exit code."""
-        self._write()
-        outcomes = [outcome for _, outcome in self.results.values()]
-        show([self._table()])
-        trained = [job.folder for job, outcome in self.results.values() if outcome.status == "done" and _value(job)[1] is not None]
-        if trained:
-            _say(self._best())
-            page = write_comparison(grouped(find(trained)), self.folder / "report.html", self.folder.name, figures)
-            self._write_wandb(**(_summary(trained[0]) or {})["monitor"])
+        self.results.write()
+        show([self.results.table()])
+        if trained := self.results.trained():
+            _say(self.results.best())
+            found = grouped(find([result.job.folder for result in trained]))
+            page = write_comparison(found, self.folder / "report.html", self.folder.name, figures)
+            self._write_wandb(trained[0].metric, trained[0].maximize)
             _say(f"report: {page}")
         if self.stopping:
             _say("to go on: the same command")
             return 3
-        failed = sum(outcome.status == "failed" for outcome in outcomes)
+        failed = self.results.count("failed")
         if failed:
-            _say(f"{failed} of {len(outcomes)} failed; the same command runs them again")
+            _say(f"{failed} of {len(self.results)} failed; the same command runs them again")
         return 1 if failed else 0
-
-    def _table(self) -> Table:
-        metric = next((m for job, _ in self.results.values() if (m := _value(job)[0])), "")
-        rows = []
-        for job, outcome in self.results.values():
-            value = _value(job)[1]
-            found = "–" if value is None or outcome.status != "done" else f"{value:.4f}"
-            rows.append(
-                [
-                    " ".join(job.own) or job.name,
-                    outcome.status,
-                    found,
-                    f"{outcome.seconds:.0f}",
-                    outcome.message.splitlines()[0] if outcome.message else "",
-                ]
-            )
-        return Table(str(self.folder), ["job", "status", metric or "metric", "seconds", "why"], rows)
-
-    def _best(self) -> str:
-        """The overrides that did best, by the mean over seeds, to be pasted."""
-        by_settings: dict[tuple[str, ...], list[tuple[str, bool, float]]] = {}
-        for job, outcome in self.results.values():
-            summary = _summary(job.folder)
-            if outcome.status == "done" and summary:
-                settings = tuple(override for override in job.own if not override.startswith("seed="))
-                watched = summary["monitor"]
-                by_settings.setdefault(settings, []).append(
-                    (watched["name"], watched["maximize"], summary["metrics"][watched["name"]])
-                )
-        sign = 1 if next(iter(by_settings.values()))[0][1] else -1
-        best = max(by_settings, key=lambda settings: sign * mean(value for _, _, value in by_settings[settings]))
-        found = by_settings[best]
-        seeds = f", the mean of {len(found)} seeds" if len(found) > 1 else ""
-        return f"best: {shlex.join(best) or 'as it is'} · {found[0][0]} {mean(value for _, _, value in found):.4f}{seeds}"
 
     def _write_wandb(self, name: str, maximize: bool) -> None:
         given = space.wandb_sweep(sys.argv[0], self.fixed, self.dimensions, self.settings.method, name, maximize)
@@ -293,23 +233,6 @@ def _quoted(path: str) -> str:
     """As Hydra reads it on a command line."""
     escaped = path.replace("'", "\\'")
     return path if re.fullmatch(r"[\w./+:%@-]+", path) else f"'{escaped}'"
-
-
-def _summary(folder: Path) -> dict[str, Any] | None:
-    file = folder / "summary.json"
-    if not file.is_file():
-        return None
-    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return summary
-
-
-def _value(job: Job) -> tuple[str, float | None]:
-    """The metric that decides, and its value; nothing where the job left no summary."""
-    summary = _summary(job.folder)
-    if summary is None or "monitor" not in summary:
-        return "", None
-    name = summary["monitor"]["name"]
-    return name, summary["metrics"].get(name)
 
 
 def _maximizes(config: Config) -> bool:

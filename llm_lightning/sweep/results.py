@@ -1,0 +1,103 @@
+"""What came of a sweep's jobs: a file that is whole after every job, a table at the end, and the overrides that did best."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from llm_lightning.redact import redacted
+from llm_lightning.reporting.table import Table
+from llm_lightning.sweep.process import Outcome
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: its folder's name, what it has of its own, and its whole command line."""
+
+    name: str
+    own: tuple[str, ...]
+    overrides: list[str]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a job ended, and the metric that decides with its value, where it is done and has trained something."""
+
+    job: Job
+    outcome: Outcome
+    metric: str = ""
+    maximize: bool = False
+    value: float | None = None
+
+
+class Results:
+    """The results of a sweep, by their jobs' names."""
+
+    def __init__(self, folder: Path, keys: list[str]) -> None:
+        """`keys` are what varies."""
+        self.folder, self.keys = folder, keys
+        self._by_name: dict[str, Result] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def add(self, job: Job, outcome: Outcome) -> Result:
+        """Record how a job ended; its value comes from its folder."""
+        result, file = Result(job, outcome), job.folder / "summary.json"
+        if outcome.status == "done" and file.is_file():
+            summary = json.loads(file.read_text(encoding="utf-8"))
+            if watched := summary.get("monitor"):
+                name = watched["name"]
+                result = Result(job, outcome, name, watched["maximize"], summary["metrics"].get(name))
+        self._by_name[job.name] = result
+        return result
+
+    def count(self, status: str) -> int:
+        return sum(result.outcome.status == status for result in self._by_name.values())
+
+    def trained(self) -> list[Result]:
+        """Those that can be compared."""
+        return [result for result in self._by_name.values() if result.value is not None]
+
+    def write(self) -> None:
+        """results.csv."""
+        with (self.folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["job", *self.keys, "status", "metric", "value", "seconds", "message"])
+            for result in self._by_name.values():
+                job, outcome = result.job, result.outcome
+                settings = dict(override.partition("=")[::2] for override in job.own)
+                own = redacted([settings.get(key, " ".join(job.own)) for key in self.keys])
+                rows.writerow(
+                    [job.name, *own, outcome.status, result.metric, result.value, f"{outcome.seconds:.1f}", outcome.message]
+                )
+
+    def table(self) -> Table:
+        metric = next((result.metric for result in self._by_name.values() if result.metric), "metric")
+        rows = []
+        for result in self._by_name.values():
+            own, outcome = " ".join(result.job.own) or result.job.name, result.outcome
+            found = "–" if result.value is None else f"{result.value:.4f}"
+            why = outcome.message.splitlines()[0] if outcome.message else ""
+            rows.append([own, outcome.status, found, f"{outcome.seconds:.0f}", why])
+        return Table(str(self.folder), ["job", "status", metric, "seconds", "why"], rows)
+
+    def best(self) -> str:
+        """The overrides that did best, by the mean over seeds, to be pasted."""
+        by_settings: dict[tuple[str, ...], list[float]] = {}
+        for result in self.trained():
+            settings = tuple(override for override in result.job.own if not override.startswith("seed="))
+            by_settings.setdefault(settings, []).append(result.value or 0.0)
+        first = self.trained()[0]
+        best = (max if first.maximize else min)(by_settings, key=lambda settings: mean(by_settings[settings]))
+        found = by_settings[best]
+        seeds = f", the mean of {len(found)} seeds" if len(found) > 1 else ""
+        return f"best: {shlex.join(best) or 'as it is'} · {first.metric} {mean(found):.4f}{seeds}"
