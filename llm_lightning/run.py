@@ -113,13 +113,14 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             checkpoints.decide(engine, objective)
         if not checkpoints.path(engine.global_step).is_file():
             checkpoints.save(engine)
-        trained = time.perf_counter() - started - setup
+        trained = monitor.earlier + time.perf_counter() - started - setup
 
         best.complete(lambda: modelled(replace(config.model, adapter=AdapterConfig()), text, objective, data))
         engine.strategy.barrier()
         objective.model = build.reload(folder / "hf", objective.auto_class, config.model.trust_remote_code)
         metrics, details = evaluate_splits(engine, objective, data)
         latency = latency_ms(engine, objective, data)
+        total = monitor.earlier + time.perf_counter() - started
         summary = {
             "task": config.task,
             "objective": config.choices["objective"],
@@ -130,7 +131,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             "best_step": checkpoints.best_step,
             "tokens_seen": monitor.tokens,
             "throughput": monitor.throughput() | {"latency_ms": latency},
-            "seconds": {"setup": setup - compiling, "compile": compiling, "train": trained, "total": time.perf_counter() - started},
+            "seconds": {"setup": setup - compiling, "compile": compiling, "train": trained, "total": total},
             "energy": energy.stop(monitor.tokens),
             "seed": config.seed,
             "machine": about.machine(engine),

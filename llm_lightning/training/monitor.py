@@ -59,7 +59,9 @@ class Monitor(Callback):
         self.step_times: Counter[int] = Counter()
         """Of this rank's steps, by the logarithm of their seconds in units of BIN."""
         self._unpadded = False
-        self.since = time.perf_counter()
+        self.earlier = 0.0
+        """Seconds that training took before it was resumed, validations included."""
+        self.begun = self.since = time.perf_counter()
         self.flops = 0.0
         self.peak = Peak()
         self._bar: tqdm[Any] | None = None
@@ -120,10 +122,12 @@ class Monitor(Callback):
             raise Diverged("training loss", self.interval["loss"], trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"totals": self.totals, "interval": self.interval, "step_times": dict(self.step_times)}
+        elapsed = self.earlier + time.perf_counter() - self.begun
+        return {"totals": self.totals, "interval": self.interval, "step_times": dict(self.step_times), "elapsed": elapsed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.totals, self.interval, self.step_times = state["totals"], state["interval"], Counter(state["step_times"])
+        self.earlier = state["elapsed"]
 
     # ---- hooks ----
 
@@ -137,7 +141,7 @@ class Monitor(Callback):
         kind = torch.float32 if module.device.type == "mps" else torch.float64  # which MPS does not have
         self._loss = self._targets = torch.zeros((), dtype=kind, device=module.device)
         settle()
-        self.since = time.perf_counter()
+        self.begun = self.since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Step, batch_index: int) -> None:
         now = time.perf_counter()

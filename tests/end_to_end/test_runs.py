@@ -203,12 +203,17 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     whole = run(*given, f"run_dir={tmp_path / 'whole'}")
 
     killed(*given, f"run_dir={tmp_path / 'killed'}", after=5)
-    assert [p.name for p in saved(tmp_path / "killed" / "checkpoints")] == ["step-00000005.ckpt"]
+    (state,) = saved(tmp_path / "killed" / "checkpoints")
+    assert state.name == "step-00000005.ckpt"
+    contents = torch.load(state, weights_only=True)
+    contents["callbacks"]["Monitor"]["elapsed"] += 1000.0  # had the first steps taken that long, the run would have
+    torch.save(contents, state)
     resumed = run(*given, f"run_dir={tmp_path / 'killed'}")
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
     assert resumed["metrics"] == whole["metrics"]
     assert resumed["tokens_seen"] == whole["tokens_seen"]
+    assert min(resumed["seconds"]["train"], resumed["seconds"]["total"]) > 1000
 
 
 def test_a_run_is_not_continued_under_other_settings(
