@@ -6,11 +6,12 @@ the processes that Lightning starts for other devices are started with it.
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +21,6 @@ from typing import Any
 
 Judge = Callable[[int, float], bool]
 """Whether a run is to go on after a validation, told its step and the metric that decides."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def _job(
     parent: Connection, program: str, overrides: list[str], sweep: str, judged: bool, share: Share | None, log: Path | None
 ) -> None:
     """In the job's process: the run, and a word to the sweep on how it ended."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # if the sweep is killed, a run saves its state and ends too
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     sys.argv = [program, *overrides]
     if log is not None:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -98,22 +97,37 @@ def _job(
     if share is not None:
         torch.set_num_threads(share.threads)
 
+    def tell(*message: Any) -> None:
+        with contextlib.suppress(OSError):  # the sweep is gone
+            parent.send(message)
+
     def judge(step: int, value: float) -> bool:
-        parent.send((step, value))
-        return bool(parent.recv())
+        tell(step, value)
+        try:
+            return bool(parent.recv())
+        except (EOFError, OSError):
+            return True
 
     try:
         with cli.worded():
             run(cli.load(overrides), sweep, judge if judged else None)
-        parent.send(("done", ""))
+        tell("done", "")
     except SystemExit as exit:
         error = exit.__context__
         status = "pruned" if isinstance(error, Pruned) else "stopped" if isinstance(error, Stopped) else "failed"
-        parent.send((status, cli.explain(error) if isinstance(error, Exception) else ""))
+        tell(status, cli.explain(error) if isinstance(error, Exception) else "")
         raise
     except BaseException as error:
-        parent.send(("failed", f"{type(error).__name__}: {error}"))
+        tell("failed", f"{type(error).__name__}: {error}")
         raise
+
+
+def _end_with_the_sweep() -> None:
+    """If the sweep is killed, its run saves the state and ends too; the server that forked it would live as long as the run."""
+    sweep = multiprocessing.parent_process()
+    assert sweep is not None
+    sweep.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def shares(jobs: int | str) -> list[Share | None]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
@@ -138,6 +140,7 @@ class Sweep:
 
     def _run(self, job: Job, title: str, judge: Judge | None = None) -> Result:
         """Run a job, unless it is done already or the sweep is being stopped; what comes of it is said and recorded at once."""
+        self._wait_for_others(job)
         if self.stopping:
             return Result(job, Outcome("stopped", "", 0.0))
         if (seconds := self._done(job)) is not None:
@@ -159,6 +162,19 @@ class Sweep:
         found = "" if result.value is None else f" · {result.metric} {result.value:.4f}"
         _say(f"{title} · {' '.join(job.own)} · {outcome.status}{known}{found}{': ' * bool(outcome.message)}{outcome.message}")
         return result
+
+    def _wait_for_others(self, job: Job) -> None:
+        """Until nothing else trains in a job's folder: the run of a sweep that was killed saves its state, or the same sweep runs twice."""
+        waiting = False
+        while job.folder.is_dir() and not self.stopping:
+            handle = record.locked(job.folder)
+            if handle is not None:
+                os.close(handle)
+                return
+            if not waiting:
+                _say(f"{job.folder}: another process trains in this folder; waiting for its end")
+            waiting = True
+            time.sleep(0.2)
 
     def _done(self, job: Job) -> float | None:
         """The seconds that a job took which is done; None for others."""
