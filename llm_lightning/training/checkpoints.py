@@ -85,7 +85,8 @@ class Checkpoints(Callback):
             self.best, self.best_step, self.stale = value, trainer.global_step, 0
             self.keep()
             trainer.strategy.barrier()  # the other ranks read what rank 0 wrote
-        if self.judge is not None and trainer.world_size == 1 and not self.judge(trainer.global_step, value):
+        over = trainer.global_step == self.monitor.total_steps
+        if self.judge is not None and trainer.world_size == 1 and not over and not self.judge(trainer.global_step, value):
             raise Pruned(f"pruned after step {trainer.global_step}: {module.monitor} {value:.4f}")
         if self._exhausted():
             log.info("early stopping: no improvement in %s validations", self.stale)

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from llm_lightning.cli import load
-from llm_lightning.errors import UserError
+from llm_lightning.errors import Pruned, UserError
 from llm_lightning.run import evaluate
 from llm_lightning.training.checkpoints import saved
 
@@ -307,3 +307,28 @@ def test_early_stopping(reviews: Path, run: Runner, tmp_path: Path) -> None:
     summary = run(*given, "trainer.validate_every_steps=2", f"run_dir={tmp_path}")
     assert summary["steps"] == 6
     assert summary["best_step"] == 2
+
+
+def test_a_hopeless_run_is_pruned_but_not_when_it_is_trained_anyway(reviews: Path, cache: Path, tmp_path: Path) -> None:
+    from llm_lightning.run import run
+
+    given = [
+        *QUIET,
+        f"cache_dir={cache}",
+        *FINETUNE,
+        *TINY_BERT,
+        f"data.train={reviews}",
+        "trainer.max_steps=4",
+        "trainer.max_epochs=null",
+    ]
+    asked: list[int] = []
+
+    def judge(step: int, value: float) -> bool:
+        asked.append(step)
+        return False
+
+    with pytest.raises(Pruned, match="pruned after step 2"):
+        run(load([*given, "trainer.validate_every_steps=2", f"run_dir={tmp_path / 'hopeless'}"]), None, judge)
+    summary = run(load([*given, "trainer.validate_every_steps=4", f"run_dir={tmp_path / 'over'}"]), None, judge)
+    assert summary["steps"] == 4
+    assert asked == [2]
