@@ -20,7 +20,7 @@ COMPARED = [
     ("Training loss", "train/loss", "nats per target"),
     ("Validation loss", "validation/loss", "nats per target"),
 ]
-LABELLED = 10  # points of a figure that have room for their names
+LABELLED, LONG = 10, 32  # points of a figure that have room for their names, and characters of a name that has none
 BEST, OTHER = "#3b7ce8", "#8b8f97"
 AXES = 6  # settings that are drawn as parallel axes, beside the costs and the quality
 WIDE_RANGE = 20.0  # largest over smallest from which on an axis is logarithmic
@@ -84,7 +84,7 @@ def pareto(groups: list[Group], best: Quality, column: Column) -> Figure | None:
         return None
     points.sort(key=lambda point: (point[0], -point[1] if best.higher else point[1]))
     edge = frontier([(paid, score) for paid, score, *_ in points], best.higher)
-    labelled = len(points) <= LABELLED
+    labelled = len(points) <= LABELLED and max(len(name) for *_, name in points) <= LONG
     x, y, halves, names = map(list, zip(*points, strict=True))
     logarithmic = min(x) > 0 and max(x) / min(x) > WIDE_RANGE
     middle = math.sqrt(min(x) * max(x)) if logarithmic else (min(x) + max(x)) / 2

@@ -169,20 +169,30 @@ ORIGIN = ("model.init_from", "model.name_or_path")
 
 
 def _name(run: Run, everyone: list[Run]) -> str:
-    """The data where they differ, the origin of the weights, and the settings that other runs of its objective do not have."""
+    """The data and the origin of the weights where they differ, and the settings that other runs of its objective do not have."""
     own, alike = settings(run.config), [other for other in everyone if other.summary["objective"] == run.summary["objective"]]
     preset = _preset(run) if len({_preset(other) for other in alike}) > 1 else None
     others = [
         settings(other.config) for other in alike if preset is None or _preset(other) == preset
     ]  # a preset has settings of its own
-    origin = own.get(ORIGIN[0]) or own.get(ORIGIN[1])
+    origin, others_origins = _origin(own), {_origin(settings(other.config)) for other in alike}
     differing = [key for key in own if not key.startswith(("data.", *ORIGIN)) and any(o.get(key) != own[key] for o in others)]
-    changed = [f"{key.split('.', 1)[-1]}={own[key]}" for key in differing if not key.endswith("_target_")][:3]
+    changed = [f"{key.split('.', 1)[-1]}={_short(own[key])}" for key in differing if not key.endswith("_target_")][:3]
     data = [run.summary["data"]["name"]] if len({other.summary["data"]["name"] for other in alike}) > 1 else []
     source = f"from {Path(origin).name}" if origin else "from scratch"
     if preset is not None:
         source = f"{preset} · {source}" if own.get(ORIGIN[0]) else preset
-    return " · ".join([*data, source, *changed])
+    said = [source] if preset is not None or len(others_origins) > 1 or not changed else []
+    return " · ".join([*data, *said, *changed])
+
+
+def _origin(own: dict[str, Any]) -> str | None:
+    """Where the weights were had from; None from scratch."""
+    return own.get(ORIGIN[0]) or own.get(ORIGIN[1])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _preset(run: Run) -> str | None:
