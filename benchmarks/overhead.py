@@ -1,25 +1,27 @@
 """What Lightning, logging and our callbacks cost a step: `python benchmarks/overhead.py [rounds, 7 by default]`.
 
 The run as `train.py` has it, with its default logging, and a plain PyTorch loop over the same objective, loader and optimizer, in
-turns; a small causal model of some 50 ms a step.
+turns: a small causal model of some 50 ms a step, and one so small that the milliseconds between the two can be told from noise.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 
-ARGUMENTS = [
-    *("task=pretrain", "model=gpt_tiny", "data.block_size=128", "batch.sequences=7", "data.packing=concat"),
-    "++model.config={n_layer: 4, n_embd: 128, n_head: 4}",
-]
+SIZES = {
+    "50 ms": ["data.block_size=128", "batch.sequences=7", "++model.config={n_layer: 4, n_embd: 128, n_head: 4}"],
+    "5 ms": ["data.block_size=32", "batch.sequences=2", "++model.config={n_layer: 1, n_embd: 16, n_head: 1}"],
+}
+STEPS = {"50 ms": 100, "5 ms": 400}
 
 
-def peer(name: str) -> None:
+def peer(name: str, size: str) -> None:
     from turns import Turn, train_ours
 
-    turn = Turn(100)
+    arguments, turn = ["task=pretrain", "model=gpt_tiny", "data.packing=concat", *SIZES[size]], Turn(STEPS[size])
     if name == "run":
-        train_ours(ARGUMENTS, turn)
+        train_ours(arguments, turn)
         return
     import torch
 
@@ -29,7 +31,7 @@ def peer(name: str) -> None:
     from llm_lightning.training.memory import keep_freed_pages, keep_kernels
     from llm_lightning.training.precision import bf16_unit, in_bf16
 
-    config = load([*ARGUMENTS, "trainer=cpu"])
+    config = load([*arguments, "trainer=cpu"])
     text, objective, data = prepared(config)
     model = built(config, text, objective, data)
     (optimizer,), (scheduler,) = objective.configure_optimizers()
@@ -58,9 +60,14 @@ def main() -> None:
     from common import report
     from turns import compare, speeds
 
-    turns = compare(["loop", "run"], int(sys.argv[1]) if len(sys.argv) > 1 else 7)
-    report("overhead", ["peer", "tokens/s", "ms a step", "the loop is faster by"], speeds(turns, "loop"))
+    rows = []
+    for size in SIZES:
+        turns = compare(["loop", "run"], int(sys.argv[1]) if len(sys.argv) > 1 else 7, size)
+        taken = [[1000 * turn["seconds"] / turn["steps"] for turn in turns[name]] for name in ("loop", "run")]
+        more = statistics.median(run - loop for loop, run in zip(*taken, strict=True))
+        rows += [[size, *row, more if row[0] == "run" else 0.0] for row in speeds(turns, "loop")]
+    report("overhead", ["a step of some", "peer", "tokens/s", "ms a step", "the loop is faster by", "ms more"], rows)
 
 
 if __name__ == "__main__":
-    peer(sys.argv[2]) if sys.argv[1:2] == ["peer"] else main()
+    peer(*sys.argv[2:]) if sys.argv[1:2] == ["peer"] else main()

@@ -21,6 +21,8 @@ from llm_lightning.models.forward import is_unpadded
 
 log = logging.getLogger(__name__)
 
+FORMATS = ("files", "text", "conll", "squad", "parallel", "chat", "alpaca")
+"""Presets of data/ that read any data of their format."""
 MANY = 16  # passes over the text that are worth a word
 
 
@@ -98,8 +100,19 @@ def describe(config: Config, text: Text, data: DataModule, model: PreTrainedMode
             "trained": trained,
         },
         "tokenizer": tokenizers.statistics(text.tokenizer, text.rows["validation"], _columns(config)),
-        "data": {"name": config.data.name or name, "fingerprint": text.fingerprint, "rows": rows, "tokens": tokens},
+        "data": {"name": _data_name(config), "fingerprint": text.fingerprint, "rows": rows, "tokens": tokens},
     }
+
+
+def _data_name(config: Config) -> str:
+    """The preset of the data, or where that is a format that any data may have, the name of what is read."""
+    data, preset = config.data, config.choices.get("data", config.data.source)
+    if preset == "hub":
+        return "/".join(filter(None, [data.name, data.config]))
+    if preset not in FORMATS:
+        return preset
+    given = Path(str((data.train[0] if isinstance(data.train, list) else data.train) or data.dir))
+    return given.parent.name if given.stem in ("train", "*") and given.parent.name else given.stem
 
 
 def _columns(config: Config) -> list[str]:

@@ -152,7 +152,7 @@ def parallel(groups: list[Group], best: Quality) -> Figure | None:
         for i, group in enumerate(groups)
     ]
     notes = [
-        {"x": i, "y": place, "text": text, "showarrow": False, "xanchor": "left", "xshift": 6, "font": {"size": 10}}
+        {"x": i, "y": place, "text": text, "showarrow": False, "xanchor": "left", "xshift": 4, "yshift": 7, "font": {"size": 10}}
         for i, (_, ticks) in enumerate(placed)
         for place, text in _apart(ticks)
     ]

@@ -115,7 +115,7 @@ def test_the_record_of_a_run(finetuned: tuple[Path, dict[str, Any]]) -> None:
     }
     assert "«" not in (folder / "train.log").read_text()
     assert "→ good" in (folder / "train.log").read_text()  # a decoded batch, with its target
-    assert "<title>classification on files" in (folder / "report.html").read_text()
+    assert "<title>classification on reviews" in (folder / "report.html").read_text()
 
 
 def test_disk_is_what_was_announced(pretrained: tuple[Path, dict[str, Any]]) -> None:

@@ -58,7 +58,7 @@ def test_an_objective_of_the_users_own_has_a_card(classifier: Path, tmp_path: Pa
     (folder / "summary.json").write_text(json.dumps(summary | {"objective": "ordinal"}))
     write_card(folder)
     card = (folder / "hf" / "README.md").read_text()
-    assert "# ordinal on files" in card
+    assert "# ordinal on reviews" in card
     assert "pipeline" not in card
 
 
