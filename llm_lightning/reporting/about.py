@@ -100,11 +100,11 @@ def describe(config: Config, text: Text, data: DataModule, model: PreTrainedMode
             "trained": trained,
         },
         "tokenizer": tokenizers.statistics(text.tokenizer, text.rows["validation"], _columns(config)),
-        "data": {"name": _data_name(config), "fingerprint": text.fingerprint, "rows": rows, "tokens": tokens},
+        "data": {"name": data_name(config), "fingerprint": text.fingerprint, "rows": rows, "tokens": tokens},
     }
 
 
-def _data_name(config: Config) -> str:
+def data_name(config: Config) -> str:
     """The preset of the data, or where that is a format that any data may have, the name of what is read."""
     data, preset = config.data, config.choices.get("data", config.data.source)
     if preset == "hub":
