@@ -9,17 +9,17 @@ from __future__ import annotations
 import statistics
 import sys
 
-SIZES = {
-    "50 ms": ["data.block_size=128", "batch.sequences=7", "++model.config={n_layer: 4, n_embd: 128, n_head: 4}"],
-    "5 ms": ["data.block_size=32", "batch.sequences=2", "++model.config={n_layer: 1, n_embd: 16, n_head: 1}"],
+SIZES = {  # of a step: steps in a turn, arguments
+    "50 ms": (100, ["data.block_size=128", "batch.sequences=7", "++model.config={n_layer: 4, n_embd: 128, n_head: 4}"]),
+    "5 ms": (400, ["data.block_size=32", "batch.sequences=2", "++model.config={n_layer: 1, n_embd: 16, n_head: 1}"]),
 }
-STEPS = {"50 ms": 100, "5 ms": 400}
 
 
 def peer(name: str, size: str) -> None:
     from turns import Turn, train_ours
 
-    arguments, turn = ["task=pretrain", "model=gpt_tiny", "data.packing=concat", *SIZES[size]], Turn(STEPS[size])
+    length, own = SIZES[size]
+    arguments, turn = ["task=pretrain", "model=gpt_tiny", "data.packing=concat", *own], Turn(length)
     if name == "run":
         train_ours(arguments, turn)
         return

@@ -175,14 +175,14 @@ def _name(run: Run, everyone: list[Run]) -> str:
     others = [
         settings(other.config) for other in alike if preset is None or _preset(other) == preset
     ]  # a preset has settings of its own
-    origin, others_origins = _origin(own), {_origin(settings(other.config)) for other in alike}
+    origin, origins = _origin(own), {_origin(settings(other.config)) for other in alike}
     differing = [key for key in own if not key.startswith(("data.", *ORIGIN)) and any(o.get(key) != own[key] for o in others)]
     changed = [f"{key.split('.', 1)[-1]}={_short(own[key])}" for key in differing if not key.endswith("_target_")][:3]
     data = [run.summary["data"]["name"]] if len({other.summary["data"]["name"] for other in alike}) > 1 else []
     source = f"from {Path(origin).name}" if origin else "from scratch"
     if preset is not None:
         source = f"{preset} · {source}" if own.get(ORIGIN[0]) else preset
-    said = [source] if preset is not None or len(others_origins) > 1 or not changed else []
+    said = [source] if preset is not None or len(origins) > 1 or not changed else []
     return " · ".join([*data, *said, *changed])
 
 

@@ -92,11 +92,11 @@ class Results:
 
     def best(self) -> str:
         """The overrides that did best, by the mean over seeds, to be pasted."""
-        by_settings: dict[tuple[str, ...], list[float]] = {}
-        for result in self.trained():
+        trained = self.trained()
+        first, by_settings = trained[0], dict[tuple[str, ...], list[float]]()
+        for result in trained:
             settings = tuple(override for override in result.job.own if not override.startswith("seed="))
             by_settings.setdefault(settings, []).append(result.value or 0.0)
-        first = self.trained()[0]
         best = (max if first.maximize else min)(by_settings, key=lambda settings: mean(by_settings[settings]))
         found = by_settings[best]
         seeds = f", the mean of {len(found)} seeds" if len(found) > 1 else ""

@@ -16,6 +16,7 @@ from typing import Any
 
 import optuna
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, Trial, TrialState
 
 from llm_lightning.config import SweepConfig
@@ -32,7 +33,7 @@ class Study:
 
     def __init__(self, folder: Path, settings: SweepConfig, dimensions: list[Dimension], maximize: bool, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.folder, self.most, self.dimensions, self.maximize = folder, settings.trials, dimensions, maximize
+        self.folder, self.most, self.dimensions = folder, settings.trials, dimensions
         self._held: dict[int, int] = {}
         with self._alone():
             storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal")))
@@ -98,7 +99,8 @@ class Study:
         if len(done) < 3 or not varied:
             return []
         values = [trial.value or 0.0 for trial in done]
-        best, numbers = list(itertools.accumulate(values, max if self.maximize else min)), [trial.number + 1 for trial in done]
+        better = max if self.study.direction == StudyDirection.MAXIMIZE else min
+        best, numbers = list(itertools.accumulate(values, better)), [trial.number + 1 for trial in done]
         found: list[dict[str, Any]] = [
             {
                 "title": "Trials",

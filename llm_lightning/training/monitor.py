@@ -127,7 +127,7 @@ class Monitor(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.totals, self.interval, self.step_times = state["totals"], state["interval"], Counter(state["step_times"])
-        self.earlier = state["elapsed"]
+        self.earlier = state.get("elapsed", 0.0)  # states of earlier versions have none
 
     # ---- hooks ----
 
