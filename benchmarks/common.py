@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -36,7 +37,7 @@ def report(name: str, columns: list[str], rows: list[list[Any]]) -> None:
         )
     Console(width=120).print(table)
     kept = {
-        "rows": [dict(zip(columns, row, strict=True)) for row in rows],
+        "rows": [{name: _finite(cell) for name, cell in zip(columns, row, strict=True)} for row in rows],
         "machine": machine(),
         "versions": versions(),
         "commit": git_commit(),
@@ -44,4 +45,9 @@ def report(name: str, columns: list[str], rows: list[list[Any]]) -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     kind = "" if bf16_unit("cpu") else ".fp32"
-    (RESULTS / f"{name}{kind}.json").write_text(json.dumps(kept, indent=2) + "\n")
+    (RESULTS / f"{name}{kind}.json").write_text(json.dumps(kept, indent=2, allow_nan=False) + "\n")
+
+
+def _finite(cell: Any) -> Any:
+    """What JSON has no number for is null there: never reached, or nothing to compare with."""
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell

@@ -23,7 +23,7 @@ WIKITEXT = ["data=text", f"data.train={FOLDER}/wikitext2/test.txt"]
 HELD_OUT = 150_000  # characters of wikitext-2's validation file that are scored
 STEPS = {"hf": 120, "ours": 60}
 SCORED = 10  # steps between two scores of the race for the loss
-RATES = {"hf": (1e-3, 2e-3, 4e-3), "ours": (2e-3, 4e-3, 8e-3)}
+RATES = {"hf": (5e-4, 1e-3, 2e-3), "ours": (2e-3, 4e-3, 8e-3)}
 
 
 def accuracy_peer(name: str, seed: str) -> None:
