@@ -21,8 +21,6 @@ from llm_lightning.models.forward import is_unpadded
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("files", "text", "conll", "squad", "parallel", "chat", "alpaca")
-"""Presets of data/ that read any data of their format."""
 MANY = 16  # passes over the text that are worth a word
 
 
@@ -105,14 +103,16 @@ def describe(config: Config, text: Text, data: DataModule, model: PreTrainedMode
 
 
 def data_name(config: Config) -> str:
-    """The preset of the data, or where that is a format that any data may have, the name of what is read."""
+    """The preset of the data, or where the preset leaves the data open, the name of what is read."""
     data, preset = config.data, config.choices.get("data", config.data.source)
-    if preset == "hub":
-        return "/".join(filter(None, [data.name, data.config]))
-    if preset not in FORMATS:
+    if data.source == "hub" and data.dir is None:
+        return preset if preset != "hub" else "/".join(filter(None, [data.name, data.config]))
+    train = data.train[0] if isinstance(data.train, list) else data.train
+    if train is None and preset != data.source:
         return preset
-    given = Path(str((data.train[0] if isinstance(data.train, list) else data.train) or data.dir))
-    return given.parent.name if given.stem in ("train", "*") and given.parent.name else given.stem
+    given = Path(data.dir or "", train or "")
+    name = "" if "*" in given.stem else given.stem.removesuffix("train").rstrip("._-")
+    return name or given.parent.name or preset
 
 
 def _columns(config: Config) -> list[str]:

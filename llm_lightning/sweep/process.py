@@ -115,7 +115,7 @@ def _job(
     except SystemExit as exit:
         error = exit.__context__
         status = "pruned" if isinstance(error, Pruned) else "stopped" if isinstance(error, Stopped) else "failed"
-        tell(status, cli.explain(error) if isinstance(error, Exception) else "")
+        tell(status, cli.explain(error).removeprefix(f"{status} ") if isinstance(error, Exception) else "")
         raise
     except BaseException as error:
         tell("failed", f"{type(error).__name__}: {error}")
