@@ -17,6 +17,7 @@ from typing import Any
 from llm_lightning import signatures
 from llm_lightning.config import CONF, OPEN_GROUPS, AdapterConfig, Config, DataConfig, SweepConfig
 from llm_lightning.errors import UserError, listed, nearest
+from llm_lightning.machine import cores
 
 SOURCES = Path(__file__).parent / "data" / "sources"
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -261,8 +262,8 @@ def _trainer(config: Config) -> Iterator[str]:
     trainer = config.trainer
     if trainer.num_nodes > 1 and not {"RANK", "SLURM_PROCID"} & set(os.environ):
         yield f"trainer.num_nodes={trainer.num_nodes}: start it on every node with torchrun or SLURM's srun, or it waits for ever."
-    if trainer.accelerator == "cpu" and isinstance(trainer.devices, int) and trainer.devices > max(8, os.cpu_count() or 1):
-        yield f"trainer.devices={trainer.devices}: this machine has {os.cpu_count()} cores."
+    if trainer.accelerator == "cpu" and isinstance(trainer.devices, int) and trainer.devices > max(8, cores()):
+        yield f"trainer.devices={trainer.devices}: there are {cores()} cores here."
     if trainer.strategy == "fsdp" and trainer.precision == "fp8":
         yield "trainer.precision=fp8: not together with trainer=fsdp, which gathers weights in bf16; use trainer=ddp, or bf16-mixed."
     if trainer.strategy == "fsdp" and config.batch.micro_tokens == "auto":

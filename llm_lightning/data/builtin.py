@@ -26,6 +26,8 @@ import pyarrow as pa
 import xxhash
 from pyarrow import parquet
 
+from llm_lightning.machine import cores
+
 log = logging.getLogger(__name__)
 
 FORMAT = 2
@@ -86,7 +88,7 @@ def source_files() -> list[tuple[str, str, Path]]:
 
 def collect(sources: list[tuple[str, str, Path]]) -> Iterator[Document]:
     """Every docstring of the sources, in order; parsed in two processes."""
-    with ProcessPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+    with ProcessPoolExecutor(max_workers=min(2, cores())) as pool:
         for found in pool.map(docstrings, sources, chunksize=64):
             yield from found
 

@@ -48,6 +48,8 @@ class MicroBatch:
     """(tokens,) int64: 1 in the second text of a pair, for models that tell the two apart so."""
     cu_targets: Tensor | None = None
     """(sequences + 1,) int32: where each sequence's targets begin, where they are a text of their own, as in translation."""
+    longest_target: int = 0
+    """Tokens of the longest of these texts."""
     place: int = 0
     """Which batch of an evaluation pass this is."""
     blank: bool = False
@@ -65,8 +67,7 @@ class MicroBatch:
     @property
     def padded(self) -> int:
         """Positions that its texts take as rows padded to the longest."""
-        longest = self.longest + (0 if self.cu_targets is None else int(self.cu_targets.diff().max()))
-        return len(self.indices) * longest
+        return len(self.indices) * (self.longest + self.longest_target)
 
     def pin_memory(self) -> MicroBatch:
         """The same in memory that a GPU copies from by itself, while the program goes on."""
@@ -95,10 +96,12 @@ def pieces(batch: MicroBatch, count: int) -> list[MicroBatch]:
 def _part(batch: MicroBatch, part: slice, bounds: list[int]) -> MicroBatch:
     """Some neighbouring sequences of a batch, given all of its bounds."""
     tokens = slice(bounds[part.start], bounds[part.stop])
+    longest_target = 0
     places, cu_targets = batch.target_places, batch.cu_targets
     if cu_targets is not None:
         cu_targets = cu_targets[part.start : part.stop + 1]
         targets, cu_targets = batch.targets[cu_targets[0] : cu_targets[-1]], cu_targets - cu_targets[0]
+        longest_target = int(cu_targets.diff().max())
     elif places is not None:
         inside = (places >= tokens.start) & (places < tokens.stop)
         targets, places = batch.targets[inside], places[inside] - tokens.start
@@ -115,6 +118,7 @@ def _part(batch: MicroBatch, part: slice, bounds: list[int]) -> MicroBatch:
         target_places=places,
         token_type_ids=None if batch.token_type_ids is None else batch.token_type_ids[tokens],
         cu_targets=cu_targets,
+        longest_target=longest_target,
     )
 
 
@@ -178,12 +182,14 @@ class Collator:
         pairs = [self._pair(data, int(i), epoch) for i in indices]
         positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
         places = cu_targets = None
+        longest_target = 0
         if data.labels is not None:
             targets = data.labels[indices]
         else:
             targets = np.concatenate([wanted for _, wanted in pairs])
             if self.translates:
-                cu_targets = torch.from_numpy(np.cumsum([0, *(len(wanted) for _, wanted in pairs)]).astype(np.int32))
+                sizes = [len(wanted) for _, wanted in pairs]
+                cu_targets, longest_target = torch.from_numpy(np.cumsum([0, *sizes]).astype(np.int32)), max(sizes)
             elif self.masking is not None or data.token_targets is not None:
                 places = np.flatnonzero(targets != IGNORED)
                 targets = targets[places]
@@ -200,6 +206,7 @@ class Collator:
             target_places=None if places is None else torch.from_numpy(places),
             token_type_ids=types,
             cu_targets=cu_targets,
+            longest_target=longest_target,
         )
 
     def _pair(self, data: Any, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:

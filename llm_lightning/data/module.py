@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +26,7 @@ from llm_lightning.data.plan import Plan, evaluation, most_rows
 from llm_lightning.data.rows import Rows, require_columns
 from llm_lightning.data.streaming import Stream, StreamedSteps, opened
 from llm_lightning.errors import UserError
+from llm_lightning.machine import cores
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ class DataModule(lightning.LightningDataModule):
         if not self._for_gpu:
             return 0  # they would take cores from the training itself
         assert self.trainer is not None
-        return min(2, max((os.cpu_count() or 1) // self.trainer.num_devices - 1, 0))
+        return min(2, max(cores() // self.trainer.num_devices - 1, 0))
 
     @property
     def _for_gpu(self) -> bool:

@@ -4,12 +4,13 @@ transformers calls it with queries, keys and values of shape (1, heads, tokens, 
 called with, `cu_seq_lens_q` among them. Without that keyword it refuses to work, for then documents would see each other.
 
 On a CPU the sequences of one length are one rectangle, without padding; on a CUDA device torch's variable-length kernel takes the
-batch as it is. What neither can do (dropout of attention weights on CUDA, fp32 there) goes through SDPA on rows
+batch as it is. What neither can do (dropout of attention weights on CUDA, fp32 or an older GPU there) goes through SDPA on rows
 that are padded inside attention alone.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def attention(
     window = -1 if sliding_window is None else sliding_window - 1  # how far a token looks; transformers counts the token itself
     if q.device.type == "cpu":
         out = by_length(q, k, v, cu_seq_lens_q, dropout, causal, window, scale)
-    elif q.device.type == "cuda" and not dropout and q.dtype != torch.float32:
+    elif q.device.type == "cuda" and not dropout and q.dtype != torch.float32 and _varlen(q.device):
         from torch.nn.attention.varlen import varlen_attn
 
         span = (window, 0 if causal else window)
@@ -70,6 +71,12 @@ def attention(
 def given(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
     """The mask that transformers would make: that of padding, which `attention` then refuses."""
     return attention_mask
+
+
+@functools.cache
+def _varlen(device: torch.device) -> bool:
+    """Whether a GPU has torch's variable-length kernel: from compute capability 8.0 on."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 AttentionInterface.register(NAME, attention)
@@ -202,8 +209,8 @@ def in_rows(
 
     mask = (torch.arange(longest, device=q.device) < lengths[:, None])[:, None, None, :]
     allowed = visible(longest, causal, window, q.device)
-    if allowed is not None:
-        mask = mask & (allowed | torch.eye(longest, dtype=torch.bool, device=q.device))
+    if allowed is not None:  # and padding sees itself: a row that sees nothing has no softmax
+        mask = (mask & allowed) | torch.eye(longest, dtype=torch.bool, device=q.device)
     grouped = q.shape[1] != k.shape[1]
     out = F.scaled_dot_product_attention(padded(q), padded(k), padded(v), mask, dropout_p=dropout, scale=scale, enable_gqa=grouped)
     return out.transpose(1, 2).flatten(0, 1)[place]

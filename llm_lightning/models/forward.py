@@ -43,17 +43,22 @@ def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """(targets, vocabulary): what the head predicts at each target."""
     places = batch.target_places
     if not is_unpadded(model):
-        logits = model(**padded(model, batch)).logits[_sequence_of(batch), batch.position_ids]
+        logits = model(**padded(model, batch)).logits[sequence_of(batch), batch.position_ids]
         return logits if places is None else logits[places]
     count = len(batch.input_ids if places is None else places)
     with _spliced(model, batch, lambda hidden: F.pad(hidden, (0, 0, 0, rounded(count) - count))[None], places):
         return model(input_ids=batch.input_ids[None]).logits[0, :count]
 
 
-def token_loss(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """Σ -log p of the targets, a scalar. A decoder's head is one matrix: its loss comes from the hidden states, chunk by chunk."""
+def token_loss(model: PreTrainedModel, batch: MicroBatch, chunked: bool = True) -> Tensor:
+    """Σ -log p of the targets, a scalar.
+
+    A decoder's head is one matrix, unless an adapter adds to it or FSDP cuts it up: then its loss comes from the hidden states, and
+    `chunked` says whether so, with a part of the logits in memory at once.
+    """
     head = model.get_output_embeddings()
-    if is_unpadded(model) and model.config.model_type in DECODERS and not isinstance(head.weight, DTensor):
+    plain = type(head) is nn.Linear and not isinstance(head.weight, DTensor)
+    if chunked and plain and is_unpadded(model) and model.config.model_type in DECODERS:
         with last_layer.only(model, batch.target_places, len(batch.input_ids)) as chosen:
             hidden = chosen(model.base_model(**_flat(model, batch)).last_hidden_state)
         return linear_cross_entropy(hidden, head.weight, batch.targets)
@@ -65,7 +70,7 @@ def token_loss(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 def log_likelihoods(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """(sequences,): Σ log p of the targets of each sequence."""
     losses = F.cross_entropy(token_logits(model, batch).float(), batch.targets, reduction="none")
-    sequence = _sequence_of(batch)
+    sequence = sequence_of(batch)
     of = sequence if batch.target_places is None else sequence[batch.target_places]
     return losses.new_zeros(len(batch.indices)).index_add(0, of, -losses)
 
@@ -77,7 +82,7 @@ def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     first = batch.cu_seqlens[:-1]
 
     def mean(hidden: Tensor) -> Tensor:
-        sums = hidden.new_zeros(len(first), hidden.shape[1]).index_add(0, _sequence_of(batch), hidden)
+        sums = hidden.new_zeros(len(first), hidden.shape[1]).index_add(0, sequence_of(batch), hidden)
         return (sums / batch.cu_seqlens.diff()[:, None])[:, None]
 
     if getattr(model.config, "classifier_pooling", None) == "mean":
@@ -92,7 +97,7 @@ def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 def span_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """(tokens, 2): how well each token begins an answer, and how well it ends one."""
     if not is_unpadded(model):
-        place = (_sequence_of(batch), batch.position_ids)
+        place = (sequence_of(batch), batch.position_ids)
         found = model(**padded(model, batch))
         return torch.stack([found.start_logits[place], found.end_logits[place]], dim=-1)
     with _spliced(model, batch, lambda hidden: hidden[None]):
@@ -109,7 +114,7 @@ def written_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     counts = batch.cu_targets.diff()
     row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts, output_size=len(batch.targets))
     place = torch.arange(len(batch.targets), device=counts.device) - batch.cu_targets[row]
-    longest = int(counts.max())
+    longest = batch.longest_target
     decoded = batch.targets.new_full((len(counts), longest + 1), model.config.pad_token_id or 0)
     decoded[:, 0] = model.config.decoder_start_token_id
     decoded[row, place + 1] = batch.targets
@@ -170,7 +175,7 @@ def _flat(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
 
 def padded(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
     """A model's keyword arguments for one row a sequence, padded on the right."""
-    place = (_sequence_of(batch), batch.position_ids)
+    place = (sequence_of(batch), batch.position_ids)
 
     def rows(values: Tensor, filler: int) -> Tensor:
         return values.new_full((len(batch.indices), batch.longest), filler).index_put(place, values)
@@ -186,10 +191,10 @@ def _last(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """(sequences,) the last token of each that is not padding's id, as the heads of decoders find it."""
     places = torch.where(batch.input_ids == model.config.pad_token_id, 0, batch.position_ids)
     first = batch.cu_seqlens[:-1].long()
-    return first + torch.zeros_like(first).scatter_reduce(0, _sequence_of(batch), places, "amax")
+    return first + torch.zeros_like(first).scatter_reduce(0, sequence_of(batch), places, "amax")
 
 
-def _sequence_of(batch: MicroBatch) -> Tensor:
+def sequence_of(batch: MicroBatch) -> Tensor:
     """(tokens,) which of the batch's sequences a token belongs to."""
     numbers = torch.arange(len(batch.indices), device=batch.input_ids.device)
     return torch.repeat_interleave(numbers, batch.cu_seqlens.diff(), output_size=len(batch.input_ids))

@@ -30,22 +30,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=exact)
         backward = any(ctx.needs_input_grad)
         into_hidden = torch.empty_like(hidden) if backward else None
-        into_weight = torch.zeros_like(weight, dtype=exact) if backward else None
+        into_weight = torch.zeros_like(weight, dtype=exact) if ctx.needs_input_grad[1] else None  # a frozen head has none
         for start in range(0, len(hidden), rows):
             h, target = hidden[start : start + rows], targets[start : start + rows, None]
             logits = h @ weight.T
             p = logits.softmax(-1, dtype=exact)
             denominator = logits.amax(-1).to(exact) - p.amax(-1).log()  # the largest p never underflows
             loss += (denominator - logits.gather(1, target)[:, 0].to(exact)).sum()
-            if into_hidden is not None and into_weight is not None:
+            if into_hidden is not None:
                 p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand(len(h), 1))
                 slope = p.to(h.dtype)
                 torch.mm(slope, weight, out=into_hidden[start : start + rows])
-                into_weight += slope.T @ h
+                if into_weight is not None:
+                    into_weight += slope.T @ h
         ctx.save_for_backward(into_hidden, into_weight)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         into_hidden, into_weight = ctx.saved_tensors
-        return into_hidden * grad, into_weight * grad, None
+        return into_hidden * grad, None if into_weight is None else into_weight * grad, None

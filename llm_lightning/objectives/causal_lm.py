@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.module import Text
 from llm_lightning.models.forward import token_loss
 from llm_lightning.models.generate import continued
 from llm_lightning.objectives.base import SAMPLED, SAMPLES, Evaluation, Objective
@@ -25,9 +26,14 @@ class CausalLM(Objective):
     monitor = "validation/loss"
     maximize = False
 
+    def __init__(self, text: Text, *, chunked_loss: bool = True) -> None:
+        """`chunked_loss`: a part of the logits in memory at once, where the head allows it."""
+        super().__init__(text)
+        self.chunked_loss = chunked_loss
+
     def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
         """(summed loss, nothing); targets are already the next tokens."""
-        return token_loss(self.model, batch), None
+        return token_loss(self.model, batch, self.chunked_loss), None
 
     def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
         size = self.text.splits[split].facts.bytes

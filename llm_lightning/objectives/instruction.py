@@ -36,9 +36,17 @@ class Instruction(Objective):
     monitor = "validation/loss"
     maximize = False
 
-    def __init__(self, text: Text, *, answered: Annotated[int, Range(0)] = 50, max_answer: Annotated[int, Range(1)] = 256) -> None:
-        """`max_answer` is the longest answer that is generated, in tokens."""
+    def __init__(
+        self,
+        text: Text,
+        *,
+        answered: Annotated[int, Range(0)] = 50,
+        max_answer: Annotated[int, Range(1)] = 256,
+        chunked_loss: bool = True,
+    ) -> None:
+        """`max_answer` is the longest answer that is generated, in tokens; `chunked_loss`: a part of the logits in memory at once."""
         super().__init__(text)
+        self.chunked_loss = chunked_loss
         self.answered, self.max_answer = answered, max_answer
         self._samples: list[dict[str, str]] = []
         self._examples: dict[str, list[float]] = {}
@@ -57,7 +65,7 @@ class Instruction(Objective):
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
         """(summed loss, nothing)."""
-        return token_loss(self.model, batch), None
+        return token_loss(self.model, batch, self.chunked_loss), None
 
     def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
         found = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}

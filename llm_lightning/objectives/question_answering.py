@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.text import squad
 
@@ -17,7 +16,7 @@ from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.encodings.spans import Encoder, Window
 from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
-from llm_lightning.models.forward import span_logits
+from llm_lightning.models.forward import sequence_of, span_logits
 from llm_lightning.objectives import details
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.signatures import Range
@@ -53,10 +52,13 @@ class QuestionAnswering(Objective):
         """(summed loss, log-likelihoods (tokens, 2) of beginning and end within each window)."""
         logits = span_logits(self.model, batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        first, rows = batch.cu_seqlens[:-1].long(), logits.split(batch.cu_seqlens.diff().tolist())
-        normal = torch.cat([F.log_softmax(row, 0) for row in rows])
-        places = first[:, None] + batch.targets
-        return -(normal[places[:, 0], 0] + normal[places[:, 1], 1]).sum() / 2, logits
+        window = sequence_of(batch)
+        largest = logits.new_full((len(batch.indices), 2), -torch.inf)
+        largest = largest.scatter_reduce(0, window[:, None].expand_as(logits), logits.detach(), "amax")
+        sums = torch.zeros_like(largest).index_add(0, window, (logits - largest[window]).exp())
+        places = batch.cu_seqlens[:-1, None] + batch.targets
+        wanted = logits[places[:, 0], 0] + logits[places[:, 1], 1]
+        return ((largest + sums.log()).sum() - wanted.sum()) / 2, logits
 
     def outcome(self, batch: MicroBatch, outputs: Tensor) -> list[tuple[int, np.ndarray]]:
         """(window, logits (tokens, 2)) of each."""

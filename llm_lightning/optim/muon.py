@@ -47,11 +47,13 @@ class Muon(torch.optim.AdamW):
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self.momentum = momentum
-        self._step_supports_amp_scaling = False  # the fused kernel could pass over an overflow by itself, the matrices could not
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
+        """Nothing where a GradScaler found that gradients overflowed in fp16: it tells a fused optimizer by this attribute."""
         loss = None if closure is None else closure()
+        if getattr(self, "found_inf", None):
+            return loss
         groups = self.param_groups
         for group in groups:
             if group["muon"]:

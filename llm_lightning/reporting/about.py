@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from llm_lightning.config import Config
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text
+from llm_lightning.machine import cores
 from llm_lightning.models import build
 from llm_lightning.models.forward import is_unpadded
 
@@ -30,7 +30,7 @@ def machine(engine: lightning.Trainer) -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "devices": engine.world_size,

@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from llm_lightning.machine import cores
+
 Judge = Callable[[int, float], bool]
 """Whether a run is to go on after a validation, told its step and the metric that decides."""
 
@@ -136,9 +138,9 @@ def shares(jobs: int | str) -> list[Share | None]:
         return [None]
     import torch
 
-    gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
-    most = gpus or cores
+    gpus = torch.cuda.device_count()
+    most = gpus or cores()
     count = most if jobs == "auto" else min(int(jobs), most)
     if count == 1:
         return [None]
-    return [Share(max(1, cores // count), slot if gpus else None) for slot in range(count)]
+    return [Share(max(1, cores() // count), slot if gpus else None) for slot in range(count)]

@@ -106,7 +106,7 @@ class Checkpoints(Callback):
 
     def save(self, trainer: lightning.Trainer) -> Path:
         """Save the full state at the current step, then let go of the oldest ones."""
-        self.monitor.gather(trainer)
+        self.monitor.pause(trainer)
         self.data.gather()
         path = self.path(trainer.global_step)
         trainer.save_checkpoint(path)

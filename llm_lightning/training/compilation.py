@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from llm_lightning.data.module import DataModule
 from llm_lightning.models.layers import layers
-from llm_lightning.training.throughput import flops_per_token
+from llm_lightning.training.throughput import Flops
 
 PAYS = {"cuda": 1e17}
 """FLOPs of a run, by device, from which on it is quicker for the minute that compiling takes. On a CPU it was 0.95 to 1.03 times as fast:
 there it is left to those who ask for it."""
 
 
-def pays(model: nn.Module, data: DataModule, device: torch.device) -> bool:
+def pays(model: PreTrainedModel, data: DataModule, device: torch.device) -> bool:
     """Whether the run is long enough to win the time of compiling back."""
     if data.text.stream is None:
         tokens = float(data.plan.lengths.sum()) * data.total_steps / len(data.plan.epoch(0))
     else:
         tokens = float(data.spec.tokens or data.spec.sequences * data.config.data.block_size) * data.total_steps
-    return flops_per_token(model, data.text.splits["train"].lengths) * tokens >= PAYS.get(device.type, float("inf"))
+    return Flops.of(model, data.text.splits["train"].inputs).token * tokens >= PAYS.get(device.type, float("inf"))
 
 
 def start(model: nn.Module) -> None:

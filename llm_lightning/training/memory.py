@@ -33,7 +33,14 @@ def peak(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 1024.0 * getrusage(RUSAGE_SELF).ru_maxrss
 
 
-def settle() -> None:
-    """Collect garbage once, and leave what is alive out of later collections: they would pause training to look through it."""
+def settle(device: torch.device) -> None:
+    """Begin to train: collect garbage once, and leave what is alive out of later collections, which would pause to look through it."""
     gc.collect()
     gc.freeze()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def release() -> None:
+    """Let garbage be collected as ever."""
+    gc.unfreeze()

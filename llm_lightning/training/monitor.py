@@ -25,8 +25,8 @@ from llm_lightning.errors import RunError
 from llm_lightning.models.forward import is_unpadded
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training.energy import Energy
-from llm_lightning.training.memory import peak, settle
-from llm_lightning.training.throughput import Peak, flops_per_token
+from llm_lightning.training.memory import peak, release, settle
+from llm_lightning.training.throughput import Flops, Peak
 
 
 class Diverged(RunError):
@@ -55,15 +55,20 @@ class Monitor(Callback):
         """Of the open interval, over all ranks, as far as it was gathered."""
         self._mine = dict.fromkeys(("tokens", "positions", "sequences"), 0)  # of this rank since it was gathered last
         self._loss = self._targets = torch.zeros(())
-        self._seconds = self._waited = 0.0
+        self._times: list[float] = []  # seconds of this rank's steps since then
+        self._waited = 0.0
+        self._paused = False
         self.step_times: Counter[int] = Counter()
-        """Of this rank's steps, by the logarithm of their seconds in units of BIN."""
+        """Of this rank's steps, by the logarithm of their seconds in units of BIN. A GPU works behind the program: there a step counts
+        as the mean of those between two looks at it."""
+        self.memory = 0.0
+        """Bytes that training took at the most."""
         self._unpadded = False
         self.earlier = 0.0
         """Seconds that training took before it was resumed, validations included."""
         self.begun = self.since = time.perf_counter()
-        self.flops = 0.0
-        self.peak = Peak()
+        self.flops = Flops(0.0, 0.0)
+        self.peak, self.devices = Peak(), 1
         self._bar: tqdm[Any] | None = None
 
     # ---- totals ----
@@ -82,11 +87,12 @@ class Monitor(Callback):
         return {
             "tokens_per_second": self.totals["tokens"] / seconds,
             "samples_per_second": self.totals["sequences"] / seconds,
-            "mfu": self._mfu(self.totals["tokens"] / seconds),
+            "model_flops_per_second": self.flops(self.totals["tokens"], self.totals["targets"]) / seconds,
+            "mfu": self._mfu(self.totals),
             "padding_fraction": 1 - self.totals["tokens"] / positions if positions else None,
             "data_wait_fraction": self.totals["waited"] / seconds,
             "step_seconds": {name: self._percentile(share) for name, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0))},
-            "peak_memory_gib": peak(self._loss.device) / 2**30,
+            "peak_memory_gib": self.memory / 2**30,
         }
 
     def _percentile(self, share: float) -> float | None:
@@ -99,8 +105,10 @@ class Monitor(Callback):
                 return math.exp(bin * BIN)
         return None
 
-    def _mfu(self, tokens_per_second: float) -> float | None:
-        return tokens_per_second * self.flops / self.peak.flops if self.peak.flops else None
+    def _mfu(self, sums: dict[str, float]) -> float | None:
+        """The share that model FLOP/s are of the devices' peak."""
+        most = max(sums["seconds"], 1e-9) * self.devices * (self.peak.flops or 0.0)
+        return self.flops(sums["tokens"], sums["targets"]) / most if most else None
 
     def gather(self, trainer: lightning.Trainer) -> None:
         """Add what this rank has seen to the open interval, over all ranks. Raises Diverged where the loss is no number.
@@ -112,12 +120,20 @@ class Monitor(Callback):
         sums = torch.cat([counts, self._loss[None]])
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums, reduce_op="sum")
-        values = [*sums.tolist(), float(self._targets), self._seconds, self._waited]
+        read = [*sums.tolist(), float(self._targets)]
+        if self._times:  # what the device had yet to do is those steps'
+            self._times[-1] += time.perf_counter() - self.since
+            self.since = time.perf_counter()
+        values = [*read, sum(self._times), self._waited]
         for name, value in zip((*self._mine, "loss", "targets", "seconds", "waited"), values, strict=True):
             self.interval[name] += value
+        for seconds in self._times:
+            whole = sum(self._times) / len(self._times) if device.type == "cuda" else seconds
+            self.step_times[round(math.log(whole) / BIN)] += 1
         self._mine = dict.fromkeys(self._mine, 0)
-        self._loss, self._targets, self._seconds = torch.zeros_like(self._loss), torch.zeros_like(self._targets), 0.0
-        self._waited = 0.0
+        self._loss, self._targets = torch.zeros_like(self._loss), torch.zeros_like(self._targets)
+        self._times, self._waited = [], 0.0
+        self.memory = peak(device)
         if not math.isfinite(self.interval["loss"]):
             raise Diverged("training loss", self.interval["loss"], trainer.global_step)
 
@@ -134,25 +150,23 @@ class Monitor(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, Objective)
         self._unpadded = is_unpadded(module.model)
-        self.flops = flops_per_token(module.model, module.text.splits["train"].lengths)
-        self.peak = Peak.of(module.device, str(trainer.precision), self.cache)
+        self.flops = Flops.of(module.model, module.text.splits["train"].inputs)
+        self.peak, self.devices = Peak.of(module.device, str(trainer.precision), self.cache), trainer.world_size
         if self.progress and trainer.is_global_zero:
             self._bar = tqdm(total=self.total_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, mininterval=0.5)
         kind = torch.float32 if module.device.type == "mps" else torch.float64  # which MPS does not have
         self._loss = self._targets = torch.zeros((), dtype=kind, device=module.device)
-        settle()
+        settle(module.device)
         self.begun = self.since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Step, batch_index: int) -> None:
-        now = time.perf_counter()
+        self._times.append(time.perf_counter() - self.since)
+        self.since = time.perf_counter()
         self._mine["tokens"] += batch.tokens
         self._mine["positions"] += batch.positions if self._unpadded else batch.padded
         self._mine["sequences"] += batch.sequences
-        self._seconds += now - self.since
-        self.step_times[round(math.log(now - self.since) / BIN)] += 1
         self._loss = self._loss + outputs["loss_sum"]
         self._targets = self._targets + outputs["targets"]
-        self.since = now
         step = trainer.global_step
         if step % self.every == 0 or step == self.total_steps:
             self._report(trainer, outputs, batch.epoch)
@@ -172,21 +186,26 @@ class Monitor(Callback):
             "train/padding_fraction": 1 - closed["tokens"] / max(closed["positions"], 1),
             "train/data_wait_fraction": closed["waited"] / max(closed["seconds"], 1e-9),
         }
-        mfu = self._mfu(speed)
+        mfu = self._mfu(closed)
         self.emit(trainer, values | ({} if mfu is None else {"train/mfu": mfu}), epoch)
         if self._bar is not None:
             used = "" if mfu is None else f" · MFU {mfu:.0%}"
             self._bar.set_postfix_str(f"loss {mean:.3f} · lr {rate:.1e} · {speed:,.0f} tokens/s{used}", refresh=False)
             self._bar.update(trainer.global_step - self._bar.n)
 
+    def pause(self, trainer: lightning.Trainer) -> None:
+        """Take in what was done so far, and stop the clock until the next step. To be called on every rank."""
+        self.gather(trainer)
+        self._paused = True
+
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._validation_started = time.perf_counter()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.pause(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
         assert isinstance(module, Objective)
-        self.gather(trainer)
         used = {} if self.energy is None else self.energy.used()
         values = module.latest | {"train/weight_norm": _weight_norm(module)}
         self.emit(trainer, values | {f"energy/{name}": used[name] for name in ("kwh", "co2eq_kg") if name in used}, None)
@@ -198,9 +217,8 @@ class Monitor(Callback):
             )
 
     def on_train_batch_start(self, *_: Any) -> None:
-        if hasattr(self, "_validation_started"):  # time since then was validation's and the checkpoint's
-            del self._validation_started
-            self.since = time.perf_counter()
+        if self._paused:
+            self._paused, self.since = False, time.perf_counter()
         self._waited += time.perf_counter() - self.since
 
     def emit(self, trainer: lightning.Trainer, values: dict[str, float], epoch: float | None) -> None:
@@ -210,6 +228,7 @@ class Monitor(Callback):
             logger.log_metrics(axes | values, step=trainer.global_step)
 
     def close(self) -> None:
+        release()
         if self._bar is not None:
             self._bar.close()
             self._bar = None

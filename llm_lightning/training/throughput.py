@@ -1,11 +1,13 @@
-"""Model FLOPs per token, and the ceiling they are held against."""
+"""The FLOPs of training a model, and the ceiling they are held against."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,28 +15,72 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from llm_lightning.models.layers import layers
 
 
-def flops_per_token(model: nn.Module, lengths: np.ndarray) -> float:
-    """FLOPs of forward and backward for one token: 6 N + 12 L H Q T (Chowdhery et al. 2022, appendix B).
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of a forward and backward pass in products of matrices (Chowdhery et al. 2022, appendix B), by what the pass is given.
 
-    N counts the parameters in matrix products: input embeddings are look-ups. T is the length that an average token attends over.
-    A token of an encoder-decoder passes through about half of it.
+    A weight costs 2 forward; backward 2 for its input's gradient, where something below is trained, and 2 for its own, where it is.
     """
-    config: Any = model.config
-    looked_up = 0 if getattr(config, "tie_word_embeddings", False) and _has_token_head(model) else _input_embeddings(model)
-    matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2) - looked_up
-    span = float((lengths.astype(np.float64) ** 2).sum() / max(lengths.sum(), 1))
-    whole = 6.0 * matrices + 12.0 * config.num_hidden_layers * config.hidden_size * span
-    return whole / 2 if config.is_encoder_decoder else whole
+
+    token: float
+    """Of a token in the transformer."""
+    target: float
+    """Of a target in the head; in an encoder-decoder it is one of the tokens, and this is what the decoder costs more or less."""
+
+    @staticmethod
+    def of(model: PreTrainedModel, lengths: np.ndarray) -> Flops:
+        """`lengths` are those of the sequences that attention works in."""
+        config: Any = model.config
+        base: Any = model.base_model
+        decoder = base.decoder if config.is_encoder_decoder else None
+        of_targets = {id(module) for part in (getattr(base, "pooler", None), decoder) if part for module in part.modules()}
+        of_tokens = {id(module) for module in base.modules()} - of_targets
+        windows = {id(layer): window for layer, window in zip(layers(base), _windows(config), strict=False)}
+        token = target = 0.0
+        below = False  # whether anything before is trained
+        for module in model.modules():
+            cost = 0.0
+            if isinstance(module, nn.Linear | Conv1D):
+                size = module.in_features * module.out_features if isinstance(module, nn.Linear) else module.weight.numel()
+                cost = size * (2.0 + 2.0 * below + 2.0 * module.weight.requires_grad)
+            elif id(module) in windows:
+                backward = below or any(parameter.requires_grad for parameter in module.parameters())
+                cost = _attention(config, lengths if decoder is None else lengths / 2, windows[id(module)], backward)
+            below |= any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+            if id(module) in of_tokens:
+                token += cost
+            else:
+                target += cost
+        return Flops(token, target if decoder is None else target - token)
+
+    def __call__(self, tokens: float, targets: float) -> float:
+        return self.token * tokens + self.target * targets
 
 
-def _has_token_head(model: nn.Module) -> bool:
-    return getattr(model, "get_output_embeddings", lambda: None)() is not None
+def _attention(config: Any, lengths: np.ndarray, window: int | None, backward: bool) -> float:
+    """FLOPs of an average token in a layer's attention: 4 · heads · their width · tokens it is held against, and twice that backward.
+
+    In an encoder-decoder, where each of the two texts is about half of `lengths`, a decoder's other attention is left out.
+    """
+    heads = getattr(config, "num_attention_heads", 0)  # there are models without attention
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
+    spans = np.minimum(lengths, np.inf if window is None else window)
+    return (12.0 if backward else 4.0) * width * float((lengths * spans.astype(np.float64)).sum() / max(lengths.sum(), 1))
 
 
-def _input_embeddings(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.numel())
+def _windows(config: Any) -> Iterator[int | None]:
+    """Of each layer, how many tokens a token is held against at the most."""
+    window = getattr(config, "sliding_window", None)
+    if window is not None and config.model_type == "modernbert":
+        window = 2 * window + 1  # which looks so far to either side
+    for kind in getattr(config, "layer_types", None) or itertools.repeat("sliding_attention"):
+        yield window if kind == "sliding_attention" else None
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,15 @@ def test_the_record_of_a_run(finetuned: tuple[Path, dict[str, Any]]) -> None:
     }
     assert set(summary["data"]) == {"name", "fingerprint", "rows", "tokens"}
     assert set(summary["throughput"]) == {
-        *("tokens_per_second", "samples_per_second", "mfu", "padding_fraction", "data_wait_fraction", "step_seconds"),
+        *(
+            "tokens_per_second",
+            "samples_per_second",
+            "mfu",
+            "padding_fraction",
+            "model_flops_per_second",
+            "data_wait_fraction",
+            "step_seconds",
+        ),
         *("peak_memory_gib", "latency_ms"),
     }
     times = summary["throughput"]["step_seconds"]

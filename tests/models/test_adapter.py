@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from llm_lightning.cli import load
+from llm_lightning.config import AdapterConfig
 from llm_lightning.errors import UserError
+from llm_lightning.models import adapter
+from llm_lightning.models.forward import token_loss, unpadded
 from llm_lightning.run import evaluate
 from llm_lightning.training.checkpoints import saved
 
 from ..conftest import TINY_BERT, TINY_GPT, Runner
 from ..objectives.test_supervised import TINY_MARIAN, made, tasks, write
+from . import test_padding_free as padding_free
 
 LORA = ["model/adapter=lora", "model.adapter.rank=4", "optimizer.lr=2e-2"]
 OBJECTIVES = {"classification": TINY_BERT, "tagging": TINY_GPT, "translation": TINY_MARIAN, "instruction": TINY_GPT}
@@ -121,3 +126,15 @@ def test_what_cannot_be_trained_is_said(
     given = pretrained("classification")
     with pytest.raises(UserError, match=message):
         run(*given, *wrong, f"run_dir={tmp_path}/run")
+
+
+def test_an_adapter_of_the_head_is_part_of_the_loss() -> None:
+    model = padding_free.made("llama", "CausalLM")
+    adapter.add(model, AdapterConfig(kind="lora", rank=2, targets=["lm_head"]), [])
+    torch.nn.init.normal_(model.get_output_embeddings().lora_B["default"].weight)
+    reference = copy.deepcopy(model)
+    batch = padding_free.collated("stream")
+    given = padding_free.rows_of(batch)
+    logits = reference(**given).logits[given["attention_mask"].bool()]
+    expected = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
+    padding_free.assert_same(token_loss(unpadded(model), batch), expected, model, reference)

@@ -41,6 +41,18 @@ def test_loss_and_gradients_equal_those_of_the_logits(
         torch.testing.assert_close(found, expected, atol=tolerance * float(expected.abs().max()), rtol=tolerance)
 
 
+def test_the_gradient_of_a_frozen_head_is_not_computed() -> None:
+    hidden, weight, targets = drawn(torch.float32)
+    weight.requires_grad_(False)
+    value = linear_cross_entropy(hidden, weight, targets)
+    assert value.grad_fn is not None
+    assert [saved is None for saved in value.grad_fn.saved_tensors] == [False, True]  # type: ignore[attr-defined]
+    value.backward()
+    found, hidden.grad = hidden.grad, None
+    F.cross_entropy(hidden @ weight.T, targets, reduction="sum").backward()
+    torch.testing.assert_close(found, hidden.grad)
+
+
 def test_without_gradients_nothing_is_kept() -> None:
     hidden, weight, targets = drawn(torch.float32)
     with torch.no_grad():

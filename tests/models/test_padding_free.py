@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mistral": {**DECODER, "sliding_window": WINDOW},
 }
 LENGTHS = [9, 5, 14, 3, 9, 11, 9, 1]
+CU_SEQLENS = torch.tensor([0, *np.cumsum(LENGTHS)], dtype=torch.int32)
 
 
 def made(architecture: str, head: str) -> PreTrainedModel:
@@ -114,16 +115,17 @@ def test_token_logits_at_some_places(architecture: str) -> None:
     assert_same(token_logits(model, batch), expected, model, reference)
 
 
+@pytest.mark.parametrize("chunked", [True, False])
 @pytest.mark.parametrize("architecture", COVERED)
-def test_loss_at_some_places(architecture: str) -> None:
-    """By way of the hidden states alone, as decoders have it."""
+def test_loss_at_some_places(architecture: str, chunked: bool) -> None:
+    """By way of the hidden states alone, as decoders have it, or of all logits."""
     model, reference = pair(architecture, "CausalLM" if architecture in DECODERS else "MaskedLM")
     batch = collated("stream")
     batch.target_places = torch.arange(0, len(batch.input_ids), 3)
     batch.targets = batch.targets[batch.target_places]
     given = rows_of(batch)
     logits = reference(**given).logits[given["attention_mask"].bool()][batch.target_places]
-    assert_same(token_loss(model, batch), F.cross_entropy(logits, batch.targets, reduction="sum"), model, reference)
+    assert_same(token_loss(model, batch, chunked), F.cross_entropy(logits, batch.targets, reduction="sum"), model, reference)
 
 
 @pytest.mark.parametrize("architecture", PARTS)
@@ -189,18 +191,63 @@ def drawn(kinds: int = 3, groups: int = 1) -> list[Tensor]:
 @pytest.mark.parametrize("window", [-1, 4])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_both_ways_of_attention_agree(causal: bool, window: int, groups: int) -> None:
-    cu_seqlens = torch.tensor([0, *np.cumsum(LENGTHS)], dtype=torch.int32)
     results = []
     for way in ("lengths", "rows"):
         q, k, v = drawn(groups=groups)
         if way == "rows":
-            out = attention.in_rows(q, k, v, cu_seqlens, max(LENGTHS), 0.0, causal, window, 0.3)
+            out = attention.in_rows(q, k, v, CU_SEQLENS, max(LENGTHS), 0.0, causal, window, 0.3)
         else:
-            out = attention.by_length(q, k, v, cu_seqlens, 0.0, causal, window, 0.3)
+            out = attention.by_length(q, k, v, CU_SEQLENS, 0.0, causal, window, 0.3)
         F.gelu(out).sum().backward()
         results.append([out, q.grad, k.grad, v.grad])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("short", "long"), [(5, 8), (0, 100), (100, 100)])
+@pytest.mark.parametrize("window", [-1, 4])
+def test_every_kernel_of_a_cpu_agrees(
+    short: int, long: int, window: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SDPA for long sequences, plain products for others, in fp32 for short ones of half precision."""
+    monkeypatch.setattr(attention, "SHORT", short)
+    monkeypatch.setattr(attention, "LONG", {dtype: long})
+    results = []
+    for way in (attention.by_length, lambda *args: attention.in_rows(*args[:4], max(LENGTHS), *args[4:])):
+        reference = way is not attention.by_length
+        q, k, v = (x.detach().to(dtype).to(torch.float32 if reference else dtype).requires_grad_() for x in drawn(groups=2))
+        out = way(q, k, v, CU_SEQLENS, 0.0, True, window, 0.3)
+        F.gelu(out.float()).sum().backward()
+        results.append([out.float(), *(x.grad.float() for x in (q, k, v))])  # type: ignore[union-attr]
+    tolerance = 1e-5 if dtype == torch.float32 else 0.04
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_dropout_drops_probabilities(causal: bool) -> None:
+    """With the identity for values, attention gives the probabilities: each is 0, or what it is without dropout times 1 / (1 - p)."""
+    length, p = 32, 0.25
+    torch.manual_seed(0)
+    q, k = torch.randn(2 * length, 2, length), torch.randn(2 * length, 2, length)
+    v = torch.eye(length).repeat(2, 1)[:, None].expand(-1, 2, -1)
+    cu_seqlens = torch.tensor([0, length, 2 * length], dtype=torch.int32)
+    whole = attention.by_length(q, k, v, cu_seqlens, 0.0, causal, -1, 0.1)
+    dropped = attention.by_length(q, k, v, cu_seqlens, p, causal, -1, 0.1)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], whole[kept] / (1 - p))
+    assert float(kept[whole != 0].float().mean()) == pytest.approx(1 - p, abs=0.03)
+
+
+def test_gradients_under_dropout_are_those_of_small_differences() -> None:
+    q, k, v = (x.detach().double().requires_grad_() for x in drawn(groups=2))
+
+    def out(*given: Tensor) -> Tensor:
+        torch.manual_seed(3)  # the same are dropped each time
+        return attention.by_length(*given, CU_SEQLENS, 0.3, True, 4, 0.3)  # type: ignore[arg-type]
+
+    assert torch.autograd.gradcheck(out, (q, k, v), fast_mode=True)
 
 
 def test_a_batch_names_its_targets() -> None:

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import transformers
+from lightning.pytorch.plugins.precision.amp import _optimizer_handles_unscaling
 from torch import nn
 from transformers import LlamaConfig
 
@@ -96,3 +97,25 @@ def test_it_says_when_steps_are_too_small_for_it() -> None:
     _, optimizer = made()
     assert optimizer.hint(10_000) is None
     assert "80%" in str(optimizer.hint(100))
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_steps_under_a_scaler_of_gradients(overflow: bool) -> None:
+    """As in trainer.precision=16-mixed: they are those without it, and none where gradients overflowed. Lightning unscales gradients
+    by itself only where the optimizer does not say that it can, and we have done so before."""
+    model, optimizer = made()
+    plain = copy.deepcopy(model)
+    without = muon(plain, lr=0.02)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    assert _optimizer_handles_unscaling(optimizer)
+    ids = torch.randint(50, (2, 12))
+    scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
+    plain(input_ids=ids, labels=ids).loss.backward()
+    if overflow:
+        next(model.parameters()).grad[0, 0] = torch.inf  # type: ignore[index]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    without.step()
+    for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, before[name] if overflow else q, atol=1e-5, rtol=1e-4)

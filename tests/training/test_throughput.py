@@ -1,0 +1,138 @@
+"""The meter: FLOPs against those that PyTorch counts in Hugging Face's own forward and backward, and whose time a second is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+from llm_lightning.config import AdapterConfig
+from llm_lightning.models import adapter
+from llm_lightning.training import monitor as module
+from llm_lightning.training.monitor import Monitor
+from llm_lightning.training.throughput import Flops
+
+from ..models.test_padding_free import VOCABULARY, made
+
+ROWS, LENGTH = 4, 24
+
+
+def counted(model: PreTrainedModel, **given: torch.Tensor) -> float:
+    """FLOPs of the logits and their gradients."""
+    ids = torch.randint(3, VOCABULARY, (ROWS, LENGTH))
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, **given).logits.sum().backward()
+    return float(counter.get_total_flops())
+
+
+def assert_near(found: float, expected: float, tolerance: float = 0.01) -> None:
+    assert found == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["bert", "roberta", "distilbert", "electra", "modernbert", "gpt2", "llama", "qwen3", "mistral"]
+)
+def test_flops_of_a_language_model(architecture: str) -> None:
+    model = made(architecture, "CausalLM" if architecture in ("gpt2", "llama", "qwen3", "mistral") else "MaskedLM")
+    lengths = np.full(ROWS, LENGTH)
+    if getattr(model.config, "sliding_window", None) is not None:
+        model.config.sliding_window = LENGTH  # the reference computes what its mask then throws away
+    assert_near(Flops.of(model, lengths)(ROWS * LENGTH, ROWS * LENGTH), counted(model))
+
+
+def test_a_head_counts_for_its_targets_alone() -> None:
+    model = made("bert", "SequenceClassification")
+    assert_near(Flops.of(model, np.full(ROWS, LENGTH))(ROWS * LENGTH, ROWS), counted(model))
+
+
+def test_heads_wider_than_the_model() -> None:
+    config = AutoConfig.for_model(
+        "qwen3",
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    assert_near(Flops.of(model, np.full(ROWS, LENGTH))(ROWS * LENGTH, ROWS * LENGTH), counted(model))
+
+
+@pytest.mark.parametrize("kind", ["adapter", "head", "upper"])
+def test_what_is_not_trained_has_no_gradient_to_compute(kind: str) -> None:
+    model = made("gpt2" if kind == "adapter" else "bert", "SequenceClassification")
+    if kind == "adapter":
+        adapter.add(model, AdapterConfig(kind="lora", rank=2, targets=["c_attn"]), [])
+    else:
+        adapter.freeze(model, ["bert.*"] if kind == "head" else ["bert.embeddings.*", "bert.encoder.layer.[01].*"])
+    assert_near(
+        Flops.of(model, np.full(ROWS, LENGTH))(ROWS * LENGTH, ROWS), counted(model), 0.06
+    )  # the first layer's keys and values are behind its queries
+
+
+def test_an_encoder_reads_what_a_decoder_does_not() -> None:
+    config = AutoConfig.for_model(
+        "marian", vocab_size=VOCABULARY, d_model=32, encoder_layers=3, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=48, dropout=0.0, pad_token_id=0, eos_token_id=2,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForSeq2SeqLM.from_config(config).train()
+    written = torch.randint(3, VOCABULARY, (ROWS, LENGTH))
+    flops = Flops.of(model, np.full(ROWS, 2 * LENGTH))(2 * ROWS * LENGTH, ROWS * LENGTH)
+    assert_near(flops, counted(model, decoder_input_ids=written), 0.1)  # without the decoder's attention to what is read
+
+
+def test_a_window_bounds_what_a_token_is_held_against() -> None:
+    whole, windowed = (made("mistral", "CausalLM") for _ in range(2))
+    whole.config.sliding_window = None
+    lengths = np.array([3, 24])  # the window is of five tokens
+    width, count = 32, windowed.config.num_hidden_layers
+    less = 12 * width * count * ((3 * 3 + 24 * 24) - (3 * 3 + 24 * 5)) / 27
+    assert_near(Flops.of(whole, lengths).token - Flops.of(windowed, lengths).token, less)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_seconds_are_those_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a validation nor a state that is saved counts, as a step or as waiting for data."""
+    clock = Clock()
+    monkeypatch.setattr(module.time, "perf_counter", clock)
+    monitor = Monitor(every=100, total_steps=100, progress=False, cache=None)  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(world_size=1, global_step=0, loggers=[], state=SimpleNamespace(fn=TrainerFn.FITTING))
+    batch: Any = SimpleNamespace(tokens=10, positions=10, padded=10, sequences=1, epoch=0.0)
+    outputs = {"loss_sum": torch.tensor(1.0), "targets": torch.tensor(1.0)}
+
+    def step() -> None:
+        clock.now += 1  # the batch is read
+        monitor.on_train_batch_start()
+        clock.now += 2
+        trainer.global_step += 1
+        monitor.on_train_batch_end(trainer, None, outputs, batch, 0)
+
+    step()
+    monitor.pause(trainer)
+    clock.now += 50  # a state is saved
+    step()
+    monitor.on_validation_start(trainer, None)  # type: ignore[arg-type]
+    clock.now += 70
+    step()
+    step()
+    monitor.gather(trainer)
+    assert monitor.interval["seconds"] == 3 + 2 + 2 + 3  # the first batch after a pause is read in it
+    assert monitor.interval["waited"] == 2
+    assert monitor._percentile(1.0) == pytest.approx(3, rel=0.02)
+    assert monitor._percentile(0.5) == pytest.approx(2, rel=0.02)
