@@ -1,4 +1,4 @@
-"""What Lightning, logging and our callbacks cost a step: `python benchmarks/overhead.py [rounds, 7 by default]`.
+"""What Lightning, logging and our callbacks cost a step: `python benchmarks/overhead.py [rounds, 31 by default]`.
 
 The run as `train.py` has it, with its default logging, and a plain PyTorch loop over the same objective, loader and optimizer, in
 turns: a small causal model of some 50 ms a step, and one so small that the milliseconds between the two can be told from noise.
@@ -10,8 +10,8 @@ import statistics
 import sys
 
 SIZES = {  # of a step: steps in a turn, arguments
-    "50 ms": (100, ["data.block_size=128", "batch.sequences=7", "++model.config={n_layer: 4, n_embd: 128, n_head: 4}"]),
-    "5 ms": (400, ["data.block_size=32", "batch.sequences=2", "++model.config={n_layer: 1, n_embd: 16, n_head: 1}"]),
+    "50 ms": (20, ["data.block_size=128", "batch.sequences=7", "++model.config={n_layer: 4, n_embd: 128, n_head: 4}"]),
+    "5 ms": (200, ["data.block_size=32", "batch.sequences=2", "++model.config={n_layer: 1, n_embd: 16, n_head: 1}"]),
 }
 
 
@@ -62,7 +62,7 @@ def main() -> None:
 
     rows = []
     for size in SIZES:
-        turns = compare(["loop", "run"], int(sys.argv[1]) if len(sys.argv) > 1 else 7, size)
+        turns = compare(["loop", "run"], int(sys.argv[1]) if len(sys.argv) > 1 else 31, size)
         taken = [[1000 * turn["seconds"] / turn["steps"] for turn in turns[name]] for name in ("loop", "run")]
         more = statistics.median(run - loop for loop, run in zip(*taken, strict=True))
         rows += [[size, *row, more if row[0] == "run" else 0.0] for row in speeds(turns, "loop")]

@@ -20,6 +20,8 @@ from llm_lightning.errors import UserError, listed, nearest
 from llm_lightning.machine import cores
 
 SOURCES = Path(__file__).parent / "data" / "sources"
+OF_FILES = ("files", "text", "conll", "squad", "parallel", "self_instruct")
+"""Sources that need to be told what to read; one that you add says so by itself, when it is asked for its rows."""
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """What the file of a split may be called in data.dir."""
 
@@ -128,7 +130,7 @@ def _data(config: Config) -> Iterator[str]:
         yield f"data.dir={data.dir}: no such folder."
     elif data.dir is not None and data.train is None and not any(folder.glob("train.*")):
         yield f"data.dir={data.dir}: there is no file named train.* in it; name it with data.train=<file>."
-    elif not data.source.startswith(("docs", "hub")) or (data.source == "hub" and data.dir is not None):
+    elif data.source in OF_FILES or (data.source == "hub" and data.dir is not None):
         if data.train is None and data.dir is None:
             chosen = config.choices.get("data", data.source)
             yield f"data.train is not set: data={chosen} reads files; give data.train=<file, glob or folder> or data.dir=<folder>."
@@ -245,6 +247,8 @@ def _streaming(config: Config, encoding: str, objective: str) -> Iterator[str]:
         yield f"data.streaming=true: needs objective=causal_lm and data.packing=best_fit; {objective} and {config.data.packing} found."
     if config.data.source not in ("text", "files", "hub"):
         yield f"data.streaming=true: data={config.data.source} is built in and small; choose data=text, files or hub."
+    if config.data.test is not None:
+        yield f"data.test={config.data.test}: a run on a stream has no test split; leave it out, and evaluate the run by task=evaluate."
     if config.trainer.max_steps is None:
         yield "trainer.max_steps is not set: a stream has no known end, so data.streaming=true needs it."
 

@@ -75,7 +75,7 @@ def worded() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("\nstopped before training began: nothing is lost, and nothing was saved", file=sys.stderr)
+        print("\ninterrupted; where a state was saved before, the command with the same run_dir goes on from it", file=sys.stderr)
         sys.exit(RunError.exit_code)
     except Exception as error:
         if not isinstance(error, RunError | HydraException | OmegaConfBaseException) and not _from_hydra(error):

@@ -71,6 +71,7 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
     (["trainer.devices=5000", "trainer=cpu"], ["trainer.devices=5000", "cores"]),
     ([*FILES, "data.train=train.py", "data.delimiter=ab"], ["data.delimiter=ab", "one character"]),
     (["data.streaming=true"], ["data.streaming=true", "data=docs is built in"]),
+    (["data=hub", "data.name=a/b", "data.streaming=true", "data.test=test"], ["data.test=test", "task=evaluate"]),
 ]
 
 
@@ -186,6 +187,20 @@ def test_no_yaml_repeats_a_default() -> None:
         signature = inspect.signature(get_object(settings.pop("_target_")))
         for key, value in settings.items():
             assert signature.parameters[key].default != value, f"{group}/{option}: {key}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["recipe=gpt2_124m_pretrain", "trainer=debug"], "trainer.max_steps", 10),
+        (["task=finetune", "data=squad", "objective=question_answering", "model=bert_tiny"], "data.block_size", 384),
+        (["recipe=xquad_minilm"], "data.block_size", 256),
+        (["recipe=sst2_minilm", "optimizer=muon"], "optimizer.lr", 1e-4),  # a preset's rate is the model's
+        (["recipe=sst2_minilm", "optimizer=muon", "optimizer.lr=1e-3"], "optimizer.lr", 1e-3),
+    ],
+)
+def test_who_has_the_last_word(overrides: list[str], key: str, value: float, tmp_path: Path) -> None:
+    assert OmegaConf.select(OmegaConf.create(plain(with_files(overrides, tmp_path))), key) == value
 
 
 def test_zero_is_a_seed() -> None:

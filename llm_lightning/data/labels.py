@@ -96,7 +96,7 @@ def _different(train: Rows, column: str) -> Iterable[Any]:
 
 def _raise_first_problem(train: Rows) -> None:
     """Malformed rows may be why there are no labels."""
-    problems = train.table[PROBLEM] if PROBLEM in train.table.column_names else []
+    problems = train.table[PROBLEM][:] if PROBLEM in train.table.column_names else []
     for row, problem in enumerate(problems):
         if problem is not None:
             raise UserError(f"{train.where(row)}: {problem}; without such rows there are not two classes.")

@@ -23,7 +23,7 @@ def with_validation(splits: dict[str, Rows], data: DataConfig, stratified: bool)
     if not stratified:
         groups[""] = list(range(len(train)))
     else:
-        for index, value in enumerate(train.table[str(data.columns.label)]):
+        for index, value in enumerate(train.table[str(data.columns.label)][:]):
             groups[canonical(value)].append(index)
     rng = np.random.default_rng(SEED)
     held: list[int] = []

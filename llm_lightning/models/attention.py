@@ -49,7 +49,7 @@ def attention(
     """(1, tokens, heads, dim) attention of queries (1, heads, tokens, dim); keys and values may have fewer heads."""
     if cu_seq_lens_q is None or max_length_q is None or attention_mask is not None:
         raise ValueError("this model takes flat batches; for padded ones and for generation, set_attn_implementation('sdpa') first")
-    q, k, v = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)  # (tokens, heads, dim)
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # (tokens, heads, dim); autocast turns in fp32
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = bool(getattr(module, "is_causal", False))
     window = -1 if sliding_window is None else sliding_window - 1  # how far a token looks; transformers counts the token itself

@@ -18,9 +18,9 @@ BOUNDS = {"train": (0.0, 0.96), "validation": (0.96, 0.98), "test": (0.98, 1.0)}
 def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
     """Splits by module, so that a module's documents stay together; `data.share` of the documents of each split."""
     table = builtin.documents(cache_dir)
-    place = np.array([position(module) for module in table["module"]])
+    place = np.array([position(module) for module in table["module"][:]])
     kept = (
-        np.array([position(f"{m} {n} {i}") for i, (m, n) in enumerate(zip(table["module"], table["name"], strict=True))])
+        np.array([position(f"{m} {n} {i}") for i, (m, n) in enumerate(zip(table["module"][:], table["name"][:], strict=True))])
         < data.share
     )
     return {split: rows(table, np.flatnonzero((place >= low) & (place < high) & kept)) for split, (low, high) in BOUNDS.items()}
@@ -34,6 +34,6 @@ def position(name: str) -> float:
 def rows(table: datasets.Dataset, indices: np.ndarray) -> Rows:
     """Rows of the corpus, told by the object they document."""
     part = table.select(indices)
-    modules, names = part["module"], part["name"]
-    identity = xxhash.xxh3_128("\0".join(part["text"]).encode()).hexdigest()
+    modules, names = part["module"][:], part["name"][:]
+    identity = xxhash.xxh3_128("\0".join(part["text"][:]).encode()).hexdigest()
     return Rows(table=part, fingerprint=identity, where=lambda i: f"{modules[i]}: {names[i] or 'module docstring'}")

@@ -45,9 +45,9 @@ HELD = 120
 def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
     """Columns text and label; every class has the same number of rows in a split."""
     table = builtin.documents(cache_dir)
-    package, module = np.array(table["package"]), np.array(table["module"])
+    package, module = np.array(table["package"][:]), np.array(table["module"][:])
     place = np.array([position(f"topics {name}") for name in module])
-    order = np.array([position(f"{m} {n}") for m, n in zip(module, table["name"], strict=True)])
+    order = np.array([position(f"{m} {n}") for m, n in zip(module, table["name"][:], strict=True)])
     wanted = data.per_class or PER_CLASS
     splits = {}
     for split, (low, high) in BOUNDS.items():
@@ -65,7 +65,7 @@ def masked(text: str) -> str:
 
 def _rows(table: datasets.Dataset, indices: np.ndarray) -> Rows:
     part = table.select(indices)
-    modules, names = part["module"], part["name"]
-    labelled = datasets.Dataset.from_dict({"text": [masked(text) for text in part["text"]], "label": part["package"]})
+    modules, names = part["module"][:], part["name"][:]
+    labelled = datasets.Dataset.from_dict({"text": [masked(text) for text in part["text"][:]], "label": part["package"][:]})
     identity = xxhash.xxh3_128("\0".join([*labelled["text"], *labelled["label"]]).encode()).hexdigest()
     return Rows(table=labelled, fingerprint=identity, where=lambda i: f"{modules[i]}: {names[i] or 'module docstring'}")

@@ -75,7 +75,7 @@ def _beginning(article: dict[str, Any]) -> str:
 
 
 def _folded(rows: Rows, fold: int) -> dict[str, Rows]:
-    titles = rows.table["title"]
+    titles = rows.table["title"][:]
     order = {title: place for place, title in enumerate(dict.fromkeys(titles))}
     if len(order) < FOLDS:
         raise UserError(f"data.fold={fold}: there are {len(order)} articles, and {FOLDS} are needed.")
