@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from llm_lightning.objectives.base import Objective
 from llm_lightning.training.precision import in_bf16
 
 CONFIG = GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
@@ -54,3 +56,21 @@ def test_frequent_tokens_keep_their_gradient() -> None:
         embedding(torch.zeros(1000, dtype=torch.long)).sum().backward()
     assert embedding.weight.grad is not None
     assert embedding.weight.grad[0].eq(1000).all()
+
+
+def test_gradients_are_clipped_after_they_are_unscaled() -> None:
+    """As under trainer.precision=16-mixed: their norm, and what they are clipped to, is that of the loss that was not scaled."""
+    model = AutoModelForCausalLM.from_config(CONFIG)
+    plain = copy.deepcopy(model)
+    objective = Objective(None)  # type: ignore[arg-type]
+    objective.model, objective.clip_norm = model, 0.01
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    objective.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))  # type: ignore[assignment]
+    optimizer = torch.optim.AdamW(model.parameters())
+    ids = torch.arange(24).view(2, 12)
+    scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
+    norm = objective._clip(SimpleNamespace(optimizer=optimizer, param_groups=optimizer.param_groups))
+    plain(input_ids=ids, labels=ids).loss.backward()
+    torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.01))
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
