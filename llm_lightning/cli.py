@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llm_lightning import checks, config
 from llm_lightning.config import CONF
 from llm_lightning.errors import RunError, Stopped, UserError, listed, nearest
+from llm_lightning.redact import redacted
 from llm_lightning.stored import STORED, stored
 
 
@@ -50,7 +51,8 @@ def _unless_pretrained(fresh: float, pretrained: float, *, _root_: DictConfig) -
 
 def _job(node: DictConfig) -> None:
     hydra_config = HydraConfig.get()
-    with worded():  # here too, or Hydra prints its own line before ours
+    elsewhere = hydra_config.mode is RunMode.MULTIRUN  # a job on another machine, whose launcher tells the sweep of its errors
+    with contextlib.nullcontext() if elsewhere else worded():  # here too, or Hydra prints its own line before ours
         overrides = list(hydra_config.overrides.task)
         if node.task in STORED:
             chosen = stored(node.task, node.run, overrides)
@@ -58,7 +60,7 @@ def _job(node: DictConfig) -> None:
             chosen = compose(node, dict(hydra_config.runtime.choices))
             checks.check(chosen)
         sweep = None
-        if hydra_config.mode is RunMode.MULTIRUN and chosen.run_dir is not None:  # a job on another machine
+        if elsewhere and chosen.run_dir is not None:
             sweep = Path(chosen.run_dir).parent.name
         elif chosen.sweep != config.SweepConfig():
             raise UserError(f"sweep={chosen.choices.get('sweep')}: a sweep is started with -m: python train.py -m …")
@@ -86,7 +88,7 @@ def worded() -> Iterator[None]:
             launched = int(os.environ.get("LOCAL_RANK", "0")) > 0  # its launcher takes another code for a crash, and kills all
             print("" if launched else error, file=sys.stderr)
             sys.exit(0 if launched else error.exit_code)
-        print(f"\nerror: {explain(error)}", file=sys.stderr)
+        print(f"\nerror: {redacted(explain(error))}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, RunError) else UserError.exit_code)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 HIDDEN = "***"
 KEY = (
     r"(?:(?:\w+[_-])?(?:password|passwd|secret|credentials?|api[_-]?key|access[_-]?key|private[_-]?key)"
-    r"|(?:hf|hub|auth|access|api|wandb)[_-]token|token)"
+    r"|(?:\w+[_-])?(?:hf|hub|auth|access|api|wandb|github|gitlab|session|bearer)[_-]token|token)"
 )
 """How a key of a secret is named; a tokenizer's `eos_token` is none."""
 NAMED = re.compile(rf"(?i)((?<![\w-]){KEY}['\"]?=['\"]?|[{{,]\s*['\"]?{KEY}['\"]?\s*:\s*['\"]?)[^\s,'\"}}&]+")
@@ -35,7 +35,7 @@ def redacted(value: Any) -> Any:
 def _redacted(value: Any, known: list[str]) -> Any:
     if isinstance(value, dict):
         return {
-            key: HIDDEN if isinstance(item, str) and re.fullmatch(KEY, str(key), re.IGNORECASE) else _redacted(item, known)
+            key: HIDDEN if _plain(item) and re.fullmatch(KEY, str(key), re.IGNORECASE) else _redacted(item, known)
             for key, item in value.items()
         }
     if isinstance(value, list):
@@ -47,6 +47,10 @@ def _redacted(value: Any, known: list[str]) -> Any:
     for shape, instead in SHAPES:
         value = shape.sub(instead, value)
     return NAMED.sub(rf"\1{HIDDEN}", value)
+
+
+def _plain(item: Any) -> bool:
+    return isinstance(item, str | int | float) and not isinstance(item, bool)
 
 
 def _of_environment() -> list[str]:

@@ -33,6 +33,8 @@ def test_texts(text: str, kept: str | None, monkeypatch: pytest.MonkeyPatch) -> 
 def test_containers() -> None:
     given = {"token": "abc", "eos_token": "[E]", "rate": 1e-4, "files": ["https://a:b@host", 3], "password": None}
     assert redacted(given) == {"token": "***", "eos_token": "[E]", "rate": 1e-4, "files": ["https://***@host", 3], "password": None}
+    given = {"password": 12345678, "use_auth_token": True, "github_token": "x", "session_token": "y"}
+    assert redacted(given) == {"password": "***", "use_auth_token": True, "github_token": "***", "session_token": "***"}
 
 
 def test_no_file_of_a_run_has_a_secret(

@@ -146,8 +146,8 @@ def parallel(groups: list[Group], best: Quality) -> Figure | None:
             "name": group.name,
             "mode": "lines+markers",
             "line": {"color": _shade(scores[i]), "width": 2},
-            "text": [f"{name} {_text(values[i])}" for name, values in axes],
-            "hovertemplate": f"{group.name}<br>%{{text}}<extra></extra>",
+            "text": [f"{group.name}: {name} {_text(values[i])}" for name, values in axes],
+            "hovertemplate": "%{text}<extra></extra>",
         }
         for i, group in enumerate(groups)
     ]
@@ -174,12 +174,10 @@ def _settings(groups: list[Group]) -> list[tuple[str, list[Any]]]:
     axes: list[tuple[str, list[Any]]] = [("model", presets)] if several else []
     for key in dict.fromkeys(key for known in found for key in known):
         values = [known.get(key) for known in found]
-        if (
-            len({str(value) for value in values}) > 1
-            and not key.endswith("_target_")
-            and not (several and key.startswith("model."))
-        ):
-            axes.append((key.split(".", 1)[-1], ["none" if value is None else value for value in values]))
+        if len({str(value) for value in values}) > 1 and not (several and key.startswith("model.")):
+            name = key.removesuffix("._target_")
+            shown = values if name == key else [str(value).rpartition(".")[2] for value in values]
+            axes.append((name.split(".", 1)[-1], ["none" if value is None else value for value in shown]))
     return axes
 
 

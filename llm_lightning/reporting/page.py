@@ -6,6 +6,7 @@ once (4.8 MB). Colours follow the reader's light or dark setting.
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import math
@@ -66,20 +67,25 @@ def write_page(target: Path, title: str, lead: str, found: list[Section]) -> Pat
     """The sections as HTML."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("llm_lightning.reporting"), autoescape=True, trim_blocks=True)
     figures = [figure for section in found for figure in section.figures]
-    drawn = json.dumps(_finite(figures)).replace("</", "<\\/")
+    drawn = json.dumps(_drawable(figures)).replace("<", "\\u003c")  # nothing in it can end the script that it is in
     script = files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
     template = environment.get_template("page.html.j2")
-    html = template.render(title=title, lead=lead, sections=found, figures_json=drawn, plotly=script)
+    page = template.render(title=title, lead=lead, sections=found, figures_json=drawn, plotly=script)
     whole = target.with_name(f".{target.name}.partial")
-    whole.write_text(html, encoding="utf-8")
+    whole.write_text(page, encoding="utf-8")
     whole.replace(target)
     return target
 
 
-def _finite(value: Any) -> Any:
-    """Plain containers with null for what is no number, which JSON does not have."""
+def _drawable(value: Any, markup: bool = False) -> Any:
+    """Plain containers with null for what is no number, which JSON does not have, and with texts that plotly shows as they are.
+
+    It takes what looks like HTML in them for such; only templates are meant so.
+    """
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _drawable(item, str(key).endswith("template")) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_drawable(item, markup) for item in value]
+    if isinstance(value, str) and not markup:
+        return html.escape(value, quote=False)
     return None if isinstance(value, float) and not math.isfinite(value) else value

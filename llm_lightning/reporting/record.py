@@ -104,7 +104,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 def command(config: Config, folder: Path) -> str:
     """The command line that continues a run."""
-    started = config.command or "the same command"
+    started = str(redacted(config.command or "the same command"))
     return started if "run_dir=" in started else f"{started} run_dir={shlex.quote(str(folder))}"
 
 

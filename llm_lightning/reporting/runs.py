@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,12 +146,22 @@ def find(folders: Iterable[Path]) -> list[Run]:
 
 
 def grouped(runs: list[Run]) -> list[Group]:
-    """Runs gathered by configuration and data, named by what tells them apart."""
-    by_settings: dict[str, list[Run]] = {}
-    for run in runs:
-        by_settings.setdefault(configuration(run.config, run.summary["data"]["fingerprint"]), []).append(run)
-    groups = list(by_settings.values())
-    return [Group(_name(members[0], [other[0] for other in groups]), members) for members in groups]
+    """Runs gathered by configuration and data, named by what tells them apart; of the same seed twice, the later run."""
+    by_settings: dict[str, dict[Any, Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.folder / "summary.json").stat().st_mtime):
+        known = configuration(run.config, run.summary["data"]["fingerprint"])
+        by_settings.setdefault(known, {})[run.summary["seed"]] = run
+    left = {id(run) for members in by_settings.values() for run in members.values()}
+    order = {id(run): place for place, run in enumerate(runs)}
+    groups = [sorted(members.values(), key=lambda run: order[id(run)]) for members in by_settings.values()]
+    groups.sort(key=lambda members: order[id(members[0])])
+    if len(left) < len(runs):
+        log.info("%s runs of a seed that a later run repeats are left out", len(runs) - len(left))
+    firsts = [members[0] for members in groups]
+    names = [_name(first, firsts, FEW) for first in firsts]
+    alike = {name for name, count in Counter(names).items() if count > 1}
+    names = [_name(first, firsts, None) if name in alike else name for name, first in zip(names, firsts, strict=True)]
+    return [Group(name, members) for name, members in zip(names, groups, strict=True)]
 
 
 def configuration(config: dict[str, Any], fingerprint: str) -> str:
@@ -166,18 +177,27 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 ORIGIN = ("model.init_from", "model.name_or_path")
+PLACES = ("data.train", "data.validation", "data.test", "data.dir", "data.name", "data.config", "data.predict")
+"""Settings that say which data it is: it has a name."""
+FEW = 3  # settings in a name, unless it takes more to tell two apart
 
 
-def _name(run: Run, everyone: list[Run]) -> str:
-    """The data and the origin of the weights where they differ, and the settings that other runs of its objective do not have."""
+def _name(run: Run, everyone: list[Run], most: int | None) -> str:
+    """The data and the origin of the weights where they differ, and some of the settings that other runs like it do not have."""
     own, alike = settings(run.config), [other for other in everyone if other.summary["objective"] == run.summary["objective"]]
     preset = _preset(run) if len({_preset(other) for other in alike}) > 1 else None
-    others = [
-        settings(other.config) for other in alike if preset is None or _preset(other) == preset
-    ]  # a preset has settings of its own
+    peers = [other for other in alike if preset is None or _preset(other) == preset]  # a preset has settings of its own
+    others = [settings(other.config) for other in peers]
+    near = [
+        settings(other.config) for other in peers if other.summary["data"]["name"] == run.summary["data"]["name"]
+    ]  # so have data
     origin, origins = _origin(own), {_origin(settings(other.config)) for other in alike}
-    differing = [key for key in own if not key.startswith(("data.", *ORIGIN)) and any(o.get(key) != own[key] for o in others)]
-    changed = [f"{key.split('.', 1)[-1]}={_short(own[key])}" for key in differing if not key.endswith("_target_")][:3]
+
+    def differs(key: str) -> bool:
+        return any(other.get(key) != own[key] for other in (near if key.startswith("data.") else others))
+
+    differing = [key for key in own if key not in (*PLACES, *ORIGIN) and differs(key)]
+    changed = [_said(key, own[key]) for key in differing][:most]
     data = [run.summary["data"]["name"]] if len({other.summary["data"]["name"] for other in alike}) > 1 else []
     source = f"from {Path(origin).name}" if origin else "from scratch"
     if preset is not None:
@@ -191,8 +211,11 @@ def _origin(own: dict[str, Any]) -> str | None:
     return own.get(ORIGIN[0]) or own.get(ORIGIN[1])
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _said(key: str, value: Any) -> str:
+    """A setting in a name; a target by the group that it is chosen in: optimizer=muon."""
+    if key.endswith("._target_"):
+        return f"{key.removesuffix('._target_')}={str(value).rpartition('.')[2]}"
+    return f"{key.split('.', 1)[-1]}={f'{value:.3g}' if isinstance(value, float) else value}"
 
 
 def _preset(run: Run) -> str | None:

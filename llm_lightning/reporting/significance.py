@@ -1,8 +1,9 @@
 """Is one configuration better than another, or was it luck?
 
 Where both have kept what each test example came to, those are compared in pairs: the difference by a bootstrap, and how often it would
-be as large by chance by a permutation test that swaps the two at random in each example (Fisher 1935). Else seeds are compared in
-pairs by Student's t.
+be as large by chance by a permutation test that swaps the two at random in each example (Fisher 1935). Where both have several seeds,
+the bootstrap draws seeds anew as well, and the probability is at least that of its draws: other seeds could have said otherwise. Where
+there are no examples, seeds are compared in pairs by Student's t.
 """
 
 from __future__ import annotations
@@ -69,28 +70,28 @@ def compared(first: Group, second: Group, metric: str) -> Comparison | None:
         found = [_examples(group, split) for group in (first, second)]
         if found[0] is not None and found[1] is not None and found[0][:2] == found[1][:2]:
             score, _, values = found[0]
-            return _by_examples(first.name, second.name, f"{split} {score}", values - found[1][2])
+            return _by_examples(first.name, second.name, f"{split} {score}", values, found[1][2])
     pairs = _by_seed(first, second, metric)
     return None if len(pairs) < 2 else _by_seeds(first.name, second.name, metric.replace("/", " "), pairs)
 
 
-def holm(comparisons: list[Comparison]) -> list[Comparison]:
-    """The same with probabilities that hold for all of them together (Holm 1979)."""
+def holm(comparisons: list[Comparison], pairs: int) -> list[Comparison]:
+    """The same with probabilities that hold for all of so many pairs together (Holm 1979), of which these are the telling ones."""
     order = sorted(range(len(comparisons)), key=lambda i: comparisons[i].p)
     adjusted, least = list(comparisons), 0.0
     for place, i in enumerate(order):
-        least = max(least, min(1.0, (len(order) - place) * comparisons[i].p))
+        least = max(least, min(1.0, (pairs - place) * comparisons[i].p))
         adjusted[i] = replace(comparisons[i], p=least)
     return adjusted
 
 
 def _examples(group: Group, split: str) -> tuple[str, Any, np.ndarray] | None:
-    """(what is scored, which examples, the score of each as the mean over the seeds); None where a run has not kept them."""
+    """(what is scored, which examples, (seeds, examples) the scores); None where a run has not kept them."""
     found = [example_scores(run, split) for run in group.runs]
     known = [scores for scores in found if scores is not None]
     if len(known) < len(found) or any(scores[:2] != known[0][:2] for scores in known):
         return None
-    return known[0][0], known[0][1], np.mean([values for _, _, values in known], axis=0)
+    return known[0][0], known[0][1], np.array([values for _, _, values in known], dtype=float)
 
 
 def example_scores(run: Run, split: str) -> tuple[str, Any, np.ndarray] | None:
@@ -113,13 +114,29 @@ def example_scores(run: Run, split: str) -> tuple[str, Any, np.ndarray] | None:
     return name, (rows, len(values)), values
 
 
-def _by_examples(first: str, second: str, score: str, differences: np.ndarray) -> Comparison:
-    rng, size = np.random.default_rng(0), len(differences)
-    drawn = [differences[rng.integers(0, size, (100, size))].mean(1) for _ in range(20)]
-    low, high = np.quantile(np.concatenate(drawn), BOUNDS)
+def _by_examples(first: str, second: str, score: str, ours: np.ndarray, theirs: np.ndarray) -> Comparison:
+    """Of scores (seeds, examples)."""
+    rng, size, differences = np.random.default_rng(0), ours.shape[1], ours.mean(0) - theirs.mean(0)
+    drawn = []
+    for _ in range(20):
+        places = rng.integers(0, size, (100, size))
+        drawn.append(_redrawn(ours, places, rng) - _redrawn(theirs, places, rng))
+    means = np.concatenate(drawn)
+    low, high = np.quantile(means, BOUNDS)
     how = f"{size:,} {'batches' if 'batch' in score else 'examples'}, permutation"
     p = permutation(differences, rng)
-    return Comparison(first, second, score, float(differences.mean()), float(low), float(high), p, how)
+    if len(ours) > 1 and len(theirs) > 1:
+        p = max(p, min(1.0, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (len(means) + 1)))
+        how += f"; {len(ours)} and {len(theirs)} seeds"
+    return Comparison(first, second, score, float(differences.mean()), float(low), float(high), float(p), how)
+
+
+def _redrawn(scores: np.ndarray, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(draws,) mean scores of the examples of each draw (draws, examples), over as many seeds drawn with replacement."""
+    by_seed = np.array([of_seed[places].mean(1) for of_seed in scores])
+    seeds = rng.integers(0, len(scores), (len(scores), len(places)))
+    means: np.ndarray = np.take_along_axis(by_seed, seeds, 0).mean(0)
+    return means
 
 
 def permutation(differences: np.ndarray, rng: np.random.Generator) -> float:

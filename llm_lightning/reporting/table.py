@@ -187,13 +187,14 @@ def significance(groups: list[Group]) -> Table | None:
     if best is None or len(groups) < 2:
         return None
     first, *others = ranked(groups)
-    found = holm([pair for other in others if (pair := compared(first, other, best.metric)) is not None])
+    pairs = len(groups) * (len(groups) - 1) // 2  # the best was chosen by looking at all of them
+    found = holm([pair for other in others if (pair := compared(first, other, best.metric)) is not None], pairs)
     rows = [
         [pair.second, pair.score, f"{pair.difference:+.4f}", f"{pair.low:+.4f} to {pair.high:+.4f}", _p(pair.p), pair.how]
         for pair in found
     ]
     columns = ["against", "score", "difference", "95% interval", "p", "by"]
-    note = "p is corrected for the number of comparisons (Holm)." if len(rows) > 1 else ""
+    note = f"p is corrected for the {pairs} pairs that the best was chosen from (Holm)." if pairs > 1 else ""
     return Table(f"Is {first.name} the best?", columns, rows, note) if rows else None
 
 

@@ -7,22 +7,28 @@ the processes that Lightning starts for other devices are started with it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from llm_lightning.machine import cores
+from llm_lightning.redact import redacted
+
+log = logging.getLogger(__name__)
 
 Judge = Callable[[int, float], bool]
-"""Whether a run is to go on after a validation, told its step and the metric that decides."""
+"""Whether a run is to go on after a validation, told how far it is, in thousandths of its steps, and the metric that decides."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Share:
     """What of the machine a job gets where several run at once: a GPU or none, and so many threads."""
 
     threads: int
-    gpu: int | None = None
+    gpu: str | None = None
 
 
 def run_job(
@@ -47,48 +53,64 @@ def run_job(
     sweep: str,
     judge: Judge | None,
     share: Share | None,
-    log: Path | None,
-    started: Callable[[Any], None],
+    output: Path | None,
+    started: Callable[[BaseProcess], None],
+    ended: Callable[[BaseProcess], None],
 ) -> Outcome:
-    """Run a job and wait for its end. Its output goes to the file `log`, or to the terminal; `started` is given its process."""
+    """Run a job and wait for its end. Its output goes to a file, or to the terminal; `started` and `ended` are given its process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["llm_lightning.run"])
     ours, theirs = context.Pipe()
-    process = context.Process(target=_job, args=(theirs, sys.argv[0], overrides, sweep, judge is not None, share, log))
+    process = context.Process(target=_job, args=(theirs, sys.argv[0], overrides, sweep, judge is not None, share, output))
     before = time.perf_counter()
-    process.start()
+    try:
+        process.start()
+    except (EOFError, OSError) as error:  # the server that jobs are forked from is gone: Ctrl-C while it was starting
+        return Outcome("failed", f"could not be started: {error or type(error).__name__}", 0.0)
     started(process)
     theirs.close()
     status, message = "failed", ""
     while True:
         try:
             told = ours.recv()
-        except EOFError:
+            if isinstance(told[0], int):
+                ours.send(judge is None or _judged(judge, *told))
+            else:
+                status, message = told
+        except (EOFError, OSError):
             break
-        if isinstance(told[0], int):
-            ours.send(judge is None or judge(*told))
-        else:
-            status, message = told
     process.join()
     if not message and status == "failed":
         code = process.exitcode or 0
         message = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return Outcome(status, message, time.perf_counter() - before)
+    ours.close()
+    ended(process)
+    process.close()
+    return Outcome(status, redacted(message), time.perf_counter() - before)
+
+
+def _judged(judge: Judge, done: int, value: float) -> bool:
+    """A journal that cannot be written must not end a run that trains well."""
+    try:
+        return judge(done, value)
+    except Exception as error:
+        log.warning("sweep: pruning is left out (%s: %s)", type(error).__name__, error)
+        return True
 
 
 def _job(
-    parent: Connection, program: str, overrides: list[str], sweep: str, judged: bool, share: Share | None, log: Path | None
+    parent: Connection, program: str, overrides: list[str], sweep: str, judged: bool, share: Share | None, output: Path | None
 ) -> None:
     """In the job's process: the run, and a word to the sweep on how it ended."""
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     sys.argv = [program, *overrides]
-    if log is not None:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+    if output is not None:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
     if share is not None:
         if share.gpu is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(share.gpu)
+            os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
         os.environ["OMP_NUM_THREADS"] = str(share.threads)
     import torch
 
@@ -103,8 +125,8 @@ def _job(
         with contextlib.suppress(OSError):  # the sweep is gone
             parent.send(message)
 
-    def judge(step: int, value: float) -> bool:
-        tell(step, value)
+    def judge(done: int, value: float) -> bool:
+        tell(done, value)
         try:
             return bool(parent.recv())
         except (EOFError, OSError):
@@ -121,7 +143,8 @@ def _job(
         raise
     except BaseException as error:
         tell("failed", f"{type(error).__name__}: {error}")
-        raise
+        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
+        sys.exit(1)
 
 
 def _end_with_the_sweep() -> None:
@@ -138,9 +161,10 @@ def shares(jobs: int | str) -> list[Share | None]:
         return [None]
     import torch
 
-    gpus = torch.cuda.device_count()
-    most = gpus or cores()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = (given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())])[: torch.cuda.device_count()]
+    most = len(gpus) or cores()
     count = most if jobs == "auto" else min(int(jobs), most)
     if count == 1:
         return [None]
-    return [Share(max(1, cores() // count), slot if gpus else None) for slot in range(count)]
+    return [Share(max(1, cores() // count), gpus[slot] if gpus else None) for slot in range(count)]

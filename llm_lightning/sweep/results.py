@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,9 @@ class Results:
 
     def write(self) -> None:
         """results.csv."""
-        with (self.folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        target = self.folder / "results.csv"
+        partial = target.with_name(f".results.{os.getpid()}.partial")  # several processes may work on one search
+        with partial.open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(["job", *self.keys, "status", "metric", "value", "seconds", "message"])
             for result in self._by_name.values():
@@ -79,6 +82,7 @@ class Results:
                 rows.writerow(
                     [job.name, *own, outcome.status, result.metric, result.value, f"{outcome.seconds:.1f}", outcome.message]
                 )
+        partial.replace(target)
 
     def table(self) -> Table:
         metric = next((result.metric for result in self._by_name.values() if result.metric), "metric")

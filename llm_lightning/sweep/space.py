@@ -7,6 +7,7 @@ that is even on a logarithmic scale, is a range.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -34,22 +35,31 @@ class Dimension:
     step: int | None = None
     """Whole numbers so far apart; None where they are no equally spaced whole numbers."""
 
+    @property
+    def middle(self) -> float:
+        """A number inside the range."""
+        middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        return middle if self.step is None else int(middle)
+
     def at(self, value: Any) -> tuple[str, ...]:
         """The overrides of an option's name, or of a number of the range."""
-        return self.options[value] if self.options else (f"{self.key}={value:.6g}",)
+        return self.options[value] if self.options else (f"{self.key}={value if self.step else format(value, '.6g')}",)
 
 
 def read(arguments: Sequence[str], space: dict[str, Any], choices: Sequence[str]) -> tuple[list[str], list[Dimension]]:
     """(overrides that all runs share, what varies). What the command line says of a key replaces what `space` has for it.
 
-    Raises UserError where a range cannot be read.
+    A list of the space is its values, and what is one value there is fixed. Raises UserError where a range cannot be read.
     """
     parser = OverridesParser.create()
     given = {parsed.get_key_element(): parsed for parsed in parser.parse_overrides(list(arguments))}
     given = {key: parsed for key, parsed in given.items() if re.split(r"[./@]", key.lstrip("+~"))[0] not in OWN}
-    ranges = {parsed.get_key_element(): parsed for parsed in parser.parse_overrides([f"{key}={space[key]}" for key in space])}
-    fixed = [str(parsed.input_line) for parsed in given.values() if not parsed.is_sweep_override()]
-    varied = [parsed for parsed in (ranges | given).values() if parsed.is_sweep_override()]
+    written = [f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}" for key, value in space.items()]
+    ranges = {parsed.get_key_element(): parsed for parsed in parser.parse_overrides(written)}
+    given = {key.lstrip("+"): parsed for key, parsed in given.items()}
+    everything = ranges | given
+    fixed = [str(parsed.input_line) for parsed in (given | everything).values() if not parsed.is_sweep_override()]
+    varied = [parsed for parsed in everything.values() if parsed.is_sweep_override()]
     dimensions = [_dimension(parsed) for parsed in varied]
     if choices:
         dimensions.insert(0, Dimension("choice", {choice: tuple(shlex.split(choice)) for choice in choices}))
@@ -63,7 +73,8 @@ def _dimension(parsed: Override) -> Dimension:
         log = "log" in sweep.tags  # type: ignore[union-attr]
         if not low < high or (log and low <= 0):
             raise UserError(f"{parsed.input_line}: a range goes from the lower to the higher end{', above 0' if log else ''}.")
-        return Dimension(key, {}, low, high, log)
+        whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)  # type: ignore[union-attr]  # int(interval(8,64))
+        return Dimension(key, {}, low, high, log, step=1 if whole else None)
     options: dict[str, tuple[str, ...]] = {value: (f"{key}={value}",) for value in parsed.sweep_string_iterator()}
     if (
         isinstance(sweep, RangeSweep)
@@ -102,7 +113,9 @@ def wandb_sweep(
         if d.options:
             parameters[d.key] = {"values": list(d.options)}
         else:
-            parameters[d.key] = {"distribution": "log_uniform_values" if d.log else "uniform", "min": d.low, "max": d.high}
+            kind = ("q_log_uniform_values" if d.log else "int_uniform") if d.step else "log_uniform_values" if d.log else "uniform"
+            low, high = (int(d.low), int(d.high)) if d.step else (d.low, d.high)
+            parameters[d.key] = {"distribution": kind, "min": low, "max": high}
     return {
         "program": program,
         "method": {"optuna": "bayes"}.get(method, method),

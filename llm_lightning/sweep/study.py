@@ -20,6 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, Trial, TrialState
 
 from llm_lightning.config import SweepConfig
+from llm_lightning.errors import UserError
 from llm_lightning.reporting import record
 from llm_lightning.sweep.process import Judge
 from llm_lightning.sweep.space import Dimension
@@ -38,15 +39,19 @@ class Study:
         with self._alone():
             storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal")))
             self.study = optuna.create_study(
-                study_name=folder.name,
+                study_name=next(iter(optuna.get_all_study_names(storage)), folder.name),  # a folder may be renamed
                 storage=storage,
                 direction="maximize" if maximize else "minimize",
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST) if settings.prune else optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
-        seed += len(self.study.trials)  # a sweep that goes on does not draw the same once more
-        random = settings.method == "random"
-        self.study.sampler = optuna.samplers.RandomSampler(seed) if random else optuna.samplers.TPESampler(seed=seed)
+            drawn = repr(dimensions)
+            if self.study.user_attrs.setdefault("space", drawn) != drawn:
+                raise UserError(f"{folder}: the search there is over another space; repeat its command, or give another run_dir.")
+            self.study.set_user_attr("space", drawn)
+        self.random, self.seed = settings.method == "random", seed
+        self.replaced = {trial.number for trial in self.study.trials if trial.state is TrialState.FAIL}
+        """Trials that failed before this start: others are drawn in their place."""
 
     def next(self) -> Trial | None:
         """A trial that nobody works on any more, else a new one; None where there are enough."""
@@ -54,8 +59,11 @@ class Study:
             for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if self._hold(left.number):
                     return Trial(self.study, left._trial_id)
-            if len(self.study.get_trials(deepcopy=False)) >= self.most:
+            count = len(self.study.get_trials(deepcopy=False))
+            if count - len(self.replaced) >= self.most:
                 return None
+            seed = self.seed + count  # each trial has its own: whoever draws it draws the same, and nobody draws it twice
+            self.study.sampler = optuna.samplers.RandomSampler(seed) if self.random else optuna.samplers.TPESampler(seed=seed)
             trial = self.study.ask()
             self._hold(trial.number)
             self.point(trial)  # drawn now, so that it is in the journal
@@ -65,8 +73,9 @@ class Study:
         """What a trial stands for: of each dimension, by its key, an option's name or a number."""
         point: dict[str, Any] = {}
         for d in self.dimensions:
-            if d.step is not None and len(d.options) > 1:
-                point[d.key] = str(trial.suggest_int(d.key, int(d.low), int(d.high), step=d.step))
+            if d.step is not None and len(d.options) != 1:
+                number = trial.suggest_int(d.key, int(d.low), int(d.high), step=d.step, log=d.log)
+                point[d.key] = str(number) if d.options else number
             elif d.options:
                 point[d.key] = trial.suggest_categorical(d.key, list(d.options))
             else:
@@ -74,21 +83,22 @@ class Study:
         return point
 
     def judge(self, trial: Trial) -> Judge:
-        """Hopeless are runs whose best validation so far is worse than the median of the others' at that step."""
+        """Hopeless are runs whose best validation so far is worse than the median of the others' when they were as far."""
         known = self.study.trials[trial.number].intermediate_values
 
-        def goes_on(step: int, value: float) -> bool:
-            if step not in known:
-                trial.report(value, step)
+        def goes_on(done: int, value: float) -> bool:
+            if done not in known:
+                trial.report(value, done)
             return not trial.should_prune()
 
         return goes_on
 
-    def tell(self, trial: Trial, status: str, value: float | None) -> None:
+    def tell(self, trial: Trial, status: str, value: float | None, why: str = "") -> None:
         """How a trial ended; one that was stopped stays as it is, to be taken up again."""
         if status == "done" and value is not None:
             self.study.tell(trial, value)
         elif status != "stopped":
+            trial.set_user_attr("why", why)
             self.study.tell(trial, state=TrialState.PRUNED if status == "pruned" else TrialState.FAIL)
         os.close(self._held.pop(trial.number))
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
@@ -19,7 +20,7 @@ from typing import Any
 
 import xxhash
 import yaml
-from hydra.core.utils import JobStatus
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from llm_lightning import checks, cli
@@ -63,14 +64,15 @@ class Sweep:
 
     def grid(self) -> list[Job]:
         """A job for every combination. Raises UserError where one of them could not be run, before any is."""
-        jobs: dict[str, Job] = {}
-        for point in space.grid(self.dimensions):
-            job = self._job(_named(point), point)
-            if job.name in jobs:
-                job = self._job(f"{job.name}-{len(jobs)}", point)
-            cli.load(job.overrides)
-            jobs[job.name] = job
-        return list(jobs.values())
+        points = list(space.grid(self.dimensions))
+        names = [_named(point) for point in points]
+        alike = {name for name, count in Counter(names).items() if count > 1}
+        jobs = []
+        for name, point in zip(names, points, strict=True):
+            known = xxhash.xxh64_hexdigest(json.dumps(point, sort_keys=True).encode())[:8]  # whatever else is in the list
+            jobs.append(self._job(f"{name}-{known}" if name in alike else name, point))
+            cli.load(jobs[-1].overrides)
+        return jobs
 
     def _job(self, name: str, point: dict[str, Any]) -> Job:
         own, folder = space.overrides(self.dimensions, point), self.folder / name
@@ -88,11 +90,18 @@ class Sweep:
         jobs = self.grid()
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [job for job in jobs if self._done(job) is None]
-        returned = dict(zip((job.name for job in missing), launcher.launch([job.overrides for job in missing], 0), strict=True))
+        returned: dict[str, JobReturn] = {}
+        gave_up = ""
+        try:
+            returned = dict(zip((job.name for job in missing), launcher.launch([job.overrides for job in missing], 0), strict=True))
+        except Exception as error:  # some end with the first job that fails
+            gave_up = f"{type(error).__name__}: {error}"
         for job in jobs:
-            failed = job.name in returned and returned[job.name].status is not JobStatus.COMPLETED
-            why = repr(returned[job.name]._return_value) if failed else ""
-            self.results.add(job, Outcome("failed" if failed else "done", why, self._done(job) or 0.0))
+            seconds, found = self._done(job), returned.get(job.name)
+            if seconds is not None or (found is not None and found.status is JobStatus.COMPLETED):
+                self.results.add(job, Outcome("done", "", seconds or 0.0))
+            else:
+                self.results.add(job, Outcome("failed", redacted(str(found._return_value) if found else gave_up), 0.0))
 
     def run_study(self) -> list[dict[str, Any]]:
         """Trials until there are enough; returns the study's figures."""
@@ -105,8 +114,8 @@ class Sweep:
                 "sweep.space is empty, and the command line gives nothing to draw from: give a range, "
                 "'optimizer.lr=tag(log,interval(1e-5,1e-3))' for example."
             )
-        first = {d.key: next(iter(d.options), d.low) for d in self.dimensions}
-        config = cli.load(self._job("0", first).overrides)
+        within = {d.key: next(iter(d.options), d.middle) for d in self.dimensions}
+        config = cli.load(self._job("0", within).overrides)
         self.folder.mkdir(parents=True, exist_ok=True)
         study = Study(self.folder, self.settings, self.dimensions, _maximizes(config), config.seed)
         drawing = threading.Lock()
@@ -120,7 +129,7 @@ class Sweep:
                 job = self._job(str(trial.number), study.point(trial))
                 result = self._run(job, f"trial {trial.number + 1} of {study.most}", study.judge(trial))
                 with drawing:
-                    study.tell(trial, result.outcome.status, result.value)
+                    study.tell(trial, result.outcome.status, result.value, result.outcome.message)
 
         workers = self._workers()
         with ThreadPoolExecutor(workers) as pool:
@@ -128,8 +137,10 @@ class Sweep:
         for trial in study.study.trials:  # those of an earlier start, or of another process
             if str(trial.number) not in self.results and trial.state.is_finished():
                 job = self._job(str(trial.number), study.point(trial))
-                status = {"COMPLETE": "done", "PRUNED": "pruned"}.get(trial.state.name, "failed")
-                self.results.add(job, Outcome(status, "", trial.duration.total_seconds() if trial.duration else 0.0))
+                failed = "replaced" if trial.number in study.replaced else "failed"
+                status = {"COMPLETE": "done", "PRUNED": "pruned"}.get(trial.state.name, failed)
+                seconds = trial.duration.total_seconds() if trial.duration else 0.0
+                self.results.add(job, Outcome(status, trial.user_attrs.get("why", ""), seconds))
         return study.figures()
 
     def _workers(self) -> int:
@@ -151,9 +162,11 @@ class Sweep:
                 job.folder.mkdir(exist_ok=True)
             else:
                 _say(f"\n{title} · {' '.join(job.own)}")
-            log = None if share is None else job.folder / "output.log"
-            outcome = run_job(job.overrides, self.folder.name, judge, share, log, self._running.add)
-            self._shares.put(share)
+            output = None if share is None else job.folder / "output.log"
+            try:
+                outcome = run_job(job.overrides, self.folder.name, judge, share, output, self._started, self._running.discard)
+            finally:
+                self._shares.put(share)
             if self.stopping and outcome.status == "failed":  # the signal came before there was a state to save
                 outcome = replace(outcome, status="stopped")
         with self._writing:
@@ -162,6 +175,11 @@ class Sweep:
         found = "" if result.value is None else f" · {result.metric} {result.value:.4f}"
         _say(f"{title} · {' '.join(job.own)} · {outcome.status}{known}{found}{': ' * bool(outcome.message)}{outcome.message}")
         return result
+
+    def _started(self, process: BaseProcess) -> None:
+        self._running.add(process)
+        if self.stopping:  # the signal came while the process was made
+            process.terminate()
 
     def _wait_for_others(self, job: Job) -> None:
         """Until nothing else trains in a job's folder: the run of a sweep that was killed saves its state, or the same sweep runs twice."""
@@ -189,9 +207,8 @@ class Sweep:
         if not self.stopping:
             _say(f"\n{signal.Signals(number).name}: the running jobs save their states; no other is begun")
         self.stopping = True
-        for process in self._running:
-            if process.is_alive():
-                process.terminate()
+        for process in list(self._running):
+            process.terminate()
 
     # ---- what came of it ----
 
@@ -205,7 +222,7 @@ class Sweep:
             page = write_comparison(found, self.folder / "report.html", self.folder.name, figures)
             self._write_wandb(trained[0].metric, trained[0].maximize)
             _say(f"report: {page}")
-        if self.stopping:
+        if self.stopping or self.results.count("stopped"):
             _say("to go on: the same command")
             return 3
         failed = self.results.count("failed")
@@ -214,6 +231,8 @@ class Sweep:
         return 1 if failed else 0
 
     def _write_wandb(self, name: str, maximize: bool) -> None:
+        if not any(d.key != "choice" for d in self.dimensions):
+            return
         given = space.wandb_sweep(sys.argv[0], self.fixed, self.dimensions, self.settings.method, name, maximize)
         (self.folder / "wandb-sweep.yaml").write_text(yaml.safe_dump(redacted(given), sort_keys=False), encoding="utf-8")
 
@@ -225,7 +244,7 @@ def run(arguments: list[str], settings: SweepConfig, task: str, run_dir: str | N
     """
     checks.check_sweep(settings)
     sweep = Sweep(arguments, settings, task, run_dir)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, sweep.stop)
     figures: list[dict[str, Any]] = []
     if settings.method != "grid":

@@ -47,7 +47,7 @@ class Checkpoints(Callback):
         judge: Callable[[int, float], bool] | None = None,
     ) -> None:
         """`keep` writes the current weights to the folder `best`; `run` (plain containers) goes into every checkpoint; after `patience`
-        validations without improvement training stops, and where `judge` says so of a step and the metric there."""
+        validations without improvement training stops, and where `judge` says so of how far it is, in thousandths, and the metric there."""
         self.config, self.folder, self.run = config, folder / "checkpoints", run
         self.data, self.monitor, self.weights, self.keep, self.patience, self.judge = data, monitor, best, keep, patience, judge
         self.best: float | None = None
@@ -86,7 +86,8 @@ class Checkpoints(Callback):
             self.keep()
             trainer.strategy.barrier()  # the other ranks read what rank 0 wrote
         over = trainer.global_step == self.monitor.total_steps
-        if self.judge is not None and trainer.world_size == 1 and not over and not self.judge(trainer.global_step, value):
+        done = 1000 * trainer.global_step // self.monitor.total_steps
+        if self.judge is not None and trainer.world_size == 1 and not over and not self.judge(done, value):
             raise Pruned(f"pruned after step {trainer.global_step}: {module.monitor} {value:.4f}")
         if self._exhausted():
             log.info("early stopping: no improvement in %s validations", self.stale)

@@ -104,3 +104,36 @@ def test_a_killed_search_goes_on_and_loses_nothing(reviews: Path, cache: Path, t
     assert all(row["status"] in ("done", "pruned") for row in found)
     assert all((folder / n / "summary.json").read_text() == text for n, text in before.items())
     assert len({row["optimizer.lr"] for row in found}) == 4
+
+
+def test_a_stopped_sweep_goes_on_and_tells_no_secret(corpus: Path, cache: Path, tmp_path: Path) -> None:
+    """By SIGTERM, with two jobs at once: both save their states, and the same command finishes them."""
+    secret, folder = "hf_plantedplantedplanted01", tmp_path / "sweep"
+    given = [
+        *QUIET,
+        *PRETRAIN,
+        *TINY_GPT,
+        f"data.train={corpus}",
+        "trainer.max_steps=400",
+        f"cache_dir={cache}",
+        f"prompt={secret}",
+    ]
+    swept = ["-m", *given, "launcher=parallel", "sweep.jobs=2", "seed=1,2", f"run_dir={folder}"]
+    arguments = [sys.executable, str(ROOT / "train.py"), *swept]
+    files = [folder / f"seed-{seed}" / "metrics.csv" for seed in (1, 2)]
+    sweep = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not all(file.is_file() and "\n10," in file.read_text() for file in files):
+        assert sweep.poll() is None, sweep.communicate()[0]
+        time.sleep(0.02)
+    sweep.send_signal(signal.SIGTERM)
+    said = sweep.communicate()[0]
+    assert sweep.returncode == 3, said
+    assert {row["status"] for row in results(folder)} == {"stopped"}
+    assert "to go on: " in (folder / "seed-1" / "output.log").read_text()
+    written = [file for file in folder.rglob("*") if file.is_file()]
+    assert [file.name for file in written if secret.encode() in file.read_bytes()] == []
+    assert secret not in said
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert {row["status"] for row in results(folder)} == {"done"}
+    assert all("resume: continuing from" in (folder / f"seed-{seed}" / "train.log").read_text() for seed in (1, 2))

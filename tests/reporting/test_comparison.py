@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from statistics import mean, stdev
@@ -92,6 +93,33 @@ def test_groups_are_named_by_what_differs(runs: Path) -> None:
     ]
 
 
+def test_what_is_chosen_and_how_data_are_read_is_in_a_name(tmp_path: Path) -> None:
+    for i, (optimizer, length) in enumerate((("adamw", 128), ("muon", 128), ("adamw", 256))):
+        write(tmp_path / str(i), 1, None, 0.5)
+        config = yaml.safe_load((tmp_path / str(i) / "config.yaml").read_text())
+        config["optimizer"]["_target_"] = f"llm_lightning.optim.{optimizer}.{optimizer}"
+        config["data"] = {"block_size": length, "dir": f"folder/{i}"}
+        (tmp_path / str(i) / "config.yaml").write_text(yaml.safe_dump(config))
+    names = {group.name for group in grouped(find([tmp_path]))}
+    assert names == {f"block_size={n} · optimizer={o}" for o, n in (("adamw", 128), ("muon", 128), ("adamw", 256))}
+
+
+def test_names_are_as_long_as_it_takes(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path / str(i), 1, None, 0.5, lr=1e-3 * (1 + i // 2))
+        config = yaml.safe_load((tmp_path / str(i) / "config.yaml").read_text())
+        config |= {"batch": {"a": i // 2, "b": i // 2, "c": i // 2}, "trainer": {"z": i}}
+        (tmp_path / str(i) / "config.yaml").write_text(yaml.safe_dump(config))
+    assert len({group.name for group in grouped(find([tmp_path]))}) == 4
+
+
+def test_a_seed_that_was_run_twice_counts_once(runs: Path) -> None:
+    write(runs / "again", 1, None, 0.99)
+    os.utime(runs / "again" / "summary.json", (2e9, 2e9))  # later than the first
+    found = {group.name: group.values(lambda run: run.metrics["validation/accuracy"]) for group in grouped(find([runs]))}
+    assert sorted(found["from scratch"]) == [0.43, 0.99]
+
+
 def test_presets_stand_for_the_settings_that_come_with_them(runs: Path) -> None:
     for preset, lr in (("small", 1e-3), ("small", 2e-3), ("large", 1e-4)):
         write(runs / "presets" / f"{preset}{lr}", 1, None, 0.5, lr=lr, preset=preset)
@@ -177,3 +205,10 @@ def test_names_from_the_data_are_text_and_not_markup(runs: Path) -> None:
     html = write_report(runs / "odd").read_text()
     assert "<b>bold" not in html
     assert "&lt;b&gt;bold" in html
+    label = "<!--<script>"  # which would swallow the rest of the page, and which plotly would take for markup
+    own = {"title": "Labels", "traces": [{"type": "bar", "x": [label], "y": [1.0], "hovertemplate": "%{x}<br>%{y}"}], "layout": {}}
+    page = write_comparison(grouped(find([runs])), runs / "report.html", "Sweep", [own])
+    assert label not in page.read_text().split("const figures = ")[1].split("\n")[0]
+    (trace,) = next(figure["traces"] for figure in figures(page) if figure["title"] == "Labels")
+    assert trace["x"] == ["&lt;!--&lt;script&gt;"]
+    assert trace["hovertemplate"] == "%{x}<br>%{y}"

@@ -41,7 +41,9 @@ def test_holm_by_hand() -> None:
     def given(p: float) -> Comparison:
         return Comparison("a", "b", "accuracy", 0.0, 0.0, 0.0, p, "")
 
-    assert [c.p for c in holm([given(p) for p in (0.04, 0.01, 0.03, 0.5)])] == pytest.approx([0.09, 0.04, 0.09, 0.5])
+    four = [given(p) for p in (0.04, 0.01, 0.03, 0.5)]
+    assert [c.p for c in holm(four, 4)] == pytest.approx([0.09, 0.04, 0.09, 0.5])
+    assert [c.p for c in holm(four, 6)] == pytest.approx([0.16, 0.06, 0.15, 1.0])
 
 
 def test_intervals_of_a_confusion_matrix_are_those_of_its_examples() -> None:
@@ -86,6 +88,24 @@ def test_intervals_hold_what_a_run_came_to(tmp_path: Path) -> None:
     assert found["test/loss"][0] < mean < found["test/loss"][1]
     assert found["test/perplexity"] == pytest.approx(tuple(np.exp(found["test/loss"])))
     assert found["test/bits_per_byte"] == pytest.approx(tuple(0.5 * bound for bound in found["test/loss"]))
+
+
+def test_other_seeds_could_have_said_otherwise(tmp_path: Path) -> None:
+    """On many examples a difference that is smaller than that between seeds is real, but not the configuration's."""
+    rng = np.random.default_rng(0)
+
+    def group(name: str, skills: list[float]) -> Group:
+        drawn = [(rng.uniform(size=20_000) < skill).astype(int).tolist() for skill in skills]
+        runs = [run_of(tmp_path / f"{name}-{i}", i, {}, examples={"correct": right}) for i, right in enumerate(drawn)]
+        return Group(name, runs)
+
+    noisy = compared(group("a", [0.86, 0.80, 0.84]), group("b", [0.81, 0.85, 0.79]), "test/accuracy")
+    steady = compared(group("c", [0.84, 0.84, 0.84]), group("d", [0.82, 0.82, 0.82]), "test/accuracy")
+    assert noisy is not None
+    assert steady is not None
+    assert noisy.p > 0.05
+    assert noisy.low < 0 < noisy.high
+    assert steady.p < 0.01
 
 
 def test_two_configurations_by_their_examples_or_by_their_seeds(tmp_path: Path) -> None:

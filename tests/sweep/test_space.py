@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llm_lightning.cli import load
 from llm_lightning.config import CONF
 from llm_lightning.errors import UserError
 from llm_lightning.sweep import space
+from llm_lightning.sweep.sweep import Sweep
 
 
 def test_values_of_the_command_line_replace_those_of_the_space() -> None:
@@ -30,6 +33,25 @@ def test_a_range_is_for_those_that_draw() -> None:
     assert space.overrides(dimensions, {"optimizer.lr": 0.000123456789}) == ["optimizer.lr=0.000123457"]
     with pytest.raises(UserError, match=r"optimizer\.lr: sweep=grid takes values"):
         list(space.grid(dimensions))
+
+
+def test_a_range_of_whole_numbers() -> None:
+    _, dimensions = space.read(["batch.sequences=tag(log,int(interval(8,64)))", "scheduler.warmup=interval(0,1)"], {}, [])
+    assert [d.step for d in dimensions] == [1, None]
+    assert dimensions[0].middle == 22
+    assert space.overrides(dimensions, {"batch.sequences": 13, "scheduler.warmup": 0.25}) == [
+        "batch.sequences=13",
+        "scheduler.warmup=0.25",
+    ]
+    given = space.wandb_sweep("train.py", [], dimensions, "optuna", "validation/loss", False)["parameters"]
+    assert given["batch.sequences"] == {"distribution": "q_log_uniform_values", "min": 8, "max": 64}
+
+
+def test_a_space_may_list_values_or_fix_one() -> None:
+    ranges = {"batch.sequences": [16, 32], "optimizer.lr": "1e-4", "seed": 1}
+    fixed, dimensions = space.read(["task=finetune", "++optimizer.lr=1e-3"], ranges, [])
+    assert fixed == ["task=finetune", "++optimizer.lr=1e-3", "seed=1"]
+    assert {d.key: list(d.options) for d in dimensions} == {"batch.sequences": ["16", "32"]}
 
 
 @pytest.mark.parametrize("wrong", ["interval(1e-3,1e-5)", "tag(log,interval(0,1))"])
@@ -61,3 +83,20 @@ def test_wandb_is_given_the_same_space() -> None:
         "scheduler.warmup": {"distribution": "uniform", "min": 0.0, "max": 0.2},
     }
     assert given["command"] == ["${env}", "python", "${program}", "task=finetune", "${args_no_hyphens}"]
+
+
+def test_a_job_keeps_its_folder_whatever_else_is_in_the_list(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.csv").write_text("text,label\na,0\nb,1\n")
+
+    def folders(*names: str) -> dict[str, str]:
+        files = ",".join(f"{tmp_path}/{name}/train.csv" for name in names)
+        settings = load(["task=finetune"]).sweep
+        given = ["task=finetune", "data=files", "data.columns.label=label", f"data.train={files}"]
+        sweep = Sweep(given, settings, "finetune", str(tmp_path / "sweep"))
+        return {job.own[0]: job.name for job in sweep.grid()}
+
+    two, three = folders("a", "b"), folders("c", "b", "a")
+    assert len(set(three.values())) == 3
+    assert all(three[job] == name for job, name in two.items())

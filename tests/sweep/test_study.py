@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_lightning.config import SweepConfig
+from llm_lightning.errors import UserError
 from llm_lightning.sweep.space import Dimension
 
 pytest.importorskip("optuna")
@@ -56,6 +57,45 @@ def test_a_sweep_that_goes_on_draws_other_points(tmp_path: Path, method: str) ->
         assert 1e-5 <= drawn[-1] <= 1e-3
         assert point["batch.sequences"] in ("8", "16")
     assert len(set(drawn)) == 4
+
+
+def test_what_failed_is_drawn_anew_by_the_next_start(tmp_path: Path) -> None:
+    first = study(tmp_path, 2)
+    for status in ("done", "failed"):
+        trial = first.next() or pytest.fail("no trial")
+        first.tell(trial, status, 0.5, "no memory")
+    assert first.next() is None  # or what always fails would go on for ever
+    second = study(tmp_path, 2)
+    trial = second.next() or pytest.fail("no trial")
+    assert trial.number == 2
+    second.tell(trial, "done", 0.5)
+    assert second.next() is None
+    assert second.replaced == {1}
+    assert second.study.trials[1].user_attrs["why"] == "no memory"
+
+
+def test_processes_that_begin_together_draw_different_points(tmp_path: Path) -> None:
+    together = [study(tmp_path, 4, "random") for _ in range(4)]
+    drawn = {each.point(trial)["optimizer.lr"] for each in together if (trial := each.next()) is not None}
+    assert len(drawn) == 4
+
+
+def test_a_folder_may_be_renamed_and_its_space_may_not_change(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    first = study(tmp_path / "old", 2)
+    first.tell(first.next() or pytest.fail("no trial"), "done", 0.5)
+    again = study((tmp_path / "old").rename(tmp_path / "new"), 2)
+    assert len(again.study.trials) == 1
+    with pytest.raises(UserError, match="another space"):
+        Study(tmp_path / "new", SweepConfig(method="optuna", trials=2), SPACE[:1], maximize=True, seed=0)
+
+
+def test_whole_numbers_are_drawn_from_a_range_of_them(tmp_path: Path) -> None:
+    space = [Dimension("batch.sequences", {}, 8, 64, log=True, step=1)]
+    trials = Study(tmp_path, SweepConfig(method="random", trials=5), space, maximize=True, seed=0)
+    drawn = [trials.point(trials.next() or pytest.fail("no trial"))["batch.sequences"] for _ in range(5)]
+    assert all(isinstance(number, int) and 8 <= number <= 64 for number in drawn)
+    assert len(set(drawn)) > 1
 
 
 def test_runs_below_the_median_of_their_step_end_and_others_go_on(tmp_path: Path) -> None:
