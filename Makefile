@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup ## pretrain, fine-tune, compare with training from scratch, report; offline, on a CPU
 	$(BIN)/python train.py recipe=demo_pretrain run_dir=$(RUNS)/demo/pretrain
-	$(BIN)/python train.py -m recipe=demo_finetune model.init_from=$(RUNS)/demo/pretrain,null seed=1,2 run_dir=$(RUNS)/demo/finetune
+	$(BIN)/python train.py -m recipe=demo_finetune model.init_from=$(RUNS)/demo/pretrain,null seed=1,2,3 run_dir=$(RUNS)/demo/finetune
 	$(BIN)/python -m llm_lightning.reporting $(RUNS)/demo --title 'Does pretraining help?'
 
 test: setup lint types ## lint, types and every test
