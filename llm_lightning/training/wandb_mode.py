@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import netrc
 import os
+from pathlib import Path
 from urllib.parse import urlparse
 
 
@@ -16,8 +18,19 @@ def mode() -> str:
 def _has_key() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or _chosen_server()).hostname or ""
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _chosen_server() -> str:
+    """Where `wandb login --host` went; W&B's own server where there is no such word."""
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        settings.read([folder / "settings", Path(os.environ.get("WANDB_DIR", "."), "wandb", "settings")])
+    except (OSError, configparser.Error):
+        settings.clear()
+    return settings.get("default", "base_url", fallback="https://api.wandb.ai")

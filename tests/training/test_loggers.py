@@ -262,8 +262,13 @@ def test_without_a_key_nothing_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     assert mode() == "offline"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123456789\n")
     assert mode() == "online"
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.example.org\n")  # as `wandb login --host` does
+    assert mode() == "offline"
+    (tmp_path / "netrc").write_text("machine wandb.example.org login user password 0123456789\n")
+    assert mode() == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://api.wandb.ai")
     assert mode() == "offline"
