@@ -54,6 +54,8 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
     try:
         if record.is_first() and (done := record.finished(folder, config)) is not None:
             log.info("run: %s is finished already; to train it again, give another run_dir", folder)
+            if not (folder / "report.html").is_file():  # killed while it was written
+                record.publish(folder)
             return done
         log.info("run: %s", folder)
         return train(config, folder, sweep, judge)

@@ -206,10 +206,15 @@ def finish(folder: Path, summary: dict[str, Any], details: dict[str, Any]) -> No
         if tables:
             write_json(folder / "evaluation" / f"{split}.json", tables)
     write_json(folder / "summary.json", summary)
-    page = write_report(folder)
-    write_card(folder)
+    page = publish(folder)
     log.info("%s", "\n".join(f"  {name:<32} {value:.4f}" for name, value in summary["metrics"].items()))
     log.info("weights: %s · report: %s", summary["export"], page)
+
+
+def publish(folder: Path) -> Path:
+    """Write the report of a finished run and the card of its model, from what the folder holds; returns the report."""
+    write_card(folder)
+    return write_report(folder)
 
 
 def versions() -> dict[str, str]:

@@ -127,6 +127,9 @@ def test_a_finished_run_is_not_run_again_but_may_be_made_longer(corpus: Path, ru
     before = (tmp_path / "summary.json").stat().st_mtime_ns
     assert run(*given) == first
     assert (tmp_path / "summary.json").stat().st_mtime_ns == before
+    (tmp_path / "report.html").unlink()  # as if the run had been killed while it wrote it
+    run(*given)
+    assert (tmp_path / "report.html").is_file()
     longer = run(*given, "trainer.max_steps=18")
     assert longer["steps"] == 18
     assert longer["tokens_seen"] > first["tokens_seen"]
