@@ -56,8 +56,8 @@ def test_pages_load_without_an_error_and_draw_every_figure(runs: Path, tmp_path:
     for page in (write_comparison(grouped(find([runs])), runs / "report.html", "Compared"), write_report(runs / "small-1")):
         elements, console = opened(page, tmp_path / "profile", f"--window-size={size}")
         assert console == []
-        assert elements.count('class="main-svg"') >= len(figures(page)) > 1
-        assert elements.count("js-plotly-plot") >= len(figures(page))
+        assert elements.count('<div class="figure js-plotly-plot"') == len(figures(page)) > 1
+        assert elements.count('<div class="plot-container plotly"') == len(figures(page))
 
 
 def test_an_error_in_a_page_would_be_seen(runs: Path, tmp_path: Path) -> None:
