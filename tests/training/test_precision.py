@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from llm_lightning.config import TrainerConfig
 from llm_lightning.objectives.base import Objective
-from llm_lightning.training.precision import in_bf16
+from llm_lightning.training import trainer
+from llm_lightning.training.precision import MasterWeights, in_bf16
+
+from ..conftest import Runner
 
 CONFIG = GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 
@@ -74,3 +80,24 @@ def test_gradients_are_clipped_after_they_are_unscaled() -> None:
     torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.01))
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize(("unit", "found"), [("the CPU's AMX", "bf16-mixed"), (None, "32-true")])
+def test_auto_is_what_the_hardware_multiplies(
+    unit: str | None, found: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(trainer, "bf16_unit", lambda accelerator: unit)
+    engine = trainer.build(TrainerConfig(accelerator="cpu", devices=1, precision="auto"), tmp_path, 1, 1, [], [])
+    assert engine.precision == found
+    assert isinstance(engine.precision_plugin, MasterWeights) == (unit is not None)
+
+
+def test_an_architecture_that_is_not_covered_is_padded_and_said_to_be(reviews: Path, run: Runner, tmp_path: Path) -> None:
+    sizes = "num_hidden_layers: 1, hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, embedding_size: 16"
+    given = ["task=finetune", "data=files", f"data.train={reviews}", "data.columns.text=body", "data.columns.label=stars"]
+    given += ["model=bert_tiny", "model.architecture=albert", f"++model.config={{{sizes}}}", "model.tokenizer.vocab_size=400"]
+    summary = run(*given, "trainer.max_steps=3", f"run_dir={tmp_path}")
+    said = (tmp_path / "train.log").read_text()
+    assert said.count("batches padded to their longest sequence") == 1
+    assert "without padding" not in said
+    assert summary["throughput"]["padding_fraction"] > 0
