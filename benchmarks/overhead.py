@@ -1,7 +1,8 @@
-"""What Lightning, logging and our callbacks cost a step: `python benchmarks/overhead.py [rounds, 31 by default]`.
+"""What Lightning, the meter and csv logging cost a step: `python benchmarks/overhead.py [rounds, 31 by default]`.
 
-The run as `train.py` has it, with its default logging, and a plain PyTorch loop over the same objective, loader and optimizer, in
-turns: a small causal model of some 50 ms a step, and one so small that the milliseconds between the two can be told from noise.
+The run as `train.py` has it, but for what comes between steps (energy, states, samples), and a plain PyTorch loop over the same objective,
+loader and optimizer, in turns: a small causal model, some 50 ms a step on quick cores, and one so small that the milliseconds between
+the two can be told from noise.
 """
 
 from __future__ import annotations

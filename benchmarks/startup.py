@@ -28,6 +28,8 @@ def seconds(arguments: list[str], file: str | None, text: str) -> float:
         while process.poll() is None and not (watched and watched.is_file() and text in watched.read_text(encoding="utf-8")):
             time.sleep(0.01)
         taken = time.perf_counter() - started
+        if watched and process.poll() is not None and not (watched.is_file() and text in watched.read_text(encoding="utf-8")):
+            raise SystemExit(f"{' '.join(given)} ended with {process.returncode} before '{text}' was in {file}")
         process.kill()
         process.wait()
         return taken

@@ -260,7 +260,7 @@ class SweepConfig:
     trials: int = bounded(20, POSITIVE)
     """Runs that are drawn in all, those of earlier starts and of other processes included."""
     prune: bool = True
-    """End a drawn run whose best validation so far is worse than the median of the others' at that step (on one device)."""
+    """End a drawn run whose best validation so far is worse than the median of the others' when they were as far (on one device)."""
     jobs: Any = bounded(1, Range(1, auto=True))  # noqa: RUF009
     """Runs at once, at most one a GPU, or one a core where there is none; `auto` is as many."""
     redo: bool = False

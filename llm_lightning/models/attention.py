@@ -10,7 +10,6 @@ that are padded inside attention alone.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -73,10 +72,9 @@ def given(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> T
     return attention_mask
 
 
-@functools.cache
 def _varlen(device: torch.device) -> bool:
-    """Whether a GPU has torch's variable-length kernel: from compute capability 8.0 on."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    """Whether a GPU has torch's variable-length kernel: from compute capability 8.0 on. In terms that torch.compile sees through."""
+    return bool(torch.cuda.get_device_properties(device).major >= 8)
 
 
 AttentionInterface.register(NAME, attention)

@@ -53,8 +53,8 @@ def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 def token_loss(model: PreTrainedModel, batch: MicroBatch, chunked: bool = True) -> Tensor:
     """Σ -log p of the targets, a scalar.
 
-    A decoder's head is one matrix, unless an adapter adds to it or FSDP cuts it up: then its loss comes from the hidden states, and
-    `chunked` says whether so, with a part of the logits in memory at once.
+    A decoder's head is one matrix, unless an adapter adds to it or FSDP cuts it up: so its loss can come from the hidden states, with
+    a part of the logits in memory at once. `chunked=False` has all of them there.
     """
     head = model.get_output_embeddings()
     plain = type(head) is nn.Linear and not isinstance(head.weight, DTensor)

@@ -49,7 +49,7 @@ class QuestionAnswering(Objective):
         return {"num_labels": 2, "unanswerable": any(not example.label for example in self.text.examples("train"))}
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(summed loss, log-likelihoods (tokens, 2) of beginning and end within each window)."""
+        """(summed loss, logits (tokens, 2) of beginning and end; the loss is over each window's own)."""
         logits = span_logits(self.model, batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         window = sequence_of(batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def data_name(config: Config) -> str:
     if train is None and preset != data.source:
         return preset
     given = Path(data.dir or "", train or "")
-    name = "" if "*" in given.stem else given.stem.removesuffix("train").rstrip("._-")
+    name = "" if "*" in given.stem else re.sub(r"(^|[._-]+)train$", "", given.stem)
     return name or given.parent.name or preset
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -208,7 +209,8 @@ class Sweep:
             _say(f"\n{signal.Signals(number).name}: the running jobs save their states; no other is begun")
         self.stopping = True
         for process in list(self._running):
-            process.terminate()
+            with contextlib.suppress(ValueError):  # it has just ended
+                process.terminate()
 
     # ---- what came of it ----
 

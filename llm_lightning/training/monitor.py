@@ -62,7 +62,7 @@ class Monitor(Callback):
         """Of this rank's steps, by the logarithm of their seconds in units of BIN. A GPU works behind the program: there a step counts
         as the mean of those between two looks at it."""
         self.memory = 0.0
-        """Bytes that training took at the most."""
+        """Bytes at the most so far: of a GPU those of training, elsewhere those of the process."""
         self._unpadded = False
         self.earlier = 0.0
         """Seconds that training took before it was resumed, validations included."""
@@ -83,16 +83,17 @@ class Monitor(Callback):
 
     def throughput(self) -> dict[str, Any]:
         """Of the whole run: what `summary.json` holds."""
-        seconds, positions = max(self.totals["seconds"], 1e-9), self.totals["positions"]
+        sums = {name: value + self.interval[name] for name, value in self.totals.items()}
+        seconds, positions = max(sums["seconds"], 1e-9), sums["positions"]
         return {
-            "tokens_per_second": self.totals["tokens"] / seconds,
-            "samples_per_second": self.totals["sequences"] / seconds,
-            "model_flops_per_second": self.flops(self.totals["tokens"], self.totals["targets"]) / seconds,
-            "mfu": self._mfu(self.totals),
-            "padding_fraction": 1 - self.totals["tokens"] / positions if positions else None,
-            "data_wait_fraction": self.totals["waited"] / seconds,
+            "tokens_per_second": sums["tokens"] / seconds,
+            "samples_per_second": sums["sequences"] / seconds,
+            "model_flops_per_second": self.flops(sums["tokens"], sums["targets"]) / seconds or None,
+            "mfu": self._mfu(sums),
+            "padding_fraction": 1 - sums["tokens"] / positions if positions else None,
+            "data_wait_fraction": sums["waited"] / seconds,
             "step_seconds": {name: self._percentile(share) for name, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0))},
-            "peak_memory_gib": self.memory / 2**30,
+            "peak_memory_gib": self.memory / 2**30 or None,
         }
 
     def _percentile(self, share: float) -> float | None:
@@ -108,42 +109,43 @@ class Monitor(Callback):
     def _mfu(self, sums: dict[str, float]) -> float | None:
         """The share that model FLOP/s are of the devices' peak."""
         most = max(sums["seconds"], 1e-9) * self.devices * (self.peak.flops or 0.0)
-        return self.flops(sums["tokens"], sums["targets"]) / most if most else None
+        return self.flops(sums["tokens"], sums["targets"]) / most or None if most else None
 
     def gather(self, trainer: lightning.Trainer) -> None:
         """Add what this rank has seen to the open interval, over all ranks. Raises Diverged where the loss is no number.
 
         To be called on every rank. Losses are added in fp64, which is exact for them: so it does not matter how often this is called.
         """
-        device = self._loss.device
+        device, asked = self._loss.device, time.perf_counter()
         counts = torch.tensor([float(count) for count in self._mine.values()], dtype=self._loss.dtype, device=device)
         sums = torch.cat([counts, self._loss[None]])
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums, reduce_op="sum")
         read = [*sums.tolist(), float(self._targets)]
         if self._times:  # what the device had yet to do is those steps'
-            self._times[-1] += time.perf_counter() - self.since
-            self.since = time.perf_counter()
+            self._times[-1] += time.perf_counter() - asked
+            if device.type != "cpu":
+                self._times = [sum(self._times) / len(self._times)] * len(self._times)
         values = [*read, sum(self._times), self._waited]
         for name, value in zip((*self._mine, "loss", "targets", "seconds", "waited"), values, strict=True):
             self.interval[name] += value
-        for seconds in self._times:
-            whole = sum(self._times) / len(self._times) if device.type == "cuda" else seconds
-            self.step_times[round(math.log(whole) / BIN)] += 1
+        self.step_times.update(round(math.log(seconds) / BIN) for seconds in self._times)
         self._mine = dict.fromkeys(self._mine, 0)
         self._loss, self._targets = torch.zeros_like(self._loss), torch.zeros_like(self._targets)
         self._times, self._waited = [], 0.0
-        self.memory = peak(device)
+        self.memory = max(self.memory, peak(device))
         if not math.isfinite(self.interval["loss"]):
             raise Diverged("training loss", self.interval["loss"], trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         elapsed = self.earlier + time.perf_counter() - self.begun
-        return {"totals": self.totals, "interval": self.interval, "step_times": dict(self.step_times), "elapsed": elapsed}
+        known = {"elapsed": elapsed, "memory": self.memory, "flops": [self.flops.token, self.flops.target]}
+        return known | {"totals": self.totals, "interval": self.interval, "step_times": dict(self.step_times)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.totals, self.interval, self.step_times = state["totals"], state["interval"], Counter(state["step_times"])
-        self.earlier = state.get("elapsed", 0.0)  # states of earlier versions have none
+        self.earlier, self.memory = state.get("elapsed", 0.0), state.get("memory", 0.0)  # states of earlier versions have none
+        self.flops = Flops(*state.get("flops", (0.0, 0.0)))
 
     # ---- hooks ----
 

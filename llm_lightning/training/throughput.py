@@ -35,23 +35,29 @@ class Flops:
 
     @staticmethod
     def of(model: PreTrainedModel, lengths: np.ndarray) -> Flops:
-        """`lengths` are those of the sequences that attention works in."""
+        """`lengths` are those of the sequences that attention works in. Zero where it is not known: experts are no linear modules."""
+        if any(parameter.ndim > 2 for layer in layers(model) for parameter in layer.parameters()):
+            return Flops(0.0, 0.0)
         config: Any = model.config
         base: Any = model.base_model
         decoder = base.decoder if config.is_encoder_decoder else None
         of_targets = {id(module) for part in (getattr(base, "pooler", None), decoder) if part for module in part.modules()}
+        of_targets.add(id(getattr(model, "get_output_embeddings", lambda: None)()))  # which T5 has in its base
         of_tokens = {id(module) for module in base.modules()} - of_targets
-        windows = {id(layer): window for layer, window in zip(layers(base), _windows(config), strict=False)}
+        windows = dict(zip(map(id, layers(base)), _windows(config), strict=False))
+        spans = {window: _span(lengths if decoder is None else lengths / 2, window) for window in set(windows.values())}
         token = target = 0.0
         below = False  # whether anything before is trained
-        for module in model.modules():
+        for name, module in model.named_modules():
+            if name.endswith("original_module") or ".original_module." in name:
+                continue  # peft's, of which a copy is trained
             cost = 0.0
             if isinstance(module, nn.Linear | Conv1D):
                 size = module.in_features * module.out_features if isinstance(module, nn.Linear) else module.weight.numel()
                 cost = size * (2.0 + 2.0 * below + 2.0 * module.weight.requires_grad)
             elif id(module) in windows:
                 backward = below or any(parameter.requires_grad for parameter in module.parameters())
-                cost = _attention(config, lengths if decoder is None else lengths / 2, windows[id(module)], backward)
+                cost = (12.0 if backward else 4.0) * _width(config) * spans[windows[id(module)]]
             below |= any(parameter.requires_grad for parameter in module.parameters(recurse=False))
             if id(module) in of_tokens:
                 token += cost
@@ -63,15 +69,19 @@ class Flops:
         return self.token * tokens + self.target * targets
 
 
-def _attention(config: Any, lengths: np.ndarray, window: int | None, backward: bool) -> float:
-    """FLOPs of an average token in a layer's attention: 4 · heads · their width · tokens it is held against, and twice that backward.
+def _width(config: Any) -> int:
+    """Of all heads together: an average token's attention takes 4 · width · tokens it is held against, and twice that backward.
 
-    In an encoder-decoder, where each of the two texts is about half of `lengths`, a decoder's other attention is left out.
+    In an encoder-decoder, where each of the two texts is about half of a sequence, a decoder's other attention is left out.
     """
-    heads = getattr(config, "num_attention_heads", 0)  # there are models without attention
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
+    heads: int = getattr(config, "num_attention_heads", 0)  # there are models without attention
+    return heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
+
+
+def _span(lengths: np.ndarray, window: int | None) -> float:
+    """How many tokens an average one is held against."""
     spans = np.minimum(lengths, np.inf if window is None else window)
-    return (12.0 if backward else 4.0) * width * float((lengths * spans.astype(np.float64)).sum() / max(lengths.sum(), 1))
+    return float((lengths * spans.astype(np.float64)).sum() / max(lengths.sum(), 1))
 
 
 def _windows(config: Any) -> Iterator[int | None]:

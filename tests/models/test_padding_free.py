@@ -225,6 +225,17 @@ def test_every_kernel_of_a_cpu_agrees(
         torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
+def test_queries_that_autocast_left_in_fp32_are_of_their_values_type() -> None:
+    """As under FSDP, where rotary embeddings are multiplied in fp32."""
+    q, k, v = [x.detach().transpose(0, 1)[None] for x in drawn()]
+    module: Any = nn.Module()
+    given = {"cu_seq_lens_q": CU_SEQLENS, "max_length_q": max(LENGTHS)}
+    found, _ = attention.attention(module, q, k, v.bfloat16(), None, **given)
+    expected, _ = attention.attention(module, q.bfloat16(), k.bfloat16(), v.bfloat16(), None, **given)
+    assert found.dtype == torch.bfloat16
+    assert found.equal(expected)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_dropout_drops_probabilities(causal: bool) -> None:
     """With the identity for values, attention gives the probabilities: each is 0, or what it is without dropout times 1 / (1 - p)."""

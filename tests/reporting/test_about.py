@@ -22,6 +22,7 @@ from llm_lightning.reporting.about import data_name
         ("mrpc", DataConfig(source="files", dir="data/mine"), "mrpc"),
         ("sst2", DataConfig(source="hub", dir="data/mine"), "sst2"),
         ("sst2", DataConfig(source="hub", train="train[:1000]"), "sst2"),
+        ("files", DataConfig(source="files", train="strain.csv"), "strain"),
         ("alpaca", DataConfig(source="files", train="tasks.json"), "tasks"),
         ("docs", DataConfig(source="docs"), "docs"),
         ("text", DataConfig(source="text", train=["wiki.txt", "books.txt"]), "wiki"),

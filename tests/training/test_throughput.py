@@ -78,16 +78,27 @@ def test_what_is_not_trained_has_no_gradient_to_compute(kind: str) -> None:
     )  # the first layer's keys and values are behind its queries
 
 
-def test_an_encoder_reads_what_a_decoder_does_not() -> None:
-    config = AutoConfig.for_model(
-        "marian", vocab_size=VOCABULARY, d_model=32, encoder_layers=3, decoder_layers=2, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=48, dropout=0.0, pad_token_id=0, eos_token_id=2,
-        decoder_start_token_id=0,
-    )  # fmt: skip
+MARIAN: dict[str, Any] = {
+    **{"d_model": 32, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4},
+    **{"encoder_ffn_dim": 64, "decoder_ffn_dim": 48},
+}
+T5: dict[str, Any] = {"d_model": 32, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4, "d_kv": 8, "d_ff": 64}
+
+
+@pytest.mark.parametrize(("architecture", "sizes"), [("marian", MARIAN), ("t5", T5)])
+def test_an_encoder_reads_what_a_decoder_does_not(architecture: str, sizes: dict[str, Any]) -> None:
+    special = {"vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
+    config = AutoConfig.for_model(architecture, **special, **sizes)
     model = AutoModelForSeq2SeqLM.from_config(config).train()
     written = torch.randint(3, VOCABULARY, (ROWS, LENGTH))
     flops = Flops.of(model, np.full(ROWS, 2 * LENGTH))(2 * ROWS * LENGTH, ROWS * LENGTH)
     assert_near(flops, counted(model, decoder_input_ids=written), 0.1)  # without the decoder's attention to what is read
+
+
+def test_what_is_no_linear_module_is_not_guessed() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "num_local_experts": 4}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", vocab_size=VOCABULARY, **sizes))
+    assert Flops.of(model, np.full(ROWS, LENGTH)) == Flops(0.0, 0.0)
 
 
 def test_a_window_bounds_what_a_token_is_held_against() -> None:
@@ -112,7 +123,15 @@ def test_seconds_are_those_of_training_alone(monkeypatch: pytest.MonkeyPatch) ->
     clock = Clock()
     monkeypatch.setattr(module.time, "perf_counter", clock)
     monitor = Monitor(every=100, total_steps=100, progress=False, cache=None)  # type: ignore[arg-type]
-    trainer: Any = SimpleNamespace(world_size=1, global_step=0, loggers=[], state=SimpleNamespace(fn=TrainerFn.FITTING))
+
+    def reduced(sums: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        clock.now += 0.5  # until the device, and the other rank, are as far
+        return sums
+
+    strategy = SimpleNamespace(reduce=reduced)
+    trainer: Any = SimpleNamespace(
+        world_size=2, strategy=strategy, global_step=0, loggers=[], state=SimpleNamespace(fn=TrainerFn.FITTING)
+    )
     batch: Any = SimpleNamespace(tokens=10, positions=10, padded=10, sequences=1, epoch=0.0)
     outputs = {"loss_sum": torch.tensor(1.0), "targets": torch.tensor(1.0)}
 
@@ -127,12 +146,18 @@ def test_seconds_are_those_of_training_alone(monkeypatch: pytest.MonkeyPatch) ->
     monitor.pause(trainer)
     clock.now += 50  # a state is saved
     step()
+    clock.now += 30  # the validation's loader is made
     monitor.on_validation_start(trainer, None)  # type: ignore[arg-type]
     clock.now += 70
     step()
     step()
     monitor.gather(trainer)
-    assert monitor.interval["seconds"] == 3 + 2 + 2 + 3  # the first batch after a pause is read in it
+    assert monitor.interval["seconds"] == 3.5 + 2.5 + 2 + 3.5  # the first batch after a pause is read in it
     assert monitor.interval["waited"] == 2
-    assert monitor._percentile(1.0) == pytest.approx(3, rel=0.02)
-    assert monitor._percentile(0.5) == pytest.approx(2, rel=0.02)
+    assert monitor._percentile(1.0) == pytest.approx(3.5, rel=0.02)
+    assert monitor._percentile(0.25) == pytest.approx(2, rel=0.02)
+    again = Monitor(every=100, total_steps=100, progress=False, cache=None)  # type: ignore[arg-type]
+    again.load_state_dict(monitor.state_dict())  # of a run that has nothing left to train
+    assert again.throughput() == monitor.throughput()
+    assert again.throughput()["tokens_per_second"] == 40 / 11.5
+    assert again.throughput()["peak_memory_gib"] > 0
