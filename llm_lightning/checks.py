@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import glob
 import importlib.util
-import os
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_lightning import signatures
+from llm_lightning import distributed, signatures
 from llm_lightning.config import CONF, OPEN_GROUPS, AdapterConfig, Config, DataConfig, SweepConfig
 from llm_lightning.errors import UserError, listed, nearest
 from llm_lightning.machine import cores
@@ -264,7 +263,7 @@ def _article(family: str) -> str:
 
 def _trainer(config: Config) -> Iterator[str]:
     trainer = config.trainer
-    if trainer.num_nodes > 1 and not {"RANK", "SLURM_PROCID"} & set(os.environ):
+    if trainer.num_nodes > 1 and not distributed.is_launched():
         yield f"trainer.num_nodes={trainer.num_nodes}: start it on every node with torchrun or SLURM's srun, or it waits for ever."
     if trainer.accelerator == "cpu" and isinstance(trainer.devices, int) and trainer.devices > max(8, cores()):
         yield f"trainer.devices={trainer.devices}: there are {cores()} cores here."

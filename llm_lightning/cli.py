@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llm_lightning import checks, config
 from llm_lightning.config import CONF
-from llm_lightning.errors import RunError, Stopped, UserError, listed, nearest
+from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError, listed, nearest
 from llm_lightning.redact import redacted
 from llm_lightning.stored import STORED, stored
 
@@ -84,12 +84,23 @@ def worded() -> Iterator[None]:
             raise
         if "debug=true" in (argument.lower() for argument in sys.argv[1:]):
             traceback.print_exc()
+        if isinstance(error, OtherRankFailed):
+            sys.exit(error.exit_code)
         if isinstance(error, Stopped):
-            launched = int(os.environ.get("LOCAL_RANK", "0")) > 0  # its launcher takes another code for a crash, and kills all
-            print("" if launched else error, file=sys.stderr)
-            sys.exit(0 if launched else error.exit_code)
+            print(error, file=sys.stderr)
+            sys.exit(error.exit_code)
         print(f"\nerror: {redacted(explain(error))}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, RunError) else UserError.exit_code)
+
+
+def work() -> None:
+    """Be one rank of a run that another process has started: it says on standard input what to do."""
+    register()
+    with worded():
+        from llm_lightning.launch import read_task
+        from llm_lightning.run import run
+
+        run(*read_task())
 
 
 def _from_hydra(error: Exception) -> bool:

@@ -161,6 +161,7 @@ class TrainerConfig:
     devices: Any = "auto"
     """How many devices of this machine, or `auto` for all."""
     num_nodes: int = bounded(1, POSITIVE)
+    """Machines; under torchrun and srun the launcher's own number, also where this is 1."""
     strategy: str = bounded("auto", Choice("auto", "ddp", "fsdp"))
     """How several devices share the work: `ddp` copies the model to each, `fsdp` cuts it up."""
     precision: str = bounded("auto", Choice("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "fp8"))
@@ -173,6 +174,8 @@ class TrainerConfig:
     """Steps between validations; null validates once an epoch, and at the end."""
     log_every_steps: int = bounded(10, POSITIVE)
     progress: str = bounded("bar", Choice("bar", "none"))
+    hang_timeout: float = bounded(600.0, Range(0, open_low=True))
+    """Seconds without progress after which a rank counts as hung: the run ends and names it. Large enough for the slowest step."""
     detect_anomaly: bool = False
     """Stop at the operation that made a NaN; slow, for debugging."""
 

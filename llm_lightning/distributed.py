@@ -1,22 +1,156 @@
-"""Which process this is, and how processes agree: the only module that reads the variables of launchers.
+"""Which process this is, and how the processes of a run agree: the only module that reads the variables of launchers.
 
-Collectives are called on every rank or on none: never behind a condition that ranks evaluate separately.
+torchrun, SLURM's srun and this program itself (`launch.py`) start processes that know their rank from the environment. They meet at
+a store on rank 0's machine before anything else happens, so that rank 0 can decide for all: the folder, the checkpoint to resume from.
+
+A collective is called on every rank or on none: never behind a condition that ranks evaluate separately.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
+
+LOOPBACK = "127.0.0.1"
+PORTS = range(15000, 25000)
+"""Where rank 0 listens under srun, which names no port: one of these by the job's number. Below Linux's ports for clients."""
+CHUNK = 16 << 20  # bytes of a file that are sent at once
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How this process was started."""
+
+    launcher: str
+    """`torchrun` (or any other that sets RANK), `srun`, or `none`."""
+    rank: int = 0
+    local_rank: int = 0
+    """The number of the process on its machine."""
+    world_size: int = 1
+    local_world_size: int = 1
+    """Processes on this machine."""
+    address: str = LOOPBACK
+    """Rank 0's machine."""
+    port: int = 0
+    has_store: bool = False
+    """Whether the launcher itself listens there, as torchrun does."""
+    job: str | None = None
+    """A name that the job keeps when its launcher restarts it; None where a restart cannot be told from a new start."""
+    restarts: int = 0
+    """How often the launcher has restarted the job."""
+
+    @property
+    def node_rank(self) -> int:
+        """The number of the machine, from 0."""
+        return self.rank // self.local_world_size
+
+
+def launched(environment: Mapping[str, str] | None = None) -> Launch:
+    """Return how this process was started, by the variables of its launcher."""
+    variables = os.environ if environment is None else environment
+    if "RANK" in variables and int(variables.get("WORLD_SIZE", "1")) > 1:
+        return _by_torchrun(variables)
+    if _is_srun(variables):
+        return _by_srun(variables)
+    return Launch("none")
+
+
+def _by_torchrun(variables: Mapping[str, str]) -> Launch:
+    world_size = int(variables["WORLD_SIZE"])
+    default = world_size if "LOCAL_RANK" in variables else 1  # without it, one process a machine
+    job = None
+    if "TORCHELASTIC_RUN_ID" in variables:  # the same in all restarts, but "none" for every job unless --rdzv-id is given
+        job = f"torchrun-{variables['TORCHELASTIC_RUN_ID']}-{socket.gethostname()}-{_parent_identity()}"
+    return Launch(
+        launcher="torchrun",
+        rank=int(variables["RANK"]),
+        local_rank=int(variables.get("LOCAL_RANK", "0")),
+        world_size=world_size,
+        local_world_size=int(variables.get("LOCAL_WORLD_SIZE", default)),
+        address=variables.get("MASTER_ADDR", LOOPBACK),
+        port=int(variables.get("MASTER_PORT", "29500")),
+        has_store=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        job=job,
+        restarts=int(variables.get("TORCHELASTIC_RESTART_COUNT", "0")),
+    )
+
+
+def _parent_identity() -> str:
+    """Return the process id and the start time of the parent, which together are no other process's."""
+    try:
+        started = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):  # not Linux
+        started = ""
+    return f"{os.getppid()}-{started}"
+
+
+def _is_srun(variables: Mapping[str, str]) -> bool:
+    """Return whether srun started this process as one of several. The script of sbatch itself has similar variables, but no step."""
+    in_batch_script = variables.get("ENVIRONMENT") == "BATCH" and not {"SLURM_STEP_ID", "SLURM_STEPID"} & set(variables)
+    interactive = variables.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return "SLURM_PROCID" in variables and _slurm_tasks(variables) > 1 and not in_batch_script and not interactive
+
+
+def _slurm_tasks(variables: Mapping[str, str]) -> int:
+    names = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS")
+    return int(next((variables[name] for name in names if variables.get(name)), "1"))
+
+
+def _by_srun(variables: Mapping[str, str]) -> Launch:
+    tasks = _slurm_tasks(variables)
+    names = ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
+    nodes = int(next((variables[name] for name in names if variables.get(name)), "1"))
+    job, step = variables.get("SLURM_JOB_ID", "0"), variables.get("SLURM_STEP_ID", variables.get("SLURM_STEPID", "0"))
+    spread = int.from_bytes(hashlib.sha256(f"{job}.{step}".encode()).digest()[:4], "big") % len(PORTS)
+    return Launch(
+        launcher="srun",
+        rank=int(variables["SLURM_PROCID"]),
+        local_rank=int(variables.get("SLURM_LOCALID", "0")),
+        world_size=tasks,
+        local_world_size=max(1, tasks // nodes),
+        address=variables.get("MASTER_ADDR") or (_first_node(variables) if nodes > 1 else LOOPBACK),
+        port=int(variables.get("MASTER_PORT", PORTS[spread])),
+        job=f"slurm-{job}.{step}" if "SLURM_JOB_ID" in variables else None,
+        restarts=int(variables.get("SLURM_RESTART_COUNT", "0")),
+    )
+
+
+def _first_node(variables: Mapping[str, str]) -> str:
+    """Return the first machine of SLURM's list, `node[03-07,11],other` for example."""
+    names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+    nodes = next((variables[name] for name in names if variables.get(name)), LOOPBACK)
+    return re.sub(r"\[(\d+).*", r"\1", nodes.split(",")[0])
+
+
+def slurm_batch_job() -> str | None:
+    """Return the number of the SLURM job that this process belongs to, for `scontrol requeue`; None outside of one."""
+    return os.environ.get("SLURM_JOB_ID") if os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive") else None
+
+
+def is_launched() -> bool:
+    """Return whether a launcher started this process as one of several."""
+    return launched().world_size > 1
 
 
 def rank() -> int:
     """Return the number of this process over all machines, from 0."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))))
+    return launched().rank
 
 
 def local_rank() -> int:
     """Return the number of this process on its machine, from 0."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    return launched().local_rank
 
 
 def is_rank_zero() -> bool:
@@ -24,11 +158,115 @@ def is_rank_zero() -> bool:
     return rank() == 0
 
 
+# ---- meeting ----
+
+_store: Any = None
+"""Where the processes of this run leave each other words, beside their collectives."""
+
+
 def world_size() -> int:
-    """Return the number of processes of the run."""
+    """Return the number of connected processes, 1 before `connect`."""
     import torch.distributed
 
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def connect(timeout: timedelta, cuda: bool) -> tuple[str, int]:
+    """Make the process group of the run, over NCCL for tensors on GPUs and over gloo for others. Return where its store is.
+
+    `timeout` is that of a collective. A collective.
+    """
+    import torch.distributed
+
+    global _store
+    launch = launched()
+    _choose_interface(launch)
+    if launch.has_store:
+        _store, address, port = _meet(launch, timeout)
+    else:
+        address, port = launch.address, launch.port
+        _store = open_store(address, port, launch.world_size, launch.rank == 0, timeout)
+    torch.distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=torch.distributed.PrefixStore("group", _store),
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=timeout,
+    )
+    return address, port
+
+
+def disconnect() -> None:
+    """Leave the process group."""
+    import torch.distributed
+
+    global _store
+    _store = None
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def open_store(address: str, port: int, world_size: int, listens: bool, timeout: timedelta) -> Any:
+    """Return a key-value store: the one that listens there (on a free port for port 0), or a client of it."""
+    import torch.distributed
+
+    return torch.distributed.TCPStore(address, port, world_size, listens, timeout, wait_for_workers=False)
+
+
+def _meet(launch: Launch, timeout: timedelta) -> tuple[Any, str, int]:
+    """Agree on a store of this run's own, through the launcher's. Return it with its address and port.
+
+    torchrun's store outlives a restart, a process group and a job of a sweep, and restarts are not counted alike on all machines. So
+    every process leaves a random word there, and takes an invitation of rank 0 for its own only if it holds that word.
+    """
+    meeting = open_store(launch.address, launch.port, launch.world_size, False, timeout)
+    word, end = secrets.token_hex(8), time.monotonic() + timeout.total_seconds()
+    names = [f"llm_lightning/word/{number}" for number in range(launch.world_size)]
+    meeting.set(names[launch.rank], word)
+    if launch.rank == 0:
+        address = _own_address(launch.address, launch.port)
+        store = open_store(address, 0, launch.world_size, True, timeout)
+        invited: list[str] = []
+        while time.monotonic() < end:
+            words = [meeting.get(name).decode() if meeting.check([name]) else "" for name in names]
+            if all(words) and words != invited:
+                meeting.set("llm_lightning/invitation", json.dumps([address, store.port, words]))
+                invited = words
+            if invited and store.check([f"arrived/{other}" for other in invited[1:]]):
+                return store, address, int(store.port)
+            time.sleep(0.02)
+    while time.monotonic() < end:
+        if meeting.check(["llm_lightning/invitation"]):
+            address, port, words = json.loads(meeting.get("llm_lightning/invitation"))
+            if words[launch.rank] == word:
+                store = open_store(address, port, launch.world_size, False, timeout)
+                store.set(f"arrived/{word}", "")
+                return store, address, port
+        time.sleep(0.02)
+    raise TimeoutError("the other processes of the run did not arrive")
+
+
+def _own_address(address: str, port: int) -> str:
+    """Return the address of this machine that others reach it by, on the way to `address`."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((socket.gethostbyname(address), port))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return address
+
+
+def _choose_interface(launch: Launch) -> None:
+    """Name the network interface for gloo, which otherwise takes that of the host's name, if it has one."""
+    import psutil
+
+    own = LOOPBACK if launch.local_world_size == launch.world_size else _own_address(launch.address, launch.port)
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == own for entry in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+# ---- agreement ----
 
 
 def broadcast(value: Any) -> Any:
@@ -60,4 +298,90 @@ def barrier() -> None:
 
 def all_arrive(key: str, seconds: float) -> bool:
     """Return whether every rank calls this with the same key within some seconds. No collective: a rank may be the only one to call it."""
-    return world_size() == 1
+    if world_size() == 1:
+        return True
+    end = time.monotonic() + seconds
+    arrived = _store.add(f"arrive/{key}", 1)
+    while arrived < world_size() and time.monotonic() < end:
+        time.sleep(0.02)
+        arrived = _store.add(f"arrive/{key}", 0)
+    return bool(arrived == world_size())
+
+
+_turns = 0
+
+
+@contextlib.contextmanager
+def rank_zero_first(shared: bool) -> Iterator[None]:
+    """Let rank 0 go through the block before the others: it prepares what they then read.
+
+    `shared` says whether all read the disk that rank 0 writes; if not, one process of each machine goes first. A collective without a
+    time limit; where the first process fails, the others wait until it has ended them.
+    """
+    global _turns
+    if world_size() == 1:
+        yield
+        return
+    launch = launched()
+    _turns += 1
+    machine = 0 if shared else launch.node_rank
+    key = f"turn/{_turns}/{machine}"
+    if (launch.rank if shared else launch.local_rank) == 0:
+        yield
+        _store.set(key, "")
+    else:
+        while not _store.check([key]):
+            time.sleep(0.05)
+        yield
+
+
+# ---- disks ----
+
+
+def is_shared(folder: Path) -> bool:
+    """Return whether every rank sees in its `folder` what rank 0 writes into its own. A collective."""
+    if world_size() == 1:
+        return True
+    marker = folder / f".shared-{broadcast(secrets.token_hex(8))}"
+    if is_rank_zero():
+        marker.touch()
+    barrier()
+    shared = all(gather(marker.is_file()))
+    if is_rank_zero():
+        marker.unlink()
+    return shared
+
+
+def send_file(source: Path, target: Path) -> None:
+    """Copy rank 0's file `source` to `target` on every other machine; the file appears whole. A collective."""
+    import torch
+    import torch.distributed
+
+    launch = launched()
+    size = broadcast(source.stat().st_size if launch.rank == 0 else None)
+    writes = launch.local_rank == 0 and launch.rank != 0
+    partial = target.with_name(f".{target.name}.partial")
+    with contextlib.ExitStack() as files:
+        if launch.rank == 0:
+            reader = files.enter_context(source.open("rb"))
+        if writes:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            writer = files.enter_context(partial.open("wb"))
+        for start in range(0, size, CHUNK):
+            length = min(CHUNK, size - start)
+            chunk = torch.empty(length, dtype=torch.uint8)
+            if launch.rank == 0:
+                reader.readinto(chunk.numpy().data)
+            torch.distributed.broadcast(chunk, 0)
+            if writes:
+                writer.write(chunk.numpy().tobytes())
+    if writes:
+        partial.replace(target)
+    barrier()
+
+
+def send_folder(folder: Path) -> None:
+    """Make the files of `folder` on every other machine those that rank 0 has in its own. A collective."""
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()) if is_rank_zero() else None
+    for name in broadcast(files):
+        send_file(folder / name, folder / name)

@@ -26,6 +26,14 @@ class Pruned(Stopped):
     """A sweep ended the run, since others were better at the same step."""
 
 
+class OtherRankFailed(RunError):
+    """Another rank has failed or stopped, and has said why: this one ends with the same exit code and says nothing."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another rank has ended the run")
+        self.exit_code = exit_code
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the valid name closest to `name`, or an empty string where none is close."""
     close = difflib.get_close_matches(name, list(valid), n=1)

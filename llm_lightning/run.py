@@ -13,10 +13,11 @@ import lightning
 from hydra.utils import get_object
 from transformers import PreTrainedModel
 
+from llm_lightning import distributed, launch
 from llm_lightning.config import AdapterConfig, Config, ModelConfig, cache_folder, plain
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text, prepare
-from llm_lightning.errors import Stopped
+from llm_lightning.errors import OtherRankFailed, Stopped, UserError
 from llm_lightning.inference import use
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
 from llm_lightning.inference.export import Best, recover
@@ -43,22 +44,15 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
     `sweep` names the sweep that the run is a job of; `judge` says after each validation whether it is worth going on.
     """
     trainer.quiet_libraries()
-    if config.task == "evaluate" and not config.evaluate.weighs:
-        return evaluate(config)
-    if config.task in use.TASKS:
-        return use.TASKS[config.task](config)
-    if config.task == "check":
-        return check(config)
-    folder = record.open_folder(config)
-    record.start_log(folder)
+    if config.task in use.TASKS and (config.task != "evaluate" or config.evaluate.weighs):
+        return use.TASKS[config.task](config) if distributed.is_rank_zero() else {}
     try:
-        if record.is_first() and (done := record.finished(folder, config)) is not None:
-            log.info("run: %s is finished already; to train it again, give another run_dir", folder)
-            if not (folder / "report.html").is_file():  # killed while it was written
-                record.publish(folder)
-            return done
-        log.info("run: %s", folder)
-        return train(config, folder, sweep, judge)
+        with launch.processes(config, sweep):
+            if config.task == "evaluate":
+                return evaluate(config)
+            return check(config) if config.task == "check" else pursue(config, sweep, judge)
+    except OtherRankFailed:
+        raise
     except Stopped as stopped:
         log.info("%s", stopped, extra={"file_only": True})
         raise
@@ -69,6 +63,24 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
         record.close()
 
 
+def pursue(config: Config, sweep: str | None, judge: Callable[[int, float], bool] | None) -> dict[str, Any]:
+    """Train in the run's folder, unless the run that it holds is finished."""
+    folder = record.open_folder(config)
+    record.start_log(folder)
+    done = record.finished(folder, config) if distributed.is_rank_zero() else None
+    summary: dict[str, Any] | None = distributed.broadcast(done)
+    if summary is None:
+        log.info("run: %s", folder)
+        summary = train(config, folder, sweep, judge)
+    elif distributed.is_rank_zero():
+        log.info("run: %s is finished already; to train it again, give another run_dir", folder)
+        if not (folder / "report.html").is_file():  # killed while it was written
+            record.publish(folder)
+    if distributed.is_rank_zero():
+        record.forget_launch()
+    return summary
+
+
 def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
     """Pretrain or fine-tune, then evaluate the best weights and write the record."""
     started = time.perf_counter()
@@ -77,10 +89,11 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     model = built(config, text, objective, data)
     facts = about.describe(config, text, data, model)
 
+    shared = distributed.is_shared(folder)
     best = Best(folder, model, text.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
     identity = record.identity(config) | {"data": text.fingerprint, "total_steps": data.total_steps}
-    resume = resume_point(config.resume, folder, identity)
-    if record.is_first():
+    resume = resume_point(config.resume, folder, shared, identity)
+    if distributed.is_rank_zero():
         record.write_config(folder, config)
         recover(best.folder)
     shown = config.trainer.progress == "bar"
@@ -113,12 +126,14 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             evaluate_split(engine, objective, data, "validation")
             monitor.emit(engine, objective.latest, None)
             checkpoints.decide(engine, objective)
-        if not checkpoints.path(engine.global_step).is_file():
+        if not checkpoints.is_saved(engine.global_step):
             checkpoints.save(engine)
         trained = monitor.earlier + time.perf_counter() - started - setup
 
         best.complete(lambda: modelled(replace(config.model, adapter=AdapterConfig()), text, objective, data))
-        engine.strategy.barrier()
+        distributed.barrier()
+        if not shared:
+            distributed.send_folder(folder / "hf")
         objective.model = build.reload(folder / "hf", objective.auto_class, config.model.trust_remote_code)
         metrics, details = evaluate_splits(engine, objective, data)
         latency = latency_ms(engine, objective, data)
@@ -142,7 +157,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             "checkpoint": str(checkpoints.path(engine.global_step)),
             "export": str(folder / "hf"),
         }
-        if engine.is_global_zero:
+        if distributed.is_rank_zero():
             record.write_json(folder / "data.json", data_card(text))
             record.finish(folder, summary, details)
     except BaseException as error:
@@ -156,13 +171,10 @@ def check(config: Config) -> dict[str, Any]:
     """Try everything that could fail later, and leave nothing behind."""
     with record.scratch_folder(config) as folder:
         record.start_log(folder)
-        try:
-            text, objective, data = prepared(config)
-            about.describe(config, text, data, built(config, text, objective, data))
-            engine = trainer.build(config.trainer, folder, data.total_steps, data.validate_every, [], [])
-            return {"checks": [vars(outcome) for outcome in preflight.run(folder, data, objective, engine, thorough=True)]}
-        finally:
-            record.close()
+        text, objective, data = prepared(config)
+        about.describe(config, text, data, built(config, text, objective, data))
+        engine = trainer.build(config.trainer, folder, data.total_steps, data.validate_every, [], [])
+        return {"checks": [vars(outcome) for outcome in preflight.run(folder, data, objective, engine, thorough=True)]}
 
 
 def evaluate(config: Config) -> dict[str, Any]:
@@ -176,9 +188,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     engine = trainer.build(config.trainer, folder, 1, 1, [], [])
     metrics = evaluate_splits(engine, objective, data)[0] | objective.summary()
     log.info("%s", "\n".join(f"  {name:<32} {value:.9g}" for name, value in metrics.items()))
-    if record.is_first():
+    if distributed.is_rank_zero():
         record.write_json(folder / "evaluate.json", {"metrics": metrics, "config": plain(config), "versions": record.versions()})
-    record.close()
     return {"metrics": metrics}
 
 
@@ -187,9 +198,23 @@ def prepared(config: Config, tokenizer: Any | None = None) -> tuple[Text, Object
     lightning.seed_everything(config.seed, verbose=False)
     objective_class: type[Objective] = get_object(config.objective["_target_"])
     tokenizer = tokenizer or build.tokenizer(config.model)
-    text = prepare(config, objective_class.encoding, tokenizer)
+    cache = cache_folder(config)
+    cache.mkdir(parents=True, exist_ok=True)
+    with distributed.rank_zero_first(distributed.is_shared(cache)):
+        text = prepare(config, objective_class.encoding, tokenizer)
+    require_same_data(text)
     objective: Objective = made(config.objective, text)
     return text, objective, DataModule(config, text, objective.masking(config.seed))
+
+
+def require_same_data(text: Text) -> None:
+    """Raise UserError where a machine has other data than rank 0. A collective."""
+    fingerprints = {name: split.fingerprint for name, split in text.splits.items()}
+    everyone = distributed.gather((distributed.launched().node_rank, fingerprints))
+    for machine, theirs in everyone:
+        for split, fingerprint in theirs.items():
+            if fingerprint != everyone[0][1].get(split):
+                raise UserError(f"data: the {split} split on machine {machine} is not that of machine 0; give all the same files.")
 
 
 def modelled(config: ModelConfig, text: Text, objective: Objective, data: DataModule) -> PreTrainedModel:

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from llm_lightning import distributed
 from llm_lightning.models import adapter
 from llm_lightning.models.build import quiet_transformers
 
@@ -37,7 +38,7 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """
     if isinstance(model, FSDPModule):
         model = _gathered(model)
-    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+    if not distributed.is_rank_zero():
         return
     with _in_place_of(folder) as partial, quiet_transformers():
         model.save_pretrained(partial)
@@ -66,14 +67,14 @@ class Best:
             export(self.model, self.tokenizer, self.folder)
             return
         state = adapter.state(self.model)
-        if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        if not distributed.is_rank_zero():
             return
         with _in_place_of(self.folder) as partial:
             adapter.save(self.model, state, self.origin, partial)
 
     def complete(self, plain: Callable[[], PreTrainedModel]) -> None:
-        """Make `hf/` of an adapter and of the model that `plain` gives, which has none yet."""
-        if self.origin is not None:
+        """Make `hf/` of an adapter and of the model that `plain` gives, which has none yet: on rank 0, whose disk has the adapter."""
+        if self.origin is not None and distributed.is_rank_zero():
             export(adapter.merged(plain(), self.folder), self.tokenizer, self.run / "hf")
 
 

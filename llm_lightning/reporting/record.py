@@ -19,6 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from llm_lightning import distributed
 from llm_lightning.config import Config, plain
 from llm_lightning.errors import UserError
 from llm_lightning.redact import redacted
@@ -39,39 +40,53 @@ PACKAGES = (
     "hydra-core",
     "numpy",
 )
-RANK_ENVIRONMENT = "LLM_LIGHTNING_RUN_DIR"
-"""Tells the processes that Lightning starts for other ranks which folder the run has."""
-
-
-def is_first() -> bool:
-    """Whether this process is the one that others were started from, or the first of those that torchrun started."""
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+LAUNCHES = Path("runs") / ".launches"
+"""Which folder a launcher's job has taken, for its restarts: a file for each job that has not ended."""
 
 
 def open_folder(config: Config) -> Path:
-    """The run's folder, made for this run alone unless `run_dir` names one.
+    """Return the run's folder on this machine, made for this run alone unless `run_dir` names one. A collective.
 
+    Rank 0 decides where it is and locks it. On a machine with another disk it is at the same place, or where `run_dir` says there.
     Raises UserError where the named folder holds a run already and `resume=never`.
     """
-    if inherited := os.environ.get(RANK_ENVIRONMENT):
-        return Path(inherited)
-    if config.run_dir is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("run_dir is not set: processes started by torchrun cannot agree on a new folder; give run_dir=<folder>.")
-    if config.run_dir is not None:
-        folder = Path(config.run_dir).expanduser()
-        if config.resume == "never" and (folder / "config.yaml").is_file():
-            raise UserError(
-                f"run_dir={config.run_dir}: this folder holds a run already; give another, or resume=auto to continue it."
-            )
-        try:
+    folder: Path | None = None
+    if distributed.is_rank_zero():
+        folder = _named_folder(config) if config.run_dir is not None else _own_folder(config)
+    place = distributed.broadcast(None if folder is None else str(folder.absolute()))
+    if folder is None:
+        folder = Path(place if config.run_dir is None else config.run_dir).expanduser()
+        if distributed.local_rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "train.log").open("a").close()
-        except OSError as error:
-            raise UserError(f"run_dir={config.run_dir}: the folder cannot be written ({error.strerror}); give another.") from error
-        _claim(folder)
+    return folder
+
+
+def _named_folder(config: Config) -> Path:
+    """The folder of `run_dir`, locked."""
+    folder = Path(str(config.run_dir)).expanduser()
+    if config.resume == "never" and (folder / "config.yaml").is_file():
+        raise UserError(f"run_dir={config.run_dir}: this folder holds a run already; give another, or resume=auto to continue it.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "train.log").open("a").close()
+    except OSError as error:
+        raise UserError(f"run_dir={config.run_dir}: the folder cannot be written ({error.strerror}); give another.") from error
+    _claim(folder)
+    return folder
+
+
+def _own_folder(config: Config) -> Path:
+    """A new folder; after a restart by the launcher, the one that the job took first."""
+    launch = distributed.launched()
+    note = LAUNCHES / launch.job if launch.job is not None else None
+    if note is not None and launch.restarts and note.is_file():
+        folder = Path(note.read_text(encoding="utf-8"))
     else:
         folder = _new_folder(config)
-    os.environ[RANK_ENVIRONMENT] = str(folder.resolve())
+        if note is not None:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(str(folder.absolute()), encoding="utf-8")
+    _claim(folder)
     return folder
 
 
@@ -169,14 +184,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def start_log(folder: Path) -> None:
-    """Messages of the run go to train.log and, from the first process, to the terminal; those marked `file_only` to the file alone."""
+    """Messages of rank 0 go to train.log and to the terminal, those marked `file_only` to the file alone; of other ranks, errors do."""
     logger = logging.getLogger("llm_lightning")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    file = logging.FileHandler(folder / "train.log", encoding="utf-8")
-    file.setFormatter(_Redacted("%(asctime)s %(levelname)s %(message)s"))
+    rank = distributed.rank()
+    file = logging.FileHandler(folder / "train.log", encoding="utf-8", delay=rank > 0)
+    file.setFormatter(_Redacted("%(asctime)s %(levelname)s " + (f"rank {rank}: " if rank else "") + "%(message)s"))
+    file.setLevel(logging.ERROR if rank else logging.INFO)
     logger.addHandler(file)
-    if is_first():
+    if rank == 0:
         terminal = logging.StreamHandler(sys.stderr)
         terminal.setFormatter(_Redacted("%(message)s"))
         terminal.addFilter(lambda record: not getattr(record, "file_only", False))
@@ -192,12 +209,17 @@ class _Redacted(logging.Formatter):
 
 def close() -> None:
     """Let go of the folder: this process may start another run."""
-    os.environ.pop(RANK_ENVIRONMENT, None)
     _let_go()
     logger = logging.getLogger("llm_lightning")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+
+
+def forget_launch() -> None:
+    """The job has ended: nothing is left for a restart."""
+    if (job := distributed.launched().job) is not None:
+        (LAUNCHES / job).unlink(missing_ok=True)
 
 
 def finish(folder: Path, summary: dict[str, Any], details: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from llm_lightning import distributed
 from llm_lightning.config import CheckpointConfig, flat
 from llm_lightning.data.collate import Step
 from llm_lightning.data.module import DataModule
@@ -27,6 +28,7 @@ from llm_lightning.errors import Pruned, UserError
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training.checkpoint_io import damage
 from llm_lightning.training.monitor import Diverged, Monitor
+from llm_lightning.watchdog import unhurried
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ class Checkpoints(Callback):
         """Validations since the best one."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self.best is not None and not self.weights.is_dir():
+        if not distributed.broadcast(self.best is None or self.weights.is_dir()):
             self.best = None  # the state comes from a run with another folder: this one has no best weights yet
         trainer.should_stop = self._exhausted()
 
@@ -76,7 +78,7 @@ class Checkpoints(Callback):
 
         Raises Diverged where the metric is no number: such weights are neither exported nor saved.
         """
-        value = module.latest[module.monitor]
+        value = distributed.broadcast(module.latest[module.monitor])
         if not math.isfinite(value) or not math.isfinite(module.latest["validation/loss"]):
             raise Diverged("validation loss", module.latest["validation/loss"], trainer.global_step)
         self.decided_step = trainer.global_step
@@ -84,10 +86,11 @@ class Checkpoints(Callback):
         if self.best is None or (value > self.best if module.maximize else value < self.best):
             self.best, self.best_step, self.stale = value, trainer.global_step, 0
             self.keep()
-            trainer.strategy.barrier()  # the other ranks read what rank 0 wrote
+            distributed.barrier()  # the other ranks read what rank 0 wrote
         over = trainer.global_step == self.monitor.total_steps
         done = 1000 * trainer.global_step // self.monitor.total_steps
-        if self.judge is not None and trainer.world_size == 1 and not over and not self.judge(done, value):
+        goes_on = self.judge is None or over or self.judge(done, value)  # rank 0 alone has it
+        if not distributed.broadcast(goes_on):
             raise Pruned(f"pruned after step {trainer.global_step}: {module.monitor} {value:.4f}")
         if self._exhausted():
             log.info("early stopping: no improvement in %s validations", self.stale)
@@ -110,11 +113,16 @@ class Checkpoints(Callback):
         self.monitor.pause(trainer)
         self.data.gather()
         path = self.path(trainer.global_step)
-        trainer.save_checkpoint(path)
-        if trainer.is_global_zero:
-            for old in [p for p in saved(self.folder) if step_of(p) <= trainer.global_step][: -self.config.keep]:
-                old.unlink()
+        with unhurried():
+            trainer.save_checkpoint(path)
+            if trainer.is_global_zero:
+                for old in [p for p in saved(self.folder) if step_of(p) <= trainer.global_step][: -self.config.keep]:
+                    old.unlink()
         return path
+
+    def is_saved(self, step: int) -> bool:
+        """Return whether rank 0 has the state of a step. A collective."""
+        return bool(distributed.broadcast(self.path(step).is_file()))
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = self.run
@@ -135,16 +143,24 @@ class Checkpoints(Callback):
         self.__dict__.update(state)
 
 
-def resume_point(resume: str, folder: Path, run: dict[str, Any]) -> Path | None:
-    """The checkpoint to continue from, if any. Raises UserError where it belongs to another run than the config describes."""
-    if resume == "never":
-        return None
-    state = newest(folder / "checkpoints") if resume == "auto" else Path(resume).expanduser()
-    if state is None:
-        return None
-    require_same_run(state, run)
-    log.info("resume: continuing from %s", state)
-    return state
+def resume_point(resume: str, folder: Path, shared: bool, run: dict[str, Any]) -> Path | None:
+    """Return the checkpoint to continue from, if any, as a file of this machine. Rank 0 chooses it. A collective.
+
+    `shared`: whether all ranks read rank 0's disk; where they do not, the file is copied to theirs. Raises UserError where the checkpoint
+    belongs to another run than the config describes.
+    """
+    state: Path | None = None
+    if distributed.is_rank_zero() and resume != "never":
+        state = newest(folder / "checkpoints") if resume == "auto" else Path(resume).expanduser()
+        if state is not None:
+            require_same_run(state, run)
+            log.info("resume: continuing from %s", state)
+    place = distributed.broadcast(None if state is None else str(state.absolute()))
+    if place is None or shared:
+        return None if place is None else Path(place)
+    copied = folder / "checkpoints" / Path(place).name
+    distributed.send_file(Path(place), copied)
+    return Path(place) if distributed.is_rank_zero() else copied
 
 
 DECISIVE = ("objective", "model", "batch", "optimizer", "scheduler", "seed")

@@ -8,7 +8,6 @@ the processor draws at the most. The machine is metered, not the process: other 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from typing import Any
 
@@ -16,6 +15,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from llm_lightning import distributed
 from llm_lightning.config import CallbacksConfig
 
 READ = {
@@ -54,7 +54,7 @@ class Energy(Callback):
         self._counted = dict.fromkeys(READ, 0.0)
         self._tracker: Any = None
         self._thread: threading.Thread | None = None
-        if config.energy and os.environ.get("LOCAL_RANK", "0") == "0":  # it measures the machine, not the process
+        if config.energy and distributed.local_rank() == 0:  # it measures the machine, not the process
             self._thread = threading.Thread(target=self._start, daemon=True)
             self._thread.start()
 

@@ -7,6 +7,7 @@ SIGINT stops at once.
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from llm_lightning import distributed
 from llm_lightning.errors import Stopped
 
 HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -44,7 +46,8 @@ class StopOnSignal(Callback):
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        print(f"\n{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr, flush=True)
+        if distributed.is_rank_zero():
+            print(f"\n{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr, flush=True)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self._stop_if_told(trainer)
@@ -62,4 +65,18 @@ class StopOnSignal(Callback):
         if told:
             path = self.save(trainer)
             name = signal.Signals(self.received).name if self.received else "a signal to another rank"
-            raise Stopped(f"\nstopped by {name} after step {trainer.global_step}, saved in {path}\n{self.how_to_resume}")
+            how = _requeue() if signal.SIGUSR1 in distributed.gather(self.received) else None
+            raise Stopped(f"\nstopped by {name} after step {trainer.global_step}, saved in {path}\n{how or self.how_to_resume}")
+
+
+def _requeue() -> str | None:
+    """Have SLURM, which warned of the end of the job's time, start it again. Return what to tell the user; None outside of SLURM."""
+    job = distributed.slurm_batch_job()
+    if job is None or not distributed.is_rank_zero():
+        return None
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        return f"job {job} could not be queued again ({reason}); submit it again with the same run_dir to continue"
+    return f"job {job} is queued again, and continues from there"

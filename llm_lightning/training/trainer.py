@@ -9,13 +9,14 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from llm_lightning import distributed
 from llm_lightning.config import TrainerConfig
 from llm_lightning.errors import UserError
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
+from llm_lightning.training.environment import Heartbeat, LaunchedEnvironment
 from llm_lightning.training.memory import keep_freed_pages, keep_kernels
 from llm_lightning.training.precision import MasterWeights, bf16_unit
 
@@ -59,21 +60,21 @@ def build(
     if accelerator == "cpu":
         keep_freed_pages()
         keep_kernels()
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # signals are ours: save, say how to go on, exit
+    plugins.append(LaunchedEnvironment())  # under SLURM too: Lightning would take the signals, which are ours
+    launch = distributed.launched() if distributed.world_size() > 1 else distributed.Launch("none")
     try:
         trainer = lightning.Trainer(
             accelerator=accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            strategy=_strategy(config, accelerator),
+            devices=launch.local_world_size,
+            num_nodes=launch.world_size // launch.local_world_size,
+            strategy=_strategy(config, accelerator, launch.world_size),
             precision=plain,  # type: ignore[arg-type]
             max_steps=steps,
             val_check_interval=validate_every,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,  # preflight tries a validation batch
             logger=loggers or False,
-            callbacks=callbacks,
+            callbacks=[Heartbeat(), *callbacks],
             plugins=plugins,
             default_root_dir=folder,
             enable_checkpointing=False,  # ours decides after validation, and writes atomically
@@ -108,11 +109,10 @@ def _precision(wanted: str, accelerator: str) -> tuple[str, str]:
     return ("32-true", "nothing here multiplies bf16") if unit is None else ("bf16-mixed", f"{unit} multiplies it")
 
 
-def _strategy(config: TrainerConfig, accelerator: str) -> Any:
+def _strategy(config: TrainerConfig, accelerator: str, world_size: int) -> Any:
     if config.strategy != "fsdp":
         return config.strategy
     from lightning.pytorch.strategies import ModelParallelStrategy
 
-    here = config.devices if isinstance(config.devices, int) else torch.cuda.device_count() if accelerator == "cuda" else 1
-    size = here * config.num_nodes  # Lightning's own "auto" is one a node: tensor parallelism, which is not asked for
-    return ModelParallelStrategy(data_parallel_size=size, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    # Lightning's own "auto" is one a node: tensor parallelism, which is not asked for
+    return ModelParallelStrategy(data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)

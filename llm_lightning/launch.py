@@ -1,0 +1,138 @@
+"""The processes of a run: start those that no launcher has started, connect them, and see to it that they end together.
+
+Under torchrun or srun every rank is there from the start. Otherwise this process becomes rank 0 and starts one process for each further
+device; each is given the config and does what rank 0 does. From then on no part of the program can tell the launchers apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+
+from llm_lightning import distributed
+from llm_lightning.config import Config, TrainerConfig
+from llm_lightning.errors import UserError
+from llm_lightning.machine import cores
+from llm_lightning.watchdog import Watchdog
+
+PATIENCE = 6
+"""A collective may take this many times `trainer.hang_timeout`, and at least an hour: rank 0 may have much to prepare or to write, and
+the watchdog finds a hung rank long before."""
+
+
+@contextlib.contextmanager
+def processes(config: Config, sweep: str | None = None) -> Iterator[None]:
+    """Run the block on every rank of the run, connected. A run on one device is this process alone.
+
+    Raises UserError where the config contradicts the launcher, and OtherRankFailed where another rank has said why the run ends.
+    """
+    count = device_count(config.trainer)
+    launch = distributed.launched()
+    if launch.world_size == 1 and count == 1:
+        yield
+        return
+    if launch.world_size > 1:
+        _require_agreement(config.trainer, launch)
+    with contextlib.ExitStack() as stack:
+        children = [] if launch.world_size > 1 else stack.enter_context(_start_children(config, sweep, count))
+        watchdog = stack.enter_context(_connected(config.trainer, children))
+        with watchdog.watching():
+            yield
+
+
+def device_count(config: TrainerConfig) -> int:
+    """Return the number of devices of this machine that the config asks for."""
+    if config.devices != "auto":
+        return int(config.devices)
+    uses_gpus = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.cuda.device_count() if uses_gpus else 1
+
+
+def _require_agreement(config: TrainerConfig, launch: distributed.Launch) -> None:
+    """Raise UserError where the config names another number of processes than the launcher has started; 1 is every preset's default."""
+    machines = launch.world_size // launch.local_world_size
+    if config.devices not in ("auto", 1) and config.devices != launch.local_world_size:
+        raise UserError(
+            f"trainer.devices={config.devices}: {launch.launcher} started {launch.local_world_size} processes on this machine; leave "
+            f"trainer.devices out, or start as many."
+        )
+    if config.num_nodes not in (1, machines):
+        raise UserError(
+            f"trainer.num_nodes={config.num_nodes}: {launch.launcher} started the run on {machines} machines; leave trainer.num_nodes out."
+        )
+
+
+@contextlib.contextmanager
+def _connected(config: TrainerConfig, children: list[subprocess.Popen[bytes]]) -> Iterator[Watchdog]:
+    launch = distributed.launched()
+    timeout = timedelta(seconds=max(3600.0, PATIENCE * config.hang_timeout))
+    uses_gpus = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if uses_gpus:
+        torch.cuda.set_device(launch.local_rank)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() // launch.local_world_size))
+    address, port = distributed.connect(timeout, uses_gpus)
+    try:
+        yield Watchdog(address, port, config.hang_timeout, children)
+    finally:
+        distributed.disconnect()
+
+
+@contextlib.contextmanager
+def _start_children(config: Config, sweep: str | None, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Become rank 0 and start the other ranks of this machine; at the end of the block wait for theirs."""
+    with socket.socket() as probe:
+        probe.bind((distributed.LOOPBACK, 0))
+        port = probe.getsockname()[1]
+    common = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": distributed.LOOPBACK,
+        "MASTER_PORT": str(port),
+    }
+    before = {name: os.environ.get(name) for name in (*common, "RANK", "LOCAL_RANK")}
+    children = []
+    task = pickle.dumps((sys.path, sys.argv, config, sweep))
+    command = [sys.executable, "-c", "from llm_lightning.cli import work; work()"]
+    for rank in range(1, count):
+        environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": os.pathsep.join(sys.path)}
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+        assert child.stdin is not None
+        child.stdin.write(task)
+        child.stdin.close()
+        children.append(child)
+    os.environ.update(common | {"RANK": "0", "LOCAL_RANK": "0"})
+    try:
+        yield children
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        end_children(children, seconds=30.0)
+
+
+def end_children(children: list[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Wait for processes to end by themselves; kill those that have not after some seconds."""
+    for child in children:
+        try:
+            child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def read_task() -> tuple[Config, str | None]:
+    """Return what rank 0 told this process to do: (config, sweep). It comes from the parent alone, over a pipe."""
+    path, arguments, config, sweep = pickle.load(sys.stdin.buffer)
+    sys.path[:], sys.argv[:] = path, arguments
+    return config, sweep
