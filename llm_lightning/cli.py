@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llm_lightning import checks, config
+from llm_lightning import checks, config, distributed
 from llm_lightning.config import CONF
 from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError, listed, nearest
 from llm_lightning.redact import redacted
@@ -84,8 +84,11 @@ def worded() -> Iterator[None]:
             raise
         if "debug=true" in (argument.lower() for argument in sys.argv[1:]):
             traceback.print_exc()
-        if isinstance(error, OtherRankFailed):
-            sys.exit(error.exit_code)
+        same_elsewhere = (
+            distributed.local_rank() > 0 and not distributed.has_met()
+        )  # every process of a machine sees the same mistake
+        if isinstance(error, OtherRankFailed) or (same_elsewhere and not isinstance(error, Stopped)):
+            sys.exit(error.exit_code if isinstance(error, RunError) else UserError.exit_code)
         if isinstance(error, Stopped):
             print(error, file=sys.stderr)
             sys.exit(error.exit_code)

@@ -162,6 +162,12 @@ def is_rank_zero() -> bool:
 
 _store: Any = None
 """Where the processes of this run leave each other words, beside their collectives."""
+_met = False
+
+
+def has_met() -> bool:
+    """Return whether this process has ever been connected with others."""
+    return _met
 
 
 def world_size() -> int:
@@ -178,7 +184,7 @@ def connect(timeout: timedelta, cuda: bool) -> tuple[str, int]:
     """
     import torch.distributed
 
-    global _store
+    global _store, _met
     launch = launched()
     _choose_interface(launch)
     if launch.has_store:
@@ -193,6 +199,7 @@ def connect(timeout: timedelta, cuda: bool) -> tuple[str, int]:
         world_size=launch.world_size,
         timeout=timeout,
     )
+    _met = True
     return address, port
 
 

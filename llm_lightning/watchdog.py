@@ -65,8 +65,8 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
         self._ended = threading.Event()
         self._leaving = False
-        self._verdict: str | None = None
-        """What the thread found to end the run for; the main thread raises it, if it can."""
+        self._ending: int | None = None
+        """The exit code, once the thread ends the process; it has said why, or another rank has."""
         self._progress, self._bounded, self._since = 0, False, time.monotonic()
         self._number = 0
         self._reports: dict[int, Report] = {}
@@ -108,16 +108,16 @@ class Watchdog:
 
     def _raise_once(self, error: BaseException) -> None:
         """Raise the error if no rank has failed before, else OtherRankFailed."""
-        if self._verdict is not None:
-            error = RunError(self._verdict)
-        elif isinstance(error, RuntimeError) and _is_connection_error(error):
+        if self._ending is not None:
+            raise OtherRankFailed(self._ending) from error
+        if isinstance(error, RuntimeError) and _is_connection_error(error):
             error = self._explained(error)
         message = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, RunError) else 1
         first = self._publish(message, code)
         if first["rank"] != self.rank:
             raise OtherRankFailed(first["code"]) from error
-        if self.rank > 0 and isinstance(error, RunError) and self._verdict is None:
+        if self.rank > 0 and isinstance(error, RunError):
             error.args = (f"rank {self.rank} ({_place()}): {error}",)
         self._wait_for_readers()
         raise error
@@ -233,10 +233,9 @@ class Watchdog:
             hung, what = busy or sorted(behind), "has not come on"
         if not self._may_speak(hung):
             return
-        minutes = self.hang_timeout / 60
         names = "; ".join(f"rank {rank} ({self._where(rank)})" for rank in hung)
         message = (
-            f"{names} {what} for {minutes:g} minutes (trainer.hang_timeout={self.hang_timeout:g} seconds), and the others wait for it. "
+            f"{names} {what} for {self.hang_timeout:g} seconds (trainer.hang_timeout), and the others wait for it. "
             f"Look at that process and its disk or device; repeat the command to continue from the last checkpoint."
         )
         if self._publish(message, 1)["rank"] == self.rank:
@@ -262,14 +261,13 @@ class Watchdog:
         return " in ".join(frames)
 
     def _leave(self, message: str | None, code: int) -> None:
-        """End this process: the main thread has a moment to do it itself, in good order. `message` is None where another rank speaks."""
-        self._verdict = message
-        if self._ended.wait(GRACE):
-            return
+        """Say why, unless another rank does, and end this process: the main thread has a moment to do it itself, in good order."""
+        self._ending = code
         if message is not None:
             log.error("%s", message, extra={"file_only": True})
             print(f"\nerror: {redacted(message)}", file=sys.stderr, flush=True)
-            self._wait_for_readers()
+        if self._ended.wait(GRACE):
+            return
         for child in self.children:
             if child.poll() is None:
                 child.kill()
