@@ -187,11 +187,7 @@ def connect(timeout: timedelta, cuda: bool) -> tuple[str, int]:
     global _store, _met
     launch = launched()
     _choose_interface(launch)
-    if launch.has_store:
-        _store, address, port = _meet(launch, timeout)
-    else:
-        address, port = launch.address, launch.port
-        _store = open_store(address, port, launch.world_size, launch.rank == 0, timeout)
+    _store, address, port = _open_run_store(launch, timeout)
     torch.distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         store=torch.distributed.PrefixStore("group", _store),
@@ -203,6 +199,16 @@ def connect(timeout: timedelta, cuda: bool) -> tuple[str, int]:
     return address, port
 
 
+def connect_jobs(timeout: timedelta) -> Any:
+    """Return a store of all ranks, at which the jobs of a sweep that this process starts will meet, each for itself. A collective."""
+    launch = launched()
+    store, address, port = _open_run_store(launch, timeout)
+    variables = {"RANK": launch.rank, "WORLD_SIZE": launch.world_size, "MASTER_ADDR": address, "MASTER_PORT": port}
+    variables |= {"LOCAL_RANK": launch.local_rank, "LOCAL_WORLD_SIZE": launch.local_world_size}
+    os.environ.update({name: str(value) for name, value in variables.items()}, TORCHELASTIC_USE_AGENT_STORE="True")
+    return store
+
+
 def disconnect() -> None:
     """Leave the process group."""
     import torch.distributed
@@ -211,6 +217,13 @@ def disconnect() -> None:
     _store = None
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _open_run_store(launch: Launch, timeout: timedelta) -> tuple[Any, str, int]:
+    """Return a store that no other run uses, with its address and port."""
+    if launch.has_store:
+        return _meet(launch, timeout)
+    return open_store(launch.address, launch.port, launch.world_size, launch.rank == 0, timeout), launch.address, launch.port
 
 
 def open_store(address: str, port: int, world_size: int, listens: bool, timeout: timedelta) -> Any:

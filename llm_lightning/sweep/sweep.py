@@ -24,7 +24,7 @@ import yaml
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
-from llm_lightning import checks, cli
+from llm_lightning import checks, cli, distributed
 from llm_lightning.config import Config, SweepConfig
 from llm_lightning.errors import UserError
 from llm_lightning.redact import redacted
@@ -35,6 +35,7 @@ from llm_lightning.reporting.table import show
 from llm_lightning.stored import STORED
 from llm_lightning.sweep import space
 from llm_lightning.sweep.process import Judge, Outcome, Share, run_job, shares
+from llm_lightning.sweep.ranks import STOPPING, Ranks
 from llm_lightning.sweep.results import Job, Result, Results
 
 LONGEST = 120  # characters of a folder's name
@@ -43,8 +44,8 @@ LONGEST = 120  # characters of a folder's name
 class Sweep:
     """The jobs of a sweep, and which are running."""
 
-    def __init__(self, arguments: list[str], settings: SweepConfig, task: str, run_dir: str | None) -> None:
-        self.settings = settings
+    def __init__(self, arguments: list[str], settings: SweepConfig, task: str, run_dir: str | None, ranks: Ranks) -> None:
+        self.settings, self._ranks = settings, ranks
         self.fixed, self.dimensions = space.read(arguments, settings.space.get(task, {}), settings.choices)
         self.folder = self._folder(run_dir)
         self.results = Results(self.folder, [d.key for d in self.dimensions])
@@ -165,7 +166,8 @@ class Sweep:
                 _say(f"\n{title} · {' '.join(job.own)}")
             output = None if share is None else job.folder / "output.log"
             try:
-                outcome = run_job(job.overrides, self.folder.name, judge, share, output, self._started, self._running.discard)
+                with self._ranks.together(job.overrides, self.folder.name):
+                    outcome = run_job(job.overrides, self.folder.name, judge, share, output, self._started, self._running.discard)
             finally:
                 self._shares.put(share)
             if self.stopping and outcome.status == "failed":  # the signal came before there was a state to save
@@ -245,17 +247,21 @@ def run(arguments: list[str], settings: SweepConfig, task: str, run_dir: str | N
     It is 0 where all is done, 1 where a job failed, 3 where the sweep was stopped.
     """
     checks.check_sweep(settings)
-    sweep = Sweep(arguments, settings, task, run_dir)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, sweep.stop)
-    figures: list[dict[str, Any]] = []
-    if settings.method != "grid":
-        figures = sweep.run_study()
-    elif launcher is not None:
-        sweep.launch_grid(launcher)
-    else:
-        sweep.run_grid()
-    return sweep.close(figures)
+    ranks = Ranks(settings, launcher)
+    if not distributed.is_rank_zero():
+        return ranks.follow()
+    with ranks.leading():
+        sweep = Sweep(arguments, settings, task, run_dir, ranks)
+        for number in STOPPING:
+            signal.signal(number, sweep.stop)
+        figures: list[dict[str, Any]] = []
+        if settings.method != "grid":
+            figures = sweep.run_study()
+        elif launcher is not None:
+            sweep.launch_grid(launcher)
+        else:
+            sweep.run_grid()
+        return sweep.close(figures)
 
 
 def _named(point: dict[str, str]) -> str:
