@@ -34,6 +34,8 @@ def main() -> None:
     """Compose the config from `conf/` and the command line, and run it."""
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we word them ourselves
+    if distributed.is_launched():  # torch warns, with a C++ stack, of each connection that a rank's end breaks
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with worded():
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
 

@@ -55,6 +55,10 @@ class Report:
     read: float = field(kw_only=True)
 
 
+class RankLost(RunError):
+    """Another rank has gone without a message; this one's names it."""
+
+
 class Watchdog:
     """Watches the other ranks for this one. Stages: `mark_progress` begins one, `unhurried` is one without a time limit."""
 
@@ -117,7 +121,7 @@ class Watchdog:
         first = self._publish(message, code)
         if first["rank"] != self.rank:
             raise OtherRankFailed(first["code"]) from error
-        if self.rank > 0 and isinstance(error, RunError):
+        if self.rank > 0 and isinstance(error, RunError) and not isinstance(error, RankLost):
             error.args = (f"rank {self.rank} ({_place()}): {error}",)
         self._wait_for_readers()
         raise error
@@ -145,7 +149,7 @@ class Watchdog:
             if (failure := self._failure()) is not None:
                 return OtherRankFailed(failure["code"])
             if silent := self._silent(SILENT):
-                return RunError(
+                return RankLost(
                     f"rank {silent[0]} ({self._where(silent[0])}) has ended without a message: it was killed, or its machine is gone. "
                     f"Repeat the command to continue from the last checkpoint."
                 )

@@ -39,17 +39,22 @@ class Ranks:
 
     @contextlib.contextmanager
     def leading(self) -> Iterator[None]:
-        """Run the block on rank 0; at its end the others end too."""
+        """Run the block on rank 0; at its end the others end too, and rank 0 last: it may hold the store."""
         try:
             yield
         finally:
             self._announce(None)
+            self._wait_for_others()
 
     @contextlib.contextmanager
     def together(self, overrides: list[str], sweep: str) -> Iterator[None]:
         """Have the other ranks run the job that the block runs on rank 0, and wait for all."""
         self._announce([overrides, sweep])
         yield
+        self._wait_for_others()
+
+    def _wait_for_others(self) -> None:
+        """Wait until every other rank has done what was announced last."""
         while self._store is not None and self._store.add(f"ended/{self._job}", 0) < distributed.launched().world_size - 1:
             time.sleep(0.05)
 
@@ -74,8 +79,9 @@ class Ranks:
             while not self._store.check([f"job/{self._job}"]):
                 time.sleep(0.05)
             job = json.loads(self._store.get(f"job/{self._job}"))
+            if job is not None:
+                overrides, sweep = job
+                run_job(overrides, sweep, None, None, None, running.append, running.remove)
+            self._store.add(f"ended/{self._job}", 1)
             if job is None:
                 return 0
-            overrides, sweep = job
-            run_job(overrides, sweep, None, None, None, running.append, running.remove)
-            self._store.add(f"ended/{self._job}", 1)
