@@ -57,7 +57,7 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
         log.info("%s", stopped, extra={"file_only": True})
         raise
     except BaseException:
-        log.exception("the run failed", extra={"file_only": True})
+        record.log_failure()
         raise
     finally:
         record.close()

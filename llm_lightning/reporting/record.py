@@ -200,6 +200,12 @@ def start_log(folder: Path) -> None:
         logger.addHandler(terminal)
 
 
+def log_failure() -> None:
+    """Write the traceback of the error that ends the run to its log, if that was begun."""
+    if logging.getLogger("llm_lightning").handlers:
+        log.exception("the run failed", extra={"file_only": True})
+
+
 class _Redacted(logging.Formatter):
     """Messages and tracebacks without their secrets: a command line or an address may hold one."""
 

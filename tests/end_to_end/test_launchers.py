@@ -221,7 +221,7 @@ def machine_variables() -> Callable[[], Callable[[int], dict[str, str]]]:
 
 
 def test_a_sweep_runs_each_job_on_all_ranks(arguments: list[str], launch_ranks: LaunchRanks, tmp_path: Path) -> None:
-    swept = ["-m", *arguments, "trainer.max_steps=8", f"run_dir={tmp_path}/sweep"]
+    swept = ["-m", *arguments, "trainer.max_steps=4", f"run_dir={tmp_path}/sweep"]
     ranks = launch_ranks([*swept, "seed=1,2"], tmp_path / "ranks")
     assert wait(ranks) == [0, 0], said(ranks)
     for seed in (1, 2):
@@ -231,10 +231,10 @@ def test_a_sweep_runs_each_job_on_all_ranks(arguments: list[str], launch_ranks: 
     assert log.count("· done ·") == 2
     assert ranks[1].log.read_text() == ""
     own = launch_ranks(
-        [*swept, "seed=3,4", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], tmp_path / "own", count=1
+        [*swept, "seed=3", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], tmp_path / "own", count=1
     )
     assert wait(own) == [0], said(own)
-    assert said(own).count("· done ·") == 2
+    assert said(own).count("· done ·") == 1
 
 
 # ---- two machines: network namespaces with addresses of their own, and nothing shared ----
