@@ -15,7 +15,10 @@ from torch import Tensor
 from llm_lightning.training.checkpoints import saved
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT
-from .conftest import Launch
+from ..objectives.test_supervised import TINY_MARIAN, write
+from ..objectives.test_supervised import tasks as conversations
+from .conftest import Launch, LaunchRanks
+from .test_launchers import wait
 from .test_runs import losses
 
 CAUSAL = ["task=pretrain", "data=text", "data.document=line", "data.block_size=32", *TINY_GPT, "batch.sequences=7"]
@@ -77,6 +80,44 @@ def test_two_processes_train_the_adapter_that_one_would(
         assert first.keys() == second.keys()
         for name in first:
             torch.testing.assert_close(second[name], first[name], atol=1e-4, rtol=1e-3)
+
+
+OBJECTIVES = ["masked_lm", "multi_label", "regression", "tagging", "question_answering", "translation", "instruction"]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains_and_scores_on_two_processes_as_on_one(
+    objective: str, launch_ranks: LaunchRanks, corpus: Path, cache: Path, tmp_path: Path
+) -> None:
+    """DDP and FSDP2; batches of seven rows and unequal numbers of evaluation batches. Scores of whole texts and spans included."""
+    if objective == "masked_lm":
+        data = [
+            "task=pretrain",
+            "objective=masked_lm",
+            "data=text",
+            f"data.train={corpus}",
+            "data.document=line",
+            *TINY_BERT,
+            NO_DROPOUT,
+        ]
+    elif objective == "instruction":
+        data = [*conversations(tmp_path), "objective.answered=5", "objective.max_answer=8"]
+    elif objective == "translation":
+        data = [*write(tmp_path, objective), *TINY_MARIAN, "++model.config.dropout=0.0", "objective.beams=2", "data.block_size=32"]
+    else:
+        data = [*write(tmp_path, objective), *TINY_BERT, NO_DROPOUT]
+    given = [*QUIET, *data, f"cache_dir={cache}", *EXACT, "batch.sequences=7", "batch.micro_sequences=2", "optimizer.lr=3e-3"]
+    given += ["trainer.max_steps=4", "trainer.validate_every_steps=2"]
+    found = {}
+    for name, count in (("one", 1), ("ddp", 2), ("fsdp", 2)):
+        strategy = [] if name == "one" else [f"trainer.strategy={name}"]
+        ranks = launch_ranks([*given, *strategy, f"run_dir={tmp_path}/{name}"], tmp_path / name, count=count)
+        assert wait(ranks) == [0] * count, ranks[0].log.read_text()[-3000:]
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        found[name] = [float(loss) for _, loss in losses(tmp_path / name)], summary["metrics"]
+    for name in ("ddp", "fsdp"):
+        assert found[name][0] == pytest.approx(found["one"][0], rel=1e-5)
+        assert found[name][1] == pytest.approx(found["one"][1], rel=1e-3, abs=1e-4)
 
 
 def gradient(folder: Path) -> list[Tensor]:

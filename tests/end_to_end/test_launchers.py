@@ -230,9 +230,7 @@ def test_a_sweep_runs_each_job_on_all_ranks(arguments: list[str], launch_ranks: 
     log = ranks[0].log.read_text()
     assert log.count("· done ·") == 2
     assert ranks[1].log.read_text() == ""
-    own = launch_ranks(
-        [*swept, "seed=3", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], tmp_path / "own", count=1
-    )
+    own = launch_ranks([*swept, "seed=3", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], tmp_path / "own", count=1)
     assert wait(own) == [0], said(own)
     assert said(own).count("· done ·") == 1
 
@@ -243,24 +241,14 @@ def test_a_sweep_runs_each_job_on_all_ranks(arguments: list[str], launch_ranks: 
 @pytest.fixture
 def hosts() -> Iterator[list[str]]:
     """The names of two network namespaces that reach each other as 10.77.0.1 and 10.77.0.2."""
-    names = [f"llm{os.getpid()}{letter}" for letter in "ab"]
-    links = [f"v{name[-8:]}" for name in names]
-    commands = [f"ip netns add {name}" for name in names]
-    commands += [f"ip link add {links[0]} type veth peer name {links[1]}"]
-    for number, (name, link) in enumerate(zip(names, links, strict=True), 1):
-        commands += [f"ip link set {link} netns {name}", f"ip -n {name} addr add 10.77.0.{number}/24 dev {link}"]
-        commands += [f"ip -n {name} link set {link} up", f"ip -n {name} link set lo up"]
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from hosts import hosts
+
     try:
-        for command in commands:
-            result = subprocess.run(command.split(), capture_output=True, text=True, check=False)
-            if result.returncode:
-                pytest.skip(f"no network namespaces here: {command}: {result.stderr.strip()}")
-        yield names
-    except FileNotFoundError:
-        pytest.skip("no network namespaces here: the program `ip` (package iproute2) is not installed")
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+        with hosts() as names:
+            yield names
+    except OSError as error:
+        pytest.skip(f"no network namespaces here: {error}")
 
 
 KILLS = int(os.environ.get("LLM_LIGHTNING_KILLS", "1"))
