@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from llm_lightning.config import BatchConfig
 from llm_lightning.data.encode import Encoded
 from llm_lightning.data.masking import IGNORED, Masking
-from llm_lightning.data.plan import Plan, Row, cut
+from llm_lightning.data.plan import Plan, RowGroup
 
 EVALUATION = -1
 """The epoch that evaluation stands for where masks are drawn."""
@@ -173,7 +173,7 @@ class Collator:
     token_types: bool = False
     """Whether the model's tokenizer tells the texts of a pair apart by token types."""
 
-    def __call__(self, data: Any, rows: Sequence[Row], epoch: int) -> MicroBatch:
+    def __call__(self, data: Any, rows: RowGroup, epoch: int) -> MicroBatch:
         indices = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
         lengths = (data.second if self.translates else data.inputs)[indices]
         order = np.argsort(-lengths, kind="stable")
@@ -238,18 +238,17 @@ class TrainingSteps(Dataset[Step]):
     def __getitem__(self, step: int) -> Step:
         epoch, inside = self.plan.locate(step)
         schedule = self.plan.epoch(epoch)
-        rows = schedule[inside]
-        parts = [cut(rows, self.plan.lengths, self.spec, rank, self.world) for rank in range(self.world)]
-        batches = [self.collator(self.data, part, epoch) for part in parts[self.rank]]
-        blanks = max(map(len, parts)) - len(batches)
-        batches += [replace(self.collator(self.data, rows[:1], epoch), blank=True) for _ in range(blanks)]
+        parts, count = schedule.deal(inside, self.plan.lengths, self.spec, self.rank, self.world)
+        batches = [self.collator(self.data, [sequences], epoch) for sequences in parts]
+        filler = schedule.row(int(schedule.steps[inside]))
+        batches += [replace(self.collator(self.data, [filler], epoch), blank=True) for _ in range(count - len(parts))]
         return as_step(batches, step, epoch + (inside + 1) / len(schedule))
 
 
 class EvaluationBatches(Dataset[MicroBatch]):
     """Map-style: one pass over a split, each sequence once over all ranks, as many batches on each."""
 
-    def __init__(self, data: Encoded, batches: list[list[Row]], collator: Collator, rank: int, world: int) -> None:
+    def __init__(self, data: Encoded, batches: list[RowGroup], collator: Collator, rank: int, world: int) -> None:
         self.data, self.batches, self.collator, self.rank, self.world = data, batches, collator, rank, world
 
     def __len__(self) -> int:
