@@ -1,15 +1,19 @@
-"""Dealing a step to ranks: the micro-batches of a plain loop, of every rank at once and without a Python object for each row."""
+"""Dealing a step to ranks gives the micro-batches of a plain loop, and a step of many micro-batches gets through a loader process."""
 
 from __future__ import annotations
 
+import os
+import resource
 from dataclasses import replace
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from llm_lightning.config import BatchConfig
-from llm_lightning.data.collate import Collator, TrainingSteps
+from llm_lightning.data.collate import Collator, MicroBatch, TrainingSteps
 from llm_lightning.data.plan import Plan, Row, cut, evaluation, most_rows
 
 LONGEST = 80
@@ -97,3 +101,27 @@ def test_every_rank_runs_as_many_micro_batches_and_blank_ones_count_for_nothing(
     assert sorted(step.tokens for step in steps) == [0, 0, 3, 5, 9]
     assert [step.sequences for step in steps] == [1, 1, 1, 0, 0]
     assert all(step.micro_batches[0].blank == (step.tokens == 0) for step in steps)
+
+
+def equal(first: MicroBatch, second: MicroBatch) -> bool:
+    tensors = second.tensors()
+    others = [{**vars(batch), **dict.fromkeys(batch.tensors())} for batch in (first, second)]
+    return others[0] == others[1] and all(
+        tensor.dtype == tensors[name].dtype and torch.equal(tensor, tensors[name]) for name, tensor in first.tensors().items()
+    )
+
+
+def test_steps_of_many_micro_batches_come_from_loader_processes_with_few_open_files() -> None:
+    """512 micro-batches of five tensors a step, where a process may open a hundred files more than it has."""
+    lengths = np.arange(1, 1025, dtype=np.int32) % 16 + 1
+    spec = BatchConfig(sequences=512, micro_sequences=1)
+    steps = TrainingSteps(Sequences(lengths), Plan(lengths, spec, 0), spec, Collator(token_types=True), 12, 0, 1)  # type: ignore[arg-type]
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 100, most))
+    try:
+        for number, step in enumerate(DataLoader(steps, batch_size=None, num_workers=2)):
+            expected = steps[number]
+            assert vars(step) | {"micro_batches": None} == vars(expected) | {"micro_batches": None}
+            assert all(map(equal, step.micro_batches, expected.micro_batches))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
