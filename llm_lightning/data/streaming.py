@@ -1,4 +1,4 @@
-"""Text that does not fit on the disk: read, tokenised and packed while training (`data.streaming=true`, for causal_lm).
+"""Text that does not fit on the disk: read, tokenized and packed while training (`data.streaming=true`, for causal_lm).
 
     documents of one reader ─ tokenizer ─ pool of pieces ─ best fit ─ rows ─ this rank's part of a step
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 VALIDATION_DOCUMENTS = 1000  # at the front, where no validation split is given
 SAMPLE_DOCUMENTS = 10_000  # behind them: the tokenizer is trained on these, and the preflight looks at them
 POOL_ROWS = 64  # rows' worth of pieces to choose from
-DOCUMENTS_AT_ONCE = 16  # that are tokenised together
+DOCUMENTS_AT_ONCE = 16  # that are tokenized together
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ def open_stream(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
 
 
 def _load_documents(data: DataConfig) -> datasets.IterableDataset:
+    """Return the documents of `data.train`, unread. Raises UserError where they cannot be opened."""
     try:
         if data.source == "hub" and data.dir is None:
             return datasets.load_dataset(data.name, data.config, split=data.train or "train", streaming=True)
@@ -96,6 +97,7 @@ def _load_documents(data: DataConfig) -> datasets.IterableDataset:
 
 
 def _read_rows(documents: datasets.IterableDataset, stream: Stream, what: str) -> Rows:
+    """Read all documents, leaving out blank ones. Raises UserError where none is left."""
     texts = [text for text in _read_texts(iter(documents), stream) if text.strip()]
     if not texts:
         raise UserError(f"{stream.name}: no documents for {what}; the stream has too few: leave out data.streaming.")
@@ -105,6 +107,7 @@ def _read_rows(documents: datasets.IterableDataset, stream: Stream, what: str) -
 
 
 def _read_texts(documents: Iterator[dict[str, Any]], stream: Stream) -> Iterator[str]:
+    """Yield the text of each document. Raises UserError where the column is missing or holds no text."""
     for number, row in enumerate(documents, 1):
         text = row.get(stream.column)
         if not isinstance(text, str):
@@ -116,7 +119,7 @@ def _read_texts(documents: Iterator[dict[str, Any]], stream: Stream) -> Iterator
 
 
 class Reader:
-    """One reader's documents as packed rows."""
+    """Turns the documents of one reader into packed rows."""
 
     def __init__(
         self,
@@ -243,9 +246,8 @@ class StreamedSteps(IterableDataset[Step]):
         info = get_worker_info()
         if info is not None:  # a forked process has none of the tokenizer's threads: it would wait for them for ever
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
-            torch.utils.data._utils.worker._worker_info = (
-                None  # torch 2.13; `datasets` would deal the documents out to workers again
-            )
+            # private, as in torch 2.13: `datasets` asks for it, and would deal the documents of this reader out once more
+            torch.utils.data._utils.worker._worker_info = None
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
         steps = range(self.start + worker, self.total, workers)
         rows, ranks = rows_per_step(self.spec, self.row_size), reading_ranks(self.spec, self.row_size, self.world)
