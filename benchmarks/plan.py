@@ -1,6 +1,7 @@
-"""Seconds and memory that planning an epoch takes, by number of sequences: `python benchmarks/plan.py`.
+"""Seconds and memory that planning an epoch takes, and milliseconds to deal one of its steps: `python benchmarks/plan.py`.
 
-Each size is planned in a process of its own, whose peak memory is that of the plan and the interpreter with numpy.
+Each size is planned in a process of its own, whose peak memory is that of the plan and the interpreter with numpy. A step of
+64 x 2,048 rows is dealt to one of 64 ranks, which also counts the micro-batches of the others.
 """
 
 from __future__ import annotations
@@ -8,8 +9,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
+import numpy as np
 from common import report
+
+from llm_lightning.config import BatchConfig
+from llm_lightning.data.plan import Plan
 
 CODE = """
 import json, resource, sys, time
@@ -37,3 +43,18 @@ for kind in ("sequences", "tokens", "packed"):
         once, epoch, steps, peak, more = json.loads(said)
         rows.append([kind, count, once, epoch, steps, round(peak), round(more)])
 report("plan", ["batch", "sequences", "seconds once", "seconds an epoch", "steps", "peak MiB", "of which the plan"], rows)
+
+WORLD, ROWS = 64, 2048
+lengths = np.minimum(np.random.default_rng(0).lognormal(4.5, 1.0, 4_000_000).astype(np.int32) + 1, 1024)
+rows = []
+for row_size in (None, 1024):
+    for bounds in ({"micro_sequences": 1}, {"micro_sequences": 8}, {"micro_tokens": 8192}):
+        spec = BatchConfig(sequences=WORLD * ROWS, **bounds)
+        epoch, times = (plan := Plan(lengths, spec, 0, row_size)).epoch(0), []
+        for step in list(range(len(epoch) - 1)) * 5:  # the last step is smaller
+            started = time.perf_counter()
+            micro_batches, _ = epoch.deal(step, plan.lengths, spec, 13, WORLD)
+            times.append(time.perf_counter() - started)
+        kind = "packed" if row_size else "single sequences"
+        rows.append([kind, str(bounds), len(micro_batches), float(1000 * np.median(times)), 1000 * max(times)])
+report("deal", ["rows", "bound", "micro-batches of the rank", "median ms", "most ms"], rows)

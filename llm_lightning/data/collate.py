@@ -6,7 +6,9 @@ and the loss can be divided by the number of targets in the step, which is known
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,7 +22,8 @@ from torch.utils.data import Dataset
 from llm_lightning.config import BatchConfig
 from llm_lightning.data.encode import Encoded
 from llm_lightning.data.masking import IGNORED, Masking
-from llm_lightning.data.plan import Plan, Row, cut
+from llm_lightning.data.plan import Plan, RowGroup
+from llm_lightning.data.reader_state import ReaderChange
 
 EVALUATION = -1
 """The epoch that evaluation stands for where masks are drawn."""
@@ -71,8 +74,16 @@ class MicroBatch:
 
     def pin_memory(self) -> MicroBatch:
         """The same in memory that a GPU copies from by itself, while the program goes on."""
-        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **pinned)
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})  # type: ignore[arg-type]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Return the batch with its tensors on a device. The copy to a GPU runs while the program goes on."""
+        behind = device.type == "cuda"
+        return replace(self, **{name: tensor.to(device, non_blocking=behind) for name, tensor in self.tensors().items()})  # type: ignore[arg-type]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the fields that are tensors, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 ROUND = 32
@@ -138,15 +149,54 @@ class Step:
     padded: int
     """Positions that they take as rows padded to the longest."""
     sequences: int
-    reader: tuple[int, dict[str, Any]] | None = None
-    """Of streamed data: which reader made it, and that reader's state after it."""
+    change: ReaderChange | None = None
+    """Of streamed data: what the step changed in the state of its reader."""
 
     def pin_memory(self) -> Step:
         return replace(self, micro_batches=[batch.pin_memory() for batch in self.micro_batches])
 
+    def to(self, device: torch.device) -> Step:
+        """Return the step with its micro-batches on a device. Lightning calls this, and looks at no other part of the step."""
+        return replace(self, micro_batches=[batch.to(device) for batch in self.micro_batches])
 
-def as_step(batches: list[MicroBatch], step: int, epoch: float, reader: tuple[int, dict[str, Any]] | None = None) -> Step:
-    """The rank's part of a step from its micro-batches; blank ones count for nothing."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a loader process sends: one tensor for each dtype, as every tensor takes an open file in both processes."""
+        tensors: dict[torch.dtype, list[Tensor]] = {}
+        ends: Counter[torch.dtype] = Counter()
+        batches = []
+        for batch in self.micro_batches:
+            values = dict(vars(batch))
+            for name, tensor in batch.tensors().items():
+                values[name] = _Place(tensor.dtype, ends[tensor.dtype], tuple(tensor.shape))
+                tensors.setdefault(tensor.dtype, []).append(tensor.flatten())
+                ends[tensor.dtype] += tensor.numel()
+            batches.append(values)
+        return {**vars(self), "micro_batches": batches, "tensors": {dtype: torch.cat(parts) for dtype, parts in tensors.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        tensors = state.pop("tensors")
+        batches = [{name: _value(value, tensors) for name, value in values.items()} for values in state["micro_batches"]]
+        self.__dict__.update(state, micro_batches=[MicroBatch(**values) for values in batches])
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the values of a tensor are in the tensor that holds all values of its dtype."""
+
+    dtype: torch.dtype
+    start: int
+    shape: tuple[int, ...]
+
+
+def _value(value: Any, tensors: dict[torch.dtype, Tensor]) -> Any:
+    """Return the tensor that a place stands for, and any other value as it is."""
+    if not isinstance(value, _Place):
+        return value
+    return tensors[value.dtype][value.start : value.start + math.prod(value.shape)].view(value.shape)
+
+
+def as_step(batches: list[MicroBatch], step: int, epoch: float, change: ReaderChange | None = None) -> Step:
+    """Build the rank's part of a step from its micro-batches. Blank ones count for nothing."""
     real = [batch for batch in batches if not batch.blank]
     return Step(
         micro_batches=batches,
@@ -157,7 +207,7 @@ def as_step(batches: list[MicroBatch], step: int, epoch: float, reader: tuple[in
         positions=sum(rounded(len(b.input_ids)) for b in real),
         padded=sum(b.padded for b in real),
         sequences=sum(len(b.indices) for b in real),
-        reader=reader,
+        change=change,
     )
 
 
@@ -173,7 +223,7 @@ class Collator:
     token_types: bool = False
     """Whether the model's tokenizer tells the texts of a pair apart by token types."""
 
-    def __call__(self, data: Any, rows: Sequence[Row], epoch: int) -> MicroBatch:
+    def __call__(self, data: Any, rows: RowGroup, epoch: int) -> MicroBatch:
         indices = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
         lengths = (data.second if self.translates else data.inputs)[indices]
         order = np.argsort(-lengths, kind="stable")
@@ -238,18 +288,17 @@ class TrainingSteps(Dataset[Step]):
     def __getitem__(self, step: int) -> Step:
         epoch, inside = self.plan.locate(step)
         schedule = self.plan.epoch(epoch)
-        rows = schedule[inside]
-        parts = [cut(rows, self.plan.lengths, self.spec, rank, self.world) for rank in range(self.world)]
-        batches = [self.collator(self.data, part, epoch) for part in parts[self.rank]]
-        blanks = max(map(len, parts)) - len(batches)
-        batches += [replace(self.collator(self.data, rows[:1], epoch), blank=True) for _ in range(blanks)]
+        parts, count = schedule.deal(inside, self.plan.lengths, self.spec, self.rank, self.world)
+        batches = [self.collator(self.data, [sequences], epoch) for sequences in parts]
+        filler = schedule.row(int(schedule.steps[inside]))
+        batches += [replace(self.collator(self.data, [filler], epoch), blank=True) for _ in range(count - len(parts))]
         return as_step(batches, step, epoch + (inside + 1) / len(schedule))
 
 
 class EvaluationBatches(Dataset[MicroBatch]):
     """Map-style: one pass over a split, each sequence once over all ranks, as many batches on each."""
 
-    def __init__(self, data: Encoded, batches: list[list[Row]], collator: Collator, rank: int, world: int) -> None:
+    def __init__(self, data: Encoded, batches: list[RowGroup], collator: Collator, rank: int, world: int) -> None:
         self.data, self.batches, self.collator, self.rank, self.world = data, batches, collator, rank, world
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from llm_lightning import distributed
 from llm_lightning.config import Config, cache_folder
 from llm_lightning.data import encode, encodings, examples, splits, tokenizers
 from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, Step, TrainingSteps
@@ -23,8 +24,9 @@ from llm_lightning.data.examples import BadRows, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.plan import Plan, evaluation, most_rows
+from llm_lightning.data.reader_state import ReaderState
 from llm_lightning.data.rows import Rows, require_columns
-from llm_lightning.data.streaming import Stream, StreamedSteps, opened
+from llm_lightning.data.streaming import Stream, StreamedSteps, open_stream, reading_ranks
 from llm_lightning.errors import UserError
 from llm_lightning.machine import cores
 
@@ -81,7 +83,7 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
     datasets.disable_progress_bars()  # they say nothing of ours
     data, cache, encoder = config.data, cache_folder(config), encodings.named(encoding)
     if data.streaming:
-        stream, rows = opened(data)
+        stream, rows = open_stream(data)
         return _encoded(config, rows, encoder, None, tokenizer, stream)
     source = importlib.import_module(f"llm_lightning.data.sources.{data.source}")
     loaded = source.load(data, cache)
@@ -129,7 +131,8 @@ class DataModule(lightning.LightningDataModule):
         self.spec = replace(config.batch, micro_tokens=None) if config.batch.micro_tokens == "auto" else config.batch
         """How steps are cut; `limit` sets what the config leaves open."""
         self.plan = Plan(text.splits["train"].inputs, self.spec, config.seed, self.row_size)
-        self._readers: dict[int, dict[str, Any]] = {}
+        self._readers: dict[int, ReaderState] = {}
+        """Of streamed data: where each reader was after the last step that was trained; up to date on the rank of the reader."""
         self._reader_count: int | None = None
         self.total_steps = self._total_steps()
         """Optimizer steps of the run, known before it starts: Lightning is never asked (it would drop the position on resume)."""
@@ -169,39 +172,38 @@ class DataModule(lightning.LightningDataModule):
         return self._loader(steps, sampler=FromStep(start, self.total_steps))
 
     def _streamed(self, stream: Stream, start: int, rank: int, world: int) -> StreamedSteps:
-        count = world * max(self.workers, 1)
+        block, spec, seed = self.config.data.block_size, self.spec, self.config.seed
+        count = reading_ranks(spec, block, world) * max(self.workers, 1)
         if self._reader_count not in (None, count):
             raise UserError(
                 f"data.streaming: the state was saved by {self._reader_count} readers (devices × data.workers), and there are "
                 f"{count} now; go on with as many."
             )
         self._reader_count = count
-        block, spec, seed = self.config.data.block_size, self.spec, self.config.seed
         encoder = type(self.text.encoding)(self.text.tokenizer, self.config.data)
         return StreamedSteps(stream, encoder, self.collator, block, spec, seed, start, self.total_steps, rank, world, self._readers)
 
     # ---- the state of streamed data; the plan needs none ----
 
     def consumed(self, step: Step) -> None:
-        """Note where the reader of a step is after it."""
-        if step.reader is not None:
-            index, state = step.reader
-            self._readers[index] = state
+        """Apply what a step that was trained changed in the state of its reader."""
+        if step.change is not None:
+            self._readers.setdefault(step.change.reader, ReaderState()).apply(step.change)
 
     def gather(self) -> None:
-        """Every rank's readers on every rank, before a state is saved."""
+        """Gather the states of the readers of all ranks, before a checkpoint is saved. A collective."""
         assert self.trainer is not None
-        if self.text.stream is not None and self.trainer.world_size > 1:
-            parts: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, self._readers)
-            workers = max(self.workers, 1)
-            self._readers = {i: s for rank, part in enumerate(parts) for i, s in part.items() if i // workers == rank}
+        if self.text.stream is not None:
+            rank, workers = self.trainer.global_rank, max(self.workers, 1)
+            own = {index: state for index, state in self._readers.items() if index // workers == rank}
+            self._readers = {index: state for states in distributed.gather(own) for index, state in states.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"readers": self._readers, "count": self._reader_count}
+        return {"readers": {index: state.state_dict() for index, state in self._readers.items()}, "count": self._reader_count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._readers, self._reader_count = state["readers"], state["count"]
+        self._readers = {index: ReaderState.from_state_dict(reader) for index, reader in state["readers"].items()}
+        self._reader_count = state["count"]
 
     def evaluation_loader(self, split: str, rank: int = 0, world: int = 1) -> DataLoader[MicroBatch]:
         return self._loader(self.evaluation_batches(split, rank, world))

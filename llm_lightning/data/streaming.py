@@ -1,12 +1,12 @@
-"""Text that does not fit on the disk: read, tokenised and packed while training (`data.streaming=true`, for causal_lm).
+"""Text that does not fit on the disk: read, tokenized and packed while training (`data.streaming=true`, for causal_lm).
 
     documents of one reader ─ tokenizer ─ pool of pieces ─ best fit ─ rows ─ this rank's part of a step
 
-A reader is a process, or one of its loader workers; `datasets` deals the documents out to them. Its pool holds the pieces of some
-rows' worth of documents: a row begins with a piece drawn at random and is filled with the largest that fit, so the pool is the
-shuffle buffer too. The state of a reader is the position in its documents and the pool; it goes into every checkpoint, and a resume
-is exact. It is tied to the number of readers: the plan's freedom to go on on other devices is what streaming gives up, and documents
-come in the order of the files but for the pool: shuffle the files.
+A reader is a process, or one of its loader workers; `datasets` deals the documents out to the readers. A reader's pool holds pieces of
+documents for some 64 rows. A row starts with a piece drawn at random and is filled with the largest pieces that fit, so the pool is
+also the shuffle buffer. The position in the documents and the pool are a reader's state (`reader_state.py`). Every checkpoint holds
+the states of all readers, so a resume is exact, with the same number of readers: a stream gives up the plan's freedom to resume on
+another number of devices. Beyond the pool, documents come in the order of the files: shuffle the files.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 
 from llm_lightning.config import BatchConfig, DataConfig
-from llm_lightning.data.collate import Collator, Step, as_step
+from llm_lightning.data.collate import Collator, MicroBatch, Step, as_step
 from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import Example
 from llm_lightning.data.paths import split_files
-from llm_lightning.data.plan import cut
+from llm_lightning.data.plan import most_rows
+from llm_lightning.data.reader_state import Piece, ReaderChange, ReaderState
 from llm_lightning.data.rows import Rows
 from llm_lightning.data.sources.files import TABLES
 from llm_lightning.data.sources.text import ENDINGS
@@ -39,38 +40,43 @@ from llm_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
-HELD = 1000  # documents at the front that are validation where none is given
-SAMPLE = 10_000  # documents behind them that the tokenizer is trained on, and the preflight looks at
+VALIDATION_DOCUMENTS = 1000  # at the front, where no validation split is given
+SAMPLE_DOCUMENTS = 10_000  # behind them: the tokenizer is trained on these, and the preflight looks at them
 POOL_ROWS = 64  # rows' worth of pieces to choose from
-READ = 16  # documents that are tokenised at once
-
-State = dict[str, Any]
+DOCUMENTS_AT_ONCE = 16  # that are tokenized together
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Documents without an end in sight, and where to find their text."""
+    """Documents that are read while training, and the column that holds their text."""
 
     documents: datasets.IterableDataset
     column: str
     name: str
 
 
-def opened(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
-    """(the training documents, rows of a sample of them and of the other splits). Raises UserError where there are none."""
-    train = Stream(_open(data), data.columns.text, str(data.name or data.train or data.dir))
+def open_stream(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
+    """Return the training documents, and the rows of a sample of them and of the validation split.
+
+    Raises UserError where there are no documents.
+    """
+    train = Stream(_load_documents(data), data.columns.text, str(data.name or data.train or data.dir))
     rows = {}
     if data.validation is not None:
-        held = _open(replace(data, train=data.validation))
-        rows["validation"] = _rows(held.take(SAMPLE) if data.source == "hub" else held, train, "validation")
+        documents = _load_documents(replace(data, train=data.validation))
+        rows["validation"] = _read_rows(
+            documents.take(SAMPLE_DOCUMENTS) if data.source == "hub" else documents, train, "validation"
+        )
     else:
-        rows["validation"] = _rows(train.documents.take(HELD), train, "validation, the first documents of the stream")
-        train = replace(train, documents=train.documents.skip(HELD))
-    rows["train"] = _rows(train.documents.take(SAMPLE), train, "train")
+        documents = train.documents.take(VALIDATION_DOCUMENTS)
+        rows["validation"] = _read_rows(documents, train, "validation, the first documents of the stream")
+        train = replace(train, documents=train.documents.skip(VALIDATION_DOCUMENTS))
+    rows["train"] = _read_rows(train.documents.take(SAMPLE_DOCUMENTS), train, "train")
     return train, rows
 
 
-def _open(data: DataConfig) -> datasets.IterableDataset:
+def _load_documents(data: DataConfig) -> datasets.IterableDataset:
+    """Return the documents of `data.train`, unread. Raises UserError where they cannot be opened."""
     try:
         if data.source == "hub" and data.dir is None:
             return datasets.load_dataset(data.name, data.config, split=data.train or "train", streaming=True)
@@ -90,8 +96,9 @@ def _open(data: DataConfig) -> datasets.IterableDataset:
         raise UserError(f"data.streaming: {data.name or data.train} cannot be opened ({str(error).splitlines()[0]}).") from error
 
 
-def _rows(documents: datasets.IterableDataset, stream: Stream, what: str) -> Rows:
-    texts = [text for text in _texts(iter(documents), stream) if text.strip()]
+def _read_rows(documents: datasets.IterableDataset, stream: Stream, what: str) -> Rows:
+    """Read all documents, leaving out blank ones. Raises UserError where none is left."""
+    texts = [text for text in _read_texts(iter(documents), stream) if text.strip()]
     if not texts:
         raise UserError(f"{stream.name}: no documents for {what}; the stream has too few: leave out data.streaming.")
     identity = xxhash.xxh3_128("\0".join(texts).encode()).hexdigest()
@@ -99,101 +106,120 @@ def _rows(documents: datasets.IterableDataset, stream: Stream, what: str) -> Row
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{stream.name} ({what}), document {i + 1}")
 
 
-def _texts(documents: Iterator[dict[str, Any]], stream: Stream) -> Iterator[str]:
+def _read_texts(documents: Iterator[dict[str, Any]], stream: Stream) -> Iterator[str]:
+    """Yield the text of each document. Raises UserError where the column is missing or holds no text."""
     for number, row in enumerate(documents, 1):
         text = row.get(stream.column)
         if not isinstance(text, str):
-            found = (
-                f"holds {type(text).__name__}, not text" if stream.column in row else f"is not there; there are {', '.join(row)}"
-            )
-            raise UserError(f"{stream.name}, document {number}: column '{stream.column}' {found} (data.columns.text).")
+            problem = f"is not there; there are {', '.join(row)}"
+            if stream.column in row:
+                problem = f"holds {type(text).__name__}, not text"
+            raise UserError(f"{stream.name}, document {number}: column '{stream.column}' {problem} (data.columns.text).")
         yield text
 
 
 class Reader:
-    """One reader's documents as packed rows."""
+    """Turns the documents of one reader into packed rows."""
 
-    def __init__(self, stream: Stream, encoder: Encoding, row_size: int, seed: int, index: int, readers: int) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        encoder: Encoding,
+        row_size: int,
+        seed: int,
+        index: int,
+        readers: int,
+        state: ReaderState | None = None,
+    ) -> None:
+        """`state` is where an earlier reader of the same index was; without it the reader starts with its first document."""
         self.stream, self.encoder, self.row_size, self.seed, self.index = stream, encoder, row_size, seed, index
+        self.state = ReaderState() if state is None else state.copy()
         self.documents = split_dataset_by_node(stream.documents, rank=index, world_size=readers)
-        self.epoch = self.drawn = 0
-        self.pool: list[np.ndarray] = []
-        self._source: Iterator[str] | None = None
-        self._position: State | None = (
-            None  # in the documents; None at their start. Asked of `datasets` before it has read, it forgets
-        )
+        self.documents.set_epoch(self.state.epoch)
+        if self.state.documents is not None:
+            self.documents.load_state_dict(self.state.documents)
+        self._texts: Iterator[str] | None = None
+        self._rows: list[tuple[list[Piece], list[int]]] = []
+        """Of each row since the last change: the pieces added before it, and the places of its own."""
 
-    def row(self) -> list[np.ndarray]:
-        """Pieces of n+1 tokens that fill a row of n: one drawn at random, then the largest that fit."""
-        self._fill()
-        rng = np.random.default_rng([self.seed, self.index, self.drawn])
-        self.drawn += 1
-        lengths = np.array([len(piece) - 1 for piece in self.pool])
+    def row(self) -> list[Piece]:
+        """Return pieces of n+1 tokens that fill a row of n: one drawn at random, then the largest that fit."""
+        added = self._fill()
+        rng = np.random.default_rng([self.seed, self.index, self.state.rows])
+        lengths = np.array([len(piece) - 1 for piece in self.state.pool])
         chosen, room = [int(rng.integers(len(lengths)))], self.row_size
         while True:
             room -= lengths[chosen[-1]]
-            lengths[chosen[-1]] = self.row_size + 1  # gone
+            lengths[chosen[-1]] = self.row_size + 1  # longer than any room: not chosen again
             fitting = np.flatnonzero(lengths <= room)
             if len(fitting) == 0:
                 break
             chosen.append(int(fitting[lengths[fitting].argmax()]))
-        row = [self.pool[i] for i in chosen]
-        for i in sorted(chosen, reverse=True):
-            self.pool[i] = self.pool[-1]
-            self.pool.pop()
-        return row
+        self._rows.append((added, chosen))
+        return self.state.take(chosen)
 
-    def _fill(self) -> None:
-        """Read until the pool has some rows' worth of pieces; a stream that ends is begun again."""
-        wanted, begun = POOL_ROWS * self.row_size, -1
-        size = sum(map(len, self.pool))
-        while size < wanted:
-            if self._source is None:
-                self._source = _texts(iter(self.documents), self.stream)
-            texts = list(islice(self._source, READ))
-            self._position = self.documents.state_dict()
+    def change(self) -> ReaderChange:
+        """Return what the rows since the last call changed in the state."""
+        change = ReaderChange.of_rows(self.index, self._rows, self.state)
+        self._rows = []
+        return change
+
+    def _fill(self) -> list[Piece]:
+        """Read until the pool has enough pieces to choose from, and return those that were added. A stream that ends starts again."""
+        added: list[Piece] = []
+        restarted_in = -1
+        size = sum(map(len, self.state.pool))
+        while size < POOL_ROWS * self.row_size:
+            if self._texts is None:
+                self._texts = _read_texts(iter(self.documents), self.stream)
+            texts = list(islice(self._texts, DOCUMENTS_AT_ONCE))
+            self.state.documents = self.documents.state_dict()  # before it has read, `datasets` 5.2 forgets where it was to start
             if not texts:
-                if begun == self.epoch and not self.pool:
+                if restarted_in == self.state.epoch and not self.state.pool:
                     raise UserError(
                         f"{self.stream.name}: reader {self.index} has no document; lower data.workers or trainer.devices."
                     )
-                self._source, self._position, self.epoch = None, None, self.epoch + 1
-                self.documents.set_epoch(self.epoch)
-                begun = self.epoch
+                self._texts, self.state.documents, self.state.epoch = None, None, self.state.epoch + 1
+                self.documents.set_epoch(self.state.epoch)
+                restarted_in = self.state.epoch
                 continue
             examples = [Example(0, text) for text in texts if text.strip()]
-            pieces = [np.array(piece) for piece in self.encoder(examples, None).tokens]
-            self.pool.extend(pieces)
+            pieces = [np.array(piece, dtype=np.int32) for piece in self.encoder(examples, None).tokens]
+            self.state.pool.extend(pieces)
+            added.extend(pieces)
             size += sum(map(len, pieces))
-
-    def state_dict(self) -> State:
-        """Plain containers and tensors: a checkpoint is read with weights_only=True."""
-        pool = [torch.from_numpy(piece) for piece in self.pool]
-        return {"documents": self._position, "pool": pool, "epoch": self.epoch, "drawn": self.drawn}
-
-    def load_state_dict(self, state: State) -> None:
-        self.documents.set_epoch(state["epoch"])
-        if state["documents"] is not None:
-            self.documents.load_state_dict(state["documents"])
-        self.pool = [piece.numpy() for piece in state["pool"]]
-        self.epoch, self.drawn, self._source, self._position = state["epoch"], state["drawn"], None, state["documents"]
+        return added
 
 
-class Drawn:
-    """Pieces as the sequences that a collator takes, like an encoded split."""
+class StreamedSequences:
+    """Pieces of a stream in the form that a collator takes, like an encoded split."""
 
     labels = second = token_targets = None
 
-    def __init__(self, pieces: list[np.ndarray]) -> None:
+    def __init__(self, pieces: list[Piece]) -> None:
         self.pieces = pieces
         self.inputs = np.array([len(piece) - 1 for piece in pieces])
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> Piece:
         return self.pieces[index]
 
 
+def rows_per_step(spec: BatchConfig, row_size: int) -> int:
+    """Return the rows of a streamed step, over all ranks. Each counts as full."""
+    return spec.sequences if spec.tokens is None else max(1, spec.tokens // row_size)
+
+
+def reading_ranks(spec: BatchConfig, row_size: int, world: int) -> int:
+    """Return how many ranks have rows of a step. The others read no documents."""
+    return min(world, rows_per_step(spec, row_size))
+
+
 class StreamedSteps(IterableDataset[Step]):
-    """A rank's parts of the steps from `start` on. With workers they take turns: step s is read by worker s modulo their number."""
+    """A rank's parts of the steps from `start` on. With workers they take turns: step s is read by worker s modulo their number.
+
+    Every rank has the same number of micro-batches in each step: it follows from the batch spec and the number of ranks, as each row
+    counts as full. A rank that has fewer rows adds blank micro-batches.
+    """
 
     def __init__(
         self,
@@ -207,9 +233,9 @@ class StreamedSteps(IterableDataset[Step]):
         total: int,
         rank: int,
         world: int,
-        states: dict[int, State],
+        states: dict[int, ReaderState],
     ) -> None:
-        """`states` has every reader's state where the run goes on; reader r · workers + w is worker w of rank r."""
+        """`states` are those of the readers at `start`; one that has none starts anew. Reader r · workers + w is worker w of rank r."""
         self.stream, self.encoder, self.collator, self.row_size, self.spec = stream, encoder, collator, row_size, spec
         self.seed, self.start, self.total, self.rank, self.world, self.states = seed, start, total, rank, world, states
 
@@ -218,22 +244,43 @@ class StreamedSteps(IterableDataset[Step]):
 
     def __iter__(self) -> Iterator[Step]:
         info = get_worker_info()
-        if info is not None:  # the threads of the process that it was forked from are not there: waiting for them would never end
+        if info is not None:  # a forked process has none of the tokenizer's threads: it would wait for them for ever
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
-            torch.utils.data._utils.worker._worker_info = None  # or datasets would deal its part of the documents out once more
-        workers, mine = (1, 0) if info is None else (info.num_workers, info.id)
-        worker = (self.start + mine) % workers
-        reader = Reader(self.stream, self.encoder, self.row_size, self.seed, self.rank * workers + worker, self.world * workers)
-        if reader.index in self.states:
-            reader.load_state_dict(self.states[reader.index])
-        rows = self.spec.sequences if self.spec.tokens is None else max(1, self.spec.tokens // self.row_size)
-        share = (rows + self.world - 1 - self.rank) // self.world
-        for step in range(self.start + mine, self.total, workers):
-            drawn = [reader.row() for _ in range(share)]
-            data = Drawn([piece for row in drawn for piece in row])
-            ends = np.cumsum([len(row) for row in drawn])
-            places = np.split(np.arange(len(data.pieces)), ends[:-1])
-            batches = [
-                self.collator(data, part, reader.epoch) for part in cut(places, data.inputs, replace(self.spec, tokens=None))
-            ]
-            yield as_step(batches, step, float(reader.epoch), reader=(reader.index, reader.state_dict()))
+            # private, as in torch 2.13: `datasets` asks for it, and would deal the documents of this reader out once more
+            torch.utils.data._utils.worker._worker_info = None
+        workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
+        steps = range(self.start + worker, self.total, workers)
+        rows, ranks = rows_per_step(self.spec, self.row_size), reading_ranks(self.spec, self.row_size, self.world)
+        if self.rank >= ranks:
+            yield from map(self._blank_step, steps)
+            return
+        index = self.rank * workers + (self.start + worker) % workers
+        state = self.states.get(index)
+        reader = Reader(self.stream, self.encoder, self.row_size, self.seed, index, ranks * workers, state)
+        share = len(range(self.rank, rows, self.world))
+        for step in steps:
+            yield self._step(reader, [reader.row() for _ in range(share)], step)
+
+    def _step(self, reader: Reader, rows: list[list[Piece]], step: int) -> Step:
+        """Collate a rank's rows of a step, in the order in which they were taken."""
+        epoch, size = reader.state.epoch, most_rows(self.spec, self.row_size, self.world)
+        data = StreamedSequences([piece for row in rows for piece in row])
+        bounds = np.cumsum([0, *map(len, rows)])
+        groups = [np.arange(bounds[i], bounds[min(i + size, len(rows))]) for i in range(0, len(rows), size)]
+        batches = [self.collator(data, [group], epoch) for group in groups]
+        batches += self._blanks(data, np.arange(bounds[1]), self._micro_batches - len(batches))
+        return as_step(batches, step, float(epoch), reader.change())
+
+    def _blank_step(self, step: int) -> Step:
+        """Build the part of a rank that has no row: its tokens are token 0, which every vocabulary has."""
+        data = StreamedSequences([np.zeros(2, np.int32)])
+        return as_step(self._blanks(data, np.arange(1), self._micro_batches), step, 0.0)
+
+    @property
+    def _micro_batches(self) -> int:
+        """The number of micro-batches that every rank has in a step: that of rank 0, whose share of the rows is the largest."""
+        share = -(-rows_per_step(self.spec, self.row_size) // self.world)
+        return -(-share // most_rows(self.spec, self.row_size, self.world))
+
+    def _blanks(self, data: StreamedSequences, sequences: np.ndarray, count: int) -> list[MicroBatch]:
+        return [replace(self.collator(data, [sequences], 0), blank=True) for _ in range(count)]

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch.utils.data import DataLoader
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config import BatchConfig, DataConfig
+from llm_lightning.data.collate import Collator, Step
 from llm_lightning.data.encodings.stream import Encoder
-from llm_lightning.data.streaming import HELD, Reader, Stream, opened
+from llm_lightning.data.reader_state import ReaderState
+from llm_lightning.data.streaming import VALIDATION_DOCUMENTS, Reader, Stream, StreamedSteps, open_stream
 from llm_lightning.errors import UserError
 
 from .test_tokenizers import bpe
@@ -29,8 +38,8 @@ def stream(tmp_path: Path) -> Stream:
     return Stream(datasets.load_dataset("text", data_files=files, split="train", streaming=True), "text", "made up")
 
 
-def reader(stream: Stream, index: int = 0, readers: int = 1) -> Reader:
-    return Reader(stream, Encoder(bpe(), DataConfig(block_size=ROW)), ROW, seed=0, index=index, readers=readers)
+def reader(stream: Stream, index: int = 0, readers: int = 1, state: ReaderState | None = None) -> Reader:
+    return Reader(stream, Encoder(bpe(), DataConfig(block_size=ROW)), ROW, seed=0, index=index, readers=readers, state=state)
 
 
 def pieces(source: Reader, rows: int) -> list[tuple[int, ...]]:
@@ -52,11 +61,11 @@ def _example(text: str):  # type: ignore[no-untyped-def]
 
 def test_every_piece_comes_once_before_the_stream_begins_again(stream: Stream) -> None:
     source, seen = reader(stream), Counter[tuple[int, ...]]()
-    while source.epoch == 0:
+    while source.state.epoch == 0:
         row = [tuple(piece.tolist()) for piece in source.row()]
         seen.update(row)
     assert not seen - expected() - Counter(row)  # the last row may have pieces of the second time round
-    left = Counter(tuple(piece.tolist()) for piece in source.pool)
+    left = Counter(tuple(piece.tolist()) for piece in source.state.pool)
     assert not expected() - (seen + left)
 
 
@@ -82,21 +91,101 @@ def test_a_reader_goes_on_where_it_was(stream: Stream, rows: int, index: int, re
     first = reader(stream, index, readers)
     pieces(first, rows)
     for more in (60, 1, 1, 60):  # and it goes on from the state of one that went on, were it but for a row
-        torch.save(first.state_dict(), tmp_path / "state")
+        torch.save(first.state.state_dict(), tmp_path / "state")
         ahead = pieces(first, more)
-        first = reader(stream, index, readers)
-        first.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+        state = ReaderState.from_state_dict(torch.load(tmp_path / "state", weights_only=True))
+        first = reader(stream, index, readers, state)
         assert pieces(first, more) == ahead
 
 
 def test_without_a_validation_split_the_first_documents_are_it(tmp_path: Path) -> None:
     (tmp_path / "all.txt").write_text("\n".join(DOCUMENTS))
-    stream, rows = opened(DataConfig(source="text", document="line", train=str(tmp_path / "all.txt")))
-    assert rows["validation"].table["text"][:] == DOCUMENTS[:HELD]
-    assert next(iter(stream.documents))["text"] == DOCUMENTS[HELD]
+    stream, rows = open_stream(DataConfig(source="text", document="line", train=str(tmp_path / "all.txt")))
+    assert rows["validation"].table["text"][:] == DOCUMENTS[:VALIDATION_DOCUMENTS]
+    assert next(iter(stream.documents))["text"] == DOCUMENTS[VALIDATION_DOCUMENTS]
 
 
 def test_a_stream_without_the_column_says_which_it_has(tmp_path: Path) -> None:
     (tmp_path / "all.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
     with pytest.raises(UserError, match=r"document 1: column 'text' is not there; there are body"):
-        opened(DataConfig(source="files", train=str(tmp_path / "all.jsonl")))
+        open_stream(DataConfig(source="files", train=str(tmp_path / "all.jsonl")))
+
+
+def streamed(stream: Stream, total: int, spec: BatchConfig, rank: int = 0, world: int = 1, **options: Any) -> StreamedSteps:
+    states, start = options.get("states", {}), options.get("start", 0)
+    encoder = Encoder(bpe(), DataConfig(block_size=ROW))
+    return StreamedSteps(stream, encoder, Collator(next_token=True), ROW, spec, 0, start, total, rank, world, states)
+
+
+def load(steps: StreamedSteps, workers: int) -> Iterator[Step]:
+    return iter(DataLoader(steps, batch_size=None, num_workers=workers))
+
+
+def inputs(step: Step) -> list[list[int]]:
+    return [batch.input_ids.tolist() for batch in step.micro_batches]
+
+
+class WithoutTensors(ForkingPickler):
+    """What a loader process sends its objects with; refuses tensors."""
+
+    def reducer_override(self, value: Any) -> Any:
+        assert not isinstance(value, torch.Tensor)
+        return NotImplemented
+
+
+def test_a_step_carries_what_it_changed_of_its_reader_and_no_more(stream: Stream) -> None:
+    """The first step fills the pool of 64 rows; after that the bytes follow from the step's own tokens."""
+    for number, step in enumerate(streamed(stream, 100, BatchConfig(sequences=4))):
+        WithoutTensors(io.BytesIO()).dump(step.change)
+        assert number == 0 or len(pickle.dumps(step.change)) <= 16 * step.tokens + 4096
+        assert len(pickle.dumps(step)) <= 48 * step.tokens + 8192 + (number == 0) * 10 * 64 * ROW
+
+
+@pytest.mark.parametrize(("workers", "steps"), [(0, 1), (0, 9), (2, 5), (2, 85)])
+def test_the_changes_of_the_steps_make_the_state_to_resume_from(stream: Stream, workers: int, steps: int) -> None:
+    """85 steps of 32 rows are well into the second time round the documents."""
+    spec, states = BatchConfig(sequences=32), {}
+    whole = load(streamed(stream, steps + 6, spec), workers)
+    for _ in range(steps):
+        change = next(whole).change
+        assert change is not None
+        states.setdefault(change.reader, ReaderState()).apply(change)
+    states = {index: ReaderState.from_state_dict(state.state_dict()) for index, state in states.items()}
+    resumed = load(streamed(stream, steps + 6, spec, start=steps, states=states), workers)
+    assert [inputs(step) for step in resumed] == [inputs(step) for step in whole]
+    assert any(state.epoch for state in states.values()) == (steps == 85)
+
+
+def test_a_device_gets_the_micro_batches_of_a_step_and_nothing_of_the_reader(stream: Stream) -> None:
+    step = next(iter(streamed(stream, 1, BatchConfig(sequences=4))))
+    moved = move_data_to_device(step, torch.device("meta"))
+    assert moved.change is step.change
+    assert {tensor.device.type for batch in moved.micro_batches for tensor in batch.tensors().values()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "world", "counts"),
+    [
+        (BatchConfig(sequences=7), 2, [1, 1]),
+        (BatchConfig(sequences=7, micro_sequences=1), 2, [4, 3]),
+        (BatchConfig(sequences=7, micro_sequences=2), 3, [2, 1, 1]),
+        (BatchConfig(tokens=5 * ROW, micro_tokens=2 * ROW), 2, [2, 1]),
+        (BatchConfig(sequences=1), 3, [1, 0, 0]),
+        (BatchConfig(tokens=ROW, micro_sequences=4), 2, [1, 0]),
+    ],
+)
+def test_every_rank_has_as_many_micro_batches(stream: Stream, spec: BatchConfig, world: int, counts: list[int]) -> None:
+    rows = spec.sequences if spec.tokens is None else spec.tokens // ROW
+    ranks = [list(streamed(stream, 3, spec, rank, world)) for rank in range(world)]
+    for steps in zip(*ranks, strict=True):
+        assert {len(step.micro_batches) for step in steps} == {max(counts)}
+        assert [sum(not batch.blank for batch in step.micro_batches) for step in steps] == counts
+        assert 0.9 * rows * ROW < sum(step.targets for step in steps) <= rows * ROW
+        assert all(len(batch.input_ids) == len(batch.targets) > 0 for step in steps for batch in step.micro_batches)
+
+
+def test_documents_are_dealt_to_the_ranks_that_have_rows(stream: Stream) -> None:
+    """One row a step on two ranks: the first reads what a single process would, and no document waits for the second."""
+    spec = BatchConfig(sequences=1)
+    alone, first = (list(streamed(stream, 20, spec, world=world)) for world in (1, 2))
+    assert [inputs(step) for step in alone] == [inputs(step) for step in first]

@@ -180,6 +180,39 @@ def test_streamed_text_goes_on_exactly_on_as_many_processes(launch: Launch, corp
     assert "the state was saved by 4 readers (devices × data.workers), and there are 2 now" in run.log.read_text()
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_streamed_steps_of_fewer_rows_than_processes(
+    strategy: str, launch: Launch, corpus: Path, cache: Path, tmp_path: Path
+) -> None:
+    """A rank without a row runs blank micro-batches that count for nothing: the run is that of one process."""
+    arguments = [*CAUSAL, f"data.train={corpus}", f"data.validation={corpus}", f"cache_dir={cache}", *EXACT, "data.streaming=true"]
+    arguments += ["batch.sequences=1", "trainer.max_steps=4", "trainer.validate_every_steps=2", "optimizer.lr=1e-2"]
+    train(launch, arguments, tmp_path / "one")
+    train(launch, [*arguments, f"trainer={strategy}", *TWO], tmp_path / "two")
+    one, two = ([float(loss) for _, loss in losses(tmp_path / name)] for name in ("one", "two"))
+    assert len(one) == 4
+    assert two == pytest.approx(one, rel=1e-5)
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
+    assert summaries[0]["tokens_seen"] == summaries[1]["tokens_seen"]
+
+
+def test_streamed_steps_of_unequal_numbers_of_micro_batches(launch: Launch, corpus: Path, cache: Path, tmp_path: Path) -> None:
+    """Seven rows on two ranks: one whole micro-batch each, or four and three of a row each, which makes a blank one."""
+    arguments = [*CAUSAL, f"data.train={corpus}", f"data.validation={corpus}", f"cache_dir={cache}", *EXACT, "data.streaming=true"]
+    arguments += ["trainer.max_steps=4", "trainer.validate_every_steps=2", "optimizer.lr=1e-2", *TWO]
+    ways = {
+        "whole": ["trainer=ddp"],
+        "ddp": ["trainer=ddp", "batch.micro_sequences=1"],
+        "fsdp": ["trainer=fsdp", "batch.micro_sequences=1"],
+    }
+    for name, changes in ways.items():
+        train(launch, [*arguments, *changes], tmp_path / name)
+    whole, ddp, fsdp = ([float(loss) for _, loss in losses(tmp_path / name)] for name in ways)
+    assert len(whole) == 4
+    assert ddp == pytest.approx(whole, rel=1e-5)
+    assert fsdp == pytest.approx(whole, rel=1e-5)
+
+
 def test_scores_are_those_of_one_process_to_the_last_digit(launch: Launch, reviews: Path, cache: Path, tmp_path: Path) -> None:
     """Also where a rank has no row left: three evaluation batches on two ranks."""
     given = [*tasks("classes", reviews, reviews, cache), "trainer.max_steps=3", "data.validation_fraction=0.09"]

@@ -1,0 +1,102 @@
+"""The state of a reader of streamed text, and how it gets from a loader process into a checkpoint.
+
+A reader's pool holds some 64 rows of text. With each step a reader sends what the step changed: the pieces that came into the pool
+and the places of those that left it, about four bytes for each token of the step. The process that trains applies the changes to a
+copy of the state, in the order of the steps that were trained, so a state can be saved after any step. Changes are NumPy arrays: a
+tensor that one process sends to another takes an open file in both.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+Piece = np.ndarray
+"""(n + 1,) int32: tokens with n targets."""
+
+
+@dataclass(frozen=True)
+class ReaderChange:
+    """What the rows of one step changed in the state of their reader."""
+
+    reader: int
+    tokens: np.ndarray
+    """(tokens,) int32: the pieces that were added to the pool, one behind the other."""
+    lengths: np.ndarray
+    """(pieces,) int32: tokens of each of them."""
+    added: np.ndarray
+    """(rows,) int32: how many of them were added before each row was taken."""
+    taken: np.ndarray
+    """(pieces,) int32: the places in the pool of the pieces of each row, row after row."""
+    row_sizes: np.ndarray
+    """(rows,) int32: pieces of each row."""
+    documents: dict[str, Any] | None
+    """The position in the documents after the step."""
+    epoch: int
+
+    @staticmethod
+    def of_rows(reader: int, rows: list[tuple[list[Piece], list[int]]], state: ReaderState) -> ReaderChange:
+        """Build the change of a step from each of its rows' (pieces added before it, places of its own), and the state after it."""
+        pieces = [piece for added, _ in rows for piece in added]
+        return ReaderChange(
+            reader,
+            np.concatenate([np.zeros(0, np.int32), *pieces]),
+            np.array([len(piece) for piece in pieces], np.int32),
+            np.array([len(added) for added, _ in rows], np.int32),
+            np.array([place for _, places in rows for place in places], np.int32),
+            np.array([len(places) for _, places in rows], np.int32),
+            state.documents,
+            state.epoch,
+        )
+
+
+@dataclass
+class ReaderState:
+    """Everything that the next rows of a reader depend on."""
+
+    pool: list[Piece] = field(default_factory=list)
+    documents: dict[str, Any] | None = None
+    """The position in the documents, as `datasets` has it; None at their start."""
+    epoch: int = 0
+    """How often the documents were read to their end."""
+    rows: int = 0
+    """Rows taken so far."""
+
+    def take(self, places: Sequence[int]) -> list[Piece]:
+        """Remove a row's pieces from the pool and return them. The last pieces of the pool move to the places that become free."""
+        row = [self.pool[place] for place in places]
+        for place in sorted(places, reverse=True):
+            self.pool[place] = self.pool[-1]
+            self.pool.pop()
+        self.rows += 1
+        return row
+
+    def apply(self, change: ReaderChange) -> None:
+        """Change this state as the reader's own was changed by a step. Changes have to be applied in the order of the steps."""
+        pieces = iter(np.split(change.tokens, np.cumsum(change.lengths)[:-1]))
+        places = iter(np.split(change.taken, np.cumsum(change.row_sizes)[:-1]))
+        for added in change.added.tolist():
+            self.pool.extend(next(pieces).copy() for _ in range(added))  # a view would keep all tokens of the step in memory
+            self.take(next(places).tolist())
+        self.documents, self.epoch = change.documents, change.epoch
+
+    def copy(self) -> ReaderState:
+        """Return a state that changes apart from this one. Pieces are shared, as nothing writes to them."""
+        return ReaderState(list(self.pool), copy.deepcopy(self.documents), self.epoch, self.rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain containers and tensors: a checkpoint is read with weights_only=True."""
+        lengths = torch.tensor([len(piece) for piece in self.pool], dtype=torch.int32)
+        tokens = torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *self.pool]))
+        return {"tokens": tokens, "lengths": lengths, "documents": self.documents, "epoch": self.epoch, "rows": self.rows}
+
+    @staticmethod
+    def from_state_dict(state: dict[str, Any]) -> ReaderState:
+        """Build the state that `state_dict` returned."""
+        pieces = [piece.numpy() for piece in state["tokens"].split(state["lengths"].tolist())] if len(state["lengths"]) else []
+        return ReaderState(pieces, state["documents"], state["epoch"], state["rows"])
