@@ -100,7 +100,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def evaluated(make: Maker) -> tuple[Classification, np.ndarray, np.ndarray]:
     """(objective after an evaluation, probabilities, true classes)"""
     logits, truth = rows()
-    objective = make()
+    objective = make(validation=truth.tolist())
+    objective.final = True  # tables are made in the last evaluation alone
     objective.model = Answers(logits)  # type: ignore[assignment]
     order = np.random.default_rng(0).permutation(ROWS)
     batches = [batch(part, truth, i) for i, part in enumerate(np.split(order, [7, 150]))]
