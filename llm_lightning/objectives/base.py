@@ -247,7 +247,7 @@ class Objective(lightning.LightningModule):
         assert self._pass is not None
         self.latest = {f"{self.split}/{name}": value for name, value in self._pass.finish().items()}
         losses, self._pass = self._pass.losses, None
-        self._batches = {"batches": losses.table()} | losses.single.sampled() if self.final else {}
+        self._batches = {"batches": losses.table()} if self.final else {}
 
     def rows(self, batch: MicroBatch) -> np.ndarray:
         """Return (sequences,) the rows of `self.split` that the sequences of a batch are made of."""
