@@ -86,6 +86,6 @@ class BatchLosses(State):
         return self.total.value / max(self.targets, 1)
 
     def table(self) -> dict[str, Any]:
-        """Return the loss sum and the targets of each batch, in the order of the pass; of very many those of a sample, and `of` how many."""
+        """Return loss sum and targets of each batch, in the order of the pass; of very many those of a sample, and `of` how many."""
         self._flush()
         return self.single.table() | ({"of": self.single.seen} if self.single.sampled() else {})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
+from llm_lightning.metrics.correlation import correlation, ranks
 from llm_lightning.metrics.rows import SCORED, Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import sequence_logits
@@ -92,19 +93,3 @@ class Regression(Objective):
         mean = self.text.splits["train"].labels.mean()  # type: ignore[union-attr]
         held = {name: split.labels for name, split in self.text.splits.items() if name != "train"}
         return {f"{name}/mean_loss": float(((labels - mean) ** 2).mean()) for name, labels in held.items()}
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Return Pearson's correlation; zero where one of the two does not vary, and nothing is known of the other by it."""
-    if len(a) < 2 or a.min() == a.max() or b.min() == b.max():
-        return 0.0
-    a, b = a - a.mean(), b - b.mean()
-    return float(np.clip((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()), -1, 1))
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Return the rank of each value among all, from 1; equal values have the mean of their ranks, as Spearman's correlation wants."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranked: np.ndarray = (last - (counts - 1) / 2)[places]
-    return ranked
