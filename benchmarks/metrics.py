@@ -97,7 +97,30 @@ def regression(rows: int, classes: int) -> tuple[States, Update, Callable[[State
     return states, update, finish
 
 
-KINDS = {"classification": classification, "multi_label": multi_label, "regression": regression}
+def question_answering(rows: int, classes: int) -> tuple[States, Update, Callable[[States], Any]]:
+    """The states of an evaluation of windows, before their answers are looked up."""
+    states: States = {"windows": Rows(rows, SCORED)}
+
+    def update(states: States, numbers: np.ndarray, rng: np.random.Generator) -> None:
+        score, places = rng.random(len(numbers), dtype=np.float32), rng.integers(0, 384, len(numbers)).astype(np.int32)
+        columns = {"window": numbers.astype(np.int32), "score": score, "none": score, "first": places, "last": places}
+        states["windows"].update(numbers // 2, **columns)
+
+    def finish(states: States) -> Any:
+        windows = states["windows"].columns()
+        order = np.argsort(windows["window"], kind="stable")
+        windows = {name: values[order] for name, values in windows.items()}
+        return len(np.unique(windows["number"], return_index=True, return_counts=True)[0])
+
+    return states, update, finish
+
+
+KINDS = {
+    "question_answering": question_answering,
+    "classification": classification,
+    "multi_label": multi_label,
+    "regression": regression,
+}
 
 
 def peak() -> int:
@@ -152,7 +175,7 @@ if __name__ == "__main__":
         rows = []
         for kind in KINDS:
             found = measure(kind, ROWS, CLASSES)
-            classes = {"classification": CLASSES, "multi_label": LABELS, "regression": 1}[kind]
+            classes = {"classification": CLASSES, "multi_label": LABELS}.get(kind, 1)
             rows.append([kind, ROWS, classes, found["memory"] / 2**20, found["tables"] / 2**20, found["seconds"]])
             assert found["memory"] < LIMIT
         report("metrics", ["objective", "rows", "classes", "MiB a rank", "MiB of tables", "seconds"], rows)

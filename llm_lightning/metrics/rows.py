@@ -64,7 +64,8 @@ class Rows(State):
             self._parts = [_joined(self._parts)]
 
     def payload(self) -> Any:
-        return _joined(self._parts), self.seen
+        self._parts = [_joined(self._parts)]
+        return self._parts[0], self.seen
 
     def merge(self, payloads: list[Any]) -> None:
         self._parts, self._sorted = [part for part, _ in payloads], None
@@ -73,7 +74,7 @@ class Rows(State):
     def columns(self) -> dict[str, np.ndarray]:
         """Return the columns, `number` among them, in the order of the rows' numbers; none where there was no row."""
         if self._sorted is None:
-            joined = _joined(self._parts)
+            joined, self._parts = _joined(self._parts), []
             order = np.argsort(joined.get("number", np.empty(0)), kind="stable")
             self._sorted = {name: values[order] for name, values in joined.items()}
             self._parts = [self._sorted]

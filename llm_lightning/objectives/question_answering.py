@@ -74,10 +74,11 @@ class QuestionAnswering(Objective):
             best_of(logits, int(second[index]), len(logits) - self._behind, self.max_answer)
             for index, logits in zip(batch.indices.tolist(), _by_window(batch, outputs), strict=True)
         ]
-        score, first, last, none = (np.array(values) for values in zip(*bests, strict=True))
-        window = batch.indices.cpu().numpy()
-        columns = {"score": score.astype(np.float32), "first": first, "last": last, "none": none.astype(np.float32)}
-        states["windows"].update(self.rows(batch), window=window, **columns)
+        kinds = {"score": np.float32, "first": np.int32, "last": np.int32, "none": np.float32}
+        columns = {
+            name: np.array(values, kind) for (name, kind), values in zip(kinds.items(), zip(*bests, strict=True), strict=True)
+        }
+        states["windows"].update(self.rows(batch), window=batch.indices.cpu().numpy().astype(np.int32), **columns)
 
     def predict(self, batch: MicroBatch) -> list[np.ndarray]:
         """The logits (tokens, 2) of each window."""
