@@ -126,6 +126,7 @@ def train_ours(arguments: list[str], turn: Turn) -> None:
 
     from llm_lightning.cli import load
     from llm_lightning.config import cache_folder
+    from llm_lightning.objectives.evaluation import score_batches
     from llm_lightning.run import built, prepared
     from llm_lightning.training import loggers, trainer
     from llm_lightning.training.monitor import Monitor
@@ -141,11 +142,9 @@ def train_ours(arguments: list[str], turn: Turn) -> None:
         batches = data.evaluation_batches("validation")
         objective.eval()
         with torch.inference_mode(), engine.precision_plugin.val_step_context():
-            seen = [(batch, *objective.score(batch)) for batch in (batches[i] for i in range(len(batches)))]
+            scores = score_batches(objective, (batches[i] for i in range(len(batches))))
         objective.train()
-        loss, count = sum(float(loss) for _, loss, _ in seen), sum(batch.target_count for batch, _, _ in seen)
-        outcomes = [objective.outcome(batch, outputs) for batch, _, outputs in seen]
-        return float(objective.scores("validation", loss / count, count, outcomes)[objective.monitor.split("/")[1]])
+        return float(scores[objective.monitor.split("/")[1]])
 
     turn.score = score
     trainer.quiet_libraries()

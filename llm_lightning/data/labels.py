@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import datasets
@@ -33,10 +34,13 @@ class Labels:
 
     def index(self, value: Any) -> int | None:
         """Class index of a raw value (given as a value or as a name); None where it is neither."""
-        key = canonical(value)
-        if key in self.values:
-            return self.values.index(key)
-        return self.names.index(key) if key in self.names else None
+        return self._indices.get(canonical(value))
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        """The class index of each value and name, built once: no field, so that `repr`, a part of cache keys, stays as it is."""
+        named = {name: i for i, name in reversed(list(enumerate(self.names)))}  # of equal ones the first counts
+        return named | {value: i for i, value in reversed(list(enumerate(self.values)))}
 
 
 def find(

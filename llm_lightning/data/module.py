@@ -64,11 +64,15 @@ class Text:
         rows, data = self.rows[split], replace(self.encoding.data, on_bad_row="skip")
         yield from examples.read(rows, data, self.encoding, BadRows(rows, data))
 
-    def shown(self, split: str, sequence: int) -> str:
-        """The beginning of the row that a sequence was made of, as a reader sees it."""
-        columns, places = self.encoding.data.columns, self.splits[split].rows
-        assert places is not None
-        row = self.rows[split].table[int(places[sequence])]
+    def example(self, split: str, number: int) -> Example:
+        """Return a row of a split that was used, read again, by its number in `Encoded.rows`."""
+        columns, row = self.encoding.data.columns, self.rows[split].table[number]
+        values = (None if column is None else row[column] for column in (columns.text, columns.text_pair, columns.label))
+        return Example(number, *self.encoding.read(*values))
+
+    def shown(self, split: str, number: int) -> str:
+        """Return the beginning of a row of a split, by its number in `Encoded.rows`, as a reader sees it."""
+        columns, row = self.encoding.data.columns, self.rows[split].table[number]
         found = (row[column] for column in (columns.text, columns.text_pair) if column is not None)
         text = " ‖ ".join(" ".join(map(str, part)) if isinstance(part, list) else str(part) for part in found)
         return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

@@ -31,7 +31,7 @@ class Generator:
     def __call__(self, rows: list[Row]) -> list[Row]:
         """`text` for the prompt (or conversation) of each row; a row without one has `error`, or raises UserError."""
         prompts, said = usable(rows, lambda number, row: self.tokens(self._asked(row)), self.data)
-        found = continued(self.model, list(prompts.values()), self.tokenizer.pad_token_id, **self.options())
+        found = list(continued(self.model, list(prompts.values()), self.tokenizer.pad_token_id, **self.options()).values())
         texts = self.tokenizer.batch_decode(found, skip_special_tokens=True) if found else []
         said |= {number: {"text": self._stopped(text)} for number, text in zip(prompts, texts, strict=True)}
         return [said[number] for number in range(len(rows))]

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from llm_lightning import distributed
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.models.forward import is_unpadded, padded
 
@@ -19,29 +21,53 @@ AT_ONCE = 16  # prompts that are gone on with together
 
 
 def written(model: PreTrainedModel, batch: MicroBatch, **settings: Any) -> list[list[int]]:
-    """The tokens that an encoder-decoder writes for each source of a batch; `settings` are those of generate."""
-    found = model.generate(**padded(model, batch), **settings)  # type: ignore[operator]
+    """The tokens that an encoder-decoder writes for each source of a batch; `settings` are those of generate.
+
+    A model that is sharded over ranks is called by all of them as often, each with a batch of its own.
+    """
+    found = model.generate(**padded(model, batch), **_together(model), **settings)  # type: ignore[operator]
     return [row[1:] for row in found.tolist()]  # the first begins the text, and is none of it
 
 
-def continued(model: PreTrainedModel, prompts: list[list[int]], pad: int, **settings: Any) -> list[list[int]]:
-    """The tokens that a decoder writes behind each prompt, of any number and lengths; `settings` are those of generate.
+def continued(
+    model: PreTrainedModel, prompts: list[list[int]], pad: int, shared: bool = False, **settings: Any
+) -> dict[int, list[int]]:
+    """The tokens that a decoder writes behind each prompt, of any number and lengths, by the prompt's place.
 
-    Prompts of like lengths are gone on with together.
+    `settings` are those of generate. Prompts of like lengths are gone on with together. `shared`: every rank is called with the same
+    prompts, and goes on with its share of them, in the same groups as one process, so that the texts are the same.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    found: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), AT_ONCE):
-        part = order[start : start + AT_ONCE]
+    groups = [order[start : start + AT_ONCE] for start in range(0, len(order), AT_ONCE)]
+    rank, world = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
+    found: dict[int, list[int]] = {}
+    for first in range(0, len(groups), world):
+        is_blank = first + rank >= len(groups)
+        if is_blank and not isinstance(model, FSDPModule):
+            break
+        part = groups[0 if is_blank else first + rank]
         longest = len(prompts[part[-1]])
         rows = [(prompts[i], longest - len(prompts[i])) for i in part]
         ids = torch.tensor([[pad] * before + prompt for prompt, before in rows], device=model.device)
         mask = torch.tensor([[0] * before + [1] * len(prompt) for prompt, before in rows], device=model.device)
         with as_published(model):
-            whole = model.generate(input_ids=ids, attention_mask=mask, pad_token_id=pad, **settings)  # type: ignore[operator]
-        for i, tokens in zip(part, whole[:, longest:].tolist(), strict=True):
-            found[i] = tokens
-    return found
+            arguments = {"input_ids": ids, "attention_mask": mask, "pad_token_id": pad, **_together(model), **settings}
+            whole = model.generate(**arguments)  # type: ignore[operator]
+        if not is_blank:
+            found |= zip(part, whole[:, longest:].tolist(), strict=True)
+    return {i: found[i] for i in sorted(found)}
+
+
+def _together(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what generate needs to know of a model that is sharded: every rank runs it until the longest text of all is done.
+
+    transformers 5.23 finds this out by itself for FSDP1 alone. Its generate calls encoders on their own, not through the whole model,
+    whose remaining parameters (embeddings, head) are therefore gathered here.
+    """
+    if not isinstance(model, FSDPModule):
+        return {}
+    model.unshard()
+    return {"synced_gpus": distributed.world_size() > 1}
 
 
 def until(tokens: list[int], ends: set[int]) -> list[int]:

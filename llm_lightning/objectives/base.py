@@ -5,21 +5,21 @@ of the losses of its targets, divided by their number over all micro-batches and
 manual for that reason, which also keeps clipping ours (Lightning refuses to clip under fused AdamW with mixed precision).
 
 An objective is a subclass in a file of its own: it says how data is encoded for it, which head the model needs, the loss and the
-scores. Its keyword-only parameters are its configuration.
+scores. Its keyword-only parameters are its configuration. The pass over a split is that of evaluation.py, its states those of metrics/.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -29,8 +29,10 @@ from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.module import Text
 from llm_lightning.errors import RunError, UserError
+from llm_lightning.metrics.state import States
 from llm_lightning.models import build, dropout, embedding
 from llm_lightning.models.layers import layers
+from llm_lightning.objectives.evaluation import EvaluationPass
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +71,10 @@ class Objective(lightning.LightningModule):
         self._factor: Callable[[int], float]
         self._pieces = 1
         """Into how many each micro-batch is cut, since memory ran out."""
-        self._seen: list[tuple[int, Tensor, int, Any]] = []
-        """Of each batch of this evaluation: its place, loss sum, targets, outcome."""
-        self._batches: dict[str, list[float]] = {}
-        """Of each batch of the last evaluation: loss sum and targets."""
+        self._pass: EvaluationPass | None = None
+        """The evaluation that is going on."""
+        self._batches: dict[str, Any] = {}
+        """`batches` of the last evaluation of a run: of each the loss sum and the targets."""
 
     # ---- what an objective defines ----
 
@@ -101,12 +103,25 @@ class Objective(lightning.LightningModule):
         """(sum of the losses, what `outcome` takes) of a batch."""
         raise NotImplementedError
 
-    def outcome(self, batch: MicroBatch, outputs: Any) -> Any:
-        """What the scores need of an evaluation batch, on the CPU."""
-        return None
+    def build_states(self) -> States:
+        """Return fresh states (metrics/) for a pass over `self.split`; `self.final` tells whether its tables are wanted too."""
+        return {}
 
-    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
-        """A split's metrics, named without the split, from the outcomes of all its batches in their order."""
+    def evaluate_batch(self, batch: MicroBatch) -> tuple[Tensor, Any]:
+        """Return (sum of the losses, what `update_states` takes) of an evaluation batch.
+
+        All that runs the model belongs here: a rank with a batch fewer runs it on a blank one, so that all gather a sharded model together.
+        """
+        return self.score(batch)
+
+    def update_states(self, states: States, batch: MicroBatch, outputs: Any) -> None:
+        """Reduce an evaluation batch of this rank into the states."""
+
+    def complete_states(self, states: States) -> None:
+        """Add to the states what does not come from batches, such as answers to prompts. Called on every rank, before states are merged."""
+
+    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+        """Return the metrics of `self.split`, named without the split, from the states of all ranks. Called on every rank."""
         return {"loss": mean_loss}
 
     # ---- training ----
@@ -140,7 +155,7 @@ class Objective(lightning.LightningModule):
 
     def configure_model(self) -> None:
         """Under FSDP2, cut the model up: each transformer layer, then the rest."""
-        if self.device_mesh is None or isinstance(next(self.model.parameters()), DTensor):
+        if self.device_mesh is None or isinstance(self.model, FSDPModule):  # parameters of its root stay whole after an evaluation
             return
         mesh = self.device_mesh["data_parallel"]
         for block in layers(self.model):
@@ -222,38 +237,33 @@ class Objective(lightning.LightningModule):
     # ---- evaluation ----
 
     def on_validation_epoch_start(self) -> None:
-        self._seen = []
+        self._pass = EvaluationPass(self, self.trainer.world_size * sum(map(int, self.trainer.num_val_batches)))
 
     def validation_step(self, batch: MicroBatch, batch_index: int) -> None:
-        loss, outputs = self.score(batch)
-        if not batch.blank:
-            self._seen.append((batch.place, loss, batch.target_count, self.outcome(batch, outputs)))
+        assert self._pass is not None
+        self._pass.add(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Every rank scores what all have seen, in one order: so the figures are those of one process to the last bit."""
-        seen = sorted(self._everyones([(place, float(loss), count, outcome) for place, loss, count, outcome in self._seen]))
-        self._seen = []
-        loss, count = math.fsum(loss for _, loss, _, _ in seen), sum(count for _, _, count, _ in seen)
-        scores = self.scores(self.split, loss / max(count, 1), count, [outcome for _, _, _, outcome in seen])
-        self.latest = {f"{self.split}/{name}": value for name, value in scores.items()}
-        self._batches = {"loss": [loss for _, loss, _, _ in seen], "targets": [count for _, _, count, _ in seen]}
+        assert self._pass is not None
+        self.latest = {f"{self.split}/{name}": value for name, value in self._pass.finish().items()}
+        losses, self._pass = self._pass.losses, None
+        self._batches = {"batches": losses.table()} if self.final else {}
 
-    def _everyones(self, mine: list[Any]) -> list[Any]:
-        """The items of all ranks."""
-        if self.trainer.world_size == 1:
-            return mine
-        parts: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(parts, mine)
-        return [item for part in parts for item in part]
+    def rows(self, batch: MicroBatch) -> np.ndarray:
+        """Return (sequences,) the rows of `self.split` that the sequences of a batch are made of."""
+        rows = self.text.splits[self.split].rows
+        assert rows is not None
+        numbers: np.ndarray = rows[batch.indices.cpu().numpy()].astype(np.int64)
+        return numbers
 
     def summary(self) -> dict[str, float]:
         """Facts about the data that put the scores in proportion, such as a baseline."""
         return {}
 
     def details(self) -> dict[str, Any]:
-        """Tables of the last evaluation that are no single number, for `evaluation/<split>.json`; batches where nothing is known of
-        single examples."""
-        return {"batches": self._batches}
+        """Return the tables of the last evaluation that are no single number, for `evaluation/<split>.json`; the losses of batches where
+        no values of single examples are kept."""
+        return self._batches
 
     def samples(self) -> list[dict[str, str]]:
         """What the model makes of a few fixed prompts, each a `prompt`, a `text` and where there is one the `reference`.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import Text
+from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import token_loss
 from llm_lightning.models.generate import continued
 from llm_lightning.objectives.base import SAMPLED, SAMPLES, Evaluation, Objective
@@ -35,8 +36,8 @@ class CausalLM(Objective):
         """(summed loss, nothing); targets are already the next tokens."""
         return token_loss(self.model, batch, self.chunked_loss), None
 
-    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
-        size = self.text.splits[split].facts.bytes
+    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+        size = self.text.splits[self.split].facts.bytes
         return {
             "loss": mean_loss,
             "perplexity": perplexity(mean_loss),
@@ -50,7 +51,7 @@ class CausalLM(Objective):
         prompts = [held[i][: min(PROMPT, len(held[i]) // 2)].tolist() for i in places if len(held[i]) > 1]
         room = getattr(self.model.config, "max_position_embeddings", PROMPT + SAMPLED) - max(map(len, prompts), default=0)
         settings: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_k": 0, "max_new_tokens": min(SAMPLED, room)}
-        found = continued(self.model, prompts, tokenizer.pad_token_id, **settings) if room > 0 else []
+        found = list(continued(self.model, prompts, tokenizer.pad_token_id, **settings).values()) if room > 0 else []
         decoded = (tokenizer.batch_decode(part, skip_special_tokens=True) for part in (prompts, found))
         return [{"prompt": prompt, "text": text} for prompt, text in zip(*decoded, strict=False)]
 

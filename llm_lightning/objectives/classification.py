@@ -8,20 +8,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_matthews_corrcoef,
-)
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
 from llm_lightning.errors import UserError, listed
+from llm_lightning.metrics.counts import Calibration, ClassCounts, Confusion
+from llm_lightning.metrics.ranking import CURVES, LabelScores
+from llm_lightning.metrics.rows import Rows, TopRows
+from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import sequence_logits
-from llm_lightning.objectives import details
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.signatures import Range
 
@@ -53,6 +49,8 @@ class Classification(Objective):
         self.weights: Tensor | None
         self.register_buffer("weights", _weights(class_weights, text), persistent=False)
         self._details: dict[str, Any] = {}
+        self._drawn = np.empty(0, int)
+        """The classes whose precision-recall curves are drawn: the most frequent ones of the split."""
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(summed loss, logits (batch, classes))."""
@@ -73,24 +71,43 @@ class Classification(Objective):
         label = max(scores, key=scores.__getitem__)
         return {"label": label, "score": scores[label], "scores": scores}
 
-    def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(probabilities (batch, classes), classes (batch,), sequences (batch,))"""
-        return outputs.softmax(-1).cpu(), batch.targets.cpu(), batch.indices.cpu()
-
-    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[tuple[Tensor, Tensor, Tensor]]) -> Evaluation:
-        probabilities, classes, sequences = (torch.cat(parts) for parts in zip(*outcomes, strict=True))
-        number = probabilities.shape[1]
-        self._details = _tables(multiclass_confusion_matrix(probabilities, classes, number), self.text)
+    def build_states(self) -> States:
+        names, split = self.text.label_names or (), self.text.splits[self.split]
+        states: States = {"counts": ClassCounts(len(names)), "calibration": Calibration(len(split))}
         if self.final:
-            order = sequences.argsort()
-            self._details |= self._examples(split, probabilities[order].numpy(), classes[order].numpy(), sequences[order].tolist())
-        values = {
-            "accuracy": multiclass_accuracy(probabilities, classes, number, average="micro"),
-            "macro_f1": multiclass_f1_score(probabilities, classes, number, average="macro"),
-            "mcc": multiclass_matthews_corrcoef(probabilities, classes, number),
-            "ece": multiclass_calibration_error(probabilities, classes, number, n_bins=details.BINS),
-        }
-        return {"loss": mean_loss, **{name: float(value) for name, value in values.items()}}
+            assert split.labels is not None
+            self._drawn = np.argsort(-np.bincount(split.labels, minlength=len(names)), kind="stable")[:CURVES]
+            states |= {
+                "confusion": Confusion(len(names), len(split)),
+                "scores": LabelScores(len(self._drawn), len(split)),
+                "examples": Rows(len(split)),
+                "mistakes": TopRows(),
+            }
+        return states
+
+    def update_states(self, states: States, batch: MicroBatch, outputs: Tensor) -> None:
+        probabilities = outputs.softmax(-1)
+        best, place = probabilities.max(-1)
+        confidence, predicted, true = best.cpu().numpy(), place.cpu().numpy(), batch.targets.cpu().numpy()
+        states["counts"].update(true, predicted)
+        states["calibration"].update(confidence, predicted == true)
+        if not self.final:
+            return
+        rows, names = self.rows(batch), self.text.label_names or ()
+        states["confusion"].update(rows, true, predicted)
+        drawn = probabilities[:, torch.from_numpy(self._drawn).to(probabilities.device)].cpu().numpy()
+        states["scores"].update(rows, drawn, true[:, None] == self._drawn)
+        states["examples"].update(rows, correct=(predicted == true).astype(np.uint8))
+        states["mistakes"].update(
+            rows, confidence, predicted != true, lambda i: (names[true[i]], names[predicted[i]], float(confidence[i]))
+        )
+
+    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+        if self.final:
+            self._details = self._tables(states)
+        counts = states["counts"]
+        values = {"accuracy": counts.accuracy(), "macro_f1": counts.macro_f1(), "mcc": counts.mcc()}
+        return {"loss": mean_loss, **values, "ece": states["calibration"].error()}
 
     def summary(self) -> dict[str, float]:
         """What always answering the most frequent class of train would score."""
@@ -103,19 +120,27 @@ class Classification(Objective):
     def details(self) -> dict[str, Any]:
         return self._details
 
-    def _examples(self, split: str, probabilities: np.ndarray, classes: np.ndarray, sequences: list[int]) -> dict[str, Any]:
-        """What is known of the single examples, in the order of the data; the mistakes are those that the model was surest of."""
-        names, said = self.text.label_names or (), probabilities.argmax(1)
+    def _tables(self, states: States) -> dict[str, Any]:
+        """Return the tables of an evaluation; rows of the confusion matrix are true classes, mistakes those the model was surest of."""
+        names, confusion = self.text.label_names or (), states["confusion"]
+        tables: dict[str, Any] = {
+            "classes": len(names),
+            "per_class": states["counts"].per_class(names),
+            "confusions": confusion.top(names),
+        }
+        if confusion.is_dense:
+            tables |= {"labels": list(names), "confusion_matrix": confusion.matrix.tolist()}
         mistakes = [
-            {
-                "text": self.text.shown(split, sequences[i]),
-                "true": names[classes[i]],
-                "said": names[said[i]],
-                "probability": float(probabilities[i, said[i]]),
-            }
-            for i in details.worst(said != classes, probabilities.max(1))
+            {"text": self.text.shown(self.split, row), "true": true, "said": said, "probability": probability}
+            for row, (true, said, probability) in states["mistakes"].rows()
         ]
-        return details.of_classes(names, probabilities, classes) | {"mistakes": mistakes}
+        return tables | {
+            "calibration": states["calibration"].table(),
+            "precision_recall": states["scores"].points([names[i] for i in self._drawn]),
+            "mistakes": mistakes,
+            "examples": states["examples"].table(),
+            **states["examples"].sampled(),
+        }
 
 
 def _weights(setting: str | list[float], text: Text) -> Tensor | None:
@@ -130,17 +155,3 @@ def _weights(setting: str | list[float], text: Text) -> Tensor | None:
         counts = np.bincount(text.splits["train"].labels, minlength=len(text.labels.names))  # type: ignore[arg-type]
         return torch.from_numpy(counts.sum() / (len(counts) * np.maximum(counts, 1))).float()
     return torch.tensor(setting, dtype=torch.float32)
-
-
-def _tables(confusion: Tensor, text: Text) -> dict[str, Any]:
-    """Confusion matrix (rows: true class) and each class's precision, recall and F1."""
-    assert text.labels is not None
-    matrix = confusion.cpu().numpy()
-    right, true, said = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-    precision, recall = right / np.maximum(said, 1), right / np.maximum(true, 1)
-    f1 = 2 * right / np.maximum(true + said, 1)
-    per_class = {
-        name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-        for name, p, r, f, n in zip(text.labels.names, precision, recall, f1, true, strict=True)
-    }
-    return {"labels": list(text.labels.names), "confusion_matrix": matrix.tolist(), "per_class": per_class}

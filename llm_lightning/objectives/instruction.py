@@ -6,6 +6,7 @@ import logging
 from itertools import islice
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.text import rouge_score
@@ -14,6 +15,8 @@ from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.encodings.chat import Encoder, Message
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import Text
+from llm_lightning.metrics.rows import Rows, TopRows
+from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import token_loss
 from llm_lightning.models.generate import continued, until
 from llm_lightning.objectives.base import SAMPLED, SAMPLES, Evaluation, Objective
@@ -48,8 +51,7 @@ class Instruction(Objective):
         super().__init__(text)
         self.chunked_loss = chunked_loss
         self.answered, self.max_answer = answered, max_answer
-        self._samples: list[dict[str, str]] = []
-        self._examples: dict[str, list[float]] = {}
+        self._tables: dict[str, Any] = {"samples": [], "examples": {}}
 
     def head(self) -> dict[str, Any]:
         """Nothing of its own; says what of the text is learnt."""
@@ -67,28 +69,32 @@ class Instruction(Objective):
         """(summed loss, nothing)."""
         return token_loss(self.model, batch, self.chunked_loss), None
 
-    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
+    def build_states(self) -> States:
+        return {"answers": Rows(self.answered), "samples": TopRows(self.answered)} if self.final else {}
+
+    def complete_states(self, states: States) -> None:
+        """Answer the first conversations of the split, each rank its share of them, and score the answers."""
+        examples = list(islice(self.text.examples(self.split), self.answered)) if self.final else []
+        asked = [example.text[: _last(example.text)] for example in examples]
+        for number, answer in self.answer(asked, shared=True).items():
+            wanted, said = examples[number].text[len(asked[number])]["content"].strip(), answer.strip()
+            rouge = float(rouge_score([said], [[wanted]], rouge_keys="rougeL")["rougeL_fmeasure"])
+            scores = {"rouge_l": np.array([rouge]), "exact_match": np.array([float(said == wanted)])}
+            states["answers"].update(np.array([number]), **scores)
+            sample = {"prompt": asked[number][-1]["content"], "reference": wanted, "answer": said}
+            states["samples"].update(np.array([number]), np.zeros(1), np.ones(1, dtype=bool), lambda _, sample=sample: sample)
+
+    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         found = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
-        examples = list(islice(self.text.examples(split), self.answered)) if self.final else []
-        if examples:
-            asked = [example.text[: _last(example.text)] for example in examples]
-            wanted = [example.text[_last(example.text)]["content"].strip() for example in examples]
-            said = [answer.strip() for answer in self.answer(asked)]
-            rouge = [
-                float(rouge_score([a], [[b]], rouge_keys="rougeL")["rougeL_fmeasure"]) for a, b in zip(said, wanted, strict=True)
-            ]
-            same = [float(a == b) for a, b in zip(said, wanted, strict=True)]
-            found["rouge_l"] = 100 * sum(rouge) / len(rouge)
-            found["exact_match"] = sum(same) / len(same)
-            self._examples = {"rouge_l": [100 * score for score in rouge], "exact_match": same}
-            self._samples = [
-                {"prompt": messages[-1]["content"], "reference": reference, "answer": answer}
-                for messages, reference, answer in zip(asked, wanted, said, strict=True)
-            ]
+        if self.final and (scores := states["answers"].columns()):
+            found["rouge_l"] = 100 * sum(scores["rouge_l"].tolist()) / len(scores["rouge_l"])
+            found["exact_match"] = sum(scores["exact_match"].tolist()) / len(scores["exact_match"])
+            examples = states["answers"].table(lambda columns: columns | {"rouge_l": 100 * columns["rouge_l"]})
+            self._tables = {"samples": [sample for _, sample in states["samples"].rows()], "examples": examples}
         return found
 
     def details(self) -> dict[str, Any]:
-        return super().details() | {"samples": self._samples, "examples": self._examples}
+        return super().details() | self._tables
 
     def samples(self) -> list[dict[str, str]]:
         examples = list(islice(self.text.examples("validation"), SAMPLES))
@@ -100,18 +106,22 @@ class Instruction(Objective):
                 "reference": example.text[len(messages)]["content"],
                 "text": text,
             }
-            for messages, example, text in zip(asked, examples, said, strict=True)
+            for messages, example, text in zip(asked, examples, said.values(), strict=True)
         ]
 
-    def answer(self, conversations: list[list[Message]], **settings: Any) -> list[str]:
-        """What the model says next in each conversation; greedy unless `settings`, those of generate, say otherwise."""
+    def answer(self, conversations: list[list[Message]], shared: bool = False, **settings: Any) -> dict[int, str]:
+        """Return what the model says next in each conversation, by its place; greedy unless `settings`, those of generate, say otherwise.
+
+        `shared`: every rank is called with the same conversations, and answers its share of them.
+        """
         encoder, tokenizer = self._encoder(), self.text.tokenizer
         settings = {"max_new_tokens": self.max_answer, "do_sample": False, **settings}
         ends = encoder.ends()
         prompts = [encoder.prompt(messages) for messages in conversations]
         with torch.no_grad():
-            found = continued(self.model, prompts, tokenizer.pad_token_id, eos_token_id=sorted(ends), **settings)
-        return tokenizer.batch_decode([until(tokens, ends) for tokens in found], skip_special_tokens=True)
+            found = continued(self.model, prompts, tokenizer.pad_token_id, shared, eos_token_id=sorted(ends), **settings)
+        texts = (tokenizer.decode(until(tokens, ends), skip_special_tokens=True) for tokens in found.values())
+        return dict(zip(found, texts, strict=True))
 
     def _encoder(self) -> Encoder:
         assert isinstance(self.text.encoding, Encoder)

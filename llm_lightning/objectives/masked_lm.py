@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +12,7 @@ from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.module import Text
 from llm_lightning.errors import UserError
+from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import token_loss
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.objectives.language import perplexity, unigram_entropy
@@ -59,7 +60,7 @@ class MaskedLM(Objective):
         """(summed loss, nothing)."""
         return token_loss(self.model, batch), None
 
-    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[Any]) -> Evaluation:
+    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         return {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
 
     def summary(self) -> dict[str, float]:

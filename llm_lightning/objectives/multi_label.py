@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import multilabel_average_precision
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
+from llm_lightning.data.module import Text
+from llm_lightning.metrics.counts import DENSE, Calibration, Sums, per_class
+from llm_lightning.metrics.ranking import CURVES, LabelScores
+from llm_lightning.metrics.rows import SHOWN, Rows, TopRows
+from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import sequence_logits
-from llm_lightning.objectives import details
 from llm_lightning.objectives.base import Evaluation, Objective
 
 
@@ -30,6 +34,11 @@ class MultiLabel(Objective):
     auto_class = "AutoModelForSequenceClassification"
     monitor = "validation/micro_f1"
     maximize = True
+
+    def __init__(self, text: Text) -> None:
+        super().__init__(text)
+        self._details: dict[str, Any] = {}
+        self._threshold = 0.5
 
     def head(self) -> dict[str, Any]:
         return super().head() | {"problem_type": "multi_label_classification", "threshold": 0.5}
@@ -49,77 +58,70 @@ class MultiLabel(Objective):
         scores = {config.id2label[i]: score for i, score in enumerate(found[0])}
         return {"labels": [name for name, score in scores.items() if score >= getattr(config, "threshold", 0.5)], "scores": scores}
 
-    def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(probabilities, whether each label applies), both (batch, labels), and the sequences (batch,)."""
-        return outputs.sigmoid().cpu(), batch.targets.cpu(), batch.indices.cpu()
+    def build_states(self) -> States:
+        labels, rows = len(self.text.label_names or ()), len(self.text.splits[self.split])
+        self._threshold = float(getattr(self.model.config, "threshold", 0.5))
+        states: States = {"scores": LabelScores(labels, rows), "counts": Sums(right=labels, reached=labels, true=labels)}
+        return states | ({"calibration": Calibration(rows * labels)} if self.final else {})
 
-    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[tuple[Tensor, Tensor, Tensor]]) -> Evaluation:
-        probabilities, applies, sequences = (torch.cat(parts) for parts in zip(*outcomes, strict=True))
-        config: Any = self.model.config
-        if split == "validation":
-            config.threshold = best_threshold(probabilities.numpy(), applies.numpy())
-        said, true = probabilities.numpy() >= config.threshold, applies.numpy() == 1
-        right, found, there = (said & true).sum(0), said.sum(0), true.sum(0)
-        f1 = 2 * right / np.maximum(found + there, 1)
-        average = multilabel_average_precision(probabilities, applies, applies.shape[1], average="none")
-        names = self.text.label_names or ()
-        per_class = {
-            name: {
-                "precision": float(right[i] / max(found[i], 1)),
-                "recall": float(right[i] / max(there[i], 1)),
-                "f1": float(f1[i]),
-                "support": int(there[i]),
-            }
-            for i, name in enumerate(names)
-        }
-        self._details = {"labels": list(names), "per_class": per_class}
+    def update_states(self, states: States, batch: MicroBatch, outputs: Tensor) -> None:
+        probabilities, applies = outputs.sigmoid().cpu().numpy(), batch.targets.cpu().numpy() == 1
+        states["scores"].update(self.rows(batch), probabilities, applies)
+        reached, counts = probabilities >= self._threshold, states["counts"]
+        for name, values in {"right": reached & applies, "reached": reached, "true": applies}.items():
+            counts[name][...] += values.sum(0)
         if self.final:
-            order = sequences.argsort()
-            self._details |= self._examples(split, *(part[order].numpy() for part in (probabilities, applies, sequences)))
+            states["calibration"].update(probabilities.ravel(), applies.ravel())
+
+    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+        """The threshold is tuned on validation, so what reaches it there is counted from the scores."""
+        right, reached, true = (states["counts"][name] for name in ("right", "reached", "true"))
+        if self.split == "validation":
+            self._threshold = states["scores"].best_threshold()
+            config: Any = self.model.config
+            config.threshold = self._threshold
+            reached, right = states["scores"].counts_at(self._threshold)
+        if self.final:
+            names = self.text.label_names or ()
+            self._details = {"labels": list(names)} if len(names) <= DENSE else {}
+            self._details |= {"classes": len(names), "per_class": per_class(names, right, true, reached)}
+            self._details |= self._examples(names, np.argsort(-true, kind="stable")[:CURVES], states)
+        occurring = true > 0
+        averages = states["scores"].average_precisions()[occurring]
         return {
             "loss": mean_loss,
-            "micro_f1": float(2 * right.sum() / max(found.sum() + there.sum(), 1)),
-            "macro_f1": float(f1.mean()),
-            "map": float(average[torch.from_numpy(there > 0)].mean()),
-            "threshold": float(config.threshold),
+            "micro_f1": float(2 * right.sum() / max(reached.sum() + true.sum(), 1)),
+            "macro_f1": float((2 * right / np.maximum(reached + true, 1)).mean()),
+            "map": float(averages.mean()) if occurring.any() else float("nan"),
+            "threshold": self._threshold,
         }
 
     def details(self) -> dict[str, Any]:
         return self._details
 
-    def _examples(self, split: str, probabilities: np.ndarray, applies: np.ndarray, sequences: np.ndarray) -> dict[str, Any]:
-        """What is known of the single examples, in the order of the data; a mistake is as bad as the surest wrong answer in it."""
-        config: Any = self.model.config
-        names, said, true = self.text.label_names or (), probabilities >= config.threshold, applies == 1
-        sure = np.where(said == true, 0, np.where(said, probabilities, 1 - probabilities)).max(1)
+    def _examples(self, names: Sequence[str], drawn: np.ndarray, states: States) -> dict[str, Any]:
+        """Return what is kept of single examples, in the order of the data; a mistake is as bad as the surest wrong answer in it."""
+        scores: LabelScores = states["scores"]
+        numbers, probabilities, true = scores.single()
+        said = probabilities >= self._threshold
+        sure = np.where(said == true, 0, np.where(said, probabilities, 1 - probabilities)).max(1, initial=0)
 
         def listed(row: np.ndarray) -> str:
-            return ", ".join(name for name, there in zip(names, row, strict=True) if there) or "none"
+            return ", ".join(names[i] for i in np.flatnonzero(row).tolist()) or "none"
 
-        mistakes = [
-            {
-                "text": self.text.shown(split, int(sequences[i])),
-                "true": listed(true[i]),
-                "said": listed(said[i]),
-                "probability": float(sure[i]),
-            }
-            for i in details.worst((said != true).any(1), sure)
-        ]
-        counts = {"right": said & true, "found": said, "true": true}
+        mistakes = TopRows()
+        mistakes.update(numbers, sure, (said != true).any(1), lambda i: (listed(true[i]), listed(said[i]), float(sure[i])))
+        examples = Rows(scores.sample.rows, min(scores.sample.most, SHOWN))
+        examples.update(numbers, **{name: v.sum(1) for name, v in {"right": said & true, "found": said, "true": true}.items()})
         return {
-            "calibration": details.calibration(probabilities.ravel(), true.ravel()),
-            "precision_recall": details.precision_recall(names, probabilities, true),
-            "mistakes": mistakes,
-            "examples": {name: values.sum(1).tolist() for name, values in counts.items()},
+            "calibration": states["calibration"].table(),
+            "precision_recall": {
+                names[i]: curve.points() for i, curve in ((i, scores.curve(i)) for i in drawn.tolist()) if curve.positives
+            },
+            "mistakes": [
+                {"text": self.text.shown(self.split, row), "true": true_, "said": said_, "probability": probability}
+                for row, (true_, said_, probability) in mistakes.rows()
+            ],
+            "examples": examples.table(),
+            **scores.kept.sampled(),
         }
-
-
-def best_threshold(probabilities: np.ndarray, applies: np.ndarray) -> float:
-    """The threshold with the best micro-F1 of all that tell two probabilities apart; (rows, labels) both."""
-    order = np.argsort(-probabilities, axis=None, kind="stable")
-    sorted_, right = probabilities.ravel()[order], np.cumsum(applies.ravel()[order])
-    last = np.append(sorted_[1:] != sorted_[:-1], True)  # of equal probabilities all are said, or none is
-    f1 = np.where(last, 2 * right / np.maximum(np.arange(1, len(order) + 1) + applies.sum(), 1), -1)
-    best = int(f1.argmax())
-    below = sorted_[best + 1] if best + 1 < len(sorted_) else 0.0
-    return float((np.float64(sorted_[best]) + below) / 2)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
-from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,16 +10,21 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.text import squad
 
+from llm_lightning import distributed
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.encodings.spans import Encoder, Window
 from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
+from llm_lightning.metrics.rows import SCORED, Rows, TopRows
+from llm_lightning.metrics.state import States, merge_over_ranks
 from llm_lightning.models.forward import sequence_of, span_logits
-from llm_lightning.objectives import details
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.signatures import Range
 
 AT_ONCE = 200  # questions whose windows are made again together
+
+Best = tuple[float, int, int, float]
+"""Of a window: the sum of logits of its best span, the span's first and last token, and the sum of logits that speaks for no answer."""
 
 
 class QuestionAnswering(Objective):
@@ -60,47 +63,77 @@ class QuestionAnswering(Objective):
         wanted = logits[places[:, 0], 0] + logits[places[:, 1], 1]
         return ((largest + sums.log()).sum() - wanted.sum()) / 2, logits
 
-    def outcome(self, batch: MicroBatch, outputs: Tensor) -> list[tuple[int, np.ndarray]]:
-        """(window, logits (tokens, 2)) of each."""
-        rows = outputs.half().cpu().numpy()
-        bounds = batch.cu_seqlens.tolist()
-        return [(index, rows[bounds[i] : bounds[i + 1]]) for i, index in enumerate(batch.indices.tolist())]
+    def build_states(self) -> States:
+        return {"windows": Rows(len(self.text.splits[self.split]), SCORED)}
+
+    def update_states(self, states: States, batch: MicroBatch, outputs: Tensor) -> None:
+        """Keep of each window its best span and what speaks for no answer: all that the answer depends on."""
+        second = self.text.splits[self.split].second
+        assert second is not None
+        bests = [
+            best_of(logits, int(second[index]), len(logits) - self._behind, self.max_answer)
+            for index, logits in zip(batch.indices.tolist(), _by_window(batch, outputs), strict=True)
+        ]
+        kinds = {"score": np.float32, "first": np.int32, "last": np.int32, "none": np.float32}
+        columns = {
+            name: np.array(values, kind) for (name, kind), values in zip(kinds.items(), zip(*bests, strict=True), strict=True)
+        }
+        states["windows"].update(self.rows(batch), window=batch.indices.cpu().numpy().astype(np.int32), **columns)
 
     def predict(self, batch: MicroBatch) -> list[np.ndarray]:
         """The logits (tokens, 2) of each window."""
-        return [found for _, found in self.outcome(batch, span_logits(self.model, batch))]
+        return _by_window(batch, span_logits(self.model, batch))
 
     def answer_row(self, example: Example, found: list[np.ndarray]) -> dict[str, Any]:
         (windows,) = self._encoder.windows([example])
-        return self.answer(example, windows, found)
+        bests = [
+            best_of(logits, window.second, len(logits) - self._behind, self.max_answer)
+            for window, logits in zip(windows, found, strict=True)
+        ]
+        return self.answer(example, windows, bests)
 
-    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[list[tuple[int, np.ndarray]]]) -> Evaluation:
-        logits = dict(pair for batch in outcomes for pair in batch)
-        said, known, asked, number = [], [], [], 0
-        for example, windows in self._windows(split):
-            found = [logits[i] for i in range(number, number + len(windows)) if i in logits]
-            number += len(windows)
-            if len(found) == len(windows):  # else a part of the split alone was evaluated
-                said.append(self.answer(example, windows, found)["answer"])
-                known.append([text for _, text in example.label])
-                asked.append(example.text)
+    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+        """Each rank finds the answers of its share of the questions, and scores them."""
+        windows, split = states["windows"].columns(), self.text.splits[self.split]
+        assert split.rows is not None
+        order = np.argsort(windows["window"], kind="stable")
+        windows = {name: values[order] for name, values in windows.items()}
+        rows, starts, counts = np.unique(windows["number"], return_index=True, return_counts=True)
+        whole = np.searchsorted(split.rows, rows, "right") - np.searchsorted(split.rows, rows) == counts
+        places = np.flatnonzero(whole)[
+            distributed.rank() :: distributed.world_size()
+        ]  # if not whole, a part of the split was evaluated
+        answers: States = {"scores": Rows(len(rows), SCORED), "mistakes": TopRows()}
+        for chunk in (places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)):
+            examples = [self.text.example(self.split, int(row)) for row in rows[chunk]]
+            said = []
+            for place, example, parts in zip(chunk, examples, self._encoder.windows(examples), strict=True):
+                inside = slice(starts[place], starts[place] + counts[place])
+                bests = list(zip(*(windows[name][inside].tolist() for name in ("score", "first", "last", "none")), strict=True))
+                said.append(self.answer(example, parts, bests)["answer"])
+            _count(answers, examples, said)
+        merge_over_ranks(answers.values(), self.device)
+        columns = answers["scores"].columns()
         if self.final:
-            self._details = _examples(asked, said, known)
-        return {"loss": mean_loss, **agreement(said, known)}
+            self._details = {
+                "mistakes": [mistake for _, mistake in answers["mistakes"].rows()],
+                "examples": answers["scores"].table(),
+                **answers["scores"].sampled(),
+            }
+        means = {name: float(columns[name].mean()) if columns else 0.0 for name in ("f1", "exact_match")}
+        return {"loss": mean_loss, **means}
 
     def details(self) -> dict[str, Any]:
         return self._details
 
-    def answer(self, example: Example, windows: list[Window], logits: list[np.ndarray]) -> dict[str, Any]:
+    def answer(self, example: Example, windows: list[Window], bests: list[Best]) -> dict[str, Any]:
         """The best span over a question's windows: `answer` (empty for none), `start` and `end` in characters, `score`."""
         best: tuple[float, int, int] = (-np.inf, 0, 0)
-        for window, found in zip(windows, logits, strict=True):
-            inside = sum(span is not None for span in window.spans)
-            score, first, last = best_span(found.astype(np.float32), window.second, window.second + inside, self.max_answer)
+        for window, (score, first, last, _) in zip(windows, bests, strict=True):
             if score > best[0]:
                 best = (score, window.spans[first][0], window.spans[last][1])  # type: ignore[index]
         score, start, end = best
-        none = min(float(found[0].astype(np.float32).sum()) for found in logits)
+        none = min(none for _, _, _, none in bests)
         if getattr(self.model.config, "unanswerable", False) and none > score:
             return {"answer": "", "start": None, "end": None, "score": none}
         return {"answer": example.text_pair[start:end], "start": start, "end": end, "score": score}
@@ -120,15 +153,27 @@ class QuestionAnswering(Objective):
             found[f"{split}/random_f1"] = agreement(said, known)["f1"]
         return found
 
-    def _windows(self, split: str) -> Iterator[tuple[Example, list[Window]]]:
-        encoder, examples = self._encoder, self.text.examples(split)
-        while batch := list(islice(examples, AT_ONCE)):
-            yield from zip(batch, encoder.windows(batch), strict=True)
-
     @cached_property
     def _encoder(self) -> Encoder:
         assert isinstance(self.text.encoding, Encoder)
         return self.text.encoding
+
+    @cached_property
+    def _behind(self) -> int:
+        """The number of special tokens behind the context of a window."""
+        ((window,),) = self._encoder.windows([Example(0, "a", "a")])
+        return next(i for i, span in enumerate(reversed(window.spans)) if span is not None)
+
+
+def _by_window(batch: MicroBatch, logits: Tensor) -> list[np.ndarray]:
+    """Return the logits (tokens, 2) of each window in fp16, on the CPU."""
+    return np.split(logits.half().cpu().numpy(), batch.cu_seqlens[1:-1].tolist())
+
+
+def best_of(logits: np.ndarray, start: int, stop: int, longest: int) -> Best:
+    """Return the best span of a window whose context lies from `start` to before `stop`, and its sum of logits for no answer."""
+    logits = logits.astype(np.float32)
+    return *best_span(logits, start, stop, longest), float(logits[0].sum())
 
 
 def best_span(logits: np.ndarray, start: int, stop: int, longest: int) -> tuple[float, int, int]:
@@ -150,15 +195,22 @@ def agreement(said: list[str], known: list[list[str]]) -> dict[str, float]:
     return {name: float(np.mean(values)) if values else 0.0 for name, values in agreements(said, known).items()}
 
 
-def _examples(asked: list[str], said: list[str], known: list[list[str]]) -> dict[str, Any]:
-    """Each question's scores, and the first of those whose answer has no word of the right one."""
-    scores = agreements(said, known)
-    f1 = np.array(scores["f1"])
-    mistakes = [
-        {"text": asked[i], "true": known[i][0] if known[i] else "no answer", "said": said[i] or "no answer"}
-        for i in details.worst(f1 == 0, -f1)
-    ]
-    return {"mistakes": mistakes, "examples": scores}
+def _count(answers: States, examples: list[Example], said: list[str]) -> None:
+    """Add the scores of some answers to the states, and those that have no word of the right one."""
+    known = [[text for _, text in example.label] for example in examples]
+    scores = {name: np.array(values) for name, values in agreements(said, known).items()}
+    rows = np.array([example.row for example in examples])
+    answers["scores"].update(rows, **scores)
+    answers["mistakes"].update(
+        rows,
+        -scores["f1"],
+        scores["f1"] == 0,
+        lambda i: {
+            "text": examples[i].text,
+            "true": known[i][0] if known[i] else "no answer",
+            "said": said[i] or "no answer",
+        },
+    )
 
 
 def agreements(said: list[str], known: list[list[str]]) -> dict[str, list[float]]:

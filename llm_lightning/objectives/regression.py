@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrcoef
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
+from llm_lightning.metrics.correlation import correlation, ranks
+from llm_lightning.metrics.rows import SCORED, Rows, TopRows
+from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import sequence_logits
-from llm_lightning.objectives import details
 from llm_lightning.objectives.base import Evaluation, Objective
 
 
@@ -56,42 +56,40 @@ class Regression(Objective):
     def answer_row(self, example: Example, found: list[float]) -> dict[str, Any]:
         return {"score": found[0]}
 
-    def outcome(self, batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(predictions, scores, sequences), each (batch,)."""
-        return outputs.cpu(), batch.targets.to(outputs.dtype).cpu(), batch.indices.cpu()
+    def build_states(self) -> States:
+        return {"rows": Rows(len(self.text.splits[self.split]), SCORED)}
 
-    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[tuple[Tensor, Tensor, Tensor]]) -> Evaluation:
-        found, true, sequences = (torch.cat(parts) for parts in zip(*outcomes, strict=True))
+    def update_states(self, states: States, batch: MicroBatch, outputs: Tensor) -> None:
+        targets = batch.targets.to(outputs.dtype)
+        states["rows"].update(self.rows(batch), prediction=outputs.cpu().numpy(), target=targets.cpu().numpy())
+
+    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+        columns = states["rows"].columns()
+        prediction, target = columns["prediction"].astype(np.float64), columns["target"].astype(np.float64)
         if self.final:
-            order = sequences.argsort()
-            self._details = self._examples(split, *(part[order].numpy() for part in (found, true, sequences)))
+            self._details = self._examples(states["rows"], columns["number"], prediction, target)
         return {
             "loss": mean_loss,
-            "mae": float((found - true).abs().mean()),
-            "pearson": _correlation(pearson_corrcoef, found, true),
-            "spearman": _correlation(spearman_corrcoef, found, true),
+            "mae": float(np.abs(prediction - target).mean()),
+            "pearson": correlation(prediction, target),
+            "spearman": correlation(ranks(prediction), ranks(target)),
         }
 
     def details(self) -> dict[str, Any]:
         return self._details
 
-    def _examples(self, split: str, found: np.ndarray, true: np.ndarray, sequences: np.ndarray) -> dict[str, Any]:
-        """Each example's prediction and score, in the order of the data, and those that lie the furthest apart."""
+    def _examples(self, rows: Rows, numbers: np.ndarray, prediction: np.ndarray, target: np.ndarray) -> dict[str, Any]:
+        """Return each example's prediction and score, in the order of the data, and those that lie the furthest apart."""
+        worst = TopRows()
+        worst.update(numbers, np.abs(prediction - target), prediction != target, lambda i: (target[i], prediction[i]))
         mistakes = [
-            {"text": self.text.shown(split, int(sequences[i])), "true": f"{true[i]:.3g}", "said": f"{found[i]:.3g}"}
-            for i in details.worst(found != true, np.abs(found - true))
+            {"text": self.text.shown(self.split, number), "true": f"{true:.3g}", "said": f"{said:.3g}"}
+            for number, (true, said) in worst.rows()
         ]
-        return {"mistakes": mistakes, "examples": {"prediction": found.tolist(), "target": true.tolist()}}
+        return {"mistakes": mistakes, "examples": rows.table(), **rows.sampled()}
 
     def summary(self) -> dict[str, float]:
         """The squared error of always answering the mean of train's scores."""
         mean = self.text.splits["train"].labels.mean()  # type: ignore[union-attr]
         held = {name: split.labels for name, split in self.text.splits.items() if name != "train"}
         return {f"{name}/mean_loss": float(((labels - mean) ** 2).mean()) for name, labels in held.items()}
-
-
-def _correlation(of: Callable[[Tensor, Tensor], Tensor], found: Tensor, true: Tensor) -> float:
-    """Zero where one of the two does not vary, and nothing is known of the other by it."""
-    if len(found) < 2 or float(found.std()) == 0.0 or float(true.std()) == 0.0:
-        return 0.0
-    return float(of(found, true))

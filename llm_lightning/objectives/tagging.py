@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,17 @@ from torch import Tensor
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.encodings import structured
 from llm_lightning.data.examples import Example
-from llm_lightning.data.masking import IGNORED
+from llm_lightning.data.module import Text
+from llm_lightning.metrics.counts import Sums, Tally
+from llm_lightning.metrics.rows import Parts, Rows, TopRows
+from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import token_logits
-from llm_lightning.objectives import details
 from llm_lightning.objectives.base import Evaluation, Objective
 
 Span = tuple[str, int, int]
 """An entity: its type, its first word, and the word behind its last."""
+Sentence = tuple[int, list[int], list[int]]
+"""A sentence's row, and the true and the predicted tags of its words that have a token."""
 
 
 class Tagging(Objective):
@@ -32,16 +35,36 @@ class Tagging(Objective):
     monitor = "validation/f1"
     maximize = True
 
+    def __init__(self, text: Text) -> None:
+        super().__init__(text)
+        self._details: dict[str, Any] = {}
+        self._is_whole = np.empty(0, dtype=bool)
+        """(sequences,) whether a sequence of the split that is evaluated holds a whole sentence."""
+
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(summed loss, logits (words, tags))."""
         logits = token_logits(self.model, batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.cross_entropy(logits, batch.targets, reduction="sum"), logits
 
-    def outcome(self, batch: MicroBatch, outputs: Tensor) -> list[tuple[int, list[int]]]:
-        """(sequence, the tags of its words) of each sequence; words that are cut over two sequences have tags in one."""
-        found = _by_sequence(batch, outputs.argmax(-1))
-        return [(index, tags.tolist()) for index, tags in zip(batch.indices.tolist(), found, strict=True)]
+    def build_states(self) -> States:
+        rows = self.text.splits[self.split].rows
+        assert rows is not None
+        changes = rows[1:] != rows[:-1]
+        self._is_whole = np.append(True, changes) & np.append(changes, True)
+        states: States = {"spans": Tally(), "words": Sums(right=1, all=1), "parts": Parts()}
+        return states | ({"examples": Rows(1 + int(changes.sum())), "mistakes": TopRows()} if self.final else {})
+
+    def update_states(self, states: States, batch: MicroBatch, outputs: Tensor) -> None:
+        """Count the words and spans of whole sentences; where a sentence is cut over several sequences, its parts wait for one another."""
+        parts = zip(_by_sequence(batch, batch.targets), _by_sequence(batch, outputs.argmax(-1)), strict=True)
+        sentences = []
+        for index, row, (true, tags) in zip(batch.indices.tolist(), self.rows(batch).tolist(), parts, strict=True):
+            if self._is_whole[index]:
+                sentences.append((row, true.tolist(), tags.tolist()))
+            else:
+                states["parts"].update(index, torch.stack([true, tags]).numpy().astype(np.int32))
+        self._count(states, sentences)
 
     def predict(self, batch: MicroBatch) -> list[list[tuple[int, int, float]]]:
         """(word, tag, probability) of the words of each sequence."""
@@ -60,53 +83,61 @@ class Tagging(Objective):
         ]
         return {"tags": tags, "scores": [said[i][1] if i in said else None for i in range(len(tags))], "spans": spans}
 
-    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[list[tuple[int, list[int]]]]) -> Evaluation:
-        encoded, names = self.text.splits[split], self.text.label_names
-        assert encoded.rows is not None
-        assert encoded.token_targets is not None
-        assert names is not None
-        found: Counter[str] = Counter()
-        true: Counter[str] = Counter()
-        right: Counter[str] = Counter()
-        words = hits = 0
-        sentences: dict[int, tuple[list[str], list[str]]] = {}
-        for index, tags in sorted(pair for batch in outcomes for pair in batch):
-            start = encoded.starts[index]
-            wanted = encoded.token_targets[start : start + encoded.lengths[index]]
-            said, known = sentences.setdefault(int(encoded.rows[index]), ([], []))
-            said.extend(names[tag] for tag in tags)
-            known.extend(names[tag] for tag in wanted[wanted != IGNORED])
-        counts: list[tuple[int, int, int]] = []
-        for said, known in sentences.values():
-            words, hits = words + len(known), hits + sum(a == b for a, b in zip(said, known, strict=True))
-            spans = [spans_of(said), spans_of(known)]
-            for counter, those in zip((found, true, right), (*spans, spans[0] & spans[1]), strict=True):
-                counter.update(kind for kind, _, _ in those)
-            counts.append((len(spans[0] & spans[1]), len(spans[0]), len(spans[1])))
-        per_class = {kind: _scores(right[kind], found[kind], true[kind]) for kind in sorted(found | true)}
+    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+        self._count(states, self._joined(states["parts"].arrays))
+        spans, words = states["spans"], states["words"]
+        kinds = sorted({kind for counted, kind in spans.counts if counted != "right"})
+        per_class = {kind: _scores(*(spans[counted, kind] for counted in ("right", "found", "true"))) for kind in kinds}
         self._details = {"per_class": per_class}
         if self.final:
-            self._details |= self._examples(split, sentences, np.array(counts))
-        whole = _scores(right.total(), found.total(), true.total())
+            self._details |= self._examples(states)
+        whole = _scores(*(sum(spans[counted, kind] for kind in kinds) for counted in ("right", "found", "true")))
         return {
             "loss": mean_loss,
             **{name: whole[name] for name in ("f1", "precision", "recall")},
-            "accuracy": hits / max(words, 1),
+            "accuracy": int(words["right"][0]) / max(int(words["all"][0]), 1),
         }
 
     def details(self) -> dict[str, Any]:
         return self._details
 
-    def _examples(self, split: str, sentences: dict[int, tuple[list[str], list[str]]], counts: np.ndarray) -> dict[str, Any]:
-        """Entities of each sentence that are (right, found, true), in the order of the data, and the sentences with most that are not."""
-        right, found, true = counts.T
-        table, column = self.text.rows[split].table, self.text.encoding.data.columns.text
-        rows, mistakes = list(sentences), []
-        for i in details.worst(found + true > 2 * right, found + true - 2 * right):
-            words = structured(table[rows[i]][column])
-            said, known = (_written(tags, words) for tags in sentences[rows[i]])
-            mistakes.append({"text": " ".join(words), "true": known, "said": said})
-        return {"mistakes": mistakes, "examples": {"right": right.tolist(), "found": found.tolist(), "true": true.tolist()}}
+    def _joined(self, parts: dict[int, np.ndarray]) -> list[Sentence]:
+        """Return the sentences that are cut, from their parts by sequence."""
+        rows = self.text.splits[self.split].rows
+        assert rows is not None
+        sentences: dict[int, list[np.ndarray]] = {}
+        for index in sorted(parts):
+            sentences.setdefault(int(rows[index]), []).append(parts[index])
+        return [(row, *np.concatenate(found, axis=1).tolist()) for row, found in sentences.items()]
+
+    def _count(self, states: States, sentences: list[Sentence]) -> None:
+        """Add sentences to the states."""
+        names = self.text.label_names
+        assert names is not None
+        counts, written = [], []
+        for _, true, tags in sentences:
+            states["words"]["all"][0] += len(true)
+            states["words"]["right"][0] += sum(a == b for a, b in zip(true, tags, strict=True))
+            known, said = ([names[tag] for tag in part] for part in (true, tags))
+            spans = {"found": spans_of(said), "true": spans_of(known)}
+            spans["right"] = spans["found"] & spans["true"]
+            states["spans"].update((counted, kind) for counted, those in spans.items() for kind, _, _ in those)
+            counts.append([len(spans[counted]) for counted in ("right", "found", "true")])
+            written.append((known, said))
+        if self.final and sentences:
+            rows, (right, found, there) = np.array([row for row, _, _ in sentences]), np.array(counts).T
+            states["examples"].update(rows, right=right, found=found, true=there)
+            wrong = found + there - 2 * right
+            states["mistakes"].update(rows, wrong, wrong > 0, lambda i: written[i])
+
+    def _examples(self, states: States) -> dict[str, Any]:
+        """Return the entities of each sentence that are (right, found, true), and the sentences with most that are not."""
+        table, column = self.text.rows[self.split].table, self.text.encoding.data.columns.text
+        mistakes = []
+        for row, (known, said) in states["mistakes"].rows():
+            words = structured(table[row][column])
+            mistakes.append({"text": " ".join(words), "true": _written(known, words), "said": _written(said, words)})
+        return {"mistakes": mistakes, "examples": states["examples"].table(), **states["examples"].sampled()}
 
 
 def _by_sequence(batch: MicroBatch, values: Tensor) -> list[Tensor]:

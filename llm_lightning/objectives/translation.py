@@ -13,6 +13,9 @@ from torch import Tensor
 from llm_lightning.data.collate import EVALUATION, Collator, MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
+from llm_lightning.metrics.rows import Rows, TopRows
+from llm_lightning.metrics.state import States
+from llm_lightning.metrics.text import CorpusScores
 from llm_lightning.models.forward import written_logits
 from llm_lightning.models.generate import until, written
 from llm_lightning.objectives.base import SAMPLES, Evaluation, Objective
@@ -47,8 +50,7 @@ class Translation(Objective):
         """`beams` is the number of translations that are followed at once; above 0, `length_penalty` favours long ones."""
         super().__init__(text)
         self.label_smoothing, self.beams, self.length_penalty = label_smoothing, beams, length_penalty
-        self._samples: list[dict[str, str]] = []
-        self._examples: dict[str, list[float]] = {}
+        self._tables: dict[str, Any] = {}
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
         """(summed loss, nothing); without smoothing where the model is evaluated."""
@@ -57,9 +59,28 @@ class Translation(Objective):
         smoothing = self.label_smoothing if self.training else 0.0
         return F.cross_entropy(logits, batch.targets, label_smoothing=smoothing, reduction="sum"), None
 
-    def outcome(self, batch: MicroBatch, outputs: None) -> list[tuple[int, str]]:
-        """(sequence, translation) of each, in the last evaluation of a run."""
-        return list(zip(batch.indices.tolist(), self.translate(batch), strict=True)) if self.final else []
+    def build_states(self) -> States:
+        if not self.final:
+            return {}
+        return {"scores": CorpusScores(), "examples": Rows(len(self.text.splits[self.split])), "samples": TopRows(SHOWN)}
+
+    def evaluate_batch(self, batch: MicroBatch) -> tuple[Tensor, list[str]]:
+        """(summed loss, the translations in the last evaluation of a run)."""
+        loss, _ = self.score(batch)
+        return loss, self.translate(batch) if self.final else []
+
+    def update_states(self, states: States, batch: MicroBatch, outputs: list[str]) -> None:
+        if not self.final:
+            return
+        rows = self.rows(batch)
+        examples = [self.text.example(self.split, int(row)) for row in rows]
+        chrf = states["scores"].update(outputs, [example.label for example in examples])
+        states["examples"].update(rows, chrf=chrf)
+
+        def describe(i: int) -> dict[str, str]:
+            return {"source": examples[i].text, "reference": examples[i].label, "translation": outputs[i]}
+
+        states["samples"].update(rows, np.zeros(len(rows)), np.ones(len(rows), dtype=bool), describe)
 
     def predict(self, batch: MicroBatch) -> list[str]:
         return self.translate(batch)
@@ -77,25 +98,16 @@ class Translation(Objective):
         found = written(self.model, batch, **settings)
         return tokenizer.batch_decode([until(ids, {tokenizer.eos_token_id}) for ids in found], skip_special_tokens=True)
 
-    def scores(self, split: str, mean_loss: float, targets: int, outcomes: list[list[tuple[int, str]]]) -> Evaluation:
+    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         found = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
-        said = [text for _, text in sorted(pair for batch in outcomes for pair in batch)]
-        if said:
-            from sacrebleu.metrics import BLEU, CHRF
-
-            examples = list(self.text.examples(split))
-            references = [[example.label for example in examples]]
-            found["bleu"] = BLEU().corpus_score(said, references).score
-            found["chrf"] = CHRF().corpus_score(said, references).score
-            scorer = CHRF()
-            pairs = zip(said, examples, strict=True)
-            self._examples = {"chrf": [scorer.sentence_score(text, [example.label]).score for text, example in pairs]}
-            rows = zip(examples[:SHOWN], said, strict=False)
-            self._samples = [{"source": row.text, "reference": row.label, "translation": text} for row, text in rows]
+        if self.final:
+            found |= states["scores"].scores()
+            samples = [sample for _, sample in states["samples"].rows()]
+            self._tables = {"samples": samples, "examples": states["examples"].table(), **states["examples"].sampled()}
         return found
 
     def details(self) -> dict[str, Any]:
-        return super().details() | {"samples": self._samples, "examples": self._examples}
+        return super().details() | self._tables
 
     def samples(self) -> list[dict[str, str]]:
         part = self.text.splits["validation"]

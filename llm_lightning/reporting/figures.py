@@ -25,6 +25,8 @@ SPEED = [
 ]
 CURVES = 6  # precision-recall curves that are drawn, of the most frequent labels
 LABELS = 30  # of a confusion matrix, beyond which numbers in its cells could not be read
+CLASSES = 100  # of a confusion matrix or of bars, beyond which nothing can be told apart
+POINTS = 5000  # of a scatter plot, at most
 
 
 def learning(run: Run) -> list[Figure]:
@@ -63,9 +65,9 @@ def line(name: str, points: Points) -> dict[str, Any]:
 
 def confusion(split: str, tables: dict[str, Any]) -> list[Figure]:
     """Shares of each true class, with the numbers written in."""
-    if "confusion_matrix" not in tables:
+    matrix = tables.get("confusion_matrix") or []
+    if not matrix or len(matrix) > CLASSES:
         return []
-    matrix = tables["confusion_matrix"]
     shares = [[value / max(sum(row), 1) for value in row] for row in matrix]
     trace = {"z": shares, "x": tables["labels"], "y": tables["labels"], "text": matrix, "type": "heatmap", "zmin": 0, "zmax": 1}
     trace |= {
@@ -122,7 +124,8 @@ def precision_recall(split: str, tables: dict[str, Any]) -> list[Figure]:
         return []
     traces = [{"x": curves[n]["recall"], "y": curves[n]["precision"], "name": n, "mode": "lines", "type": "scatter"} for n in names]
     layout = {"xaxis": {"range": [0, 1.02]}, "yaxis": {"range": [0, 1.05]}, "hovermode": "closest"}
-    note = f"The {CURVES} most frequent of {len(curves)} labels." if len(curves) > CURVES else ""
+    labels = max(len(curves), tables.get("classes", 0))
+    note = f"The {CURVES} most frequent of {labels:,} labels." if labels > CURVES else ""
     return [
         {
             "title": f"Precision and recall · {split}",
@@ -141,7 +144,8 @@ def predictions(split: str, tables: dict[str, Any]) -> list[Figure]:
     if "prediction" not in examples:
         return []
     target, said = examples["target"], examples["prediction"]
-    ends = [min(target), max(target)]
+    ends, step = [min(target), max(target)], -(-len(target) // POINTS)
+    target, said = target[::step], said[::step]
     traces = [
         {"x": target, "y": said, "name": "examples", "mode": "markers", "type": "scatter", "marker": {"size": 5, "opacity": 0.5}},
         {"x": ends, "y": ends, "name": "as it should be", "mode": "lines", "line": {"dash": "dash", "width": 1}},
@@ -169,10 +173,15 @@ def lengths(data: dict[str, dict[str, Any]]) -> list[Figure]:
 def balance(data: dict[str, dict[str, Any]]) -> list[Figure]:
     """How often each label is there in each split."""
     known = {split: card["labels"] for split, card in data.items() if card.get("labels")}
+    first: dict[str, int] = next(iter(known.values()), {})
+    note = f"The {CLASSES} most frequent of {len(first):,}." if len(first) > CLASSES else ""
+    drawn = sorted(first, key=lambda name: -first[name])[:CLASSES] if note else list(first)
+    totals = {split: max(sum(counts.values()), 1) for split, counts in known.items()}
+    known = {split: {name: counts.get(name, 0) for name in drawn} for split, counts in known.items()}
     traces = [
         {
             "x": list(counts),
-            "y": [count / max(sum(counts.values()), 1) for count in counts.values()],
+            "y": [count / totals[split] for count in counts.values()],
             "name": split,
             "type": "bar",
             "customdata": list(counts.values()),
@@ -181,4 +190,5 @@ def balance(data: dict[str, dict[str, Any]]) -> list[Figure]:
         for split, counts in known.items()
     ]
     layout = {"xaxis": {"type": "category"}, "yaxis": {"tickformat": ".0%"}}
-    return [{"title": "Labels", "traces": traces, "x": "", "y": "share of the split", "layout": layout}] if traces else []
+    figure = {"title": "Labels", "traces": traces, "x": "", "y": "share of the split", "layout": layout, "note": note}
+    return [figure] if traces else []

@@ -82,7 +82,11 @@ def _class_tables(run: Run) -> list[Table]:
             for name, s in (tables.get("per_class") or {}).items()
         ]
         if rows:
-            found.append(Table(f"Classes · {split}", ["class", "precision", "recall", "F1", "number"], rows, sortable=True))
+            which = f", the {len(rows)} worst of {tables['classes']:,}" if tables.get("classes", 0) > len(rows) else ""
+            found.append(Table(f"Classes · {split}{which}", ["class", "precision", "recall", "F1", "number"], rows, sortable=True))
+        pairs = [[pair["true"], pair["said"], f"{pair['count']:,}"] for pair in tables.get("confusions") or []]
+        if pairs and tables.get("classes", 0) > figures.CLASSES:  # fewer are drawn as a matrix
+            found.append(Table(f"Confused most often · {split}", ["true", "said", "number"], pairs, sortable=True))
     return found
 
 

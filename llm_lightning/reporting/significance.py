@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_lightning.reporting.intervals import BOUNDS
+from llm_lightning.reporting.intervals import AT_ONCE, BOUNDS
 from llm_lightning.reporting.runs import Group, Run
 
 DRAWS = 5000
@@ -117,9 +117,9 @@ def example_scores(run: Run, split: str) -> tuple[str, Any, np.ndarray] | None:
 def _by_examples(first: str, second: str, score: str, ours: np.ndarray, theirs: np.ndarray) -> Comparison:
     """Of scores (seeds, examples)."""
     rng, size, differences = np.random.default_rng(0), ours.shape[1], ours.mean(0) - theirs.mean(0)
-    drawn = []
-    for _ in range(20):
-        places = rng.integers(0, size, (100, size))
+    drawn, rows = [], min(100, max(1, AT_ONCE // size))  # a few draws at once of a million examples
+    for _ in range(0, 2000, rows):
+        places = rng.integers(0, size, (rows, size))
         drawn.append(_redrawn(ours, places, rng) - _redrawn(theirs, places, rng))
     means = np.concatenate(drawn)
     low, high = np.quantile(means, BOUNDS)

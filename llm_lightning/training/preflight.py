@@ -26,6 +26,7 @@ from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
 from llm_lightning.models.forward import token_logits
 from llm_lightning.objectives.base import Objective
+from llm_lightning.objectives.evaluation import score_batches
 from llm_lightning.training import batch_size, compilation
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from llm_lightning.training.memory import peak
@@ -251,9 +252,7 @@ class Preflight:
         batches = self.data.evaluation_batches("validation")
         with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
             batch = objective.transfer_batch_to_device(batches[0], objective.model.device, 0)  # the longest sequences
-            loss, outputs = objective.score(batch)
-        mean, targets = float(loss) / max(batch.target_count, 1), batch.target_count
-        produced = objective.scores("validation", mean, targets, [objective.outcome(batch, outputs)])
+            produced = score_batches(objective, [batch])
         objective.train()
         name = objective.monitor.split("/", 1)[1]
         if name not in produced:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from llm_lightning.cli import load
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.errors import UserError
+from llm_lightning.metrics import counts
 from llm_lightning.objectives.classification import Classification
 from llm_lightning.run import prepared
 
@@ -100,7 +101,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def evaluated(make: Maker) -> tuple[Classification, np.ndarray, np.ndarray]:
     """(objective after an evaluation, probabilities, true classes)"""
     logits, truth = rows()
-    objective = make()
+    objective = make(validation=truth.tolist())
+    objective.final = True  # tables are made in the last evaluation alone
     objective.model = Answers(logits)  # type: ignore[assignment]
     order = np.random.default_rng(0).permutation(ROWS)
     batches = [batch(part, truth, i) for i, part in enumerate(np.split(order, [7, 150]))]
@@ -230,3 +232,23 @@ def test_a_list_of_weights_that_does_not_fit_the_classes_is_refused(count: int, 
 def test_baseline_is_the_most_frequent_class_of_train_on_each_other_split(make: Maker) -> None:
     objective = make(validation=[2, 0, 0, 0, 2], test=[1, 2, 2, 2])  # in validation another class is the most frequent
     assert objective.summary() == {"validation/majority_accuracy": 2 / 5, "test/majority_accuracy": 3 / 4}
+
+
+def test_of_many_classes_the_tables_are_short(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "DENSE", CLASSES - 1)
+    monkeypatch.setattr(counts, "LISTED", 2)
+    objective, probabilities, truth = evaluated(make)
+    said, details = probabilities.argmax(1), objective.details()
+    assert not details.keys() & {"labels", "confusion_matrix"}
+    assert details["classes"] == CLASSES
+    f1 = expected_f1(expected_confusion(said, truth))
+    worst = sorted((c for c in range(CLASSES) if (truth == c).any()), key=lambda c: f1[c])[:2]
+    assert list(details["per_class"]) == [NAMES[c] for c in worst]
+    wrong = expected_confusion(said, truth) * (1 - np.eye(CLASSES, dtype=int))
+    assert [pair["count"] for pair in details["confusions"]] == sorted(wrong.ravel().tolist(), reverse=True)[:2]
+    assert all(wrong[NAMES.index(p["true"]), NAMES.index(p["said"])] == p["count"] for p in details["confusions"])
+
+
+def test_a_validation_during_training_makes_no_tables(make: Maker) -> None:
+    objective = make()
+    assert objective.build_states().keys() == {"counts", "calibration"}

@@ -20,9 +20,9 @@ from llm_lightning.cli import load
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
+from llm_lightning.metrics.ranking import best_threshold
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.classification import Classification
-from llm_lightning.objectives.multi_label import best_threshold
 from llm_lightning.objectives.tagging import spans_of
 from llm_lightning.run import built, evaluate, prepared
 

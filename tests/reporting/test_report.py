@@ -174,3 +174,29 @@ def test_every_objective_tells_of_its_examples(run: Runner, tmp_path: Path, obje
     else:
         assert all(mistake["true"] != mistake["said"] for mistake in tables["mistakes"])
     assert "is left out" not in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_the_report_of_many_classes_is_short(reviewed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(reviewed, folder, ignore=shutil.ignore_patterns("checkpoints", "hf"))
+    names = [f"class {i}" for i in range(100_000)]
+    score = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 4}
+    tables = {
+        "classes": len(names),
+        "per_class": dict.fromkeys(names[:100], score),
+        "confusions": [{"true": names[i], "said": names[i + 1], "count": 100 - i} for i in range(100)],
+        "examples": {"correct": [0, 1] * 100},
+        "sampled": {"of": 10_000_000},
+    }
+    (folder / "evaluation" / "test.json").write_text(json.dumps(tables))
+    card = json.loads((folder / "data.json").read_text())
+    card["test"]["labels"] = {name: i % 7 for i, name in enumerate(names)}
+    (folder / "data.json").write_text(json.dumps({"test": card["test"]}))
+    small, page = (reviewed / "report.html").stat().st_size, write_report(folder).read_text()
+    assert "left out" not in page
+    assert "Classes · test, the 100 worst of 100,000" in page
+    assert "Confused most often · test" in page
+    titles = {figure["title"]: figure for figure in figures(folder / "report.html")}
+    assert "Confusion · test" not in titles
+    assert len(titles["Labels"]["traces"][0]["x"]) == 100
+    assert len(page) < small + 200_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from itertools import product
 from math import comb
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_lightning.reporting.intervals import intervals, of_confusion
+from llm_lightning.reporting.intervals import DRAWS, intervals, of_confusion
 from llm_lightning.reporting.runs import Group, Run
 from llm_lightning.reporting.significance import Comparison, compared, holm, permutation, student_t, within
 
@@ -135,3 +136,29 @@ def test_two_configurations_by_their_examples_or_by_their_seeds(tmp_path: Path) 
     assert by_seed is not None
     assert by_seed.how == "3 seeds, Student's t"
     assert compared(better, Group("one", elsewhere.runs[:1]), "test/accuracy") is None
+
+
+def test_intervals_of_a_thousand_classes_need_little_memory() -> None:
+    """All cells of the drawn matrices would take 8 GB."""
+    rng = np.random.default_rng(0)
+    matrix = np.zeros((1000, 1000), int)
+    true = rng.integers(0, 1000, 8000)
+    np.add.at(matrix, (true, np.where(rng.random(8000) < 0.8, true, rng.integers(0, 1000, 8000))), 1)
+    tracemalloc.start()
+    drawn = of_confusion(matrix, rng)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 400 << 20
+    accuracy = np.trace(matrix) / 8000
+    assert drawn["accuracy"].mean() == pytest.approx(accuracy, abs=0.001)
+    assert drawn["accuracy"].std() == pytest.approx(np.sqrt(accuracy * (1 - accuracy) / 8000), rel=0.1)
+    assert all(len(values) == DRAWS for values in drawn.values())
+
+
+def test_the_interval_of_a_sampled_score_is_that_of_all_examples(tmp_path: Path) -> None:
+    """150,000 examples are kept of 10,000,000, and 100,000 of them are drawn at a time."""
+    correct = (np.random.default_rng(0).random(150_000) < 0.8).astype(int)
+    tables = {"examples": {"correct": correct.tolist()}, "sampled": {"of": 10_000_000}}
+    low, high = intervals(run_of(tmp_path, 0, {"test/accuracy": 0.801}, **tables))["test/accuracy"]
+    half = 1.96 * np.sqrt(0.8 * 0.2 / 10_000_000)
+    assert (low, high) == pytest.approx((0.801 - half, 0.801 + half), abs=0.1 * half)

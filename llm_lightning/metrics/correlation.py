@@ -1,0 +1,21 @@
+"""Correlations of two columns of numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Return Pearson's correlation; zero where one of the two does not vary, and nothing is known of the other by it."""
+    if len(a) < 2 or a.min() == a.max() or b.min() == b.max():
+        return 0.0
+    a, b = a - a.mean(), b - b.mean()
+    return float(np.clip((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()), -1, 1))
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Return the rank of each value among all, from 1; equal values have the mean of their ranks, as Spearman's correlation wants."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranked: np.ndarray = (last - (counts - 1) / 2)[places]
+    return ranked

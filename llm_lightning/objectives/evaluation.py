@@ -1,0 +1,46 @@
+"""One pass over a split: each rank reduces its own batches to states, which are merged over ranks once, at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from llm_lightning.data.collate import MicroBatch
+from llm_lightning.metrics.losses import BatchLosses
+from llm_lightning.metrics.state import merge_over_ranks
+
+if TYPE_CHECKING:
+    from llm_lightning.objectives.base import Evaluation, Objective
+
+
+class EvaluationPass:
+    """The losses and the states of one rank's part of a pass."""
+
+    def __init__(self, objective: Objective, batches: int) -> None:
+        """`batches` is the number of batches over all ranks."""
+        self.objective, self.losses = objective, BatchLosses(batches)
+        self.states = objective.build_states()
+
+    def add(self, batch: MicroBatch) -> None:
+        """Evaluate a batch. A blank one is evaluated too, as ranks gather a sharded model together, and counts for nothing."""
+        loss, outputs = self.objective.evaluate_batch(batch)
+        if not batch.blank:
+            self.losses.update(batch.place, loss, batch.target_count)
+            self.objective.update_states(self.states, batch, outputs)
+
+    def finish(self) -> Evaluation:
+        """Merge the states of all ranks and return the scores, the same on every rank. A collective."""
+        self.objective.complete_states(self.states)
+        merge_over_ranks([self.losses, *self.states.values()], self.objective.device)
+        return self.objective.scores(self.losses.mean, self.losses.targets, self.states)
+
+
+def score_batches(objective: Objective, batches: Iterable[MicroBatch]) -> Evaluation:
+    """Return the scores of some batches that this rank alone evaluates. Nothing is merged: it is no collective of its own."""
+    batches = list(batches)
+    losses, states = BatchLosses(len(batches)), objective.build_states()
+    for batch in batches:
+        loss, outputs = objective.evaluate_batch(batch)
+        losses.update(batch.place, loss, batch.target_count)
+        objective.update_states(states, batch, outputs)
+    return objective.scores(losses.mean, losses.targets, states)

@@ -1,0 +1,58 @@
+"""Several processes that evaluate together come to the figures and the tables of one process, to the last digit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..conftest import TINY_BERT
+from ..objectives.test_supervised import TINY_MARIAN, tasks, write
+from .conftest import Launch
+from .test_devices import EXACT, TWO, train
+
+SIZES = {  # evaluation batches of 7 rows, and of translation one batch of test for two processes
+    "translation": [*TINY_MARIAN, "data.test=test", "batch.sequences=40", "objective.beams=2"],
+    "question_answering": [*TINY_BERT, "batch.sequences=7", "data.block_size=12", "data.overlap=2"],
+    "tagging": [*TINY_BERT, "batch.sequences=7", "data.block_size=8"],
+}
+
+
+def arguments(objective: str, folder: Path) -> list[str]:
+    if objective == "instruction":
+        return [*tasks(folder), "objective.answered=20", "objective.max_answer=12", "batch.sequences=7"]
+    return [*write(folder, objective), *SIZES.get(objective, [*TINY_BERT, "batch.sequences=7"])]
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What the last evaluation of a run came to: its metrics, and the tables of each split."""
+    tables = {file.stem: json.loads(file.read_text()) for file in (folder / "evaluation").glob("*.json")}
+    return {"metrics": json.loads((folder / "summary.json").read_text())["metrics"], **tables}
+
+
+@pytest.mark.parametrize(
+    ("objective", "strategy"),
+    [
+        ("translation", "fsdp"),
+        ("translation", "ddp"),
+        ("instruction", "fsdp"),
+        ("question_answering", "ddp"),
+        ("tagging", "fsdp"),
+        ("multi_label", "ddp"),
+        ("regression", "ddp"),
+        ("classification", "fsdp"),
+    ],
+)
+def test_two_processes_evaluate_as_one_does(objective: str, strategy: str, launch: Launch, cache: Path, tmp_path: Path) -> None:
+    """The last evaluation of a run, which also generates: ranks have unequal numbers of batches, and one of them none.
+
+    The learning rate is too small to change a weight, so both runs evaluate the same model.
+    """
+    given = [*arguments(objective, tmp_path), f"cache_dir={cache}", *EXACT, "trainer.max_epochs=null", "trainer.max_steps=1"]
+    train(launch, [*given, "optimizer.lr=1e-30"], tmp_path / "one")
+    train(launch, [*given, "optimizer.lr=1e-30", f"trainer={strategy}", *TWO], tmp_path / "two")
+    one, two = results(tmp_path / "one"), results(tmp_path / "two")
+    assert one["validation"].keys() > {"rows"}
+    assert two == one
