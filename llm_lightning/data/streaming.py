@@ -54,11 +54,13 @@ class Stream:
     documents: datasets.IterableDataset
     column: str
     name: str
+    fingerprint: str
+    """Which files it is, without reading them: their sizes, or the name of a data set on the hub."""
 
 
 def opened(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
     """(the training documents, rows of a sample of them and of the other splits). Raises UserError where there are none."""
-    train = Stream(_open(data), data.columns.text, str(data.name or data.train or data.dir))
+    train = Stream(_open(data), data.columns.text, str(data.name or data.train or data.dir), _identify(data))
     rows = {}
     if data.validation is not None:
         held = _open(replace(data, train=data.validation))
@@ -70,12 +72,21 @@ def opened(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
     return train, rows
 
 
+def _identify(data: DataConfig) -> str:
+    if data.source == "hub" and data.dir is None:
+        return f"{data.name} {data.config} {data.train}"
+    return xxhash.xxh3_128_hexdigest(repr([file.stat().st_size for file in _files(data)]).encode())
+
+
+def _files(data: DataConfig) -> list[Path]:
+    return split_files(replace(data, validation=None, test=None), ENDINGS if data.source == "text" else TABLES)["train"]
+
+
 def _open(data: DataConfig) -> datasets.IterableDataset:
     try:
         if data.source == "hub" and data.dir is None:
             return datasets.load_dataset(data.name, data.config, split=data.train or "train", streaming=True)
-        plain = data.source == "text"
-        files = split_files(replace(data, validation=None, test=None), ENDINGS if plain else TABLES)["train"]
+        plain, files = data.source == "text", _files(data)
         kinds = {"text"} if plain else {file.suffix.lower().lstrip(".") for file in files}
         if len(kinds) != 1:
             raise UserError(f"data.train={data.train}: files of several kinds ({', '.join(sorted(kinds))}) cannot be one stream.")

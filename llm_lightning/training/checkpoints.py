@@ -20,11 +20,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from llm_lightning.config import CheckpointConfig, flat
+from llm_lightning.config import CheckpointConfig
 from llm_lightning.data.collate import Step
 from llm_lightning.data.module import DataModule
 from llm_lightning.errors import Pruned, UserError
 from llm_lightning.objectives.base import Objective
+from llm_lightning.runs.identity import require_same_run
 from llm_lightning.training.checkpoint_io import damage
 from llm_lightning.training.monitor import Diverged, Monitor
 
@@ -142,43 +143,13 @@ def resume_point(resume: str, folder: Path, run: dict[str, Any]) -> Path | None:
     state = newest(folder / "checkpoints") if resume == "auto" else Path(resume).expanduser()
     if state is None:
         return None
-    require_same_run(state, run)
-    log.info("resume: continuing from %s", state)
-    return state
-
-
-DECISIVE = ("objective", "model", "batch", "optimizer", "scheduler", "seed")
-"""Config sections that a run cannot change half-way and still be the same run."""
-
-
-def require_same_run(state: Path, run: dict[str, Any]) -> None:
-    """Raise UserError where a checkpoint was written under other settings, or on other data, than `run` describes.
-
-    A longer or shorter run is the same run, but its schedule is another: that is said.
-    """
     try:
         stored = torch.load(state, weights_only=True, mmap=True)["run"]
     except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(f"{state}: this is no checkpoint of a run of ours ({str(error).splitlines()[0]}).") from error
-    before, now = (flat({section: settings["config"][section] for section in DECISIVE}) for settings in (stored, run))
-    changed = [
-        f"{key} was {before.get(key)} and is {now.get(key)}"
-        for key in before | now
-        if before.get(key) != now.get(key) and not key.startswith("batch.micro_")
-    ]
-    if stored["data"] != run["data"]:
-        changed.append("the training data is not the same")
-    if changed:
-        raise UserError(
-            f"{state} belongs to a run with other settings: {'; '.join(changed)}. Repeat that run's command to continue "
-            f"it, or give another run_dir to start a new one."
-        )
-    if stored["total_steps"] != run["total_steps"]:
-        log.warning(
-            "resume: the run was to have %s steps and now has %s; the learning rate goes on along the schedule of the new length",
-            f"{stored['total_steps']:,}",
-            f"{run['total_steps']:,}",
-        )
+    require_same_run(state, stored, run)
+    log.info("resume: continuing from %s", state)
+    return state
 
 
 def newest(folder: Path) -> Path | None:
