@@ -26,7 +26,8 @@ from llm_lightning.models import build, float8
 from llm_lightning.objectives.base import Objective
 from llm_lightning.reporting import about, record
 from llm_lightning.reporting.data_card import data_card
-from llm_lightning.reporting.runs import configuration
+from llm_lightning.runs.identity import configuration
+from llm_lightning.runs.weights import fingerprint_weights
 from llm_lightning.signatures import made
 from llm_lightning.training import loggers, preflight, trainer
 from llm_lightning.training.checkpoints import Checkpoints, resume_point
@@ -91,7 +92,12 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
 
     shared = distributed.is_shared(folder)
     best = Best(folder, model, text.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
-    identity = record.identity(config) | {"data": text.fingerprint, "total_steps": data.total_steps}
+    identity = record.identity(config) | {
+        "data": text.fingerprints,
+        "weights": fingerprint_weights(build.checkpoint(config.model)),
+        "precision": trainer.resolve_precision(config.trainer),
+        "total_steps": data.total_steps,
+    }
     resume = resume_point(config.resume, folder, shared, identity)
     if distributed.is_rank_zero():
         record.write_config(folder, config)
@@ -111,7 +117,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     )
     stop = StopOnSignal(checkpoints.save, f"to go on: {record.command(config, folder)}")
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
-    settings = plain(config) | {"configuration": configuration(plain(config), text.fingerprint), "facts": facts}
+    settings = plain(config) | {"configuration": configuration(plain(config), text.fingerprints), "facts": facts}
     sinks = loggers.build(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
     callbacks = [energy, monitor, Samples(folder, monitor), checkpoints, stop]
     engine = trainer.build(config.trainer, folder, data.total_steps, data.validate_every, sinks, callbacks)

@@ -78,7 +78,14 @@ class Text:
         return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
     @property
+    def fingerprints(self) -> dict[str, str]:
+        """A hash of the content of each split, wherever its files are; `stream` is that of streamed training text."""
+        streamed = {} if self.stream is None else {"stream": self.stream.fingerprint}
+        return {split: encoded.fingerprint for split, encoded in self.splits.items()} | streamed
+
+    @property
     def fingerprint(self) -> str:
+        """A hash of the training data's content."""
         return self.splits["train"].fingerprint
 
 

@@ -53,6 +53,8 @@ class Stream:
     documents: datasets.IterableDataset
     column: str
     name: str
+    fingerprint: str
+    """Which files it is, without reading them: their sizes, or the name of a data set on the hub."""
 
 
 def open_stream(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
@@ -60,7 +62,7 @@ def open_stream(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
 
     Raises UserError where there are no documents.
     """
-    train = Stream(_load_documents(data), data.columns.text, str(data.name or data.train or data.dir))
+    train = Stream(_load_documents(data), data.columns.text, str(data.name or data.train or data.dir), _identify(data))
     rows = {}
     if data.validation is not None:
         documents = _load_documents(replace(data, train=data.validation))
@@ -75,13 +77,24 @@ def open_stream(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
     return train, rows
 
 
+def _identify(data: DataConfig) -> str:
+    """Return which files `data.train` names, without reading them."""
+    if data.source == "hub" and data.dir is None:
+        return f"{data.name} {data.config} {data.train}"
+    return xxhash.xxh3_128_hexdigest(repr([file.stat().st_size for file in _files(data)]).encode())
+
+
+def _files(data: DataConfig) -> list[Path]:
+    """Return the files of `data.train`."""
+    return split_files(replace(data, validation=None, test=None), ENDINGS if data.source == "text" else TABLES)["train"]
+
+
 def _load_documents(data: DataConfig) -> datasets.IterableDataset:
     """Return the documents of `data.train`, unread. Raises UserError where they cannot be opened."""
     try:
         if data.source == "hub" and data.dir is None:
             return datasets.load_dataset(data.name, data.config, split=data.train or "train", streaming=True)
-        plain = data.source == "text"
-        files = split_files(replace(data, validation=None, test=None), ENDINGS if plain else TABLES)["train"]
+        plain, files = data.source == "text", _files(data)
         kinds = {"text"} if plain else {file.suffix.lower().lstrip(".") for file in files}
         if len(kinds) != 1:
             raise UserError(f"data.train={data.train}: files of several kinds ({', '.join(sorted(kinds))}) cannot be one stream.")

@@ -4,12 +4,13 @@ transformers calls it with queries, keys and values of shape (1, heads, tokens, 
 called with, `cu_seq_lens_q` among them. Without that keyword it refuses to work, for then documents would see each other.
 
 On a CPU the sequences of one length are one rectangle, without padding; on a CUDA device torch's variable-length kernel takes the
-batch as it is. What neither can do (dropout of attention weights on CUDA, fp32 or an older GPU there) goes through SDPA on rows
-that are padded inside attention alone.
+batch as it is. What neither can do (dropout of attention weights on CUDA, fp32, an older GPU or an older torch there) goes through SDPA
+on rows that are padded inside attention alone.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Iterator
@@ -23,13 +24,28 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from llm_lightning.models.dropout import draws, factors
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+
+    _OPTIONS = set(inspect.signature(varlen_attn).parameters)
+except ImportError:  # torch before 2.10
+    _OPTIONS = set()
+
 NAME = "padding_free"
+
+VARLEN = {"scale", "window_size"} <= _OPTIONS
+"""Whether torch's variable-length kernel can be told of a scale and of a window: since torch 2.11."""
+VARLEN_GROUPS = "enable_gqa" in _OPTIONS
+"""Whether it takes fewer heads of keys and values than of queries: since torch 2.12."""
 
 SHORT = 128
 """Tokens up to which half-precision attention is computed in fp32 on a CPU: oneDNN makes a bf16 kernel anew for every number and length
 of sequences, which takes longer than these small products do."""
 LONG = {torch.float32: 128, torch.float64: 128, torch.bfloat16: 1024, torch.float16: 1024}
 """Tokens above which SDPA's kernel beats plain products on a CPU; below, it is up to six times slower in bf16 (torch 2.13)."""
+
+CHUNK = 1024
+"""Tokens up to which a sliding window is a mask over whole rows; longer rows go through it in chunks of as many queries."""
 
 
 def attention(
@@ -54,14 +70,14 @@ def attention(
     window = -1 if sliding_window is None else sliding_window - 1  # how far a token looks; transformers counts the token itself
     if q.device.type == "cpu":
         out = by_length(q, k, v, cu_seq_lens_q, dropout, causal, window, scale)
-    elif q.device.type == "cuda" and not dropout and q.dtype != torch.float32 and _varlen(q.device):
-        from torch.nn.attention.varlen import varlen_attn
-
+    elif q.device.type == "cuda" and not dropout and q.dtype != torch.float32 and _has_varlen(q.device):
         span = (window, 0 if causal else window)
-        grouped = q.shape[1] != k.shape[1]
-        out = varlen_attn(
-            q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scale, window_size=span, enable_gqa=grouped
-        )
+        if not VARLEN_GROUPS:
+            k, v = repeat_heads(q, k, v)
+        options: dict[str, Any] = {"scale": scale, "window_size": span}
+        if q.shape[1] != k.shape[1]:
+            options["enable_gqa"] = True
+        out = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
     else:
         out = in_rows(q, k, v, cu_seq_lens_q, max_length_q, dropout, causal, window, scale)
     return out[None], None
@@ -72,9 +88,9 @@ def given(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> T
     return attention_mask
 
 
-def _varlen(device: torch.device) -> bool:
-    """Whether a GPU has torch's variable-length kernel: from compute capability 8.0 on. In terms that torch.compile sees through."""
-    return bool(torch.cuda.get_device_properties(device).major >= 8)
+def _has_varlen(device: torch.device) -> bool:
+    """Return whether torch's variable-length kernel runs on a GPU: from compute capability 8.0 on. torch.compile sees through it."""
+    return VARLEN and bool(torch.cuda.get_device_properties(device).major >= 8)
 
 
 AttentionInterface.register(NAME, attention)
@@ -100,12 +116,10 @@ def by_length(
     long = 0 if dropout else next((i for i, (_, length) in enumerate(shapes) if length <= LONG[q.dtype]), len(shapes))
     outs, start = [], 0
     for count, length in shapes[:long]:
-        a, b, c = (x[start : start + count * length].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
-        masked: dict[str, Any] = {"attn_mask": visible(length, causal, window, q.device)}
-        if causal and window < 0:
-            masked = {"is_causal": True}
-        out = F.scaled_dot_product_attention(a, b, c, scale=scale, enable_gqa=q.shape[1] != k.shape[1], **masked)
-        outs.append(out.transpose(1, 2).flatten(0, 1))
+        rows = slice(start, start + count * length)
+        parts = (q[rows], *repeat_heads(q[rows], k[rows], v[rows]))
+        a, b, c = (x.unflatten(0, (count, length)).transpose(1, 2) for x in parts)
+        outs.append(dense(a, b, c, causal, window, scale).transpose(1, 2).flatten(0, 1))
         start += count * length
     if long < len(shapes):
         rest = (q[start:], k[start:], v[start:]) if start else (q, k, v)  # the gradient of a slice is a cleared tensor
@@ -205,10 +219,63 @@ def in_rows(
         rows = x.new_zeros(count * longest, *x.shape[1:]).index_copy(0, place, x)
         return rows.unflatten(0, (count, longest)).transpose(1, 2)
 
-    mask = (torch.arange(longest, device=q.device) < lengths[:, None])[:, None, None, :]
-    allowed = visible(longest, causal, window, q.device)
-    if allowed is not None:  # and padding sees itself: a row that sees nothing has no softmax
-        mask = (mask & allowed) | torch.eye(longest, dtype=torch.bool, device=q.device)
-    grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(padded(q), padded(k), padded(v), mask, dropout_p=dropout, scale=scale, enable_gqa=grouped)
+    k, v = repeat_heads(q, k, v)
+    real = torch.arange(longest, device=q.device) < lengths[:, None]
+    out = dense(padded(q), padded(k), padded(v), causal, window, scale, dropout, real)
     return out.transpose(1, 2).flatten(0, 1)[place]
+
+
+def repeat_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return keys and values (tokens, heads, dim) with as many heads as the queries have.
+
+    SDPA does it itself with `enable_gqa`, but then it cannot use every kernel that needs no (length, length) memory: torch 2.8 has none for
+    a CPU (807 MiB at 4,096 tokens, where equal heads take 28), and CUDA none for fp32.
+    """
+    times = q.shape[1] // k.shape[1]
+    return (k, v) if times == 1 else (k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))
+
+
+def dense(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    window: int,
+    scale: float,
+    dropout: float = 0.0,
+    real: Tensor | None = None,
+) -> Tensor:
+    """Compute SDPA of (rows, heads, length, dim), as many heads of each; the memory that it takes does not grow with length².
+
+    `real` (rows, length) is false for the padding at the end of rows; without it no row has padding. What padding gets is arbitrary,
+    but finite.
+    """
+    length = q.shape[2]
+    options: dict[str, Any] = {"dropout_p": dropout, "scale": scale}
+    if 0 <= window < length - 1 and length > CHUNK:
+        return _in_chunks(q, k, v, causal, window, real, options)
+    if causal and not 0 <= window < length - 1:  # a token sees those before it, and padding comes after
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+    mask = visible(length, causal, window, q.device)
+    if real is not None:
+        keys = real[:, None, None, :]  # padding sees itself where there is a window: a row that sees nothing has no softmax
+        mask = keys if mask is None else (mask & keys) | torch.eye(length, dtype=torch.bool, device=q.device)
+    return F.scaled_dot_product_attention(q, k, v, mask, **options)
+
+
+@torch.compiler.disable  # it would be compiled anew for each number of chunks
+def _in_chunks(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int, real: Tensor | None, options: dict[str, Any]) -> Tensor:
+    """Compute attention under a sliding window, for `CHUNK` queries and the keys in their reach at a time."""
+    length, ahead = q.shape[2], 0 if causal else window
+    behind = torch.arange(CHUNK, device=q.device)[:, None] - torch.arange(-window, CHUNK + ahead, device=q.device)
+    reach = (behind <= window) & (behind >= -ahead)
+    added = torch.zeros(reach.shape, dtype=q.dtype, device=q.device).masked_fill_(~reach, -math.inf)
+    outs = []
+    for start, part in zip(range(0, length, CHUNK), q.split(CHUNK, 2), strict=True):
+        first, last = max(0, start - window), min(length, start + CHUNK + ahead)
+        place = (slice(part.shape[2]), slice(first - start + window, last - start + window))
+        mask = added[place]  # a view: SDPA keeps it for the gradient, and would keep a bool mask as a copy in floats
+        if real is not None:
+            mask = (reach[place] & real[:, None, None, first:last]) | (behind[place] == 0)
+        outs.append(F.scaled_dot_product_attention(part, k[:, :, first:last], v[:, :, first:last], mask, **options))
+    return torch.cat(outs, 2)

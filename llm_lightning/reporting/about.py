@@ -99,7 +99,13 @@ def describe(config: Config, text: Text, data: DataModule, model: PreTrainedMode
             "trained": trained,
         },
         "tokenizer": tokenizers.statistics(text.tokenizer, text.rows["validation"], _columns(config)),
-        "data": {"name": data_name(config), "fingerprint": text.fingerprint, "rows": rows, "tokens": tokens},
+        "data": {
+            "name": data_name(config),
+            "fingerprint": text.fingerprint,
+            "fingerprints": text.fingerprints,
+            "rows": rows,
+            "tokens": tokens,
+        },
     }
 
 

@@ -9,16 +9,14 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from llm_lightning.config import CONF, flat, plain, typed
-
-OF_THE_PLACE = {"run_dir", "resume", "command", "cache_dir", "debug", "run", "data.column_names"}
-"""Settings that say where and how often, and not what."""
+from llm_lightning.runs.identity import LISTED, select
 
 
 def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, the run's value, the plain run's value) of every setting that is not the same, groups first."""
+    """Return (key, the run's value, the plain run's value) of the settings that differ and matter, chosen groups first."""
     own, usual = flat(config), flat(plain_run(config["task"]))
-    keys = [key for key in own if key not in OF_THE_PLACE and own[key] != usual.get(key)]
-    keys.sort(key=lambda key: not key.startswith("choices."))
+    listed = [key for key in own if key.startswith("choices.")] + list(select(config, LISTED))
+    keys = [key for key in listed if own[key] != usual.get(key)]
     return [(key.removeprefix("choices."), own[key], usual.get(key)) for key in keys]
 
 

@@ -25,7 +25,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.redact import redacted
 from llm_lightning.reporting.card import write_card
 from llm_lightning.reporting.report import write_report
-from llm_lightning.reporting.runs import PERSONAL
+from llm_lightning.runs.identity import has_same_result
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +104,10 @@ def finished(folder: Path, config: Config) -> dict[str, Any] | None:
     """The summary of the run in the folder where it is done and the config is the same; None where there is something to do."""
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        stored = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        stored: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except (OSError, ValueError):
         return None
-    assert isinstance(stored, dict)
-    now = plain(config)
-    return summary if all(stored.get(key) == now[key] for key in now if key not in PERSONAL - {"seed"}) else None
+    return summary if has_same_result(stored, plain(config)) else None
 
 
 def identity(config: Config) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -16,15 +15,10 @@ from typing import Any
 
 import yaml
 
-from llm_lightning.config import flat
 from llm_lightning.errors import UserError
+from llm_lightning.runs.identity import COMPARED, configuration, select
 
 log = logging.getLogger(__name__)
-
-PERSONAL = {"seed", "run_dir", "resume", "command", "cache_dir", "choices", "logger", "debug", "run", "sweep"}
-"""Settings that do not make two runs different things."""
-SHOWN = {"trainer.progress", "trainer.log_every_steps"}
-"""Settings inside sections that do not either."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +143,8 @@ def grouped(runs: list[Run]) -> list[Group]:
     """Runs gathered by configuration and data, named by what tells them apart; of the same seed twice, the later run."""
     by_settings: dict[str, dict[Any, Run]] = {}
     for run in sorted(runs, key=lambda run: (run.folder / "summary.json").stat().st_mtime):
-        known = configuration(run.config, run.summary["data"]["fingerprint"])
+        data = run.summary["data"]
+        known = configuration(run.config, data.get("fingerprints") or data["fingerprint"])
         by_settings.setdefault(known, {})[run.summary["seed"]] = run
     left = {id(run) for members in by_settings.values() for run in members.values()}
     order = {id(run): place for place, run in enumerate(runs)}
@@ -164,16 +159,9 @@ def grouped(runs: list[Run]) -> list[Group]:
     return [Group(name, members) for name, members in zip(names, groups, strict=True)]
 
 
-def configuration(config: dict[str, Any], fingerprint: str) -> str:
-    """What the runs of one configuration on the same data share, whatever their seed: a hash of both (hexadecimal)."""
-    identity = json.dumps([settings(config), fingerprint], sort_keys=True, default=str)
-    return hashlib.sha256(identity.encode()).hexdigest()[:12]
-
-
 def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a config makes a run the run that it is, as `a.b.c` -> value."""
-    found = flat({key: value for key, value in config.items() if key not in PERSONAL})
-    return {key: value for key, value in found.items() if key not in SHOWN}
+    """Return what of a config tells its runs from those of other configurations, as `a.b.c` -> value."""
+    return select(config, COMPARED)
 
 
 ORIGIN = ("model.init_from", "model.name_or_path")

@@ -21,11 +21,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from llm_lightning import distributed
-from llm_lightning.config import CheckpointConfig, flat
+from llm_lightning.config import CheckpointConfig
 from llm_lightning.data.collate import Step
 from llm_lightning.data.module import DataModule
 from llm_lightning.errors import Pruned, UserError
 from llm_lightning.objectives.base import Objective
+from llm_lightning.runs.identity import require_same_run
 from llm_lightning.training.checkpoint_io import damage
 from llm_lightning.training.monitor import Diverged, Monitor
 from llm_lightning.watchdog import unhurried
@@ -153,7 +154,7 @@ def resume_point(resume: str, folder: Path, shared: bool, run: dict[str, Any]) -
     if distributed.is_rank_zero() and resume != "never":
         state = newest(folder / "checkpoints") if resume == "auto" else Path(resume).expanduser()
         if state is not None:
-            require_same_run(state, run)
+            require_same_run(state, _read_run(state), run)
             log.info("resume: continuing from %s", state)
     place = distributed.broadcast(None if state is None else str(state.absolute()))
     if place is None or shared:
@@ -163,38 +164,13 @@ def resume_point(resume: str, folder: Path, shared: bool, run: dict[str, Any]) -
     return Path(place) if distributed.is_rank_zero() else copied
 
 
-DECISIVE = ("objective", "model", "batch", "optimizer", "scheduler", "seed")
-"""Config sections that a run cannot change half-way and still be the same run."""
-
-
-def require_same_run(state: Path, run: dict[str, Any]) -> None:
-    """Raise UserError where a checkpoint was written under other settings, or on other data, than `run` describes.
-
-    A longer or shorter run is the same run, but its schedule is another: that is said.
-    """
+def _read_run(state: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds of the run that wrote it. Raises UserError where it is no checkpoint of ours."""
     try:
-        stored = torch.load(state, weights_only=True, mmap=True)["run"]
+        run: dict[str, Any] = torch.load(state, weights_only=True, mmap=True)["run"]
+        return run
     except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(f"{state}: this is no checkpoint of a run of ours ({str(error).splitlines()[0]}).") from error
-    before, now = (flat({section: settings["config"][section] for section in DECISIVE}) for settings in (stored, run))
-    changed = [
-        f"{key} was {before.get(key)} and is {now.get(key)}"
-        for key in before | now
-        if before.get(key) != now.get(key) and not key.startswith("batch.micro_")
-    ]
-    if stored["data"] != run["data"]:
-        changed.append("the training data is not the same")
-    if changed:
-        raise UserError(
-            f"{state} belongs to a run with other settings: {'; '.join(changed)}. Repeat that run's command to continue "
-            f"it, or give another run_dir to start a new one."
-        )
-    if stored["total_steps"] != run["total_steps"]:
-        log.warning(
-            "resume: the run was to have %s steps and now has %s; the learning rate goes on along the schedule of the new length",
-            f"{stored['total_steps']:,}",
-            f"{run['total_steps']:,}",
-        )
 
 
 def newest(folder: Path) -> Path | None:

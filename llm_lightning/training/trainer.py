@@ -89,6 +89,11 @@ def build(
     return trainer
 
 
+def resolve_precision(config: TrainerConfig) -> str:
+    """Return the precision that a run has on this hardware. Raises UserError where the hardware asked for is not there."""
+    return _precision(config.precision, _accelerator(config.accelerator))[0]
+
+
 def _accelerator(wanted: str) -> str:
     found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     name = {"auto": found, "gpu": "cuda" if found == "cpu" else found}.get(wanted, wanted)

@@ -35,7 +35,7 @@ def stream(tmp_path: Path) -> Stream:
     for part in range(3):
         (tmp_path / f"{part}.txt").write_text("\n".join(DOCUMENTS[part * 1000 : (part + 1) * 1000]))
     files = [str(tmp_path / f"{part}.txt") for part in range(3)]
-    return Stream(datasets.load_dataset("text", data_files=files, split="train", streaming=True), "text", "made up")
+    return Stream(datasets.load_dataset("text", data_files=files, split="train", streaming=True), "text", "made up", "")
 
 
 def reader(stream: Stream, index: int = 0, readers: int = 1, state: ReaderState | None = None) -> Reader:

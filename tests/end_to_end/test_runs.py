@@ -98,7 +98,7 @@ def test_the_record_of_a_run(finetuned: tuple[Path, dict[str, Any]]) -> None:
         *("task", "objective", "model", "data", "metrics", "steps", "best_step", "tokens_seen", "throughput", "seconds", "energy"),
         *("seed", "monitor", "tokenizer", "machine", "versions", "git", "checkpoint", "export"),
     }
-    assert set(summary["data"]) == {"name", "fingerprint", "rows", "tokens"}
+    assert set(summary["data"]) == {"name", "fingerprint", "fingerprints", "rows", "tokens"}
     assert set(summary["throughput"]) == {
         *(
             "tokens_per_second",
@@ -233,7 +233,7 @@ def test_a_run_is_not_continued_under_other_settings(
         run(*given, f"data.train={corpus}", "optimizer.lr=2e-2", "batch.sequences=4")
     assert "optimizer.lr was 0.01 and is 0.02" in str(error.value)
     assert "batch.sequences was 8 and is 4" in str(error.value)
-    with pytest.raises(UserError, match="the training data is not the same"):
+    with pytest.raises(UserError, match="the training and validation data is not the same"):
         run(*given, f"data.train={reviews}", "optimizer.lr=1e-2")
     with pytest.raises(UserError, match=r"holds a run already.*resume=auto"):
         run(*given, f"data.train={corpus}", "resume=never")

@@ -225,6 +225,51 @@ def test_every_kernel_of_a_cpu_agrees(
         torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float) -> Tensor:
+    """(length, heads, dim) attention of one sequence, by its formula."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    logits = torch.einsum("qhd,khd->hqk", q, k) * scale
+    return torch.einsum("hqk,khd->qhd", logits.masked_fill(~allowed, -torch.inf).softmax(-1), v)
+
+
+@pytest.mark.parametrize("way", ["by_length", "in_rows"])
+@pytest.mark.parametrize(
+    ("causal", "window"), [(True, -1), (True, 4), (True, 30), (True, 500), (False, 4), (False, 30), (False, 500)]
+)
+def test_long_sequences_take_no_square_mask(way: str, causal: bool, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 128k tokens a mask of (length, length) takes 17 GB, and what it is computed from eight times as much."""
+    lengths = [70, 70, 41]
+    monkeypatch.setattr(attention, "CHUNK", 16)
+    monkeypatch.setattr(attention, "LONG", {torch.float32: 20})
+    masks: list[int] = []
+    sdpa = F.scaled_dot_product_attention
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        masks.append(0 if attn_mask is None else attn_mask[0].numel() if attn_mask.dim() == 4 else attn_mask.numel())
+        return sdpa(q, k, v, attn_mask, **options)
+
+    def refused(length: int, *_: Any) -> None:
+        raise AssertionError(f"a mask of {length} times {length}")
+
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(sum(lengths), heads, 8, requires_grad=True) for heads in (4, 2, 2))
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", watched)
+        if causal or window < max(lengths):
+            patch.setattr(attention, "visible", refused)
+        longest = (max(lengths),) if way == "in_rows" else ()
+        out = getattr(attention, way)(q, k, v, cu_seqlens, *longest, 0.0, causal, window, 0.3)
+    found = [out, *torch.autograd.grad(out.square().sum(), (q, k, v))]
+    behind = torch.arange(max(lengths))[:, None] - torch.arange(max(lengths))
+    allowed = (behind.abs() <= (window if window >= 0 else 1000)) & ((behind >= 0) | (not causal))
+    parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+    out = torch.cat([dense_attention(*part, allowed[: len(part[0]), : len(part[0])], 0.3) for part in parts])
+    for mine, reference in zip(found, [out, *torch.autograd.grad(out.square().sum(), (q, k, v))], strict=True):
+        torch.testing.assert_close(mine, reference, atol=1e-5, rtol=1e-4)
+    assert max(masks) <= 16 * (16 + 2 * min(window, max(lengths)))
+
+
 def test_queries_that_autocast_left_in_fp32_are_of_their_values_type() -> None:
     """As under FSDP, where rotary embeddings are multiplied in fp32."""
     q, k, v = [x.detach().transpose(0, 1)[None] for x in drawn()]

@@ -38,6 +38,7 @@ def test_it_takes_the_matrices_of_the_layers_and_adamw_the_rest() -> None:
     assert {names[id(p)] for group in optimizer.param_groups for p in group["params"]} == set(names.values())
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is in torch since 2.9")
 def test_steps_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The matrices' of `torch.optim.Muon`, the others' of `torch.optim.AdamW`; only stacked, and in bf16 as torch's."""
     monkeypatch.setattr(module, "bf16_unit", lambda accelerator: "as torch does")

@@ -12,7 +12,7 @@ import yaml
 
 from llm_lightning.config import LoggerConfig
 from llm_lightning.errors import Pruned, RunError, Stopped
-from llm_lightning.reporting.runs import configuration
+from llm_lightning.runs.identity import configuration
 from llm_lightning.training import wandb_logger
 from llm_lightning.training.wandb_logger import WandbLogger
 
@@ -101,9 +101,9 @@ def test_the_config_is_the_run_s_own_with_the_key_of_its_seeds(offline: Path) ->
     found, stored = read(offline), yaml.safe_load((offline / "config.yaml").read_text())
     assert {name: found.config[name] for name in stored} == stored
     summary = json.loads((offline / "summary.json").read_text())
-    assert found.config["configuration"] == configuration(stored, summary["data"]["fingerprint"])
-    assert found.config["configuration"] == configuration(stored | {"seed": 7}, summary["data"]["fingerprint"])
-    assert found.config["configuration"] != configuration(stored | {"optimizer": {"lr": 7.0}}, summary["data"]["fingerprint"])
+    assert found.config["configuration"] == configuration(stored, summary["data"]["fingerprints"])
+    assert found.config["configuration"] == configuration(stored | {"seed": 7}, summary["data"]["fingerprints"])
+    assert found.config["configuration"] != configuration(stored | {"optimizer": {"lr": 7.0}}, summary["data"]["fingerprints"])
     assert found.config["facts"]["tokenizer"] == summary["tokenizer"]
     assert set(found.run.tags) == {"finetune", "classification", "files", "bert_tiny"}
     assert found.exit_code == 0
