@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from llm_lightning.config import TrainerConfig
-from llm_lightning.objectives.base import Objective
-from llm_lightning.training import trainer
+from llm_lightning.training import precision, trainer
 from llm_lightning.training.precision import MasterWeights, in_bf16
+from llm_lightning.training.step import clip
 
 from ..conftest import Runner
 
@@ -68,14 +67,11 @@ def test_gradients_are_clipped_after_they_are_unscaled() -> None:
     """As under trainer.precision=16-mixed: their norm, and what they are clipped to, is that of the loss that was not scaled."""
     model = AutoModelForCausalLM.from_config(CONFIG)
     plain = copy.deepcopy(model)
-    objective = Objective(None)  # type: ignore[arg-type]
-    objective.model, objective.clip_norm = model, 0.01
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    objective.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))  # type: ignore[assignment]
     optimizer = torch.optim.AdamW(model.parameters())
     ids = torch.arange(24).view(2, 12)
     scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
-    norm = objective._clip(SimpleNamespace(optimizer=optimizer, param_groups=optimizer.param_groups))
+    norm = clip(model, optimizer, 0.01, scaler)
     plain(input_ids=ids, labels=ids).loss.backward()
     torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.01))
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
@@ -86,7 +82,7 @@ def test_gradients_are_clipped_after_they_are_unscaled() -> None:
 def test_auto_is_what_the_hardware_multiplies(
     unit: str | None, found: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(trainer, "bf16_unit", lambda accelerator: unit)
+    monkeypatch.setattr(precision, "bf16_unit", lambda accelerator: unit)
     engine = trainer.build(TrainerConfig(accelerator="cpu", devices=1, precision="auto"), tmp_path, 1, 1, [], [])
     assert engine.precision == found
     assert isinstance(engine.precision_plugin, MasterWeights) == (unit is not None)
