@@ -34,9 +34,9 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     elif precision == "bf16-true":
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     blocks = [fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True) for block in layers(model)]
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    for block, following in pairwise(blocks):
-        block.set_modules_to_forward_prefetch([following])  # FSDP2 prefetches by itself in the backward pass alone
+    root = fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module, following in pairwise([root, *blocks]):
+        module.set_modules_to_forward_prefetch([following])  # gathered while this one computes, as FSDP2 does by itself backwards
 
 
 @contextlib.contextmanager

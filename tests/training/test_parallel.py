@@ -1,0 +1,143 @@
+"""FSDP2 in this process and in two: what it computes, how gradients wait, and what is evaluated before it trains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from llm_lightning.config import TrainerConfig
+from llm_lightning.data.collate import Collator, MicroBatch
+from llm_lightning.models.forward import token_loss, unpadded
+from llm_lightning.training import parallel, trainer
+from llm_lightning.training.precision import in_bf16
+
+LLAMA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+CONFIGS: dict[str, Any] = {
+    "tied": GPT2Config(
+        vocab_size=60,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=32,
+        resid_pdrop=0.1,
+        embd_pdrop=0,
+        attn_pdrop=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
+    "untied": LlamaConfig(vocab_size=60, **LLAMA, tie_word_embeddings=False),
+}
+
+
+class Sequences:
+    token_targets = labels = second = None
+
+    def __init__(self, lengths: list[int], seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.inputs = np.array(lengths)
+        self.sequences = [rng.integers(60, size=length + 1) for length in lengths]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.sequences[index]
+
+
+def batch_of(*lengths: int, seed: int = 0) -> MicroBatch:
+    return Collator(next_token=True)(Sequences(list(lengths), seed), [np.array([i]) for i in range(len(lengths))], 0)
+
+
+def model_of(kind: str) -> Any:
+    torch.manual_seed(0)
+    return unpadded(AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[kind]))).eval()
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Any]:
+    """The mesh of a process group of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def whole(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+def test_the_chunked_loss_of_a_sharded_model_is_that_of_a_plain_one(kind: str, mesh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit on one process, in chunks of three targets; and no logits of all targets are made."""
+    monkeypatch.setattr("llm_lightning.models.loss.LOGITS", {"cpu": 3 * 60})
+    plain, sharded, batch = model_of(kind), model_of(kind), batch_of(9, 7, 4)
+    parallel.shard(sharded, mesh, "32-true")
+    monkeypatch.setattr("llm_lightning.models.forward.token_logits", None)
+    losses = [token_loss(model, batch) for model in (plain, sharded)]
+    for loss in losses:
+        loss.backward()
+    assert losses[1].equal(losses[0])
+    for (name, p), q in zip(plain.named_parameters(), sharded.parameters(), strict=True):
+        assert whole(q.grad).equal(whole(p.grad)), name
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+def test_bf16_under_fsdp_is_bf16_with_master_weights(kind: str, mesh: Any) -> None:
+    plain, sharded, batches = model_of(kind), model_of(kind), [batch_of(9, 7, 4), batch_of(12, 3, seed=1)]
+    parallel.shard(sharded, mesh, "bf16-mixed")
+    with in_bf16(plain):
+        losses = [token_loss(plain, batch) for batch in batches]
+        torch.stack(losses).sum().backward()
+    for i, batch in enumerate(batches):
+        with parallel.gradient_sync(None, sharded, last=i == 1):
+            loss = token_loss(sharded, batch)
+            loss.backward()
+        assert loss.equal(losses[i])
+    for (name, p), q in zip(plain.named_parameters(), sharded.named_parameters(), strict=True):
+        error = (whole(q[1].grad) - whole(p.grad)).norm() / whole(p.grad).norm()
+        assert q[1].grad.dtype == q[1].dtype == torch.float32
+        assert error < (0.02 if "wte" in name or "wpe" in name or "embed" in name else 0.005), name  # embeddings' are added in bf16
+
+
+def test_gradients_wait_for_the_last_micro_batch(mesh: Any) -> None:
+    """Reduced once, they are the sum of both; none has reached the shards before."""
+    plain, sharded, batches = model_of("tied"), model_of("tied"), [batch_of(9, 7, 4), batch_of(12, 3, seed=1)]
+    parallel.shard(sharded, mesh, "32-true")
+    shards = list(sharded.parameters())
+    with parallel.gradient_sync(None, sharded, last=False):
+        token_loss(sharded, batches[0]).backward()
+    assert all(shard.grad is None for shard in shards)
+    with parallel.gradient_sync(None, sharded, last=True):
+        token_loss(sharded, batches[1]).backward()
+    for batch in batches:
+        token_loss(plain, batch).backward()
+    for (name, p), q in zip(plain.named_parameters(), shards, strict=True):
+        torch.testing.assert_close(whole(q.grad), whole(p.grad), msg=name)
+    assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())  # nothing stays gathered
+
+
+def test_a_sharded_model_is_trained_after_it_was_evaluated(mesh: Any, tmp_path: Path) -> None:
+    """Lightning leaves inference mode out over gloo by itself, so the Trainer's loops are asked for what they do over NCCL."""
+    engine = trainer.build(TrainerConfig(accelerator="cpu", devices=1, strategy="fsdp"), tmp_path, 1, 1, [], [])
+    assert not engine.validate_loop.inference_mode
+    assert not engine.fit_loop.epoch_loop.val_loop.inference_mode
+
+    def evaluate_and_train(mode: Callable[[Any], Any]) -> None:
+        model = model_of("tied")
+        parallel.shard(model, mesh, "32-true")
+        with mode(model):
+            token_loss(model, batch_of(9, 7))
+        token_loss(model.train(), batch_of(9, 7)).backward()
+        for parameter in model.parameters():
+            assert whole(parameter.grad).isfinite().all()
+
+    with pytest.raises(RuntimeError, match=r"[Ii]nference"):
+        evaluate_and_train(lambda model: torch.inference_mode())
+    evaluate_and_train(parallel.without_gradients)
