@@ -109,7 +109,7 @@ class Instruction(Objective):
         settings = {"max_new_tokens": self.max_answer, "do_sample": False, **settings}
         ends = encoder.ends()
         prompts = [encoder.prompt(messages) for messages in conversations]
-        with torch.no_grad():
+        with torch.no_grad(), self.precision_context():
             found = continued(self.model, prompts, tokenizer.pad_token_id, eos_token_id=sorted(ends), **settings)
         return tokenizer.batch_decode([until(tokens, ends) for tokens in found], skip_special_tokens=True)
 

@@ -80,12 +80,12 @@ def exchanges(strategy: Any, model: nn.Module) -> int:
     """
     if not torch.distributed.is_initialized():
         return 0
-    groups = {torch.distributed.group.WORLD}
+    groups: set[Any] = {torch.distributed.group.WORLD}
     if isinstance(model, FSDPModule):
         groups |= {parameter.device_mesh.get_group(0) for parameter in model.parameters() if isinstance(parameter, DTensor)}
     elif isinstance(getattr(strategy, "model", None), nn.parallel.DistributedDataParallel):
         groups.add(strategy.model.process_group)
-    return sum(group._get_sequence_number_for_group() for group in groups if group is not None)  # private; read in torch 2.13
+    return sum(group._get_sequence_number_for_group() for group in groups)  # private; read in torch 2.13
 
 
 def discard_step(model: nn.Module) -> None:

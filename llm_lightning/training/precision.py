@@ -205,14 +205,14 @@ class WorkingWeights:
             with torch.inference_mode(False):  # what is made in an evaluation must serve a training step
                 copy = master.detach().to(torch.bfloat16)
             self._frozen[master] = copy, state
-        return copy  # type: ignore[no-any-return]
+        return copy
 
 
 class _Group:
     """Trained weights whose gradients are cast together: those of a layer, or all that are in no layer."""
 
     def __init__(self, masters: list[nn.Parameter]) -> None:
-        self.masters = masters
+        self.masters: list[Tensor] = list(masters)
         with torch.inference_mode(False):
             self.buffers = [torch.empty_like(master, dtype=torch.bfloat16, requires_grad=False) for master in masters]
 
@@ -228,16 +228,19 @@ class _Cast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
-        masters: list[nn.Parameter] = ctx.group.masters
+        masters: list[Tensor] = ctx.group.masters
         exact: list[Tensor | None] = [None if slope is None else torch.empty_like(slope, dtype=torch.float32) for slope in slopes]
         torch._foreach_copy_([e for e in exact if e is not None], [slope for slope in slopes if slope is not None])
         if world_size() > 1:
             return None, *exact  # DDP learns of gradients where autograd adds them to the masters
-        sums, terms = [], []
+        sums: list[Tensor] = []
+        terms: list[Tensor] = []
         for master, slope in zip(masters, exact, strict=True):
-            if slope is not None and master.grad is None:
+            if slope is None:
+                continue
+            if master.grad is None:
                 master.grad = slope
-            elif slope is not None:
+            else:
                 sums.append(master.grad)
                 terms.append(slope)
         if sums:
