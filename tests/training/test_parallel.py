@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from llm_lightning.config import TrainerConfig
 from llm_lightning.data.collate import Collator, MicroBatch
 from llm_lightning.models.forward import token_loss, unpadded
+from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.training import parallel, trainer
 from llm_lightning.training.precision import in_bf16
+
+from ..conftest import TINY_GPT, Runner
 
 LLAMA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 CONFIGS: dict[str, Any] = {
@@ -141,3 +147,36 @@ def test_a_sharded_model_is_trained_after_it_was_evaluated(mesh: Any, tmp_path: 
     with pytest.raises(RuntimeError, match=r"[Ii]nference"):
         evaluate_and_train(lambda model: torch.inference_mode())
     evaluate_and_train(parallel.without_gradients)
+
+
+@pytest.fixture
+def no_traces() -> Iterator[None]:
+    """Whatever a run in this process connects to is let go of, and its variables are too."""
+    before = dict(os.environ)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_a_model_that_is_to_be_sharded_is_tried_on_one_short_sequence(
+    corpus: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_traces: None
+) -> None:
+    """Before training it is whole on the CPU of every rank. Then one device trains it in bf16, evaluates it and exports it."""
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    score = CausalLM.score
+
+    def watched(self: Any, batch: MicroBatch) -> Any:
+        sizes[isinstance(self.model, FSDPModule)].append(len(batch.input_ids))
+        return score(self, batch)
+
+    monkeypatch.setattr(CausalLM, "score", watched)
+    data = ["data=text", f"data.train={corpus}", "data.document=line", "data.block_size=32"]
+    settings = ["trainer.strategy=fsdp", "trainer.precision=bf16-mixed", "trainer.max_steps=3", "trainer.validate_every_steps=2"]
+    summary = run("task=pretrain", *TINY_GPT, *data, *settings, "batch.micro_sequences=4", f"run_dir={tmp_path}/run")
+    assert len(sizes[False]) == 1
+    assert sizes[False][0] < 32 < max(sizes[True])
+    assert summary["steps"] == 3
+    weights = load_file(tmp_path / "run" / "hf" / "model.safetensors")
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
