@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 
 from llm_lightning.models.layers import layers
 
@@ -26,7 +25,7 @@ UNREDUCED = 0.25
 
 def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     """Shard a model over the ranks of a mesh, layer by layer, unless it is sharded already; `precision` is that of the Trainer."""
-    if isinstance(next(model.parameters()), DTensor):
+    if isinstance(model, FSDPModule):
         return
     policy = MixedPrecisionPolicy()
     if precision == "bf16-mixed":
@@ -73,19 +72,23 @@ def without_gradients(model: nn.Module) -> contextlib.AbstractContextManager[Any
     return torch.no_grad() if isinstance(model, FSDPModule) else torch.inference_mode()
 
 
-def exchanges(strategy: Any, model: nn.Module) -> int:
+def exchanges(strategy: Any, model: nn.Module) -> int | None:
     """Return how many collectives this rank has started in the groups that gradients and weights travel through.
 
-    Ranks with the same number have started the same ones, as all run the same program. Always 0 without a process group.
+    Ranks with the same number have started the same ones, as all run the same program. 0 without a process group, None where the backend
+    does not count.
     """
     if not torch.distributed.is_initialized():
         return 0
     groups: set[Any] = {torch.distributed.group.WORLD}
     if isinstance(model, FSDPModule):
-        groups |= {parameter.device_mesh.get_group(0) for parameter in model.parameters() if isinstance(parameter, DTensor)}
+        groups |= {group.mesh_info.shard_process_group for group in _groups(model._get_fsdp_state())}
     elif isinstance(getattr(strategy, "model", None), nn.parallel.DistributedDataParallel):
         groups.add(strategy.model.process_group)
-    return sum(group._get_sequence_number_for_group() for group in groups)  # private; read in torch 2.13
+    try:
+        return sum(group._get_sequence_number_for_group() for group in groups)  # private; read in torch 2.13
+    except (AttributeError, RuntimeError):
+        return None
 
 
 def discard_step(model: nn.Module) -> None:

@@ -133,10 +133,11 @@ class WorkingWeights:
         self._in_use = False
         self._places: list[tuple[Module, str, nn.Parameter]] = []
         """Each (module, attribute, fp32 parameter) that has a copy; a tied weight has several."""
+        self._device = torch.device("cpu")
         self._groups: list[_Group] = []
         """Trained weights by layer, where copies are buffered."""
         self._frozen: Any = WeakIdKeyDictionary()
-        """Of a frozen parameter: its copy, and the (version, address) of what was copied."""
+        """Of a frozen parameter: its copy, and the (version, device, address) of what was copied."""
 
     @contextmanager
     def in_use(self) -> Generator[None, None, None]:
@@ -144,8 +145,8 @@ class WorkingWeights:
         if self._in_use:
             yield
             return
-        if not self._places or any(module._parameters.get(name) is not master for module, name, master in self._places):
-            self._find_places()  # the first time, or the model was moved to another device
+        if self._is_outdated():
+            self._find_places()
         copies = self._copy()
         hooks = [
             module.register_forward_hook(lambda module, args, output: output.to(torch.bfloat16))
@@ -164,6 +165,12 @@ class WorkingWeights:
             for hook in hooks:
                 hook.remove()
 
+    def _is_outdated(self) -> bool:
+        """Return whether places are to be found: the first time, and after the model was moved to another device."""
+        if not self._places or self._places[0][2].device != self._device:
+            return True
+        return any(module._parameters.get(name) is not master for module, name, master in self._places)
+
     def _find_places(self) -> None:
         self._places = [
             (module, name, parameter)
@@ -173,7 +180,8 @@ class WorkingWeights:
             if parameter is not None and parameter.dtype == torch.float32
         ]
         self._groups = []
-        if self._buffered is False or (self._buffered is None and not any(master.is_cuda for _, _, master in self._places)):
+        self._device = self._places[0][2].device if self._places else torch.device("cpu")
+        if not (self._device.type == "cuda" if self._buffered is None else self._buffered):
             return
         layer_of = {id(module): number for number, layer in enumerate(layers(self.model)) for module in layer.modules()}
         groups: dict[int, dict[int, nn.Parameter]] = {}
@@ -199,7 +207,7 @@ class WorkingWeights:
         return copies
 
     def _frozen_copy(self, master: nn.Parameter) -> Tensor:
-        state = master._version, master.data_ptr()
+        state = master._version, master.device, master.data_ptr()
         copy, copied = self._frozen.get(master, (None, None))
         if copied != state:
             with torch.inference_mode(False):  # what is made in an evaluation must serve a training step
@@ -229,7 +237,10 @@ class _Cast(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
         masters: list[Tensor] = ctx.group.masters
-        exact: list[Tensor | None] = [None if slope is None else torch.empty_like(slope, dtype=torch.float32) for slope in slopes]
+        pairs = zip(masters, slopes, strict=True)
+        exact = [
+            None if slope is None else torch.empty_like(master) for master, slope in pairs
+        ]  # laid out as the optimizer wants it
         torch._foreach_copy_([e for e in exact if e is not None], [slope for slope in slopes if slope is not None])
         if world_size() > 1:
             return None, *exact  # DDP learns of gradients where autograd adds them to the masters

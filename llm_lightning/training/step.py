@@ -73,7 +73,8 @@ class OptimizerStep:
             try:
                 return self._backward(batches, targets)
             except torch.OutOfMemoryError as error:
-                started = parallel.exchanges(strategy, objective.model) - begun
+                now = parallel.exchanges(strategy, objective.model)
+                started = None if now is None or begun is None else now - begun
                 size = self._halve(step.step, attempt, batches, started, error)
             attempt += 1  # here the error is gone, and with it what its traceback kept in memory
             parallel.discard_step(objective.model)
@@ -102,10 +103,10 @@ class OptimizerStep:
             total += loss.detach()
         return total
 
-    def _halve(self, step: int, attempt: int, batches: list[MicroBatch], started: int, error: torch.OutOfMemoryError) -> int:
+    def _halve(self, step: int, attempt: int, batches: list[MicroBatch], started: int | None, error: torch.OutOfMemoryError) -> int:
         """Have micro-batches cut in halves on every rank, and return the tokens of the largest so far.
 
-        `started` is the number of collectives that the attempt began. Ranks can only begin anew together, and only where none of them
+        `started` is the number of collectives that the attempt began, None where it is not known. Ranks can only begin anew together, and only where none of them
         waits for an answer of another: all have to have run out of memory after the same collective. DDP's have to be none, as it cannot
         take back a reduction that was begun. Raises RunError elsewhere.
         """
@@ -118,11 +119,9 @@ class OptimizerStep:
                 f"{rank} ran out of memory at step {step} on a single sequence of {size:,} tokens: lower data.block_size, or choose a "
                 f"smaller model."
             ) from error
-        together = started == 0 or isinstance(objective.model, FSDPModule)
-        if world > 1 and not (
-            together
-            and distributed.all_arrive(f"out of memory at step {step}, attempt {attempt}, collective {started}", seconds=PATIENCE)
-        ):
+        place = f"out of memory at step {step}, attempt {attempt}, collective {started}"
+        possible = started == 0 or (started is not None and isinstance(objective.model, FSDPModule))
+        if world > 1 and not (possible and distributed.all_arrive(place, seconds=PATIENCE)):
             raise RunError(
                 f"{rank} ran out of memory on a micro-batch of {size:,} tokens at step {step}, and not at the same place as the others: "
                 f"lower batch.micro_tokens, which leaves the result as it is, or data.block_size."

@@ -6,13 +6,14 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -23,7 +24,7 @@ from llm_lightning.data.collate import Collator, MicroBatch
 from llm_lightning.models.forward import token_loss, unpadded
 from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.training import parallel, trainer
-from llm_lightning.training.precision import in_bf16
+from llm_lightning.training.precision import WorkingWeights, in_bf16
 
 from ..conftest import TINY_GPT, Runner
 
@@ -140,6 +141,7 @@ def test_a_sharded_model_is_trained_after_it_was_evaluated(mesh: Any, tmp_path: 
         parallel.shard(model, mesh, "32-true")
         with mode(model):
             token_loss(model, batch_of(9, 7))
+        parallel.shard(model, mesh, "32-true")  # as before each split that is evaluated: it stays as it is
         token_loss(model.train(), batch_of(9, 7)).backward()
         for parameter in model.parameters():
             assert whole(parameter.grad).isfinite().all()
@@ -147,6 +149,42 @@ def test_a_sharded_model_is_trained_after_it_was_evaluated(mesh: Any, tmp_path: 
     with pytest.raises(RuntimeError, match=r"[Ii]nference"):
         evaluate_and_train(lambda model: torch.inference_mode())
     evaluate_and_train(parallel.without_gradients)
+
+
+class WithLoss(nn.Module):
+    """DDP wants one module from inputs to loss."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        return token_loss(self.model, batch)
+
+
+def _train_in_ddp(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    batches = [[batch_of(9, 7, seed=2 * r), batch_of(12, 3, seed=2 * r + 1)] for r in range(2)]
+    for kind in CONFIGS:
+        reference, model = model_of(kind), model_of(kind)
+        strategy = SimpleNamespace(model=nn.parallel.DistributedDataParallel(WithLoss(model)))
+        strategy.block_backward_sync = strategy.model.no_sync
+        weights = WorkingWeights(model, buffered=True)
+        for _ in range(2):
+            with weights.in_use(), in_bf16(reference):
+                for i, batch in enumerate(batches[rank]):
+                    with parallel.gradient_sync(strategy, model, last=i == 1):
+                        strategy.model(batch).backward()
+                for batch in batches[0] + batches[1]:
+                    (token_loss(reference, batch) / 2).backward()
+        for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-3 * float(whole(q.grad).abs().max()), msg=name)
+
+
+def test_ddp_reduces_the_gradients_of_buffered_copies(tmp_path: Path) -> None:
+    """As on several GPUs: two steps of two micro-batches, of which the last one is reduced."""
+    torch.multiprocessing.spawn(_train_in_ddp, (str(tmp_path),), nprocs=2)
 
 
 @pytest.fixture
