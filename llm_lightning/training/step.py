@@ -41,6 +41,8 @@ class OptimizerStep:
         self._objective = objective
         self._pieces = 1
         """Into how many pieces each micro-batch is cut: a power of two."""
+        self._reducing = False
+        """Whether the backward pass has begun that gradients are reduced in."""
 
     def __call__(self, step: Step) -> dict[str, Any]:
         """Train on a step. Returns its `loss_sum` (this rank's) and `targets` (all ranks'), `gradient_norm` and `learning_rate`.
@@ -97,8 +99,11 @@ class OptimizerStep:
         scale = objective.trainer.world_size / targets.clamp(min=1.0)  # DDP and FSDP2 average over ranks, and we want the sum
         total = torch.zeros_like(targets)
         for i, batch in enumerate(batches):
-            with parallel.gradient_sync(strategy, objective.model, last=i == len(batches) - 1):
+            self._reducing = False
+            last = i == len(batches) - 1
+            with parallel.gradient_sync(strategy, objective.model, last):
                 loss = objective.loss_sum(batch) * (not batch.blank)
+                self._reducing = last
                 objective.manual_backward(loss * scale.to(loss.dtype))
             total += loss.detach()
         return total
@@ -106,9 +111,9 @@ class OptimizerStep:
     def _halve(self, step: int, attempt: int, batches: list[MicroBatch], started: int | None, error: torch.OutOfMemoryError) -> int:
         """Have micro-batches cut in halves on every rank, and return the tokens of the largest so far.
 
-        `started` is the number of collectives that the attempt began, None where it is not known. Ranks can only begin anew together, and only where none of them
-        waits for an answer of another: all have to have run out of memory after the same collective. DDP's have to be none, as it cannot
-        take back a reduction that was begun. Raises RunError elsewhere.
+        `started` is the number of collectives that the attempt began, None where it is not known. Ranks can only begin anew together,
+        and only where none of them waits for another: all have to have run out of memory after the same collective. DDP cannot take
+        back a reduction either, once its backward pass has begun. Raises RunError elsewhere.
         """
         objective = self._objective
         largest = max(batches, key=lambda batch: len(batch.input_ids))
@@ -120,7 +125,7 @@ class OptimizerStep:
                 f"smaller model."
             ) from error
         place = f"out of memory at step {step}, attempt {attempt}, collective {started}"
-        possible = started == 0 or (started is not None and isinstance(objective.model, FSDPModule))
+        possible = started is not None and (isinstance(objective.model, FSDPModule) or not self._reducing)
         if world > 1 and not (possible and distributed.all_arrive(place, seconds=PATIENCE)):
             raise RunError(
                 f"{rank} ran out of memory on a micro-batch of {size:,} tokens at step {step}, and not at the same place as the others: "

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.overrides.distributed import prepare_for_backward
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -142,6 +143,20 @@ def test_the_same_under_fsdp(kind: str, precision: str, by_hand: bool, group: No
     require_equal(retried.train(set(), cut=1), sharded(kind, precision).train(set(), cut=1))
 
 
+def replicated(rank: int) -> Bare:
+    """Under DDP, whose backward passes are as Lightning does them in manual optimization."""
+    bare = Bare("tied", rank=rank, world=2)
+    copies = nn.parallel.DistributedDataParallel(bare.model)
+    bare.trainer.strategy.model, bare.trainer.strategy.block_backward_sync = copies, copies.no_sync
+
+    def manual_backward(loss: Tensor) -> None:
+        prepare_for_backward(copies, loss)
+        loss.backward()
+
+    bare.manual_backward = manual_backward  # type: ignore[method-assign]
+    return bare
+
+
 def _all_run_out(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -151,6 +166,10 @@ def _all_run_out(rank: int, folder: str) -> None:
         require_equal(
             retried.train({1, 4}, cut=1, seed=10 * rank), sharded("tied", precision, rank, 2).train(set(), cut=4, seed=10 * rank)
         )
+    retried = replicated(rank)
+    require_equal(retried.train({0}, cut=1, seed=10 * rank), replicated(rank).train(set(), cut=2, seed=10 * rank))
+    with pytest.raises(RunError, match=f"^rank {rank} of 2 ran out of memory"):  # DDP has begun to reduce
+        replicated(rank).train({1}, cut=1, seed=10 * rank)
     alone = sharded("tied", "bf16-mixed", rank, 2)
     distributed.all_arrive = lambda key, seconds: False  # type: ignore[assignment]
     if rank == 1:
@@ -164,14 +183,3 @@ def _all_run_out(rank: int, folder: str) -> None:
 def test_ranks_that_run_out_together_begin_anew_together(tmp_path: Path) -> None:
     """And one that runs out alone says so at once, with its name and what to do."""
     torch.multiprocessing.spawn(_all_run_out, (str(tmp_path),), nprocs=2)
-
-
-def test_a_step_of_ddp_is_not_begun_anew_once_it_was_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = Bare("tied", world=2)
-    bare._reduce = lambda tensor, reduce_op: tensor  # type: ignore[method-assign]
-    bare.trainer.strategy.reduce = bare._reduce
-    counts = iter([0, 1])
-    monkeypatch.setattr(parallel, "exchanges", lambda strategy, model: next(counts))
-    monkeypatch.setattr(distributed, "all_arrive", lambda key, seconds: True)
-    with pytest.raises(RunError, match="rank 0 of 2 ran out of memory"):
-        bare.train({1}, cut=1)
