@@ -18,6 +18,7 @@ from llm_lightning.config import AdapterConfig
 from llm_lightning.errors import UserError
 from llm_lightning.models import adapter
 from llm_lightning.models.forward import token_loss, unpadded
+from llm_lightning.objectives.instruction import Instruction
 from llm_lightning.run import evaluate
 from llm_lightning.training.checkpoints import saved
 
@@ -119,6 +120,22 @@ def test_an_adapter_in_bf16_writes_samples(
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert {sample["step"] for sample in samples} == {2, 4}
     assert "samples:" not in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_samples_that_fail_are_said_to_once(
+    pretrained: Callable[[str], list[str]], run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the place in the code, and training goes on."""
+
+    def fail(self: Instruction) -> list[dict[str, str]]:
+        raise KeyError("a mistake of ours")
+
+    monkeypatch.setattr(Instruction, "samples", fail)
+    given = ["trainer.max_epochs=null", "trainer.max_steps=2", "trainer.validate_every_steps=1", f"run_dir={tmp_path}/run"]
+    assert run(*pretrained("instruction"), *given)["steps"] == 2
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert log.count("samples: the run goes on without, as writing them failed (KeyError: 'a mistake of ours')") == 1
+    assert log.count('raise KeyError("a mistake of ours")') == 1
 
 
 WRONG = [
