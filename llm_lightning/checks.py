@@ -269,6 +269,8 @@ def _trainer(config: Config) -> Iterator[str]:
         yield f"trainer.devices={trainer.devices}: there are {cores()} cores here."
     if trainer.strategy == "fsdp" and trainer.precision == "fp8":
         yield "trainer.precision=fp8: not together with trainer=fsdp, which gathers weights in bf16; use trainer=ddp, or bf16-mixed."
+    if trainer.strategy == "fsdp" and trainer.precision == "16-mixed":
+        yield "trainer.precision=16-mixed: not together with trainer=fsdp; use bf16-mixed, or 32-true where nothing multiplies bf16."
     if trainer.strategy == "fsdp" and config.batch.micro_tokens == "auto":
         yield (
             "batch.micro_tokens=auto: a model that trainer=fsdp cuts up is whole on no device where it could be tried before training; "

@@ -7,11 +7,11 @@ from statistics import median
 
 import lightning
 import numpy as np
-import torch
 
 from llm_lightning.data.collate import EVALUATION
 from llm_lightning.data.module import DataModule
 from llm_lightning.objectives.base import Objective
+from llm_lightning.training import parallel
 
 EXAMPLES = 20
 LONGEST = 2.0  # seconds after which no further example is taken
@@ -27,7 +27,7 @@ def latency_ms(engine: lightning.Trainer, objective: Objective, data: DataModule
     engine.precision_plugin.convert_module(objective)
     places = np.linspace(0, len(part) - 1, min(EXAMPLES, len(part))).astype(int)
     seconds: list[float] = []
-    with torch.inference_mode(), engine.precision_plugin.val_step_context():
+    with parallel.without_gradients(objective.model), engine.precision_plugin.val_step_context():
         for place in (places[0], *places):  # the first call warms up
             batch = data.collator(part, [np.array([place])], EVALUATION)
             started = time.perf_counter()

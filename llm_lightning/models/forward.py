@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from llm_lightning.data.collate import MicroBatch, rounded
@@ -51,17 +50,15 @@ def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 
 
 def token_loss(model: PreTrainedModel, batch: MicroBatch, chunked: bool = True) -> Tensor:
-    """Σ -log p of the targets, a scalar.
+    """Return Σ -log p of the targets, a scalar.
 
-    A decoder's head is one matrix, unless an adapter adds to it or FSDP cuts it up: so its loss can come from the hidden states, with
-    a part of the logits in memory at once. `chunked=False` has all of them there.
+    A decoder's head is one matrix, unless an adapter adds to it: so its loss can come from the hidden states, with a part of the
+    logits in memory at once. `chunked=False` has all of them there.
     """
     head = model.get_output_embeddings()
-    plain = type(head) is nn.Linear and not isinstance(head.weight, DTensor)
-    if chunked and plain and is_unpadded(model) and model.config.model_type in DECODERS:
-        with last_layer.only(model, batch.target_places, len(batch.input_ids)) as chosen:
-            hidden = chosen(model.base_model(**_flat(model, batch)).last_hidden_state)
-        return linear_cross_entropy(hidden, head.weight, batch.targets)
+    if chunked and type(head) is nn.Linear and is_unpadded(model) and model.config.model_type in DECODERS:
+        with _spliced(model, batch, lambda hidden: hidden[None], batch.target_places), _loss_for_logits(head, batch.targets):
+            return model(input_ids=batch.input_ids[None]).logits
     logits = token_logits(model, batch)
     exact = logits if logits.dtype == torch.float64 else logits.float()
     return F.cross_entropy(exact, batch.targets, reduction="sum")
@@ -124,6 +121,19 @@ def written_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
         return model(**padded(model, batch), decoder_input_ids=decoded[:, :-1], use_cache=False).logits[0]
     finally:
         hook.remove()
+
+
+@contextlib.contextmanager
+def _loss_for_logits(head: nn.Linear, targets: Tensor) -> Iterator[None]:
+    """Have the head answer hidden states (1, targets, width) with their summed loss.
+
+    It does so inside of the model's own forward pass, where FSDP2 has gathered its weight, tied or not.
+    """
+    head.__dict__["forward"] = lambda hidden: linear_cross_entropy(hidden[0], head.weight, targets)  # found before the class's
+    try:
+        yield
+    finally:
+        del head.__dict__["forward"]
 
 
 @contextlib.contextmanager

@@ -1,8 +1,4 @@
-"""What every objective shares: one optimizer step, one evaluation pass.
-
-A batch of the training loader is a whole optimizer step, cut into micro-batches. Its gradient is that of one big batch: the sum
-of the losses of its targets, divided by their number over all micro-batches and ranks; never a mean of means. Optimization is
-manual for that reason, which also keeps clipping ours (Lightning refuses to clip under fused AdamW with mixed precision).
+"""What every objective shares: what it trains, its part in an optimizer step (`training/step.py`), and one evaluation pass.
 
 An objective is a subclass in a file of its own: it says how data is encoded for it, which head the model needs, the loss and the
 scores. Its keyword-only parameters are its configuration. The pass over a split is that of evaluation.py, its states those of metrics/.
@@ -11,7 +7,6 @@ scores. Its keyword-only parameters are its configuration. The pass over a split
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -19,22 +14,19 @@ import lightning
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from llm_lightning.data.collate import MicroBatch, Step, pieces
+from llm_lightning.data.collate import MicroBatch, Step
 from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.module import Text
 from llm_lightning.errors import RunError, UserError
 from llm_lightning.metrics.state import States
-from llm_lightning.models import build, dropout, embedding
-from llm_lightning.models.layers import layers
+from llm_lightning.models import build
 from llm_lightning.objectives.evaluation import EvaluationPass
-
-log = logging.getLogger(__name__)
+from llm_lightning.training import parallel
+from llm_lightning.training.step import OptimizerStep
 
 Evaluation = dict[str, float]
 
@@ -69,8 +61,7 @@ class Objective(lightning.LightningModule):
         """The metrics of the last evaluation: `split/metric` to a number."""
         self._make_optimizer: Callable[[nn.Module], Optimizer]
         self._factor: Callable[[int], float]
-        self._pieces = 1
-        """Into how many each micro-batch is cut, since memory ran out."""
+        self._train_on = OptimizerStep(self)
         self._pass: EvaluationPass | None = None
         """The evaluation that is going on."""
         self._batches: dict[str, Any] = {}
@@ -154,13 +145,9 @@ class Objective(lightning.LightningModule):
         return {name for name, parameter in named if not parameter.requires_grad}
 
     def configure_model(self) -> None:
-        """Under FSDP2, cut the model up: each transformer layer, then the rest."""
-        if self.device_mesh is None or isinstance(self.model, FSDPModule):  # parameters of its root stay whole after an evaluation
-            return
-        mesh = self.device_mesh["data_parallel"]
-        for block in layers(self.model):
-            fully_shard(block, mesh=mesh)
-        fully_shard(self.model, mesh=mesh)
+        """Shard the model where the strategy is FSDP2, before its weights go to the device."""
+        if self.device_mesh is not None:
+            parallel.shard(self.model, self.device_mesh["data_parallel"], str(self.trainer.precision))
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.model)
@@ -171,68 +158,12 @@ class Objective(lightning.LightningModule):
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_step(self, step: Step, batch_index: int) -> dict[str, Any]:
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        targets = torch.full((), float(step.targets), device=self.device)  # a copy from the host would wait for the device
-        if self.trainer.world_size > 1:
-            targets = self.trainer.strategy.reduce(targets, reduce_op="sum")
-        total = self._accumulated(step, targets)
-        norm, rate = self._clip(optimizer), optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
-        optimizer.step()  # type: ignore[union-attr]
-        optimizer.zero_grad()  # type: ignore[union-attr]
-        scheduler.step()  # type: ignore[union-attr]
-        return {"loss_sum": total, "targets": targets, "gradient_norm": norm, "learning_rate": rate}
+        return self._train_on(step)
 
-    def _accumulated(self, step: Step, targets: Tensor) -> Tensor:
-        """The step's summed loss, its gradients added up in the parameters. Where memory runs out, the step is begun anew in halves.
-
-        Raises RunError where it cannot be halved.
-        """
-        while True:
-            dropout.seed(_mix(self.seed, step.step, self.global_rank), self.device)  # a function of (seed, step, rank)
-            batches = [piece for batch in step.micro_batches for piece in pieces(batch, self._pieces)]
-            try:
-                return self._backward(batches, targets)
-            except torch.OutOfMemoryError as error:
-                largest = max(batches, key=lambda batch: len(batch.input_ids))
-                size = len(largest.input_ids)
-                if self.trainer.world_size > 1 or len(largest.indices) == 1:
-                    raise RunError(
-                        f"the device ran out of memory on a micro-batch of {size:,} tokens at step {step.step}: lower "
-                        f"batch.micro_tokens or data.block_size; the result stays the same with the first."
-                    ) from error
-            self._pieces *= 2
-            self.model.zero_grad()
-            torch.cuda.empty_cache()
-            log.warning(
-                "out of memory on a micro-batch of %s tokens: from now on they are halved (batch.micro_tokens)", f"{size:,}"
-            )
-
-    def _backward(self, batches: list[MicroBatch], targets: Tensor) -> Tensor:
-        """The summed loss of micro-batches; gradients are added to those that are there."""
-        total, world = torch.zeros((), device=self.device), self.trainer.world_size
-        for i, batch in enumerate(batches):
-            with self._synced(i == len(batches) - 1):
-                loss = self.loss_sum(batch) * (not batch.blank)
-                self.manual_backward(loss * (world / targets))  # DDP averages over ranks, and we want the sum
-            total += loss.detach()
-        return total
-
-    def _synced(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients are exchanged between ranks once a step, at its last micro-batch."""
-        strategy = self.trainer.strategy
-        if last or not hasattr(strategy, "block_backward_sync"):
-            return contextlib.nullcontext()
-        return strategy.block_backward_sync()
-
-    def _clip(self, optimizer: Any) -> Tensor:
-        """The gradient norm before clipping."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            scaler.unscale_(optimizer.optimizer)
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        with embedding.written_only(self.model, trained) as parameters:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    def precision_context(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context to call the model in outside of a step, as for text that it writes: that of the Trainer's precision."""
+        trainer = self._trainer
+        return contextlib.nullcontext() if trainer is None else trainer.precision_plugin.val_step_context()
 
     # ---- evaluation ----
 
@@ -271,14 +202,3 @@ class Objective(lightning.LightningModule):
         Only rank 0 is asked, with the weights as they are after a validation.
         """
         return []
-
-
-def _mix(*parts: int) -> int:
-    """One 63-bit seed from several numbers (splitmix64 steps), so that neighbouring steps share nothing."""
-    state = 0
-    for part in parts:
-        state = (state + part + 0x9E3779B97F4A7C15) & (1 << 64) - 1
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (1 << 64) - 1
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (1 << 64) - 1
-        state ^= state >> 31
-    return state >> 1

@@ -118,7 +118,7 @@ class Instruction(Objective):
         settings = {"max_new_tokens": self.max_answer, "do_sample": False, **settings}
         ends = encoder.ends()
         prompts = [encoder.prompt(messages) for messages in conversations]
-        with torch.no_grad():
+        with torch.no_grad(), self.precision_context():
             found = continued(self.model, prompts, tokenizer.pad_token_id, shared, eos_token_id=sorted(ends), **settings)
         texts = (tokenizer.decode(until(tokens, ends), skip_special_tokens=True) for tokens in found.values())
         return dict(zip(found, texts, strict=True))

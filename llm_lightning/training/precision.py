@@ -1,4 +1,8 @@
-"""bf16 with fp32 master weights: every weight is cast once a step, and the model computes in bf16 throughout."""
+"""The precision of a step: which weights the model computes with, and which ones the optimizer changes.
+
+bf16-mixed keeps fp32 master weights in the module and bf16 working copies beside them. A working copy hides its master from the
+forward pass alone: `parameters()`, `state_dict()`, `zero_grad()`, the optimizer and the export see the masters at all times.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.plugins.precision import HalfPrecision, Precision
 from torch import Tensor, nn
 from torch.nn import Module
+from torch.utils.weak import WeakIdKeyDictionary
+
+from llm_lightning.distributed import world_size
+from llm_lightning.models.layers import layers
 
 
 def bf16_unit(accelerator: str) -> str | None:
-    """What multiplies bf16 in hardware on an accelerator (`cpu`, `cuda`, `mps`); None where nothing does."""
+    """Return what multiplies bf16 in hardware on an accelerator (`cpu`, `cuda`, `mps`), or None where nothing does."""
     if accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "the GPU"
     if accelerator == "cpu" and torch.cpu._is_amx_tile_supported():
@@ -23,8 +31,20 @@ def bf16_unit(accelerator: str) -> str | None:
     return None
 
 
+def plugin(precision: str, sharded: bool) -> Precision | None:
+    """Return our Lightning plugin for a precision, or None where Lightning's own does.
+
+    `sharded` is whether FSDP2 shards the model: its policy then makes the bf16 copies (`parallel.py`).
+    """
+    if precision == "bf16-true":
+        return HalfWeights("bf16-true")
+    if precision in ("bf16-mixed", "fp8"):
+        return ShardedMasterWeights() if sharded else MasterWeights()
+    return None
+
+
 class MasterWeights(Precision):
-    """The precision of a step: parameters stay in fp32, and modules see bf16 copies of them that gradients flow back through.
+    """bf16-mixed: fp32 master weights, of which the model sees bf16 working copies that gradients flow back through.
 
     Autocast would cast at every use, and back at every normalisation. As in Megatron-LM and torchtitan, activations are bf16 from
     the embedding on; sums inside kernels, gradients of weights over micro-batches, the loss and the optimizer are fp32. Embeddings
@@ -35,48 +55,212 @@ class MasterWeights(Precision):
 
     def __init__(self) -> None:
         self._objective: Any = None
+        self._weights: WorkingWeights | None = None
 
     def convert_module(self, module: Module) -> Module:
-        """Called by Lightning before it trains or evaluates a module; whose model may be another one each time."""
+        """Take the objective whose model is trained or evaluated from now on. Lightning calls it before each run of a loop."""
         self._objective = module
-        keep_frozen_in_bf16(module.model)  # type: ignore[arg-type]
+        cast_adapter_base(module.model)  # type: ignore[arg-type]
         return module
 
     @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
-        with in_bf16(self._objective.model):
+        model = self._objective.model
+        if self._weights is None or self._weights.model is not model:
+            self._weights = WorkingWeights(model)
+        with self._weights.in_use():
             yield
 
 
-def keep_frozen_in_bf16(model: Module) -> None:
-    """Weights that are not trained are cast for good; they would be cast each step to the same."""
-    for module in model.modules():
-        if not isinstance(module, nn.Embedding):
-            for parameter in module._parameters.values():
-                if parameter is not None and not parameter.requires_grad and parameter.dtype == torch.float32:
-                    parameter.data = parameter.data.to(torch.bfloat16)
+class ShardedMasterWeights(Precision):
+    """bf16-mixed under FSDP2, whose `MixedPrecisionPolicy` gathers bf16 weights from fp32 shards and reduces gradients in fp32."""
+
+    precision: Any = "bf16-mixed"
+
+
+class HalfWeights(HalfPrecision):
+    """bf16-true: weights, gradients and the optimizer's states are bf16.
+
+    Everything else keeps its type: targets of a regression, class weights, rotary frequencies, and sums over a step or a split.
+    """
+
+    def convert_module(self, module: Module) -> Module:
+        model: Any = module.model
+        buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+        model.to(dtype=self._desired_input_dtype)
+        for name, buffer in buffers.items():
+            parent, _, child = name.rpartition(".")
+            model.get_submodule(parent)._buffers[child] = buffer.to(model.device)
+        return module
+
+    @contextmanager
+    def forward_context(self) -> Generator[None, None, None]:
+        """Leave the default type alone: a number of targets in bf16 would be rounded to 8 bits."""
+        yield
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def cast_adapter_base(model: Module) -> None:
+    """Cast the frozen weights under an adapter to bf16 for good, which halves their memory.
+
+    An export never reads them: it merges the adapter into the checkpoint's own weights.
+    """
+    if not hasattr(model, "peft_config"):
+        return
+    for module_name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) or "lora_" in module_name or "modules_to_save" in module_name:
+            continue
+        for parameter in module._parameters.values():
+            if parameter is not None and not parameter.requires_grad and parameter.dtype == torch.float32:
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
+class WorkingWeights:
+    """The bf16 copies of a model's fp32 parameters that its modules compute with.
+
+    While they are `in_use`, `module.weight` gives the copy: an entry of the module's `__dict__`, which Python looks up before the
+    `_parameters` that stay as they are. Copies of trained weights are made anew each time, those of frozen weights once.
+
+    On a CPU each weight is cast by itself. `buffered`, the default on CUDA, keeps the copies and fills them by one kernel; the
+    gradients of a layer are then cast by one kernel, and added to those of earlier micro-batches by another.
+    """
+
+    def __init__(self, model: Module, buffered: bool | None = None) -> None:
+        self.model = model
+        self._buffered = buffered
+        self._in_use = False
+        self._places: list[tuple[Module, str, nn.Parameter]] = []
+        """Each (module, attribute, fp32 parameter) that has a copy; a tied weight has several."""
+        self._device = torch.device("cpu")
+        self._groups: list[_Group] = []
+        """Trained weights by layer, where copies are buffered."""
+        self._frozen: Any = WeakIdKeyDictionary()
+        """Of a frozen parameter: its copy, and the (version, device, address) of what was copied."""
+
+    @contextmanager
+    def in_use(self) -> Generator[None, None, None]:
+        """Have the model compute with the copies. Entered again inside of itself, it changes nothing."""
+        if self._in_use:
+            yield
+            return
+        if self._is_outdated():
+            self._find_places()
+        copies = self._copy()
+        hooks = [
+            module.register_forward_hook(lambda module, args, output: output.to(torch.bfloat16))
+            for module in self.model.modules()
+            if isinstance(module, nn.Embedding)
+        ]
+        self._in_use = True
+        try:
+            for module, name, master in self._places:
+                module.__dict__[name] = copies[id(master)]
+            yield
+        finally:
+            self._in_use = False
+            for module, name, _ in self._places:
+                module.__dict__.pop(name, None)
+            for hook in hooks:
+                hook.remove()
+
+    def _is_outdated(self) -> bool:
+        """Return whether places are to be found: the first time, and after the model was moved to another device."""
+        if not self._places or self._places[0][2].device != self._device:
+            return True
+        return any(module._parameters.get(name) is not master for module, name, master in self._places)
+
+    def _find_places(self) -> None:
+        self._places = [
+            (module, name, parameter)
+            for module in self.model.modules()
+            if not isinstance(module, nn.Embedding)
+            for name, parameter in module._parameters.items()
+            if parameter is not None and parameter.dtype == torch.float32
+        ]
+        self._groups = []
+        self._device = self._places[0][2].device if self._places else torch.device("cpu")
+        if not (self._device.type == "cuda" if self._buffered is None else self._buffered):
+            return
+        layer_of = {id(module): number for number, layer in enumerate(layers(self.model)) for module in layer.modules()}
+        groups: dict[int, dict[int, nn.Parameter]] = {}
+        grouped: set[int] = set()
+        for module, _, master in self._places:
+            if master.requires_grad and id(master) not in grouped:
+                grouped.add(id(master))
+                groups.setdefault(layer_of.get(id(module), -1), {})[id(master)] = master
+        self._groups = [_Group(list(masters.values())) for masters in groups.values()]
+
+    def _copy(self) -> dict[int, Tensor]:
+        """Return the copy of each fp32 parameter, by the parameter's id."""
+        copies: dict[int, Tensor] = {}
+        if self._groups:
+            with torch.no_grad():
+                masters = [master for group in self._groups for master in group.masters]
+                torch._foreach_copy_([buffer for group in self._groups for buffer in group.buffers], masters)
+            for group in self._groups:
+                copies.update(zip(map(id, group.masters), _Cast.apply(group, *group.masters), strict=True))
+        for _, _, master in self._places:
+            if id(master) not in copies:
+                copies[id(master)] = master.to(torch.bfloat16) if master.requires_grad else self._frozen_copy(master)
+        return copies
+
+    def _frozen_copy(self, master: nn.Parameter) -> Tensor:
+        state = master._version, master.device, master.data_ptr()
+        copy, copied = self._frozen.get(master, (None, None))
+        if copied != state:
+            with torch.inference_mode(False):  # what is made in an evaluation must serve a training step
+                copy = master.detach().to(torch.bfloat16)
+            self._frozen[master] = copy, state
+        return copy
+
+
+class _Group:
+    """Trained weights whose gradients are cast together: those of a layer, or all that are in no layer."""
+
+    def __init__(self, masters: list[nn.Parameter]) -> None:
+        self.masters: list[Tensor] = list(masters)
+        with torch.inference_mode(False):
+            self.buffers = [torch.empty_like(master, dtype=torch.bfloat16, requires_grad=False) for master in masters]
+
+
+class _Cast(torch.autograd.Function):
+    """From fp32 masters to their filled bf16 buffers; backward adds the gradients of the buffers to those of the masters."""
+
+    @staticmethod
+    def forward(ctx: Any, group: _Group, *masters: Tensor) -> tuple[Tensor, ...]:
+        ctx.group = group
+        ctx.set_materialize_grads(False)  # a weight that the loss does not use has no gradient
+        return tuple(buffer.detach() for buffer in group.buffers)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
+        masters: list[Tensor] = ctx.group.masters
+        pairs = zip(masters, slopes, strict=True)
+        exact = [
+            None if slope is None else torch.empty_like(master) for master, slope in pairs
+        ]  # laid out as the optimizer wants it
+        torch._foreach_copy_([e for e in exact if e is not None], [slope for slope in slopes if slope is not None])
+        if world_size() > 1:
+            return None, *exact  # DDP learns of gradients where autograd adds them to the masters
+        sums: list[Tensor] = []
+        terms: list[Tensor] = []
+        for master, slope in zip(masters, exact, strict=True):
+            if slope is None:
+                continue
+            if master.grad is None:
+                master.grad = slope
+            else:
+                sums.append(master.grad)
+                terms.append(slope)
+        if sums:
+            torch._foreach_add_(sums, terms)
+        return (None,) * (len(masters) + 1)
 
 
 @contextmanager
 def in_bf16(model: Module) -> Generator[None, None, None]:
-    """While it lasts, the model's modules hold bf16 copies of their parameters."""
-    copies: dict[int, Tensor] = {}  # a tied weight is cast once
-    masters, hooks = [], []
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            hooks.append(module.register_forward_hook(lambda module, args, output: output.to(torch.bfloat16)))
-            continue
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.dtype == torch.float32:
-                masters.append((module, name, parameter))
-                if id(parameter) not in copies:
-                    copies[id(parameter)] = parameter.to(torch.bfloat16)
-    for module, name, parameter in masters:
-        module._parameters[name] = copies[id(parameter)]  # type: ignore[assignment]
-    try:
+    """Have a model compute with bf16 copies of its parameters, as `trainer.precision=bf16-mixed` does."""
+    with WorkingWeights(model).in_use():
         yield
-    finally:
-        for module, name, parameter in masters:
-            module._parameters[name] = parameter
-        for hook in hooks:
-            hook.remove()

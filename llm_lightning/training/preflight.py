@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.collate import EVALUATION, MicroBatch
 from llm_lightning.data.encode import Encoded
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import DataModule
@@ -249,15 +249,23 @@ class Preflight:
         """One validation batch must produce the metric that decides which weights are kept."""
         objective = self.objective
         objective.eval()
-        batches = self.data.evaluation_batches("validation")
+        batch = self._validation_batch()
         with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
-            batch = objective.transfer_batch_to_device(batches[0], objective.model.device, 0)  # the longest sequences
+            batch = objective.transfer_batch_to_device(batch, objective.model.device, 0)
             produced = score_batches(objective, [batch])
         objective.train()
         name = objective.monitor.split("/", 1)[1]
         if name not in produced:
             raise UserError(f"{objective.monitor} is not produced; there are {', '.join(produced)}")
-        return f"{objective.monitor}, {'higher' if objective.maximize else 'lower'} is better"
+        return f"{objective.monitor}, {'higher' if objective.maximize else 'lower'} is better; computed on {len(batch.input_ids):,} tokens"
+
+    def _validation_batch(self) -> MicroBatch:
+        """Return the batch with the longest sequences. Where FSDP2 is to shard the model, which is whole on every rank's CPU until
+        training starts, return the shortest sequence alone: what is computed takes seconds there, and the metric is the same."""
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return self.data.evaluation_batches("validation")[0]
+        encoded = self.data.text.splits["validation"]
+        return self.data.collator(encoded, [np.array([int(encoded.inputs.argmin())])], EVALUATION)
 
 
 def run(folder: Path, data: DataModule, objective: Objective, trainer: lightning.Trainer, thorough: bool) -> list[Outcome]:

@@ -28,9 +28,10 @@ class Samples(Callback):
 
     def __init__(self, folder: Path, monitor: Monitor) -> None:
         self.file, self.monitor = folder / "samples.jsonl", monitor
+        self._failed = False
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
+        if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero or self._failed:
             return
         assert isinstance(module, Objective)
         if not math.isfinite(module.latest.get("validation/loss", 0.0)):
@@ -43,17 +44,21 @@ class Samples(Callback):
             torch.inference_mode(False),  # which what the model keeps would stay marked by
             torch.no_grad(),
             torch.compiler.set_stance("force_eager"),
+            module.precision_context(),
         ):
             torch.manual_seed(0)
-            found = self._asked(module)
-        if found:
-            self._append([{"step": trainer.global_step, "tokens": self.monitor.tokens, **sample} for sample in found])
+            samples = self._write_samples(module)
+        if samples:
+            self._append([{"step": trainer.global_step, "tokens": self.monitor.tokens, **sample} for sample in samples])
 
-    def _asked(self, module: Objective) -> list[dict[str, str]]:
+    def _write_samples(self, module: Objective) -> list[dict[str, str]]:
+        """Return the samples of a model; where that fails, say so with the place in the code, and do not try again in this run."""
         try:
             return module.samples()
-        except (RuntimeError, ValueError, IndexError) as error:  # an illustration must not stop a training
-            log.warning("samples: none are written (%s)", str(error).splitlines()[0])
+        except Exception as error:  # an illustration must not stop a training
+            self._failed = True
+            log.warning("samples: the run goes on without, as writing them failed (%s: %s)", type(error).__name__, error)
+            log.warning("samples: this is where", exc_info=True, extra={"file_only": True})
             return []
 
     def _append(self, lines: list[dict[str, object]]) -> None:

@@ -15,10 +15,10 @@ from lightning.pytorch.loggers import Logger
 from llm_lightning import distributed
 from llm_lightning.config import TrainerConfig
 from llm_lightning.errors import UserError
+from llm_lightning.training import precision as precisions
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from llm_lightning.training.environment import Heartbeat, LaunchedEnvironment
 from llm_lightning.training.memory import keep_freed_pages, keep_kernels
-from llm_lightning.training.precision import MasterWeights, bf16_unit
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,9 @@ def build(
     precision, why = _precision(config.precision, accelerator)
     plugins: list[Any] = [AtomicCheckpointIO()]
     plain: str | None = precision
-    if precision in ("bf16-mixed", "fp8") and config.strategy != "fsdp":
-        plugins.append(MasterWeights())
+    sharded = config.strategy == "fsdp"
+    if (precision_plugin := precisions.plugin(precision, sharded)) is not None:
+        plugins.append(precision_plugin)
         plain = None
     if accelerator == "cpu":
         keep_freed_pages()
@@ -82,6 +83,7 @@ def build(
             enable_model_summary=False,
             use_distributed_sampler=False,  # the plan cuts steps into ranks
             detect_anomaly=config.detect_anomaly,
+            inference_mode=not sharded,  # FSDP2 could not train with what it gathered in inference mode
         )
     except (lightning.fabric.utilities.exceptions.MisconfigurationException, ValueError, RuntimeError) as error:
         raise UserError(f"trainer: {error}") from error
@@ -110,7 +112,7 @@ def _precision(wanted: str, accelerator: str) -> tuple[str, str]:
         raise UserError("trainer.precision=fp8: nothing here multiplies fp8 (NVIDIA GPUs since Ada and Hopper do); use auto.")
     if wanted != "auto":
         return wanted, "as configured"
-    unit = bf16_unit(accelerator)
+    unit = precisions.bf16_unit(accelerator)
     return ("32-true", "nothing here multiplies bf16") if unit is None else ("bf16-mixed", f"{unit} multiplies it")
 
 

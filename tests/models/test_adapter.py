@@ -18,6 +18,7 @@ from llm_lightning.config import AdapterConfig
 from llm_lightning.errors import UserError
 from llm_lightning.models import adapter
 from llm_lightning.models.forward import token_loss, unpadded
+from llm_lightning.objectives.instruction import Instruction
 from llm_lightning.run import evaluate
 from llm_lightning.training.checkpoints import saved
 
@@ -96,13 +97,45 @@ def test_a_run_with_an_adapter_goes_on_where_it_was_killed(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_patterns_freeze_parameters(pretrained: Callable[[str], list[str]], run: Runner, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_patterns_freeze_parameters(precision: str, pretrained: Callable[[str], list[str]], run: Runner, tmp_path: Path) -> None:
+    """What is exported of them is what the checkpoint has, bit for bit, whatever training computes in; and what is scored is that."""
     freeze = "model.freeze=['*.embeddings.*','*.layer.0.*']"
-    run(*pretrained("classification"), freeze, "optimizer.lr=1e-2", "trainer.max_epochs=1", f"run_dir={tmp_path}/run")
+    given = ["optimizer.lr=1e-2", "trainer.max_epochs=1", f"trainer.precision={precision}", f"run_dir={tmp_path}/run"]
+    summary = run(*pretrained("classification"), freeze, *given)
     before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "run/hf"))
     for name, value in before.items():
-        found = after[f"bert.{name}"]  # in bf16 where that is what training computes in: frozen weights have no master copy
-        assert torch.equal(value.to(found.dtype), found) == ("embeddings" in name or "layer.0." in name), name
+        assert torch.equal(value, after[f"bert.{name}"]) == ("embeddings" in name or "layer.0." in name), name
+        assert after[f"bert.{name}"].dtype == torch.float32
+    assert evaluate(load(["task=evaluate", f"run={tmp_path}/run"]))["metrics"] == summary["metrics"]
+
+
+@pytest.mark.parametrize("objective", ["instruction", "translation"])
+def test_an_adapter_in_bf16_writes_samples(
+    objective: str, pretrained: Callable[[str], list[str]], run: Runner, tmp_path: Path
+) -> None:
+    """At each validation, though the weights under the adapter are bf16 and its own are fp32."""
+    given = [*pretrained(objective), *LORA, "trainer.precision=bf16-mixed", "trainer.max_epochs=null", "trainer.max_steps=4"]
+    run(*given, "trainer.validate_every_steps=2", f"run_dir={tmp_path}/run")
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert {sample["step"] for sample in samples} == {2, 4}
+    assert "samples:" not in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_samples_that_fail_are_said_to_once(
+    pretrained: Callable[[str], list[str]], run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the place in the code, and training goes on."""
+
+    def fail(self: Instruction) -> list[dict[str, str]]:
+        raise KeyError("a mistake of ours")
+
+    monkeypatch.setattr(Instruction, "samples", fail)
+    given = ["trainer.max_epochs=null", "trainer.max_steps=2", "trainer.validate_every_steps=1", f"run_dir={tmp_path}/run"]
+    assert run(*pretrained("instruction"), *given)["steps"] == 2
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert log.count("samples: the run goes on without, as writing them failed (KeyError: 'a mistake of ours')") == 1
+    assert log.count('raise KeyError("a mistake of ours")') == 1
 
 
 WRONG = [

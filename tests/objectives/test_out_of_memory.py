@@ -97,5 +97,5 @@ def test_a_step_that_does_not_fit_is_repeated_in_halves(
 
 def test_what_cannot_be_halved_ends_with_advice(corpus: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limited(monkeypatch, 3)
-    with pytest.raises(RunError, match=r"ran out of memory .* lower batch\.micro_tokens or data\.block_size"):
+    with pytest.raises(RunError, match=r"ran out of memory .* single sequence .* lower data\.block_size"):
         run(*arguments(corpus, tmp_path))

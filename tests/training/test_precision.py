@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from llm_lightning.config import TrainerConfig
 from llm_lightning.objectives.base import Objective
-from llm_lightning.training import trainer
-from llm_lightning.training.precision import MasterWeights, in_bf16
+from llm_lightning.training import precision, trainer
+from llm_lightning.training.precision import MasterWeights, WorkingWeights, in_bf16
+from llm_lightning.training.step import clip
 
-from ..conftest import Runner
+from ..conftest import TINY_BERT, TINY_GPT, Runner
 
 CONFIG = GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 
@@ -64,18 +67,108 @@ def test_frequent_tokens_keep_their_gradient() -> None:
     assert embedding.weight.grad[0].eq(1000).all()
 
 
+@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_working_copies_hide_masters_from_the_forward_pass_alone(tied: bool, buffered: bool) -> None:
+    """Buffers, which a GPU has, hold what is cast anew on a CPU: losses and gradients are the same, in two steps of two micro-batches."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(GPT2Config(**CONFIG.to_dict() | {"tie_word_embeddings": tied}))
+    reference = copy.deepcopy(model)
+    weights, expected = WorkingWeights(model, buffered), WorkingWeights(reference, buffered=False)
+    ids = torch.arange(24).view(2, 12)
+    for _ in range(2):
+        masters = dict(model.named_parameters())
+        for _ in range(2):
+            with weights.in_use(), weights.in_use(), expected.in_use():  # the inner one must not end the outer one
+                assert model.lm_head.weight.dtype == torch.bfloat16
+                assert all(parameter is masters[name] for name, parameter in model.named_parameters())
+                assert all(value.dtype == torch.float32 for value in model.state_dict().values())
+                losses = [m(input_ids=ids, labels=ids).loss for m in (model, reference)]
+                assert losses[0].equal(losses[1])
+                for loss in losses:
+                    loss.backward()
+        for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
+            if tied and name == "transformer.wte.weight":  # two gradients, added in another order
+                torch.testing.assert_close(p.grad, q.grad)
+            else:
+                assert p.grad.equal(q.grad), name
+        with weights.in_use(), torch.no_grad():
+            model.zero_grad()  # as where a step is begun anew
+            assert all(parameter.grad is None for parameter in masters.values())
+            for m in (model, reference):
+                m.zero_grad()
+                for parameter in m.parameters():
+                    parameter.mul_(1.01)  # an optimizer's step: the next copies are of the new weights
+        with torch.inference_mode(), weights.in_use():
+            model(input_ids=ids)
+    assert model(input_ids=ids).logits.dtype == torch.float32
+
+
+def test_frozen_weights_are_cast_once_and_stay_as_they_are() -> None:
+    model = AutoModelForCausalLM.from_config(CONFIG)
+    frozen = model.transformer.h[0].mlp.c_fc.weight.requires_grad_(False)
+    before = frozen.clone()
+    weights = WorkingWeights(model)
+    copies = []
+    for mode in (torch.inference_mode, torch.enable_grad):  # an evaluation first, whose copies a training step goes on with
+        with weights.in_use(), mode():
+            copies.append(model.transformer.h[0].mlp.c_fc.weight)
+            loss = model(input_ids=torch.arange(12)[None], labels=torch.arange(12)[None]).loss
+    loss.backward()
+    assert copies[0] is copies[1]
+    assert copies[0].dtype == torch.bfloat16
+    assert frozen.equal(before)
+    with torch.no_grad():
+        frozen.add_(1.0)
+    with weights.in_use():
+        assert model.transformer.h[0].mlp.c_fc.weight.equal(frozen.to(torch.bfloat16))
+
+
+def test_in_bf16_true_only_weights_are_bf16(corpus: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of targets is exact, where bf16 knows 256 and 258 and nothing between; sums are fp64, labels and class weights fp32."""
+    exact: list[bool] = []
+    counts: list[int] = []
+    labels: list[Tensor] = []
+    step, loss_sum = Objective.training_step, Objective.loss_sum
+
+    def watch_step(self: Objective, batch: Any, index: int) -> Any:
+        outputs = step(self, batch, index)
+        counts.append(batch.targets)
+        exact.append(float(outputs["targets"]) == batch.targets and outputs["loss_sum"].dtype == torch.float64)
+        return outputs
+
+    def watch_loss(self: Objective, batch: Any) -> Tensor:
+        labels.append(batch.targets)
+        return loss_sum(self, batch)
+
+    monkeypatch.setattr(Objective, "training_step", watch_step)
+    monkeypatch.setattr(Objective, "loss_sum", watch_loss)
+    short = ["trainer.precision=bf16-true", "trainer.max_steps=2"]
+    text = ["data=text", f"data.train={corpus}", "data.document=line", "data.block_size=32", "data.packing=concat"]
+    run("task=pretrain", *TINY_GPT, *text, "batch.sequences=17", *short, f"run_dir={tmp_path}/text")
+    assert exact == [True, True]
+    assert any(count > 256 and count % 2 for count in counts), counts
+    rows = [{"text": f"a house of {i} rooms", "label": 1 / (i + 3)} for i in range(60)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    table = ["data=files", f"data.train={tmp_path}/train.jsonl", "data.columns.label=label", *TINY_BERT, *short]
+    labels.clear()
+    run("task=finetune", "objective=regression", *table, f"run_dir={tmp_path}/numbers")
+    known = torch.tensor([row["label"] for row in rows])
+    assert all(bool((label == known).any()) for batch in labels for label in batch.flatten().float())
+    classes = [row | {"label": f"class {i % 2}"} for i, row in enumerate(rows)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, classes)))
+    run("task=finetune", *table, "objective.class_weights=[1.001,1]", f"run_dir={tmp_path}/classes")
+
+
 def test_gradients_are_clipped_after_they_are_unscaled() -> None:
     """As under trainer.precision=16-mixed: their norm, and what they are clipped to, is that of the loss that was not scaled."""
     model = AutoModelForCausalLM.from_config(CONFIG)
     plain = copy.deepcopy(model)
-    objective = Objective(None)  # type: ignore[arg-type]
-    objective.model, objective.clip_norm = model, 0.01
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    objective.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))  # type: ignore[assignment]
     optimizer = torch.optim.AdamW(model.parameters())
     ids = torch.arange(24).view(2, 12)
     scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
-    norm = objective._clip(SimpleNamespace(optimizer=optimizer, param_groups=optimizer.param_groups))
+    norm = clip(model, optimizer, 0.01, scaler)
     plain(input_ids=ids, labels=ids).loss.backward()
     torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.01))
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
@@ -86,7 +179,7 @@ def test_gradients_are_clipped_after_they_are_unscaled() -> None:
 def test_auto_is_what_the_hardware_multiplies(
     unit: str | None, found: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(trainer, "bf16_unit", lambda accelerator: unit)
+    monkeypatch.setattr(precision, "bf16_unit", lambda accelerator: unit)
     engine = trainer.build(TrainerConfig(accelerator="cpu", devices=1, precision="auto"), tmp_path, 1, 1, [], [])
     assert engine.precision == found
     assert isinstance(engine.precision_plugin, MasterWeights) == (unit is not None)
