@@ -69,7 +69,14 @@ KEYS: dict[Kind, tuple[str, ...]] = {
     Kind.LENGTH: ("trainer.max_steps", "trainer.max_epochs", "trainer.validate_every_steps", "callbacks.patience"),
     Kind.EXECUTION: (
         *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.compile"),
-        *("trainer.detect_anomaly", "batch.micro_sequences", "batch.micro_tokens", "data.workers", "model.trust_remote_code"),
+        *(
+            "trainer.detect_anomaly",
+            "trainer.hang_timeout",
+            "batch.micro_sequences",
+            "batch.micro_tokens",
+            "data.workers",
+            "model.trust_remote_code",
+        ),
     ),
     Kind.RECORD: (
         *("run_dir", "resume", "cache_dir", "command", "debug", "choices.*", "trainer.progress", "trainer.log_every_steps"),

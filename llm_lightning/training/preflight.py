@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from llm_lightning import distributed
 from llm_lightning.data.collate import EVALUATION, MicroBatch
 from llm_lightning.data.encode import Encoded
 from llm_lightning.data.masking import IGNORED
@@ -59,6 +60,12 @@ class Preflight:
     thorough: bool
 
     def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        """Yield name and function of each check: on rank 0 all, on the others those of their own device."""
+        if not distributed.is_rank_zero():
+            yield "one step on the longest batch", self.step
+            if self.data.config.trainer.compile is not False:
+                yield "compile", self.compile
+            return
         yield "tokenizer", self.tokenizer
         for split in self.data.text.splits:
             yield f"{split} batch", lambda split=split: self.batch(split)  # type: ignore[misc]
