@@ -189,6 +189,7 @@ class Calibration(Sums):
 
     def update(self, confidence: np.ndarray, right: np.ndarray) -> None:
         """Take in some examples, both (examples,). A confidence of exactly 1 has a bin of its own, as in torchmetrics 1.9."""
+        confidence = np.nan_to_num(confidence)  # a model that diverges is reported by its loss
         bins = np.searchsorted(self._edges, confidence, side="right") - 1
         np.add.at(self["count"], bins, 1)
         np.add.at(self["right"], bins, right.astype(np.int64))

@@ -91,7 +91,7 @@ class Objective(lightning.LightningModule):
         return self.score(batch)[0]
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Any]:
-        """(sum of the losses, what `outcome` takes) of a batch."""
+        """Return (sum of the losses, what `update_states` takes) of a batch."""
         raise NotImplementedError
 
     def build_states(self) -> States:

@@ -36,7 +36,10 @@ class EvaluationPass:
 
 
 def score_batches(objective: Objective, batches: Iterable[MicroBatch]) -> Evaluation:
-    """Return the scores of some batches that this rank alone evaluates. Nothing is merged: it is no collective of its own."""
+    """Return the scores of some batches without merging states: every rank that calls it has the same batches.
+
+    It is called on every rank or on the only one, as `scores` may share its work among them.
+    """
     batches = list(batches)
     losses, states = BatchLosses(len(batches)), objective.build_states()
     for batch in batches:

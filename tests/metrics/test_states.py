@@ -223,6 +223,17 @@ def test_correlations_are_those_of_torchmetrics() -> None:
     assert correlation(a, np.ones(500)) == 0.0
 
 
+def test_what_is_no_number_does_not_stop_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that diverges ends with the message about its loss."""
+    monkeypatch.setattr(ranking, "SCORES", 1)
+    broken = np.full((8, 3), np.nan, np.float32)
+    scores, bins = LabelScores(3, 8), Calibration(8)
+    scores.update(np.arange(8), broken, broken == 0)
+    bins.update(broken[:, 0], np.zeros(8, bool))
+    assert scores.average_precisions().tolist() == [0.0] * 3
+    assert math.isfinite(bins.error())
+
+
 def test_a_tally_adds_up() -> None:
     names = ["a", "b", "b", "c"] * 25
     states = [merged(Tally, lambda s, part: s.update(names[i] for i in part), 100, i) for i in range(3)]
