@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 from pathlib import Path
 
 import pytest
@@ -28,14 +26,10 @@ EXACT = ["trainer.precision=32-true", "trainer.log_every_steps=1"]
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
 
 
-def train(launch: Launch, arguments: list[str], folder: Path) -> None:
-    """Start a run and wait for its end; processes that hang are killed."""
-    run = launch([*QUIET, *arguments], folder)
-    watch = threading.Timer(240, run.kill, [signal.SIGKILL])
-    watch.start()
-    code = run.wait()
-    watch.cancel()
-    assert code == 0, run.log.read_text()[-4000:]
+def train(launch_ranks: LaunchRanks, arguments: list[str], folder: Path) -> None:
+    """Run to the end, on two processes where the arguments name TWO devices."""
+    ranks = launch_ranks([*QUIET, *arguments, f"run_dir={folder}"], folder, count=2 if TWO[-1] in arguments else 1)
+    assert wait(ranks) == [0] * len(ranks), "\n".join(rank.log.read_text()[-4000:] for rank in ranks)
 
 
 def tasks(task: str, corpus: Path, reviews: Path, cache: Path) -> list[str]:
@@ -46,13 +40,13 @@ def tasks(task: str, corpus: Path, reviews: Path, cache: Path) -> list[str]:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("task", ["causal", "classes"])
 def test_two_processes_train_what_one_would(
-    task: str, strategy: str, launch: Launch, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
+    task: str, strategy: str, launch_ranks: LaunchRanks, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
 ) -> None:
     """Steps of seven rows in micro-batches of two: unequal numbers of rows, batches and targets on the two ranks."""
     given = [*tasks(task, corpus, reviews, cache), "batch.micro_sequences=2", "trainer.max_steps=6"]
     given += ["trainer.validate_every_steps=3", "optimizer.lr=1e-2"]
-    train(launch, given, tmp_path / "one")
-    train(launch, [*given, f"trainer={strategy}", *TWO], tmp_path / "two")
+    train(launch_ranks, given, tmp_path / "one")
+    train(launch_ranks, [*given, f"trainer={strategy}", *TWO], tmp_path / "two")
     one, two = ([float(loss) for _, loss in losses(tmp_path / name)] for name in ("one", "two"))
     assert len(one) == 6
     assert two == pytest.approx(one, rel=1e-5)
@@ -66,13 +60,13 @@ def test_two_processes_train_what_one_would(
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_train_the_adapter_that_one_would(
-    strategy: str, launch: Launch, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
+    strategy: str, launch_ranks: LaunchRanks, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
 ) -> None:
     given = [*tasks("classes", corpus, reviews, cache), "trainer.max_steps=4", "trainer.validate_every_steps=2"]
-    train(launch, given, tmp_path / "base")
+    train(launch_ranks, given, tmp_path / "base")
     given += [f"model.init_from={tmp_path}/base", "model/adapter=lora", "batch.micro_sequences=2"]
-    train(launch, given, tmp_path / "one")
-    train(launch, [*given, f"trainer={strategy}", *TWO], tmp_path / "two")
+    train(launch_ranks, given, tmp_path / "one")
+    train(launch_ranks, [*given, f"trainer={strategy}", *TWO], tmp_path / "two")
     one, two = ([float(loss) for _, loss in losses(tmp_path / name)] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-5)
     for file in ("adapter/adapter_model.safetensors", "hf/model.safetensors"):
@@ -129,7 +123,7 @@ def gradient(folder: Path) -> list[Tensor]:
 
 @pytest.mark.parametrize("task", ["causal", "classes"])
 def test_the_gradient_of_a_step_is_that_of_one_big_batch(
-    task: str, launch: Launch, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
+    task: str, launch_ranks: LaunchRanks, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
 ) -> None:
     """1 x 32, 4 x 8, micro-batches of unequal size under a token bound, and two processes of them: one gradient."""
     given = [*tasks(task, corpus, reviews, cache), "batch.sequences=32", "trainer.max_steps=1", "trainer.clip_norm=null"]
@@ -143,21 +137,21 @@ def test_the_gradient_of_a_step_is_that_of_one_big_batch(
         "two processes": [*ragged, "trainer=ddp", *TWO],
     }
     for name, changes in ways.items():
-        train(launch, [*given, *changes], tmp_path / name)
+        train(launch_ranks, [*given, *changes], tmp_path / name)
     for name, whole in (("4x8", "1x32"), ("ragged", "shuffled"), ("two processes", "shuffled")):
         found, expected = (torch.cat([g.flatten() for g in gradient(tmp_path / n)]) for n in (name, whole))
         assert float((found - expected).norm()) <= 1e-6 * float(expected.norm()), name
 
 
 def test_a_run_goes_on_on_another_number_of_processes(
-    launch: Launch, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
+    launch_ranks: LaunchRanks, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
 ) -> None:
     """One process, then two, then one again, against one all the way: the same steps, the same curve to rounding."""
     given = [*tasks("causal", corpus, reviews, cache), "batch.micro_sequences=2", "trainer.validate_every_steps=3"]
     given += ["scheduler=wsd", "scheduler.warmup=0", "scheduler.decay=0", "optimizer.lr=1e-2"]  # a rate that no length changes
-    train(launch, [*given, "trainer.max_steps=12"], tmp_path / "one")
+    train(launch_ranks, [*given, "trainer.max_steps=12"], tmp_path / "one")
     for steps, devices in ((4, []), (8, ["trainer=ddp", *TWO]), (12, [])):
-        train(launch, [*given, f"trainer.max_steps={steps}", *devices], tmp_path / "elastic")
+        train(launch_ranks, [*given, f"trainer.max_steps={steps}", *devices], tmp_path / "elastic")
     one, elastic = (dict(losses(tmp_path / name)) for name in ("one", "elastic"))
     assert list(elastic) == list(one) == [str(step) for step in range(1, 13)]
     assert [float(loss) for loss in elastic.values()] == pytest.approx([float(loss) for loss in one.values()], rel=1e-5)
@@ -165,13 +159,15 @@ def test_a_run_goes_on_on_another_number_of_processes(
     assert seen[0] == seen[1]
 
 
-def test_streamed_text_goes_on_exactly_on_as_many_processes(launch: Launch, corpus: Path, cache: Path, tmp_path: Path) -> None:
+def test_streamed_text_goes_on_exactly_on_as_many_processes(
+    launch: Launch, launch_ranks: LaunchRanks, corpus: Path, cache: Path, tmp_path: Path
+) -> None:
     """Two processes with a loader worker each: every one of the four readers' states is in the checkpoint, rank 0's and rank 1's."""
     given = [*CAUSAL, f"data.train={corpus}", f"data.validation={corpus}", f"cache_dir={cache}", *EXACT, "data.streaming=true"]
     given += ["scheduler=wsd", "scheduler.warmup=0", "scheduler.decay=0", "trainer.validate_every_steps=3", "data.workers=2"]
     for folder, lengths in (("whole", [8]), ("in two parts", [5, 8])):
         for steps in lengths:
-            train(launch, [*given, f"trainer.max_steps={steps}", "trainer=ddp", *TWO], tmp_path / folder)
+            train(launch_ranks, [*given, f"trainer.max_steps={steps}", "trainer=ddp", *TWO], tmp_path / folder)
     whole, parts = (losses(tmp_path / folder) for folder in ("whole", "in two parts"))
     assert len(whole) == 8
     assert whole == parts
@@ -182,13 +178,13 @@ def test_streamed_text_goes_on_exactly_on_as_many_processes(launch: Launch, corp
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_streamed_steps_of_fewer_rows_than_processes(
-    strategy: str, launch: Launch, corpus: Path, cache: Path, tmp_path: Path
+    strategy: str, launch_ranks: LaunchRanks, corpus: Path, cache: Path, tmp_path: Path
 ) -> None:
     """A rank without a row runs blank micro-batches that count for nothing: the run is that of one process."""
     arguments = [*CAUSAL, f"data.train={corpus}", f"data.validation={corpus}", f"cache_dir={cache}", *EXACT, "data.streaming=true"]
     arguments += ["batch.sequences=1", "trainer.max_steps=4", "trainer.validate_every_steps=2", "optimizer.lr=1e-2"]
-    train(launch, arguments, tmp_path / "one")
-    train(launch, [*arguments, f"trainer={strategy}", *TWO], tmp_path / "two")
+    train(launch_ranks, arguments, tmp_path / "one")
+    train(launch_ranks, [*arguments, f"trainer={strategy}", *TWO], tmp_path / "two")
     one, two = ([float(loss) for _, loss in losses(tmp_path / name)] for name in ("one", "two"))
     assert len(one) == 4
     assert two == pytest.approx(one, rel=1e-5)
@@ -196,7 +192,9 @@ def test_streamed_steps_of_fewer_rows_than_processes(
     assert summaries[0]["tokens_seen"] == summaries[1]["tokens_seen"]
 
 
-def test_streamed_steps_of_unequal_numbers_of_micro_batches(launch: Launch, corpus: Path, cache: Path, tmp_path: Path) -> None:
+def test_streamed_steps_of_unequal_numbers_of_micro_batches(
+    launch_ranks: LaunchRanks, corpus: Path, cache: Path, tmp_path: Path
+) -> None:
     """Seven rows on two ranks: one whole micro-batch each, or four and three of a row each, which makes a blank one."""
     arguments = [*CAUSAL, f"data.train={corpus}", f"data.validation={corpus}", f"cache_dir={cache}", *EXACT, "data.streaming=true"]
     arguments += ["trainer.max_steps=4", "trainer.validate_every_steps=2", "optimizer.lr=1e-2", *TWO]
@@ -206,17 +204,19 @@ def test_streamed_steps_of_unequal_numbers_of_micro_batches(launch: Launch, corp
         "fsdp": ["trainer=fsdp", "batch.micro_sequences=1"],
     }
     for name, changes in ways.items():
-        train(launch, [*arguments, *changes], tmp_path / name)
+        train(launch_ranks, [*arguments, *changes], tmp_path / name)
     whole, ddp, fsdp = ([float(loss) for _, loss in losses(tmp_path / name)] for name in ways)
     assert len(whole) == 4
     assert ddp == pytest.approx(whole, rel=1e-5)
     assert fsdp == pytest.approx(whole, rel=1e-5)
 
 
-def test_scores_are_those_of_one_process_to_the_last_digit(launch: Launch, reviews: Path, cache: Path, tmp_path: Path) -> None:
+def test_scores_are_those_of_one_process_to_the_last_digit(
+    launch: Launch, launch_ranks: LaunchRanks, reviews: Path, cache: Path, tmp_path: Path
+) -> None:
     """Also where a rank has no row left: three evaluation batches on two ranks."""
     given = [*tasks("classes", reviews, reviews, cache), "trainer.max_steps=3", "data.validation_fraction=0.09"]
-    train(launch, given, tmp_path / "run")
+    train(launch_ranks, given, tmp_path / "run")
     said = []
     for name, devices in (("one", []), ("two", ["trainer.strategy=ddp", *TWO])):
         run = launch(["task=evaluate", f"run={tmp_path / 'run'}", *devices], tmp_path / name)

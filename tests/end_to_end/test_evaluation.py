@@ -10,7 +10,7 @@ import pytest
 
 from ..conftest import TINY_BERT
 from ..objectives.test_supervised import TINY_MARIAN, tasks, write
-from .conftest import Launch
+from .conftest import LaunchRanks
 from .test_devices import EXACT, TWO, train
 
 SIZES = {  # evaluation batches of 7 rows, and of translation one batch of test for two processes
@@ -45,14 +45,16 @@ def results(folder: Path) -> dict[str, Any]:
         ("classification", "fsdp"),
     ],
 )
-def test_two_processes_evaluate_as_one_does(objective: str, strategy: str, launch: Launch, cache: Path, tmp_path: Path) -> None:
+def test_two_processes_evaluate_as_one_does(
+    objective: str, strategy: str, launch_ranks: LaunchRanks, cache: Path, tmp_path: Path
+) -> None:
     """The last evaluation of a run, which also generates: ranks have unequal numbers of batches, and one of them none.
 
     The learning rate is too small to change a weight, so both runs evaluate the same model.
     """
     given = [*arguments(objective, tmp_path), f"cache_dir={cache}", *EXACT, "trainer.max_epochs=null", "trainer.max_steps=1"]
-    train(launch, [*given, "optimizer.lr=1e-30"], tmp_path / "one")
-    train(launch, [*given, "optimizer.lr=1e-30", f"trainer={strategy}", *TWO], tmp_path / "two")
+    train(launch_ranks, [*given, "optimizer.lr=1e-30"], tmp_path / "one")
+    train(launch_ranks, [*given, "optimizer.lr=1e-30", f"trainer={strategy}", *TWO], tmp_path / "two")
     one, two = results(tmp_path / "one"), results(tmp_path / "two")
     assert one["validation"].keys() > {"rows"}
     assert two == one
