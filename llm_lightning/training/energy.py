@@ -123,30 +123,45 @@ class Energy(Callback):
         return {name: sum(phase[name] for phase in self.phases.values()) for name in READ} if self.phases else {}
 
     def stop(self, tokens: int) -> dict[str, Any]:
-        """In all, by hardware and by phase, and how it is known; `tokens` are those trained on."""
+        """Return the energy of all machines, by hardware and by phase, and how it is known; `tokens` are those trained on. A collective."""
         if self._thread is not None:
             self._thread.join(timeout=10)
         self._count(measure=True)
+        phases = self._sum_phases()
         if self._tracker is None:
             return {"kwh": None, "co2eq_kg": None}
-        total = self.used()
+        total = {name: sum(phase[name] for phase in phases.values()) for name in READ}
         sources = {PARTS.get(type(part).__name__, "other"): _source(part) for part in self._tracker._hardware}
         self._tracker.stop()
         self._tracker = None
-        train = self.phases.get("train", {}).get("kwh")
+        train = phases.get("train", {}).get("kwh")
         return {
             **total,
             "joules_per_token": train * JOULES / tokens if train and tokens else None,
-            "phases": self.phases,
+            "phases": phases,
             "sources": sources,
             "country": self.country,
         }
 
+    def _sum_phases(self) -> dict[str, Usage]:
+        """Return what each phase used on all machines, which have a meter each. A collective."""
+        phases: dict[str, Usage] = {}
+        for machine in distributed.gather(self.phases):
+            for phase, usage in machine.items():
+                total = phases.setdefault(phase, dict.fromkeys(READ, 0.0))
+                for figure in READ:
+                    total[figure] += usage.get(figure, 0.0)
+        return phases
+
     def state_dict(self) -> dict[str, Any]:
+        """Return the sums of all machines. A collective: Lightning asks every rank for its callbacks' states."""
         self._count(measure=False)
-        return {"phases": {phase: dict(usage) for phase, usage in self.phases.items()}}
+        return {"phases": self._sum_phases()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the sums of all machines over, on rank 0 alone."""
+        if not distributed.is_rank_zero():
+            return
         for name, before in state.get("phases", {}).items():
             phase = self.phases.setdefault(name, {})
             for figure in READ:

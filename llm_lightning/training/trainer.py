@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+import transformers
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
@@ -36,6 +37,9 @@ def quiet_libraries() -> None:
         ".*You have overridden .transfer_batch_to_device.*",  # for a CPU, where there is nothing to transfer
     ):
         warnings.filterwarnings("ignore", message)
+    if not distributed.is_rank_zero():  # which warns for all
+        warnings.simplefilter("ignore")
+        transformers.logging.set_verbosity_error()
 
 
 def build(
