@@ -60,12 +60,15 @@ class Preflight:
     thorough: bool
 
     def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
-        """Yield name and function of each check: on rank 0 all, on the others those of their own device."""
-        if not distributed.is_rank_zero():
-            yield "one step on the longest batch", self.step
-            if self.data.config.trainer.compile is not False:
-                yield "compile", self.compile
-            return
+        """Yield name and function of each check: on rank 0 all; on the others those of their own device, and scores, a collective."""
+        yield from self.data_checks() if distributed.is_rank_zero() else ()
+        yield "one step on the longest batch", self.step
+        if self.data.config.trainer.compile is not False:
+            yield "compile", self.compile
+        yield from self.model_checks() if distributed.is_rank_zero() else ()
+        yield "monitored metric", self.monitor
+
+    def data_checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         yield "tokenizer", self.tokenizer
         for split in self.data.text.splits:
             yield f"{split} batch", lambda split=split: self.batch(split)  # type: ignore[misc]
@@ -73,13 +76,11 @@ class Preflight:
                 yield f"{split} labels", lambda split=split: self.labels(split)  # type: ignore[misc]
         yield "disk", self.disk
         yield "optimizer", self.optimizer
-        yield "one step on the longest batch", self.step
-        if self.data.config.trainer.compile is not False:
-            yield "compile", self.compile
+
+    def model_checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         if self.objective.auto_class == "AutoModelForCausalLM":
             yield "no look ahead", self.causality
         yield "checkpoint written and read", self.checkpoint
-        yield "monitored metric", self.monitor
 
     def tokenizer(self) -> str:
         """Every id that the data holds must be one of the model's."""
