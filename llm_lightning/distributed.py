@@ -1,4 +1,4 @@
-"""Which process this is, and how the processes of a run agree: the only module that reads the variables of launchers.
+"""Identify this process among those of a run, connect them, and agree: the only module that reads the variables of launchers.
 
 torchrun, SLURM's srun and this program itself (`launch.py`) start processes that know their rank from the environment. They meet at
 a store on rank 0's machine before anything else happens, so that rank 0 can decide for all: the folder, the checkpoint to resume from.
@@ -56,7 +56,7 @@ class Launch:
         return self.rank // self.local_world_size
 
 
-def launched(environment: Mapping[str, str] | None = None) -> Launch:
+def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     """Return how this process was started, by the variables of its launcher."""
     variables = os.environ if environment is None else environment
     if "RANK" in variables and int(variables.get("WORLD_SIZE", "1")) > 1:
@@ -140,17 +140,17 @@ def slurm_batch_job() -> str | None:
 
 def is_launched() -> bool:
     """Return whether a launcher started this process as one of several."""
-    return launched().world_size > 1
+    return read_launch().world_size > 1
 
 
 def rank() -> int:
     """Return the number of this process over all machines, from 0."""
-    return launched().rank
+    return read_launch().rank
 
 
 def local_rank() -> int:
     """Return the number of this process on its machine, from 0."""
-    return launched().local_rank
+    return read_launch().local_rank
 
 
 def is_rank_zero() -> bool:
@@ -161,7 +161,7 @@ def is_rank_zero() -> bool:
 # ---- meeting ----
 
 _store: Any = None
-"""Where the processes of this run leave each other words, beside their collectives."""
+"""The key-value store of the connected processes, for agreement beside collectives."""
 _met = False
 
 
@@ -178,14 +178,14 @@ def world_size() -> int:
 
 
 def connect(timeout: timedelta, cuda: bool) -> tuple[str, int]:
-    """Make the process group of the run, over NCCL for tensors on GPUs and over gloo for others. Return where its store is.
+    """Make the process group of the run, over NCCL for tensors on GPUs and over gloo for others. Return its store's address and port.
 
     `timeout` is that of a collective. A collective.
     """
     import torch.distributed
 
     global _store, _met
-    launch = launched()
+    launch = read_launch()
     _choose_interface(launch)
     _store, address, port = _open_run_store(launch, timeout)
     torch.distributed.init_process_group(
@@ -201,7 +201,7 @@ def connect(timeout: timedelta, cuda: bool) -> tuple[str, int]:
 
 def connect_jobs(timeout: timedelta) -> Any:
     """Return a store of all ranks, at which the jobs of a sweep that this process starts will meet, each for itself. A collective."""
-    launch = launched()
+    launch = read_launch()
     store, address, port = _open_run_store(launch, timeout)
     variables = {"RANK": launch.rank, "WORLD_SIZE": launch.world_size, "MASTER_ADDR": address, "MASTER_PORT": port}
     variables |= {"LOCAL_RANK": launch.local_rank, "LOCAL_WORLD_SIZE": launch.local_world_size}
@@ -277,7 +277,7 @@ def _own_address(address: str, port: int) -> str:
 
 
 def _choose_interface(launch: Launch) -> None:
-    """Name the network interface for gloo, which otherwise takes that of the host's name, if it has one."""
+    """Name the network interface for gloo, which otherwise takes the one that the host's name resolves to, if it does."""
     import psutil
 
     own = LOOPBACK if launch.local_world_size == launch.world_size else _own_address(launch.address, launch.port)
@@ -333,7 +333,7 @@ _turns = 0
 
 @contextlib.contextmanager
 def rank_zero_first(shared: bool) -> Iterator[None]:
-    """Let rank 0 go through the block before the others: it prepares what they then read.
+    """Let rank 0 run the block before the others: it prepares files that they then read.
 
     `shared` says whether all read the disk that rank 0 writes; if not, one process of each machine goes first. A collective without a
     time limit; where the first process fails, the others wait until it has ended them.
@@ -342,7 +342,7 @@ def rank_zero_first(shared: bool) -> Iterator[None]:
     if world_size() == 1:
         yield
         return
-    launch = launched()
+    launch = read_launch()
     _turns += 1
     machine = 0 if shared else launch.node_rank
     key = f"turn/{_turns}/{machine}"
@@ -377,7 +377,7 @@ def send_file(source: Path, target: Path) -> None:
     import torch
     import torch.distributed
 
-    launch = launched()
+    launch = read_launch()
     size = broadcast(source.stat().st_size if launch.rank == 0 else None)
     writes = launch.local_rank == 0 and launch.rank != 0
     partial = target.with_name(f".{target.name}.partial")
@@ -401,7 +401,7 @@ def send_file(source: Path, target: Path) -> None:
 
 
 def send_folder(folder: Path) -> None:
-    """Make the files of `folder` on every other machine those that rank 0 has in its own. A collective."""
+    """Copy all files of rank 0's `folder` to the folder of that name on every other machine. A collective."""
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()) if is_rank_zero() else None
     for name in broadcast(files):
         send_file(folder / name, folder / name)

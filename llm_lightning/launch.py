@@ -1,7 +1,7 @@
-"""The processes of a run: start those that no launcher has started, connect them, and see to it that they end together.
+"""Start the processes of a run if no launcher has, connect them, and end them together.
 
-Under torchrun or srun every rank is there from the start. Otherwise this process becomes rank 0 and starts one process for each further
-device; each is given the config and does what rank 0 does. From then on no part of the program can tell the launchers apart.
+Under torchrun or srun every rank exists from the start. Otherwise this process becomes rank 0 and starts one process for each further
+device; each receives the config and runs the same program. From then on no part of the program can tell the launchers apart.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ the watchdog finds a hung rank long before."""
 
 @contextlib.contextmanager
 def processes(config: Config, sweep: str | None = None) -> Iterator[None]:
-    """Run the block on every rank of the run, connected. A run on one device is this process alone.
+    """Connect the ranks of the run while the block runs. A run on one device is this process alone.
 
-    Raises UserError where the config contradicts the launcher, and OtherRankFailed where another rank has said why the run ends.
+    Raises UserError if the config contradicts the launcher, and OtherRankFailed if another rank has printed why the run ends.
     """
     count = device_count(config.trainer)
-    launch = distributed.launched()
+    launch = distributed.read_launch()
     if launch.world_size == 1 and count == 1:
         yield
         return
@@ -43,7 +43,7 @@ def processes(config: Config, sweep: str | None = None) -> Iterator[None]:
         _require_agreement(config.trainer, launch)
     with contextlib.ExitStack() as stack:
         children = [] if launch.world_size > 1 else stack.enter_context(_start_children(config, sweep, count))
-        watchdog = stack.enter_context(_connected(config.trainer, children))
+        watchdog = stack.enter_context(_connect(config.trainer, children))
         with watchdog.watching():
             yield
 
@@ -71,8 +71,8 @@ def _require_agreement(config: TrainerConfig, launch: distributed.Launch) -> Non
 
 
 @contextlib.contextmanager
-def _connected(config: TrainerConfig, children: list[subprocess.Popen[bytes]]) -> Iterator[Watchdog]:
-    launch = distributed.launched()
+def _connect(config: TrainerConfig, children: list[subprocess.Popen[bytes]]) -> Iterator[Watchdog]:
+    launch = distributed.read_launch()
     timeout = timedelta(seconds=max(3600.0, PATIENCE * config.hang_timeout))
     uses_gpus = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if uses_gpus:
@@ -88,7 +88,7 @@ def _connected(config: TrainerConfig, children: list[subprocess.Popen[bytes]]) -
 
 @contextlib.contextmanager
 def _start_children(config: Config, sweep: str | None, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Become rank 0 and start the other ranks of this machine; at the end of the block wait for theirs."""
+    """Become rank 0 and start the other ranks of this machine; wait for them to end after the block."""
     with socket.socket() as probe:
         probe.bind((distributed.LOOPBACK, 0))
         port = probe.getsockname()[1]
@@ -122,7 +122,7 @@ def _start_children(config: Config, sweep: str | None, count: int) -> Iterator[l
 
 
 def end_children(children: list[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Wait for processes to end by themselves; kill those that have not after some seconds."""
+    """Wait for processes to end by themselves; kill the others after some seconds."""
     for child in children:
         try:
             child.wait(seconds)
@@ -132,7 +132,7 @@ def end_children(children: list[subprocess.Popen[bytes]], seconds: float) -> Non
 
 
 def read_task() -> tuple[Config, str | None]:
-    """Return what rank 0 told this process to do: (config, sweep). It comes from the parent alone, over a pipe."""
+    """Return (config, name of the sweep) that rank 0, the parent of this process, has sent over a pipe."""
     path, arguments, config, sweep = pickle.load(sys.stdin.buffer)
     sys.path[:], sys.argv[:] = path, arguments
     return config, sweep

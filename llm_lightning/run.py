@@ -216,7 +216,7 @@ def prepared(config: Config, tokenizer: Any | None = None) -> tuple[Text, Object
 def require_same_data(text: Text) -> None:
     """Raise UserError where a machine has other data than rank 0. A collective."""
     fingerprints = {name: split.fingerprint for name, split in text.splits.items()}
-    everyone = distributed.gather((distributed.launched().node_rank, fingerprints))
+    everyone = distributed.gather((distributed.read_launch().node_rank, fingerprints))
     for machine, theirs in everyone:
         for split, fingerprint in theirs.items():
             if fingerprint != everyone[0][1].get(split):

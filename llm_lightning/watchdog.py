@@ -1,8 +1,8 @@
-"""See to it that the ranks of a run end together: a failure is said once, a hung or killed rank is named, nobody waits for the dead.
+"""End all ranks of a run together: print a failure once, name a hung or killed rank, and let no rank wait for it.
 
-Each rank has a thread that tells the run's store once a second that the rank lives and how far it is, and reads what the others tell. The
-first rank that fails leaves its message there; the others then end without one. A collective that waits for a rank which hangs
-cannot be left in good order: there the thread ends the process.
+A thread of each rank reports to the run's store once a second how far the rank is, and reads the reports of the others. The first rank
+that fails stores its message; the others then end without one. A collective that waits for a hung rank cannot be left in good
+order: there a thread ends the process.
 """
 
 from __future__ import annotations
@@ -38,39 +38,40 @@ GRACE = 5.0  # seconds that a rank has to end by itself once another has failed
 
 @dataclass
 class Report:
-    """What a rank last told of itself, and when it was read."""
+    """The last report of a rank, and when it was read."""
 
     number: int
-    """Counts the rank's reports: one that stays the same is of a process that does not run."""
+    """Counts the rank's reports: if it stays the same, the process does not run."""
     progress: int
     """Counts the steps, batches and stages that the rank has begun."""
     bounded: bool
-    """Whether the stage is one that must not take longer than the time limit."""
+    """Whether the stage has a time limit."""
     seconds: float
-    """How long it has been in this stage."""
+    """Time since the stage began."""
     place: str
-    """The host and the process id."""
+    """Host and process id."""
     line: str
-    """Where in the program it is."""
+    """Source line of the main thread."""
     read: float = field(kw_only=True)
 
 
 class RankLost(RunError):
-    """Another rank has gone without a message; this one's names it."""
+    """A message about another rank, which has ended without one."""
 
 
 class Watchdog:
-    """Watches the other ranks for this one. Stages: `mark_progress` begins one, `unhurried` is one without a time limit."""
+    """Watches the other ranks for this one, and reports this one to them."""
 
     def __init__(self, address: str, port: int, hang_timeout: float, children: list[subprocess.Popen[bytes]]) -> None:
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.hang_timeout, self.children = hang_timeout, children
         self._store = distributed.open_store(address, port, self.world_size, False, timedelta(seconds=60))  # a thread's own client
-        self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._watch, self._watch_store)]
         self._ended = threading.Event()
         self._leaving = False
         self._ending: int | None = None
-        """The exit code, once the thread ends the process; it has said why, or another rank has."""
+        """The exit code once a thread ends the process. The thread or another rank has printed the reason."""
+        self._last_read = time.monotonic()
         self._progress, self._bounded, self._since = 0, False, time.monotonic()
         self._number = 0
         self._reports: dict[int, Report] = {}
@@ -78,11 +79,12 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch while the block runs. What ends it is said by one rank alone: the others raise OtherRankFailed."""
+        """Watch while the block runs. One rank alone raises the error that ends it, the others raise OtherRankFailed."""
         global _current
-        self._tell()
+        self._report()
         distributed.barrier()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         _current = self
         try:
             yield
@@ -115,19 +117,19 @@ class Watchdog:
         if self._ending is not None:
             raise OtherRankFailed(self._ending) from error
         if isinstance(error, RuntimeError) and _is_connection_error(error):
-            error = self._explained(error)
+            error = self._name_lost_rank(error)
         message = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, RunError) else 1
         first = self._publish(message, code)
         if first["rank"] != self.rank:
             raise OtherRankFailed(first["code"]) from error
         if self.rank > 0 and isinstance(error, RunError) and not isinstance(error, RankLost):
-            error.args = (f"rank {self.rank} ({_place()}): {error}",)
+            error.args = (f"rank {self.rank} ({_describe_process()}): {error}",)
         self._wait_for_readers()
         raise error
 
     def _publish(self, message: str, code: int) -> dict[str, Any]:
-        """Leave word of a failure. Return that of the rank that failed first; where rank 0 is gone, which keeps it, rank 1 speaks."""
+        """Store a failure unless one is stored. Return the stored one; rank 1's if the store has gone with rank 0, for rank 1 to print."""
         failure = {"rank": self.rank, "message": redacted(message), "code": code}
         try:
             failure = json.loads(self._store.compare_set("failure", "", json.dumps(failure)))
@@ -136,28 +138,28 @@ class Watchdog:
         return failure
 
     def _wait_for_readers(self) -> None:
-        """Rank 0 holds the store: it stays until the others know."""
+        """Keep the store open on rank 0 until the others have read the failure."""
         end = time.monotonic() + 3 * INTERVAL
         with contextlib.suppress(RuntimeError):
             while self.rank == 0 and time.monotonic() < end and self._store.add("readers", 0) < self.world_size - 1:
                 time.sleep(0.05)
 
-    def _explained(self, error: RuntimeError) -> BaseException:
-        """Name the rank that a collective could not reach, if one is silent; else return the error itself."""
+    def _name_lost_rank(self, error: RuntimeError) -> BaseException:
+        """Return an error that names the rank which a collective could not reach, or the error itself if every rank reports."""
         end = time.monotonic() + 2 * SILENT
         while time.monotonic() < end:
-            if (failure := self._failure()) is not None:
+            if (failure := self._read_failure()) is not None:
                 return OtherRankFailed(failure["code"])
-            if silent := self._silent(SILENT):
+            if silent := self._find_silent_ranks(SILENT):
                 return RankLost(
-                    f"rank {silent[0]} ({self._where(silent[0])}) has ended without a message: it was killed, or its machine is gone. "
-                    f"Repeat the command to continue from the last checkpoint."
+                    f"rank {silent[0]} ({self._describe_rank(silent[0])}) has ended without a message: it was killed, or its machine "
+                    f"is gone. Repeat the command to continue from the last checkpoint."
                 )
             time.sleep(0.1)
         return error
 
-    def _failure(self) -> dict[str, Any] | None:
-        """Return what the first rank that failed has left, if one has."""
+    def _read_failure(self) -> dict[str, Any] | None:
+        """Return the stored failure of the first rank that failed, if any."""
         try:
             if self._store.check(["failure"]):
                 failure: dict[str, Any] = json.loads(self._store.get("failure"))
@@ -166,37 +168,44 @@ class Watchdog:
             pass
         return None
 
-    # ---- the thread ----
+    # ---- threads ----
 
     def _watch(self) -> None:
-        lost = 0
+        """Report and read reports; end the process if another rank has failed, ended or hangs."""
         while not self._ended.wait(INTERVAL):
             try:
-                self._tell()
-                self._read()
-                lost = 0
-            except RuntimeError:  # the store is gone, and so is rank 0
-                lost += 1
-                if not self._leaving and lost > SILENT / INTERVAL:
-                    gone = f"rank 0 ({self._where(0)}) has ended without a message: it was killed, or its machine is gone."
-                    self._leave(gone if self.rank == 1 else None, 1)
+                self._report()
+                self._read_reports()
+            except RuntimeError:  # the store has ended with rank 0
+                if not self._leaving and time.monotonic() - self._last_read > SILENT:
+                    gone = f"rank 0 ({self._describe_rank(0)}) has ended without a message: it was killed, or its machine is gone."
+                    self._end_process(gone if self.rank == 1 else None, 1)
                 continue
-            if (failure := self._failure()) is not None and failure["rank"] != self.rank:
+            self._last_read = time.monotonic()
+            if (failure := self._read_failure()) is not None and failure["rank"] != self.rank:
                 with contextlib.suppress(RuntimeError):
                     self._store.add("readers", 1)
-                self._leave(None, failure["code"])
+                self._end_process(None, failure["code"])
             elif not self._leaving:
                 self._look_for_dead_children()
                 self._look_for_hung_ranks()
 
-    def _tell(self) -> None:
-        """Report that this rank lives, and where it is."""
+    def _watch_store(self) -> None:
+        """End the process if rank 0, which holds the store, hangs: the other thread then waits for an answer without end."""
+        while not self._ended.wait(INTERVAL):
+            if self.rank > 0 and not self._leaving and time.monotonic() - self._last_read > self.hang_timeout + SILENT:
+                message = self._describe_hang([0], "does not answer")
+                self._end_process(message if self.rank == 1 else None, 1)
+
+    def _report(self) -> None:
+        """Store how far this rank is."""
         self._number += 1
         seconds = time.monotonic() - self._since
-        line = self._line() if seconds > min(5.0, self.hang_timeout / 2) else ""
-        self._store.set(f"report/{self.rank}", json.dumps([self._number, self._progress, self._bounded, seconds, _place(), line]))
+        line = self._find_line() if seconds > min(5.0, self.hang_timeout / 2) else ""
+        report = [self._number, self._progress, self._bounded, seconds, _describe_process(), line]
+        self._store.set(f"report/{self.rank}", json.dumps(report))
 
-    def _read(self) -> None:
+    def _read_reports(self) -> None:
         """Read the reports of the other ranks."""
         names = [f"report/{rank}" for rank in range(self.world_size)]
         for rank, value in enumerate(self._store.multi_get(names)):
@@ -204,7 +213,7 @@ class Watchdog:
             if rank not in self._reports or self._reports[rank].number != report.number:
                 self._reports[rank] = report
 
-    def _silent(self, seconds: float) -> list[int]:
+    def _find_silent_ranks(self, seconds: float) -> list[int]:
         """Return the other ranks that have not reported for some seconds."""
         now = time.monotonic()
         return [rank for rank, report in self._reports.items() if rank != self.rank and now - report.read > seconds]
@@ -212,19 +221,19 @@ class Watchdog:
     def _look_for_dead_children(self) -> None:
         for rank, child in enumerate(self.children, 1):
             code = child.poll()
-            if code is not None and code != 0 and self._failure() is None:
-                time.sleep(INTERVAL)  # its own message may be on the way
-                if self._failure() is None:
+            if code is not None and code != 0 and self._read_failure() is None:
+                time.sleep(INTERVAL)  # its message may be under way
+                if self._read_failure() is None:
                     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
                     message = (
                         f"rank {rank} ended without a message ({how}). Repeat the command to continue from the last checkpoint."
                     )
                     self._publish(message, 1)
-                    self._leave(message, 1)
+                    self._end_process(message, 1)
 
     def _look_for_hung_ranks(self) -> None:
-        """End the run where a rank has not come on for longer than the time limit, and name it."""
-        if hung := self._silent(self.hang_timeout):
+        """End the run if a rank has made no progress within the time limit, and name the rank."""
+        if hung := self._find_silent_ranks(self.hang_timeout):
             what = "does not answer"
         elif any(not report.bounded for report in self._reports.values()):
             return
@@ -233,30 +242,33 @@ class Watchdog:
             behind = {rank: report for rank, report in self._reports.items() if report.progress == last}
             if any(report.seconds < self.hang_timeout for report in behind.values()):
                 return
-            busy = [rank for rank, report in behind.items() if not _waits(report.line)]
-            hung, what = busy or sorted(behind), "has not come on"
-        if not self._may_speak(hung):
+            busy = [rank for rank, report in behind.items() if not _is_in_collective(report.line)]
+            hung, what = busy or sorted(behind), "makes no progress"
+        if not self._speaks_for_others(hung):
             return
-        names = "; ".join(f"rank {rank} ({self._where(rank)})" for rank in hung)
-        message = (
+        message = self._describe_hang(hung, what)
+        if self._publish(message, 1)["rank"] == self.rank:
+            self._end_process(message, 1)
+
+    def _describe_hang(self, ranks: list[int], what: str) -> str:
+        names = "; ".join(f"rank {rank} ({self._describe_rank(rank)})" for rank in ranks)
+        return (
             f"{names} {what} for {self.hang_timeout:g} seconds (trainer.hang_timeout), and the others wait for it. "
             f"Look at that process and its disk or device; repeat the command to continue from the last checkpoint."
         )
-        if self._publish(message, 1)["rank"] == self.rank:
-            self._leave(message, 1)
 
-    def _may_speak(self, hung: list[int]) -> bool:
-        """Return whether this is the first rank that does not hang; where all do, whether it is rank 0."""
+    def _speaks_for_others(self, hung: list[int]) -> bool:
+        """Return whether this is the first rank that does not hang, or rank 0 if all hang."""
         return self.rank == next((rank for rank in range(self.world_size) if rank not in hung), 0)
 
-    def _where(self, rank: int) -> str:
+    def _describe_rank(self, rank: int) -> str:
         report = self._reports.get(rank)
         if report is None:
             return "unknown"
         return f"{report.place}, at {report.line}" if report.line else report.place
 
-    def _line(self) -> str:
-        """Return where the main thread is: the innermost call, and the innermost of this package."""
+    def _find_line(self) -> str:
+        """Return the source lines of the main thread's innermost call, and of the innermost one in this package."""
         stack = traceback.extract_stack(sys._current_frames()[self._main])
         ours = [frame for frame in stack if f"{os.sep}llm_lightning{os.sep}" in frame.filename]
         frames = dict.fromkeys(
@@ -264,8 +276,8 @@ class Watchdog:
         )
         return " in ".join(frames)
 
-    def _leave(self, message: str | None, code: int) -> None:
-        """Say why, unless another rank does, and end this process: the main thread has a moment to do it itself, in good order."""
+    def _end_process(self, message: str | None, code: int) -> None:
+        """Print the message, unless another rank does, and end this process if the main thread does not end it in a few seconds."""
         self._ending = code
         if message is not None:
             log.error("%s", message, extra={"file_only": True})
@@ -283,14 +295,14 @@ _current: Watchdog | None = None
 
 
 def mark_progress(bounded: bool = True) -> None:
-    """Say that this rank has come on. `bounded`: the stage that begins must end within `trainer.hang_timeout`, or the rank hangs."""
+    """Begin a stage of this rank. `bounded`: the rank counts as hung if the stage takes longer than `trainer.hang_timeout`."""
     if _current is not None:
         _current.mark_progress(bounded)
 
 
 @contextlib.contextmanager
-def unhurried() -> Iterator[None]:
-    """Leave a stage without a time limit: a large model may take long to write, and other ranks wait meanwhile."""
+def no_time_limit() -> Iterator[None]:
+    """Run the block as a stage without a time limit: rank 0 may take long to write a large model while others wait."""
     mark_progress(bounded=False)
     try:
         yield
@@ -299,14 +311,14 @@ def unhurried() -> Iterator[None]:
 
 
 def _is_connection_error(error: RuntimeError) -> bool:
-    """Return whether a collective has lost a rank. gloo has no exception of its own (torch 2.13)."""
+    """Return whether the error is that a collective has lost a rank. gloo has no exception of its own (torch 2.13)."""
     return isinstance(error, torch.distributed.DistError) or any(name in str(error) for name in ("gloo", "NCCL", "Connection"))
 
 
-def _waits(line: str) -> bool:
+def _is_in_collective(line: str) -> bool:
     """Return whether a rank is inside a collective, or inside a backward pass, which runs them."""
     return any(part in line for part in ("distributed", "graph.py", "_tensor.py"))
 
 
-def _place() -> str:
+def _describe_process() -> str:
     return f"{socket.gethostname()}, process {os.getpid()}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llm_lightning import distributed
-from llm_lightning.distributed import Launch, launched
+from llm_lightning.distributed import Launch, read_launch
 
 TORCHRUN = {
     "RANK": "3",
@@ -49,17 +49,17 @@ SRUN = {
     ],
 )
 def test_a_process_knows_how_it_was_started(variables: dict[str, str], expected: Launch) -> None:
-    assert launched(variables) == expected
+    assert read_launch(variables) == expected
 
 
 def test_under_srun_ranks_meet_at_the_first_machine() -> None:
-    launch = launched(SRUN)
+    launch = read_launch(SRUN)
     assert (launch.launcher, launch.rank, launch.local_rank, launch.world_size, launch.local_world_size) == ("srun", 3, 1, 4, 2)
     assert (launch.address, launch.node_rank, launch.job) == ("gpu07", 1, "slurm-77.0")
-    assert launch.port == launched(SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).port
-    assert launch.port != launched(SRUN | {"SLURM_STEP_ID": "1"}).port  # another step of the job may run beside it
-    assert launched(SRUN | {"SLURM_NNODES": "1"}).address == "127.0.0.1"  # the name of the machine need not resolve
-    assert launched(SRUN | {"SLURM_RESTART_COUNT": "2"}).restarts == 2
+    assert launch.port == read_launch(SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).port
+    assert launch.port != read_launch(SRUN | {"SLURM_STEP_ID": "1"}).port  # another step of the job may run beside it
+    assert read_launch(SRUN | {"SLURM_NNODES": "1"}).address == "127.0.0.1"  # the name of the machine need not resolve
+    assert read_launch(SRUN | {"SLURM_RESTART_COUNT": "2"}).restarts == 2
 
 
 def test_the_program_reads_variables_of_launchers_in_one_place() -> None:

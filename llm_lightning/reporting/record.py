@@ -77,7 +77,7 @@ def _named_folder(config: Config) -> Path:
 
 def _own_folder(config: Config) -> Path:
     """A new folder; after a restart by the launcher, the one that the job took first."""
-    launch = distributed.launched()
+    launch = distributed.read_launch()
     note = LAUNCHES / launch.job if launch.job is not None else None
     if note is not None and launch.restarts and note.is_file():
         folder = Path(note.read_text(encoding="utf-8"))
@@ -222,7 +222,7 @@ def close() -> None:
 
 def forget_launch() -> None:
     """The job has ended: nothing is left for a restart."""
-    if (job := distributed.launched().job) is not None:
+    if (job := distributed.read_launch().job) is not None:
         (LAUNCHES / job).unlink(missing_ok=True)
 
 

@@ -54,8 +54,8 @@ class Ranks:
         self._wait_for_others()
 
     def _wait_for_others(self) -> None:
-        """Wait until every other rank has done what was announced last."""
-        while self._store is not None and self._store.add(f"ended/{self._job}", 0) < distributed.launched().world_size - 1:
+        """Wait until every other rank has run the announced job."""
+        while self._store is not None and self._store.add(f"ended/{self._job}", 0) < distributed.read_launch().world_size - 1:
             time.sleep(0.05)
 
     def _announce(self, job: list[Any] | None) -> None:

@@ -29,7 +29,7 @@ from llm_lightning.objectives.base import Objective
 from llm_lightning.runs.identity import require_same_run
 from llm_lightning.training.checkpoint_io import damage
 from llm_lightning.training.monitor import Diverged, Monitor
-from llm_lightning.watchdog import unhurried
+from llm_lightning.watchdog import no_time_limit
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Checkpoints(Callback):
         self.monitor.pause(trainer)
         self.data.gather()
         path = self.path(trainer.global_step)
-        with unhurried():
+        with no_time_limit():
             trainer.save_checkpoint(path)
             if trainer.is_global_zero:
                 for old in [p for p in saved(self.folder) if step_of(p) <= trainer.global_step][: -self.config.keep]:

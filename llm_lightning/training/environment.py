@@ -22,18 +22,18 @@ class LaunchedEnvironment(ClusterEnvironment):
 
     @property
     def main_address(self) -> str:
-        return distributed.launched().address
+        return distributed.read_launch().address
 
     @property
     def main_port(self) -> int:
-        return distributed.launched().port
+        return distributed.read_launch().port
 
     @staticmethod
     def detect() -> bool:
         return distributed.is_launched()
 
     def world_size(self) -> int:
-        return distributed.launched().world_size
+        return distributed.read_launch().world_size
 
     def set_world_size(self, size: int) -> None:
         """The launcher's number stays."""
@@ -48,7 +48,7 @@ class LaunchedEnvironment(ClusterEnvironment):
         return distributed.local_rank()
 
     def node_rank(self) -> int:
-        return distributed.launched().node_rank
+        return distributed.read_launch().node_rank
 
 
 class Heartbeat(Callback):

@@ -66,7 +66,7 @@ def build(
         keep_freed_pages()
         keep_kernels()
     plugins.append(LaunchedEnvironment())  # under SLURM too: Lightning would take the signals, which are ours
-    launch = distributed.launched() if distributed.world_size() > 1 else distributed.Launch("none")
+    launch = distributed.read_launch() if distributed.world_size() > 1 else distributed.Launch("none")
     try:
         trainer = lightning.Trainer(
             accelerator=accelerator,

@@ -135,22 +135,26 @@ def environment(process: int) -> bytes:
     return b"\0" + Path(f"/proc/{process}/environ").read_bytes()
 
 
-def test_a_hung_rank_is_named_and_the_others_end(arguments: list[str], launch_ranks: LaunchRanks, tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_hung_rank_is_named_and_the_others_end(
+    victim: int, arguments: list[str], launch_ranks: LaunchRanks, tmp_path: Path
+) -> None:
+    """Also rank 0, which the others ask for everything."""
     run = [*arguments, "trainer.max_steps=100000", "trainer.hang_timeout=3", f"run_dir={tmp_path}/run"]
     ranks = launch_ranks(run, tmp_path / "run")
     until(lambda: bool(saved(tmp_path / "run" / "checkpoints")))
-    ranks[1].kill(signal.SIGSTOP)
-    until(lambda: not ranks[0].running(), 60)
-    ranks[1].kill(signal.SIGKILL)
-    assert wait(ranks) == [1, -signal.SIGKILL]
-    message = ranks[0].log.read_text().split("error: ")[1]
-    assert f"rank 1 ({os.uname().nodename}, process {ranks[1].process}" in message
+    ranks[victim].kill(signal.SIGSTOP)
+    until(lambda: not ranks[1 - victim].running(), 60)
+    ranks[victim].kill(signal.SIGKILL)
+    codes = wait(ranks)
+    assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 1)
+    message = ranks[1 - victim].log.read_text().split("error: ")[1]
+    assert f"rank {victim} ({os.uname().nodename}, process {ranks[victim].process}" in message
     assert "does not answer for 3 seconds (trainer.hang_timeout)" in message
     assert "Traceback" not in said(ranks)
 
 
 def test_a_killed_rank_is_named_and_the_others_end(arguments: list[str], launch_ranks: LaunchRanks, tmp_path: Path) -> None:
-    """Also rank 0, which the others ask for everything."""
     for victim in (1, 0):
         ranks = launch_ranks([*arguments, "trainer.max_steps=100000", f"run_dir={tmp_path}/{victim}"], tmp_path / str(victim))
         until(lambda victim=victim: bool(saved(tmp_path / str(victim) / "checkpoints")))  # type: ignore[misc]
