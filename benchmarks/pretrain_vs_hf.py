@@ -32,7 +32,7 @@ MODEL = [
     f"model.tokenizer.vocab_size={pick(16384, 400)}",
     f"++model.config={{{', '.join(f'{k}: {v}' for k, v in SIZE.items())}}}",
 ]
-ARGUMENTS = ["task=pretrain", *MODEL, *CORPUS, "data.packing=concat", "data.block_size=512", "batch.sequences=8"]
+ARGUMENTS = ["task=pretrain", *MODEL, "data.packing=concat", "data.block_size=512", "batch.sequences=8"]
 
 
 def peer(name: str) -> None:
@@ -41,9 +41,9 @@ def peer(name: str) -> None:
     if name.startswith("ours"):
         compiled = ["trainer.compile=true"] if name == "ours_compiled" else []
         muon = ["optimizer=muon"] if name == "ours_muon" else []
-        train_ours([*ARGUMENTS, *compiled, *muon], Turn(STEPS))
+        train_ours([*ARGUMENTS, *CORPUS, *compiled, *muon], Turn(STEPS))
     else:
-        hugging_face(name, ARGUMENTS, Turn(STEPS))
+        hugging_face(name, [*ARGUMENTS, *CORPUS], Turn(STEPS))
 
 
 def hugging_face(name: str, arguments: list[str], turn: Turn, **options: Any) -> None:

@@ -16,9 +16,12 @@ NEEDS = {"finetune_vs_hf.py": ["sst2"], "packing_vs_hf.py": ["sst2", "ag_news"],
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home folder, so that the built-in corpus and encoded data are cached there."""
-    return tmp_path_factory.mktemp("home")
+def home(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A home folder in which the cache is that of the other tests."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "llm_lightning").symlink_to(cache)
+    return folder
 
 
 def start(script: str, home: Path, data: Path = DATA) -> subprocess.CompletedProcess[str]:
