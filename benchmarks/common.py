@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from settings import TINY
 
 from llm_lightning.reporting.record import git_commit, versions
 from llm_lightning.training.precision import bf16_unit
@@ -29,13 +30,15 @@ def machine() -> dict[str, Any]:
 
 
 def report(name: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """Print the rows, and write them to results/<name>.json, or <name>.fp32.json on a machine without bf16."""
+    """Print the rows and write them to results/<name>.json, or <name>.fp32.json on a machine without bf16; tiny ones are not written."""
     table = Table(*columns, title=name)
     for row in rows:
         table.add_row(
             *(f"{cell:,.3g}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
         )
     Console(width=120).print(table)
+    if TINY:
+        return
     kept = {
         "rows": [{name: _finite(cell) for name, cell in zip(columns, row, strict=True)} for row in rows],
         "machine": machine(),

@@ -10,9 +10,11 @@ from __future__ import annotations
 import statistics
 import sys
 
+from settings import CORPUS, pick
+
 SIZES = {  # of a step: steps in a turn, arguments
-    "50 ms": (20, ["data.block_size=128", "batch.sequences=7", "++model.config={n_layer: 4, n_embd: 128, n_head: 4}"]),
-    "5 ms": (200, ["data.block_size=32", "batch.sequences=2", "++model.config={n_layer: 1, n_embd: 16, n_head: 1}"]),
+    "50 ms": (pick(20, 2), ["data.block_size=128", "batch.sequences=7", "++model.config={n_layer: 4, n_embd: 128, n_head: 4}"]),
+    "5 ms": (pick(200, 2), ["data.block_size=32", "batch.sequences=2", "++model.config={n_layer: 1, n_embd: 16, n_head: 1}"]),
 }
 
 
@@ -20,7 +22,7 @@ def peer(name: str, size: str) -> None:
     from turns import Turn, train_ours
 
     length, own = SIZES[size]
-    arguments, turn = ["task=pretrain", "model=gpt_tiny", "data.packing=concat", *own], Turn(length)
+    arguments, turn = ["task=pretrain", "model=gpt_tiny", "data.packing=concat", *CORPUS, *own], Turn(length)
     if name == "run":
         train_ours(arguments, turn)
         return
@@ -62,8 +64,8 @@ def main() -> None:
     from turns import compare, speeds
 
     rows = []
-    for size in SIZES:
-        turns = compare(["loop", "run"], int(sys.argv[1]) if len(sys.argv) > 1 else 31, size)
+    for size in pick(list(SIZES), ["5 ms"]):
+        turns = compare(["loop", "run"], int(sys.argv[1]) if len(sys.argv) > 1 else pick(31, 1), size)
         taken = [[1000 * turn["seconds"] / turn["steps"] for turn in turns[name]] for name in ("loop", "run")]
         more = statistics.median(run - loop for loop, run in zip(*taken, strict=True))
         rows += [[size, *row, more if row[0] == "run" else 0.0] for row in speeds(turns, "loop")]

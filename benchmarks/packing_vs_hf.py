@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(os.environ.get("LLM_LIGHTNING_DATA", "../shared/data"))
-PEERS = {"ours": 50, "hf_best": 50, "hf_shuffled": 12}
+from settings import DATA, has_data, pick
+
+PEERS = pick({"ours": 50, "hf_best": 50, "hf_shuffled": 12}, {"ours": 1, "hf_best": 1})
 """Steps in a turn: Hugging Face sorts 50 batches by length at a time, so that a turn of 50 has texts of every length."""
-TEXTS, ROWS = 64, 5  # a step; five rows hold about as many texts
+TEXTS, ROWS = pick((64, 5), (8, 1))  # a step; five rows hold about as many texts
 
 
 def mixed(folder: Path) -> Path:
     """A file of both sets' training texts, in a random order."""
-    texts = [line.rsplit("\t", 1)[0] for line in (FOLDER / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()]
-    with (FOLDER / "ag_news" / "train.csv").open(encoding="utf-8", newline="") as file:
+    texts = [line.rsplit("\t", 1)[0] for line in (DATA / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()]
+    with (DATA / "ag_news" / "train.csv").open(encoding="utf-8", newline="") as file:
         texts += [row["description"] for row in csv.DictReader(file)]
     random.Random(0).shuffle(texts)
+    texts = texts[: pick(None, 300)]
     path = folder / "mixed.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path
@@ -77,8 +78,10 @@ def main() -> None:
     from common import report
     from turns import compare, speeds
 
+    if not has_data("sst2", "ag_news"):
+        return
     with tempfile.TemporaryDirectory() as folder:
-        turns = compare(list(PEERS), int(sys.argv[1]) if len(sys.argv) > 1 else 3, str(mixed(Path(folder))))
+        turns = compare(list(PEERS), int(sys.argv[1]) if len(sys.argv) > 1 else pick(3, 1), str(mixed(Path(folder))))
     report("packing_vs_hf", ["peer", "tokens/s", "ms a step", "ours is faster by"], speeds(turns, "ours"))
 
 

@@ -6,17 +6,17 @@ wikitext2/ (files as docs/data.md names them); what is not there is left out.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 from common import report
+from settings import CORPUS, DATA, TINY
 
 from llm_lightning.cli import load
 from llm_lightning.data.module import DataModule
 from llm_lightning.run import prepared
 
-FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("LLM_LIGHTNING_DATA", "../shared/data"))
+FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else DATA
 SST2 = ["task=finetune", "data=sst2", f"data.dir={FOLDER}/sst2"]
 AG_NEWS = [
     *("task=finetune", "data=files", f"data.train={FOLDER}/ag_news/train.csv", f"data.validation={FOLDER}/ag_news/validation.csv"),
@@ -28,11 +28,11 @@ WIKITEXT = [
     f"data.validation={FOLDER}/wikitext2/valid.txt",
     "data.document=line",
 ]
-CASES = {
+CASES: dict[str, tuple[list[str], Path | None]] = {
     "sst2, classification": (SST2, FOLDER / "sst2"),
     "ag_news, classification": (AG_NEWS, FOLDER / "ag_news"),
-    "docs, masked_lm": (["objective=masked_lm"], None),
-    "docs, causal_lm": ([], None),
+    "docs, masked_lm": (["objective=masked_lm", *CORPUS], None),
+    "docs, causal_lm": (CORPUS, None),
     "wikitext2, causal_lm": (WIKITEXT, FOLDER / "wikitext2"),
 }
 
@@ -48,6 +48,8 @@ def real_share(data: DataModule) -> float:
 
 rows = []
 for name, (arguments, needed) in CASES.items():
+    if TINY and needed is not None:
+        continue
     if needed is not None and not needed.is_dir():
         print(f"{name}: left out, {needed} is not there")
         continue

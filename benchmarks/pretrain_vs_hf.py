@@ -9,10 +9,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from settings import CORPUS, TINY, pick
+
 if TYPE_CHECKING:
     from turns import Turn
 
-PEERS = ["ours", "ours_compiled", "ours_muon", "hf_default", "hf_best", "hf_best_compiled"]
+PEERS = pick(["ours", "ours_compiled", "ours_muon", "hf_default", "hf_best", "hf_best_compiled"], ["ours", "hf_best"])
 SIZE: dict[str, Any] = {
     "hidden_size": 320,
     "intermediate_size": 832,
@@ -22,9 +24,12 @@ SIZE: dict[str, Any] = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }
+if TINY:
+    SIZE |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+STEPS = pick(4, 1)  # of a turn
 MODEL = [
     "model=llama_tiny",
-    "model.tokenizer.vocab_size=16384",
+    f"model.tokenizer.vocab_size={pick(16384, 400)}",
     f"++model.config={{{', '.join(f'{k}: {v}' for k, v in SIZE.items())}}}",
 ]
 ARGUMENTS = ["task=pretrain", *MODEL, "data.packing=concat", "data.block_size=512", "batch.sequences=8"]
@@ -36,9 +41,9 @@ def peer(name: str) -> None:
     if name.startswith("ours"):
         compiled = ["trainer.compile=true"] if name == "ours_compiled" else []
         muon = ["optimizer=muon"] if name == "ours_muon" else []
-        train_ours([*ARGUMENTS, *compiled, *muon], Turn(4))
+        train_ours([*ARGUMENTS, *CORPUS, *compiled, *muon], Turn(STEPS))
     else:
-        hugging_face(name, ARGUMENTS, Turn(4))
+        hugging_face(name, [*ARGUMENTS, *CORPUS], Turn(STEPS))
 
 
 def hugging_face(name: str, arguments: list[str], turn: Turn, **options: Any) -> None:
@@ -84,7 +89,7 @@ def main() -> None:
     from common import report
     from turns import compare, speeds
 
-    turns = compare(PEERS, int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    turns = compare(PEERS, int(sys.argv[1]) if len(sys.argv) > 1 else pick(5, 1))
     report("pretrain_vs_hf", ["peer", "tokens/s", "ms a step", "ours is faster by"], speeds(turns, "ours"))
 
 

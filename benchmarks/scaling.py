@@ -11,14 +11,18 @@ import statistics
 import sys
 from typing import Any
 
+from settings import CORPUS, TINY, pick
+
 BASE = {"tokens": 4096, "length": 512, "width": 320, "layers": 6}
-CHANGES = {
+CHANGES: dict[str, tuple[int, ...]] = {
     "tokens": (1024, 2048, 4096, 8192, 16384),
     "length": (128, 256, 512, 1024, 2048),
     "width": (160, 320, 640),
     "layers": (3, 6, 12),
 }
-STEPS, ROUNDS = 3, 3
+if TINY:
+    BASE, CHANGES = {"tokens": 64, "length": 32, "width": 32, "layers": 1}, {"tokens": (64, 128)}
+STEPS, ROUNDS = pick(3, 1), pick(3, 1)
 
 
 def peer(thing: str, value: str) -> None:
@@ -35,8 +39,8 @@ def peer(thing: str, value: str) -> None:
         "tie_word_embeddings": False,
     }
     arguments = ["task=pretrain", "model=llama_tiny", "data.packing=concat", f"data.block_size={size['length']}"]
-    arguments += [f"batch.sequences={size['tokens'] // size['length']}", "model.tokenizer.vocab_size=16384"]
-    train_ours([*arguments, f"++model.config={{{', '.join(f'{k}: {v}' for k, v in model.items())}}}"], Turn(STEPS))
+    arguments += [f"batch.sequences={size['tokens'] // size['length']}", f"model.tokenizer.vocab_size={pick(16384, 400)}"]
+    train_ours([*arguments, *CORPUS, f"++model.config={{{', '.join(f'{k}: {v}' for k, v in model.items())}}}"], Turn(STEPS))
 
 
 def main() -> None:

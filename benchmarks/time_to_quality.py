@@ -9,21 +9,22 @@ has the best of three learning rates, and the same schedule over the steps that 
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(os.environ.get("LLM_LIGHTNING_DATA", "../shared/data"))
-SST2 = ["recipe=sst2_minilm", f"data.dir={FOLDER}/sst2"]
-EPOCH, EPOCHS, TURN = 217, 3, 31  # steps, epochs, steps of a turn: seven turns are an epoch
-WIKITEXT = ["data=text", f"data.train={FOLDER}/wikitext2/test.txt"]
-HELD_OUT = 150_000  # characters of wikitext-2's validation file that are scored
-STEPS = {"hf": 120, "ours": 60}
-SCORED = 10  # steps between two scores of the race for the loss
-RATES = {"hf": (5e-4, 1e-3, 2e-3), "ours": (2e-3, 4e-3, 8e-3)}
+from settings import DATA, has_data, pick
+
+SST2 = ["recipe=sst2_minilm", f"data.dir={DATA}/sst2"]
+SEEDS = pick(("1", "2", "3"), ("1",))
+EPOCH, EPOCHS, TURN = pick((217, 3, 31), (2, 1, 1))  # steps, epochs, steps of a turn: seven turns are an epoch
+WIKITEXT = ["data=text", f"data.train={DATA}/wikitext2/test.txt"]
+HELD_OUT = pick(150_000, 5_000)  # characters of wikitext-2's validation file that are scored
+STEPS = pick({"hf": 120, "ours": 60}, {"hf": 2, "ours": 2})
+SCORED = pick(10, 1)  # steps between two scores of the race for the loss
+RATES: dict[str, tuple[float, ...]] = pick({"hf": (5e-4, 1e-3, 2e-3), "ours": (2e-3, 4e-3, 8e-3)}, {"hf": (1e-3,), "ours": (4e-3,)})
 
 
 def accuracy_peer(name: str, seed: str) -> None:
@@ -49,7 +50,7 @@ def loss_peer(name: str, held_out: str) -> None:
         train_ours([*arguments, *muon], turn)
     else:
         schedule = {"lr_scheduler_type": "cosine", "warmup_steps": steps // 10, "max_steps": steps, "learning_rate": float(rate)}
-        pretrain_vs_hf.hugging_face("hf_best_compiled", arguments, turn, **schedule)
+        pretrain_vs_hf.hugging_face(pick("hf_best_compiled", "hf_best"), arguments, turn, **schedule)
 
 
 def until(course: list[tuple[float, float]], reached: Any) -> float:
@@ -62,7 +63,9 @@ def accuracy() -> None:
     from turns import race
 
     rows: list[list[Any]] = []
-    for seed in ("1", "2", "3"):
+    if not has_data("sst2"):
+        return
+    for seed in SEEDS:
         courses = race(dict.fromkeys(("ours", "hf_best"), EPOCH * EPOCHS // TURN), "accuracy", seed)
         for name, course in courses.items():
             rows.append([name, int(seed), until(course, lambda score: score >= 0.88), course[-1][0], max(s for _, s in course)])
@@ -76,10 +79,12 @@ def loss() -> None:
     from common import report
     from turns import race
 
+    if not has_data("wikitext2"):
+        return
     peers = {f"{side}@{rate:g}": STEPS[side] // SCORED for side in STEPS for rate in RATES[side]}
     with tempfile.TemporaryDirectory() as folder:
         held_out = Path(folder) / "validation.txt"
-        held_out.write_text((FOLDER / "wikitext2" / "valid.txt").read_text(encoding="utf-8")[:HELD_OUT], encoding="utf-8")
+        held_out.write_text((DATA / "wikitext2" / "valid.txt").read_text(encoding="utf-8")[:HELD_OUT], encoding="utf-8")
         courses = race(peers, "loss", str(held_out))
     goal = min(course[-1][1] for name, course in courses.items() if name.startswith("hf"))
     rows = [[name, course[-1][0], course[-1][1], until(course, lambda score: score <= goal)] for name, course in courses.items()]

@@ -179,6 +179,12 @@ def train_hugging_face(model: Any, rows: Any, collate: Any, turn: Turn, **option
             turn.step(sizes[state.global_step - 1])
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"output_dir": folder, "num_train_epochs": 1000, "save_strategy": "no", "report_to": "none", "use_cpu": True}
+        settings: dict[str, Any] = {
+            "output_dir": folder,
+            "num_train_epochs": 1000,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+        }
         arguments = transformers.TrainingArguments(**settings | {"disable_tqdm": True} | options)
         transformers.Trainer(model, arguments, data_collator=counted, train_dataset=rows, callbacks=[Waiting()]).train()
