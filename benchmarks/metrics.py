@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from settings import pick
 
 from llm_lightning.metrics.correlation import correlation, ranks
 from llm_lightning.metrics.counts import Calibration, ClassCounts, Confusion, Sums
@@ -25,7 +26,7 @@ from llm_lightning.metrics.ranking import CURVES, LabelScores
 from llm_lightning.metrics.rows import SCORED, Rows, TopRows
 from llm_lightning.metrics.state import States, merge_over_ranks
 
-ROWS, CLASSES, LABELS, WORLD = 10_000_000, 100_000, 10, 2
+ROWS, CLASSES, LABELS, WORLD = pick(10_000_000, 10_000), pick(100_000, 100), 10, 2
 BATCH = 2048
 LIMIT = 2 << 30
 

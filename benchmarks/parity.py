@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common import report
 from hosts import ADDRESSES, hosts
+from settings import TINY
 
 ROOT = Path(__file__).parents[1]
 COMMON = ["logger=csv", "trainer.progress=none", "callbacks.energy=false", "trainer.precision=32-true", "trainer.max_steps=20"]
@@ -91,13 +92,15 @@ def main() -> None:
     rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for kind, arguments in write_data(folder).items():
+        for kind, arguments in list(write_data(folder).items())[: 1 if TINY else None]:
             expected = 0.0
-            for number, (way, options) in enumerate(WAYS.items()):
+            for number, (way, options) in enumerate(list(WAYS.items())[: 2 if TINY else None]):
                 run = folder / "runs" / f"{kind.split(',')[0]}-{number}"
                 loss = train([*arguments, *COMMON, f"cache_dir={folder}/cache", *options, *(ON_TWO if number else [])], run)
                 expected = expected or loss
                 rows.append([kind, way, loss, abs(loss / expected - 1)])
+            if TINY:
+                continue
             try:
                 with hosts() as names:
                     loss = train_on_hosts(

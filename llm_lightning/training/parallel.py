@@ -34,6 +34,9 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     blocks = [fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True) for block in layers(model)]
     root = fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    if mesh.device_type == "cpu":  # asked for the mean, gloo of torch 2.8 gives the sum; this way FSDP2 divides the sum itself
+        for module in (root, *blocks):
+            module.set_force_sum_reduction_for_comms(True)
     for module, following in pairwise([root, *blocks]):
         module.set_modules_to_forward_prefetch([following])  # gathered while this one computes, as FSDP2 does by itself backwards
 
