@@ -51,7 +51,7 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
         with launch.processes(config, sweep):
             if config.task == "evaluate":
                 return evaluate(config)
-            return check(config) if config.task == "check" else pursue(config, sweep, judge)
+            return check(config) if config.task == "check" else train_unless_finished(config, sweep, judge)
     except OtherRankFailed:
         raise
     except Stopped as stopped:
@@ -64,7 +64,7 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
         record.close()
 
 
-def pursue(config: Config, sweep: str | None, judge: Callable[[int, float], bool] | None) -> dict[str, Any]:
+def train_unless_finished(config: Config, sweep: str | None, judge: Callable[[int, float], bool] | None) -> dict[str, Any]:
     """Train in the run's folder, unless the run that it holds is finished."""
     folder = record.open_folder(config)
     record.start_log(folder)
