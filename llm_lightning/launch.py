@@ -70,12 +70,22 @@ def _require_agreement(config: TrainerConfig, launch: distributed.Launch) -> Non
         )
 
 
+def _require_gpus(launch: distributed.Launch) -> None:
+    """Raise UserError if this process does not see a GPU for each process of its machine."""
+    if torch.cuda.device_count() < launch.local_world_size:
+        raise UserError(
+            f"{launch.launcher} started {launch.local_world_size} processes on this machine, and each sees {torch.cuda.device_count()} GPUs: "
+            f"start one a GPU, and let each see all GPUs of the machine (SLURM: --gpus-per-node, not --gpus-per-task)."
+        )
+
+
 @contextlib.contextmanager
 def _connect(config: TrainerConfig, children: list[subprocess.Popen[bytes]]) -> Iterator[Watchdog]:
     launch = distributed.read_launch()
     timeout = timedelta(seconds=max(3600.0, PATIENCE * config.hang_timeout))
     uses_gpus = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if uses_gpus:
+        _require_gpus(launch)
         torch.cuda.set_device(launch.local_rank)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // launch.local_world_size))

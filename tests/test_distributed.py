@@ -12,6 +12,8 @@ import pytest
 
 from llm_lightning import distributed
 from llm_lightning.distributed import Launch, read_launch
+from llm_lightning.errors import UserError
+from llm_lightning.launch import _require_gpus
 
 TORCHRUN = {
     "RANK": "3",
@@ -96,3 +98,10 @@ def test_processes_meet_through_a_store_that_still_holds_words_of_their_predeces
         for process in ranks:
             process.join()
         assert found == [(rank, ["rank 0", "rank 0", "rank 1"], True) for rank in (0, 1)]
+
+
+def test_a_process_must_see_a_gpu_for_each_process_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"srun started 2 processes on this machine, and each sees 1 GPUs: .*--gpus-per-node"):
+        _require_gpus(Launch("srun", 1, 1, 2, 2))
+    _require_gpus(Launch("srun", 1, 0, 2, 1))
