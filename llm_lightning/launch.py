@@ -72,9 +72,9 @@ def _require_agreement(config: TrainerConfig, launch: distributed.Launch) -> Non
 
 def _require_gpus(launch: distributed.Launch) -> None:
     """Raise UserError if this process does not see a GPU for each process of its machine."""
-    if torch.cuda.device_count() < launch.local_world_size:
+    if (visible := torch.cuda.device_count()) < launch.local_world_size:
         raise UserError(
-            f"{launch.launcher} started {launch.local_world_size} processes on this machine, and each sees {torch.cuda.device_count()} GPUs: "
+            f"{launch.launcher} started {launch.local_world_size} processes on this machine, and each sees {visible} GPUs: "
             f"start one a GPU, and let each see all GPUs of the machine (SLURM: --gpus-per-node, not --gpus-per-task)."
         )
 
