@@ -10,6 +10,7 @@ from llm_lightning.cli import load
 from llm_lightning.config import CONF
 from llm_lightning.errors import UserError
 from llm_lightning.sweep import space
+from llm_lightning.sweep.ranks import Ranks
 from llm_lightning.sweep.sweep import Sweep
 
 
@@ -94,7 +95,7 @@ def test_a_job_keeps_its_folder_whatever_else_is_in_the_list(tmp_path: Path) -> 
         files = ",".join(f"{tmp_path}/{name}/train.csv" for name in names)
         settings = load(["task=finetune"]).sweep
         given = ["task=finetune", "data=files", "data.columns.label=label", f"data.train={files}"]
-        sweep = Sweep(given, settings, "finetune", str(tmp_path / "sweep"))
+        sweep = Sweep(given, settings, "finetune", str(tmp_path / "sweep"), Ranks(settings, None))
         return {job.own[0]: job.name for job in sweep.grid()}
 
     two, three = folders("a", "b"), folders("c", "b", "a")
