@@ -51,6 +51,11 @@ def said(ranks: list[Launched]) -> str:
     return "\n".join(rank.log.read_text() for rank in ranks)
 
 
+def spoken(rank: Launched) -> list[str]:
+    """The lines of a rank; gloo has some of its own in torch 2.8."""
+    return [line for line in rank.log.read_text().splitlines() if not line.startswith("[Gloo]")]
+
+
 def slurm(**more: str) -> Callable[[int], dict[str, str]]:
     """The variables that srun gives two tasks on one machine."""
     job = {
@@ -71,7 +76,7 @@ def test_srun_makes_one_run_with_one_log(arguments: list[str], launch_ranks: Lau
     log = (summary.parent / "train.log").read_text()
     assert log.count("INFO run: ") == log.count("preflight: ") == log.count("weights: ") == 1
     assert "preflight: " in tasks[0].log.read_text()
-    assert tasks[1].log.read_text() == ""
+    assert spoken(tasks[1]) == []
     assert not list((tmp_path / "work" / "runs" / ".launches").iterdir())
 
     ranks = launch_ranks([*arguments, f"run_dir={tmp_path}/torchrun"], tmp_path / "torchrun")
@@ -233,7 +238,7 @@ def test_a_sweep_runs_each_job_on_all_ranks(arguments: list[str], launch_ranks: 
         assert summary["machine"]["devices"] == 2
     log = ranks[0].log.read_text()
     assert log.count("· done ·") == 2
-    assert ranks[1].log.read_text() == ""
+    assert spoken(ranks[1]) == []
 
 
 # ---- two machines: network namespaces with addresses of their own, and nothing shared ----
