@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common import report
@@ -49,7 +50,7 @@ def write_data(folder: Path) -> dict[str, list[str]]:
         (folder / f"{split}.de").write_text("\n".join(text[::-1] for text in texts[:120]), encoding="utf-8")
     table = ["task=finetune", "data=files", f"data.train={folder}/rows.jsonl", "data.columns.label=label"]
     return {
-        "causal LM, packed": [
+        "causal_lm_packed": [
             "task=pretrain",
             "data=text",
             f"data.train={folder}/corpus.txt",
@@ -59,14 +60,16 @@ def write_data(folder: Path) -> dict[str, list[str]]:
         ],
         "classification": [*table, *BERT, "model.tokenizer.vocab_size=400"],
         "translation": ["task=finetune", "objective=translation", f"data.dir={folder}", *MARIAN],
-        "LoRA": [*table, f"model.init_from={folder}/runs/classification-0", "model/adapter=lora"],
+        "lora": [*table, f"model.init_from={folder}/runs/classification-0", "model/adapter=lora"],
     }
 
 
 def train(arguments: list[str], folder: Path) -> float:
     """Run to the end; return the mean training loss of the last step."""
     command = [sys.executable, "train.py", *arguments, f"run_dir={folder}"]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(result.stderr)
     return last_loss(folder)
 
 
@@ -77,9 +80,11 @@ def train_on_hosts(names: list[str], arguments: list[str], folder: Path) -> floa
     for number, name in enumerate(names):
         start = ["ip", "netns", "exec", name, str(Path(sys.executable).with_name("torchrun")), *options, f"--node_rank={number}"]
         own = [f"run_dir={folder}-{name}", f"cache_dir={folder}-{name}-cache"]
-        agents.append(subprocess.Popen([*start, "train.py", *arguments, *own], cwd=ROOT, stdout=subprocess.DEVNULL))
-    if sum(agent.wait() for agent in agents):
-        raise RuntimeError(f"{' '.join(arguments)} failed on two hosts")
+        agents.append(subprocess.Popen([*start, "train.py", *arguments, *own], cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    with ThreadPoolExecutor() as pool:  # both at once: a full pipe would stop one
+        outputs = list(pool.map(lambda agent: agent.communicate()[1], agents))
+    if any(agent.returncode for agent in agents):
+        raise RuntimeError("\n".join(outputs))
     return last_loss(Path(f"{folder}-{names[0]}"))
 
 
@@ -95,7 +100,7 @@ def main() -> None:
         for kind, arguments in list(write_data(folder).items())[: 1 if TINY else None]:
             expected = 0.0
             for number, (way, options) in enumerate(list(WAYS.items())[: 2 if TINY else None]):
-                run = folder / "runs" / f"{kind.split(',')[0]}-{number}"
+                run = folder / "runs" / f"{kind}-{number}"
                 loss = train([*arguments, *COMMON, f"cache_dir={folder}/cache", *options, *(ON_TWO if number else [])], run)
                 expected = expected or loss
                 rows.append([kind, way, loss, abs(loss / expected - 1)])
