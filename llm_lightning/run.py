@@ -94,7 +94,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     best = Best(folder, model, text.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
     identity = record.identity(config) | {
         "data": text.fingerprints,
-        "weights": fingerprint_weights(build.checkpoint(config.model)),
+        "weights": fingerprint_weights(build.checkpoint(config.model)) if distributed.is_rank_zero() else None,
         "precision": trainer.resolve_precision(config.trainer),
         "total_steps": data.total_steps,
     }

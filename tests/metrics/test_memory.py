@@ -18,6 +18,6 @@ def test_a_million_rows_and_a_hundred_thousand_classes_fit(kind: str) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "metrics.py"), kind, "1000000", "100000"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
+    found = json.loads(done.stdout[done.stdout.index("{") :])  # behind lines of gloo in torch 2.8
     assert found["memory"] < 600 << 20
     assert found["tables"] < 50 << 20
