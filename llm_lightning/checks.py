@@ -283,7 +283,8 @@ def _trainer(config: Config) -> Iterator[str]:
 
 
 def _resume(config: Config) -> Iterator[str]:
-    if config.resume not in ("auto", "never") and not Path(config.resume).expanduser().is_file():
+    is_missing = config.resume not in ("auto", "never") and not Path(config.resume).expanduser().is_file()
+    if is_missing and distributed.is_rank_zero():  # which sends the file to machines that do not have it
         hint = nearest(config.resume, ["auto", "never"])
         yield f"resume={config.resume}: expected auto, never, or a checkpoint file that exists.{hint}"
     if config.run is not None and config.task != "evaluate":

@@ -16,11 +16,13 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from llm_lightning.errors import RunError
 
 LOOPBACK = "127.0.0.1"
 PORTS = range(15000, 25000)
@@ -39,50 +41,55 @@ class Launch:
     """The number of the process on its machine."""
     world_size: int = 1
     local_world_size: int = 1
-    """Processes on this machine."""
+    """Processes on this machine; 0 if machines have unequal numbers, which `launch.py` refuses."""
+    node_rank: int = 0
+    """The number of the machine, from 0."""
     address: str = LOOPBACK
     """Rank 0's machine."""
     port: int = 0
     has_store: bool = False
     """Whether the launcher itself listens there, as torchrun does."""
     job: str | None = None
-    """A name that the job keeps when its launcher restarts it; None where a restart cannot be told from a new start."""
+    """A name that the job keeps when its launcher restarts it; None if a restart cannot be told from a new start."""
     restarts: int = 0
     """How often the launcher has restarted the job."""
-
-    @property
-    def node_rank(self) -> int:
-        """The number of the machine, from 0."""
-        return self.rank // self.local_world_size
 
 
 def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     """Return how this process was started, by the variables of its launcher."""
     variables = os.environ if environment is None else environment
+    job, restarts = _read_job(variables)
     if "RANK" in variables and int(variables.get("WORLD_SIZE", "1")) > 1:
-        return _by_torchrun(variables)
+        return replace(_by_torchrun(variables), job=job, restarts=restarts)
     if _is_srun(variables):
-        return _by_srun(variables)
-    return Launch("none")
+        return replace(_by_srun(variables), job=job, restarts=restarts)
+    return Launch("none", job=job, restarts=restarts)
+
+
+def _read_job(variables: Mapping[str, str]) -> tuple[str | None, int]:
+    """Return the name and the restarts of the launcher's job, which may be a single process."""
+    if "TORCHELASTIC_RUN_ID" in variables:  # the same in all restarts, but "none" for every job unless --rdzv-id is given
+        job = f"torchrun-{variables['TORCHELASTIC_RUN_ID']}-{socket.gethostname()}-{_parent_identity()}"
+        return job, int(variables.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if (number := slurm_batch_job(variables)) is not None:
+        return f"slurm-{number}.{_slurm_step(variables)}", int(variables.get("SLURM_RESTART_COUNT", "0"))
+    return None, 0
 
 
 def _by_torchrun(variables: Mapping[str, str]) -> Launch:
     world_size = int(variables["WORLD_SIZE"])
     default = world_size if "LOCAL_RANK" in variables else 1  # without it, one process a machine
-    job = None
-    if "TORCHELASTIC_RUN_ID" in variables:  # the same in all restarts, but "none" for every job unless --rdzv-id is given
-        job = f"torchrun-{variables['TORCHELASTIC_RUN_ID']}-{socket.gethostname()}-{_parent_identity()}"
+    rank, local_world_size = int(variables["RANK"]), int(variables.get("LOCAL_WORLD_SIZE", default))
     return Launch(
         launcher="torchrun",
-        rank=int(variables["RANK"]),
+        rank=rank,
         local_rank=int(variables.get("LOCAL_RANK", "0")),
         world_size=world_size,
-        local_world_size=int(variables.get("LOCAL_WORLD_SIZE", default)),
+        local_world_size=local_world_size,
+        node_rank=int(variables.get("GROUP_RANK", rank // local_world_size)),
         address=variables.get("MASTER_ADDR", LOOPBACK),
         port=int(variables.get("MASTER_PORT", "29500")),
         has_store=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        job=job,
-        restarts=int(variables.get("TORCHELASTIC_RESTART_COUNT", "0")),
     )
 
 
@@ -107,22 +114,26 @@ def _slurm_tasks(variables: Mapping[str, str]) -> int:
     return int(next((variables[name] for name in names if variables.get(name)), "1"))
 
 
+def _slurm_step(variables: Mapping[str, str]) -> str:
+    return variables.get("SLURM_STEP_ID", variables.get("SLURM_STEPID", "0"))
+
+
 def _by_srun(variables: Mapping[str, str]) -> Launch:
-    tasks = _slurm_tasks(variables)
+    tasks, rank = _slurm_tasks(variables), int(variables["SLURM_PROCID"])
     names = ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
     nodes = int(next((variables[name] for name in names if variables.get(name)), "1"))
-    job, step = variables.get("SLURM_JOB_ID", "0"), variables.get("SLURM_STEP_ID", variables.get("SLURM_STEPID", "0"))
-    spread = int.from_bytes(hashlib.sha256(f"{job}.{step}".encode()).digest()[:4], "big") % len(PORTS)
+    local_world_size = 0 if tasks % nodes else tasks // nodes
+    seed = f"{variables.get('SLURM_JOB_ID', '0')}.{_slurm_step(variables)}"
+    spread = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big") % len(PORTS)
     return Launch(
         launcher="srun",
-        rank=int(variables["SLURM_PROCID"]),
+        rank=rank,
         local_rank=int(variables.get("SLURM_LOCALID", "0")),
         world_size=tasks,
-        local_world_size=max(1, tasks // nodes),
+        local_world_size=local_world_size,
+        node_rank=int(variables.get("SLURM_NODEID", rank // max(1, local_world_size))),
         address=variables.get("MASTER_ADDR") or (_first_node(variables) if nodes > 1 else LOOPBACK),
         port=int(variables.get("MASTER_PORT", PORTS[spread])),
-        job=f"slurm-{job}.{step}" if "SLURM_JOB_ID" in variables else None,
-        restarts=int(variables.get("SLURM_RESTART_COUNT", "0")),
     )
 
 
@@ -133,9 +144,10 @@ def _first_node(variables: Mapping[str, str]) -> str:
     return re.sub(r"\[(\d+).*", r"\1", nodes.split(",")[0])
 
 
-def slurm_batch_job() -> str | None:
-    """Return the number of the SLURM job that this process belongs to, for `scontrol requeue`; None outside of one."""
-    return os.environ.get("SLURM_JOB_ID") if os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive") else None
+def slurm_batch_job(variables: Mapping[str, str] | None = None) -> str | None:
+    """Return the number of the SLURM job that this process belongs to, for `scontrol requeue`; None outside of a batch job."""
+    variables = os.environ if variables is None else variables
+    return variables.get("SLURM_JOB_ID") if variables.get("SLURM_JOB_NAME") not in ("bash", "interactive") else None
 
 
 def is_launched() -> bool:
@@ -177,17 +189,25 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-def connect(timeout: timedelta, cuda: bool) -> tuple[str, int]:
+def connect(timeout: timedelta, arrival: timedelta, cuda: bool, look_at_children: Callable[[], None]) -> tuple[str, int]:
     """Make the process group of the run, over NCCL for tensors on GPUs and over gloo for others. Return its store's address and port.
 
-    `timeout` is that of a collective. A collective.
+    `timeout` is that of a collective. `look_at_children` is called while this process waits for the others, and may raise. A collective.
+    Raises RunError if a rank does not arrive in time.
     """
     import torch.distributed
 
-    global _store, _met
+    global _store, _met, _turns
     launch = read_launch()
-    _choose_interface(launch)
-    _store, address, port = _open_run_store(launch, timeout)
+    _turns = 0
+    try:
+        _store, address, port = _open_run_store(launch, arrival)
+        _wait_for_arrival(_store, launch, arrival, look_at_children)
+    except (RuntimeError, TimeoutError) as error:  # torch's errors of the store are RuntimeErrors
+        raise RunError(
+            f"rank {launch.rank} cannot reach the other processes of the run ({str(error).splitlines()[0]}): it waited at "
+            f"{launch.address}, port {launch.port}. Look at their logs, and whether that machine can be reached."
+        ) from error
     torch.distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         store=torch.distributed.PrefixStore("group", _store),
@@ -197,6 +217,17 @@ def connect(timeout: timedelta, cuda: bool) -> tuple[str, int]:
     )
     _met = True
     return address, port
+
+
+def _wait_for_arrival(store: Any, launch: Launch, arrival: timedelta, look_at_children: Callable[[], None]) -> None:
+    """Wait until every rank has opened the store."""
+    store.set(f"ready/{launch.rank}", "")
+    missing, end = list(range(launch.world_size)), time.monotonic() + arrival.total_seconds()
+    while missing := [rank for rank in missing if not store.check([f"ready/{rank}"])]:
+        look_at_children()
+        if time.monotonic() > end:
+            raise TimeoutError(f"rank {', '.join(map(str, missing))} did not arrive within {arrival.total_seconds():g} seconds")
+        time.sleep(0.05)
 
 
 def connect_jobs(timeout: timedelta) -> Any:
@@ -245,6 +276,8 @@ def _meet(launch: Launch, timeout: timedelta) -> tuple[Any, str, int]:
     meeting.set(names[launch.rank], word)
     if launch.rank == 0:
         address = _own_address(launch.address, launch.port)
+        if address.startswith("127.") and launch.local_world_size < launch.world_size:
+            address = launch.address  # the machine's own name may mean loopback there, as on Debian, but not elsewhere
         store = open_store(address, 0, launch.world_size, True, timeout)
         invited: list[str] = []
         while time.monotonic() < end:
@@ -263,7 +296,7 @@ def _meet(launch: Launch, timeout: timedelta) -> tuple[Any, str, int]:
                 store.set(f"arrived/{word}", "")
                 return store, address, port
         time.sleep(0.02)
-    raise TimeoutError("the other processes of the run did not arrive")
+    raise TimeoutError("they did not arrive")
 
 
 def _own_address(address: str, port: int) -> str:
@@ -276,14 +309,17 @@ def _own_address(address: str, port: int) -> str:
         return address
 
 
-def _choose_interface(launch: Launch) -> None:
+def choose_interface() -> None:
     """Name the network interface for gloo, which otherwise takes the one that the host's name resolves to, if it does."""
     import psutil
 
-    own = LOOPBACK if launch.local_world_size == launch.world_size else _own_address(launch.address, launch.port)
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address == own for entry in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    launch = read_launch()
+    one_machine = launch.local_world_size == launch.world_size
+    address = LOOPBACK if one_machine else _own_address(launch.address, launch.port)
+    if one_machine or not address.startswith("127."):
+        for name, addresses in psutil.net_if_addrs().items():
+            if any(entry.address == address for entry in addresses):
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 # ---- agreement ----
@@ -380,7 +416,7 @@ def send_file(source: Path, target: Path) -> None:
     launch = read_launch()
     size = broadcast(source.stat().st_size if launch.rank == 0 else None)
     writes = launch.local_rank == 0 and launch.rank != 0
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.with_name(f".{target.name}.{launch.rank}.partial")  # other machines may share a disk
     with contextlib.ExitStack() as files:
         if launch.rank == 0:
             reader = files.enter_context(source.open("rb"))

@@ -29,8 +29,8 @@ class Pruned(Stopped):
 class OtherRankFailed(RunError):
     """Another rank has failed or stopped, and has said why: this one ends with the same exit code and says nothing."""
 
-    def __init__(self, exit_code: int) -> None:
-        super().__init__("another rank has ended the run")
+    def __init__(self, exit_code: int, message: str = "") -> None:
+        super().__init__(f"another rank has ended the run{message and ': '}{message}")
         self.exit_code = exit_code
 
 

@@ -19,10 +19,12 @@ import torch
 
 from llm_lightning import distributed
 from llm_lightning.config import Config, TrainerConfig
-from llm_lightning.errors import UserError
+from llm_lightning.errors import RunError, UserError
 from llm_lightning.machine import cores
 from llm_lightning.watchdog import Watchdog
 
+ARRIVAL = 600.0
+"""Seconds that ranks wait for each other at the start, or `trainer.hang_timeout` if that is longer."""
 PATIENCE = 6
 """A collective may take this many times `trainer.hang_timeout`, and at least an hour: rank 0 may have much to prepare or to write, and
 the watchdog finds a hung rank long before."""
@@ -37,7 +39,8 @@ def processes(config: Config, sweep: str | None = None) -> Iterator[None]:
     count = device_count(config.trainer)
     launch = distributed.read_launch()
     if launch.world_size == 1 and count == 1:
-        yield
+        with _without_traces():
+            yield
         return
     if launch.world_size > 1:
         _require_agreement(config.trainer, launch)
@@ -46,6 +49,28 @@ def processes(config: Config, sweep: str | None = None) -> Iterator[None]:
         watchdog = stack.enter_context(_connect(config.trainer, children))
         with watchdog.watching():
             yield
+
+
+@contextlib.contextmanager
+def _without_traces() -> Iterator[None]:
+    """Leave no process group and no variables of one behind, as FSDP2 on one device makes them: another run may follow."""
+    has_group = torch.distributed.is_initialized()
+    before = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
+    try:
+        yield
+    finally:
+        if not has_group:
+            distributed.disconnect()
+            _set_variables(before)
+
+
+def _set_variables(values: dict[str, str | None]) -> None:
+    """Set environment variables; remove those whose value is None."""
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def device_count(config: TrainerConfig) -> int:
@@ -58,6 +83,8 @@ def device_count(config: TrainerConfig) -> int:
 
 def _require_agreement(config: TrainerConfig, launch: distributed.Launch) -> None:
     """Raise UserError where the config names another number of processes than the launcher has started; 1 is every preset's default."""
+    if launch.local_world_size == 0:
+        raise UserError(f"srun started {launch.world_size} tasks, not as many on each machine; give --ntasks-per-node.")
     machines = launch.world_size // launch.local_world_size
     if config.devices not in ("auto", 1) and config.devices != launch.local_world_size:
         raise UserError(
@@ -83,17 +110,30 @@ def _require_gpus(launch: distributed.Launch) -> None:
 def _connect(config: TrainerConfig, children: list[subprocess.Popen[bytes]]) -> Iterator[Watchdog]:
     launch = distributed.read_launch()
     timeout = timedelta(seconds=max(3600.0, PATIENCE * config.hang_timeout))
+    arrival = timedelta(seconds=max(ARRIVAL, config.hang_timeout))
     uses_gpus = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    threads, interface = torch.get_num_threads(), os.environ.get("GLOO_SOCKET_IFNAME")
+
+    def look_at_children() -> None:
+        for rank, child in enumerate(children, 1):
+            if child.poll() is not None:
+                raise RunError(
+                    f"rank {rank} has ended before the run began, with exit code {child.returncode}; its message is above."
+                )
+
     if uses_gpus:
         _require_gpus(launch)
         torch.cuda.set_device(launch.local_rank)
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, cores() // launch.local_world_size))
-    address, port = distributed.connect(timeout, uses_gpus)
     try:
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, cores() // launch.local_world_size))
+        distributed.choose_interface()
+        address, port = distributed.connect(timeout, arrival, uses_gpus, look_at_children)
         yield Watchdog(address, port, config.hang_timeout, children)
     finally:
         distributed.disconnect()
+        torch.set_num_threads(threads)
+        _set_variables({"GLOO_SOCKET_IFNAME": interface})
 
 
 @contextlib.contextmanager
@@ -108,26 +148,27 @@ def _start_children(config: Config, sweep: str | None, count: int) -> Iterator[l
         "MASTER_ADDR": distributed.LOOPBACK,
         "MASTER_PORT": str(port),
     }
+    common["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")  # as in cli.main
+    common["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # also where torchrun has started this process, alone
     before = {name: os.environ.get(name) for name in (*common, "RANK", "LOCAL_RANK")}
-    children = []
+    children: list[subprocess.Popen[bytes]] = []
     task = pickle.dumps((sys.path, sys.argv, config, sweep))
     command = [sys.executable, "-c", "from llm_lightning.cli import work; work()"]
-    for rank in range(1, count):
-        environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": os.pathsep.join(sys.path)}
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
-        assert child.stdin is not None
-        child.stdin.write(task)
-        child.stdin.close()
-        children.append(child)
-    os.environ.update(common | {"RANK": "0", "LOCAL_RANK": "0"})
     try:
+        for rank in range(1, count):
+            environment = (
+                os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": os.pathsep.join(sys.path)}
+            )
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+            children.append(child)
+            assert child.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it has ended already, which is found out while it is waited for
+                child.stdin.write(task)
+                child.stdin.close()
+        os.environ.update(common | {"RANK": "0", "LOCAL_RANK": "0"})
         yield children
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set_variables(before)
         end_children(children, seconds=30.0)
 
 

@@ -78,7 +78,7 @@ def train_unless_finished(config: Config, sweep: str | None, judge: Callable[[in
         if not (folder / "report.html").is_file():  # killed while it was written
             record.publish(folder)
     if distributed.is_rank_zero():
-        record.forget_launch()
+        record.forget_launch(config)
     return summary
 
 

@@ -64,6 +64,9 @@ class Watchdog:
 
     def __init__(self, address: str, port: int, hang_timeout: float, children: list[subprocess.Popen[bytes]]) -> None:
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        launch = distributed.read_launch()
+        self._speaks_for_rank_zero = self.rank == 1 if launch.node_rank == 0 else launch.local_rank == 0
+        """Whether this rank prints that rank 0 is gone: one of each machine does, as rank 0's whole machine may be."""
         self.hang_timeout, self.children = hang_timeout, children
         self._store = distributed.open_store(address, port, self.world_size, False, timedelta(seconds=60))  # a thread's own client
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._watch, self._watch_store)]
@@ -72,7 +75,7 @@ class Watchdog:
         self._ending: int | None = None
         """The exit code once a thread ends the process. The thread or another rank has printed the reason."""
         self._last_read = time.monotonic()
-        self._progress, self._bounded, self._since = 0, False, time.monotonic()
+        self._progress, self.bounded, self._since = 0, False, time.monotonic()
         self._number = 0
         self._reports: dict[int, Report] = {}
         self._main = threading.get_ident()
@@ -108,7 +111,7 @@ class Watchdog:
 
     def mark_progress(self, bounded: bool = True) -> None:
         self._progress += 1
-        self._bounded, self._since = bounded, time.monotonic()
+        self.bounded, self._since = bounded, time.monotonic()
 
     # ---- failures ----
 
@@ -122,19 +125,19 @@ class Watchdog:
         code = error.exit_code if isinstance(error, RunError) else 1
         first = self._publish(message, code)
         if first["rank"] != self.rank:
-            raise OtherRankFailed(first["code"]) from error
+            raise OtherRankFailed(first["code"], first["message"]) from error
         if self.rank > 0 and isinstance(error, RunError) and not isinstance(error, RankLost):
             error.args = (f"rank {self.rank} ({_describe_process()}): {error}",)
         self._wait_for_readers()
         raise error
 
     def _publish(self, message: str, code: int) -> dict[str, Any]:
-        """Store a failure unless one is stored. Return the stored one; rank 1's if the store has gone with rank 0, for rank 1 to print."""
+        """Store a failure unless one is stored. Return the stored one, or this rank's if the store has gone with rank 0."""
         failure = {"rank": self.rank, "message": redacted(message), "code": code}
         try:
             failure = json.loads(self._store.compare_set("failure", "", json.dumps(failure)))
         except RuntimeError:
-            failure["rank"] = 1
+            failure["rank"] = self.rank if self._speaks_for_rank_zero else 0
         return failure
 
     def _wait_for_readers(self) -> None:
@@ -149,12 +152,9 @@ class Watchdog:
         end = time.monotonic() + 2 * SILENT
         while time.monotonic() < end:
             if (failure := self._read_failure()) is not None:
-                return OtherRankFailed(failure["code"])
+                return OtherRankFailed(failure["code"], failure["message"])
             if silent := self._find_silent_ranks(SILENT):
-                return RankLost(
-                    f"rank {silent[0]} ({self._describe_rank(silent[0])}) has ended without a message: it was killed, or its machine "
-                    f"is gone. Repeat the command to continue from the last checkpoint."
-                )
+                return RankLost(self._describe_lost(silent[0]))
             time.sleep(0.1)
         return error
 
@@ -178,8 +178,7 @@ class Watchdog:
                 self._read_reports()
             except RuntimeError:  # the store has ended with rank 0
                 if not self._leaving and time.monotonic() - self._last_read > SILENT:
-                    gone = f"rank 0 ({self._describe_rank(0)}) has ended without a message: it was killed, or its machine is gone."
-                    self._end_process(gone if self.rank == 1 else None, 1)
+                    self._end_process(self._describe_lost(0) if self._speaks_for_rank_zero else None, 1)
                 continue
             self._last_read = time.monotonic()
             if (failure := self._read_failure()) is not None and failure["rank"] != self.rank:
@@ -195,14 +194,14 @@ class Watchdog:
         while not self._ended.wait(INTERVAL):
             if self.rank > 0 and not self._leaving and time.monotonic() - self._last_read > self.hang_timeout + SILENT:
                 message = self._describe_hang([0], "does not answer")
-                self._end_process(message if self.rank == 1 else None, 1)
+                self._end_process(message if self._speaks_for_rank_zero else None, 1)
 
     def _report(self) -> None:
         """Store how far this rank is."""
         self._number += 1
         seconds = time.monotonic() - self._since
         line = self._find_line() if seconds > min(5.0, self.hang_timeout / 2) else ""
-        report = [self._number, self._progress, self._bounded, seconds, _describe_process(), line]
+        report = [self._number, self._progress, self.bounded, seconds, _describe_process(), line]
         self._store.set(f"report/{self.rank}", json.dumps(report))
 
     def _read_reports(self) -> None:
@@ -249,6 +248,12 @@ class Watchdog:
         message = self._describe_hang(hung, what)
         if self._publish(message, 1)["rank"] == self.rank:
             self._end_process(message, 1)
+
+    def _describe_lost(self, rank: int) -> str:
+        return (
+            f"rank {rank} ({self._describe_rank(rank)}) has ended without a message: it was killed, or its machine is gone. "
+            f"Repeat the command to continue from the last checkpoint."
+        )
 
     def _describe_hang(self, ranks: list[int], what: str) -> str:
         names = "; ".join(f"rank {rank} ({self._describe_rank(rank)})" for rank in ranks)
@@ -303,11 +308,12 @@ def mark_progress(bounded: bool = True) -> None:
 @contextlib.contextmanager
 def no_time_limit() -> Iterator[None]:
     """Run the block as a stage without a time limit: rank 0 may take long to write a large model while others wait."""
+    bounded = _current is not None and _current.bounded
     mark_progress(bounded=False)
     try:
         yield
     finally:
-        mark_progress()
+        mark_progress(bounded)
 
 
 def _is_connection_error(error: RuntimeError) -> bool:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from llm_lightning import distributed
+from llm_lightning.config import TrainerConfig
 from llm_lightning.distributed import Launch, read_launch
 from llm_lightning.errors import UserError
-from llm_lightning.launch import _require_gpus
+from llm_lightning.launch import _require_agreement, _require_gpus
 
 TORCHRUN = {
     "RANK": "3",
@@ -39,9 +40,12 @@ SRUN = {
     [
         ({}, Launch("none")),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, Launch("none")),
-        (TORCHRUN, Launch("torchrun", 3, 1, 4, 2, "10.0.0.1", 1234)),
-        (TORCHRUN | SRUN, Launch("torchrun", 3, 1, 4, 2, "10.0.0.1", 1234)),  # torchrun under srun, one a machine
-        ({"RANK": "1", "WORLD_SIZE": "2"}, Launch("torchrun", 1, 0, 2, 1, "127.0.0.1", 29500)),  # one process a machine
+        (TORCHRUN, Launch("torchrun", 3, 1, 4, 2, 1, "10.0.0.1", 1234)),
+        (
+            TORCHRUN | SRUN,
+            Launch("torchrun", 3, 1, 4, 2, 1, "10.0.0.1", 1234, job="slurm-77.0"),
+        ),  # torchrun under srun, one a machine
+        ({"RANK": "1", "WORLD_SIZE": "2"}, Launch("torchrun", 1, 0, 2, 1, 1, "127.0.0.1", 29500)),  # one process a machine
         (
             {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "ENVIRONMENT": "BATCH", "SLURM_JOB_ID": "77"},
             Launch("none"),
@@ -62,6 +66,10 @@ def test_under_srun_ranks_meet_at_the_first_machine() -> None:
     assert launch.port != read_launch(SRUN | {"SLURM_STEP_ID": "1"}).port  # another step of the job may run beside it
     assert read_launch(SRUN | {"SLURM_NNODES": "1"}).address == "127.0.0.1"  # the name of the machine need not resolve
     assert read_launch(SRUN | {"SLURM_RESTART_COUNT": "2"}).restarts == 2
+    assert read_launch(SRUN | {"SLURM_PROCID": "2", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}).node_rank == 0  # dealt out in turns
+    uneven = read_launch(SRUN | {"SLURM_NTASKS": "3"})
+    with pytest.raises(UserError, match="not as many on each machine"):
+        _require_agreement(TrainerConfig(), uneven)
 
 
 def test_the_program_reads_variables_of_launchers_in_one_place() -> None:
@@ -75,7 +83,7 @@ def _meet(port: int, rank: int, results: Queue[tuple[int, list[str], bool]]) -> 
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(number) for name, number in numbers.items()}, MASTER_ADDR="127.0.0.1")
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    distributed.connect(timedelta(seconds=60), cuda=False)
+    distributed.connect(timedelta(seconds=60), timedelta(seconds=60), cuda=False, look_at_children=lambda: None)
     together = distributed.all_arrive("here", 30.0)
     alone = rank == 0 and distributed.all_arrive("alone", 0.2)
     results.put((rank, [distributed.broadcast(f"rank {rank}"), *distributed.gather(f"rank {rank}")], together and not alone))

@@ -97,6 +97,8 @@ class ReaderState:
 
     @staticmethod
     def from_state_dict(state: dict[str, Any]) -> ReaderState:
-        """Build the state that `state_dict` returned."""
+        """Build the state that `state_dict` returned, in this version or in one that kept each piece by itself."""
+        if "pool" in state:
+            return ReaderState([piece.numpy() for piece in state["pool"]], state["documents"], state["epoch"], state["drawn"])
         pieces = [piece.numpy() for piece in state["tokens"].split(state["lengths"].tolist())] if len(state["lengths"]) else []
         return ReaderState(pieces, state["documents"], state["epoch"], state["rows"])

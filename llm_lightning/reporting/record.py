@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from omegaconf import OmegaConf
 
 from llm_lightning import distributed
@@ -77,9 +78,8 @@ def _named_folder(config: Config) -> Path:
 
 def _own_folder(config: Config) -> Path:
     """A new folder; after a restart by the launcher, the one that the job took first."""
-    launch = distributed.read_launch()
-    note = LAUNCHES / launch.job if launch.job is not None else None
-    if note is not None and launch.restarts and note.is_file():
+    note = _launch_note(config)
+    if note is not None and distributed.read_launch().restarts and note.is_file():
         folder = Path(note.read_text(encoding="utf-8"))
     else:
         folder = _new_folder(config)
@@ -220,10 +220,16 @@ def close() -> None:
         handler.close()
 
 
-def forget_launch() -> None:
-    """The job has ended: nothing is left for a restart."""
-    if (job := distributed.read_launch().job) is not None:
-        (LAUNCHES / job).unlink(missing_ok=True)
+def _launch_note(config: Config) -> Path | None:
+    """Return the file for the folder of the launcher's job, one for each command of a job's script; None without a job."""
+    job = distributed.read_launch().job
+    return None if job is None else LAUNCHES / f"{job}-{xxhash.xxh3_64_hexdigest(str(config.command).encode())}"
+
+
+def forget_launch(config: Config) -> None:
+    """Remove the note of the run's folder: the run has ended, and a restart has nothing to continue."""
+    if (note := _launch_note(config)) is not None:
+        note.unlink(missing_ok=True)
 
 
 def finish(folder: Path, summary: dict[str, Any], details: dict[str, Any]) -> None:

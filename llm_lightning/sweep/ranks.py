@@ -15,10 +15,11 @@ from hydra.plugins.launcher import Launcher
 
 from llm_lightning import distributed
 from llm_lightning.config import SweepConfig
-from llm_lightning.errors import UserError
+from llm_lightning.errors import RunError, UserError
 from llm_lightning.sweep.process import run_job
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+ENDING = 300.0  # seconds that ranks may differ in ending a job
 ARRIVAL = timedelta(minutes=30)  # for the launcher to start every rank
 
 
@@ -54,8 +55,11 @@ class Ranks:
         self._wait_for_others()
 
     def _wait_for_others(self) -> None:
-        """Wait until every other rank has run the announced job."""
+        """Wait until every other rank has run the announced job. Raises RunError if one does not end with rank 0's."""
+        end = time.monotonic() + ENDING
         while self._store is not None and self._store.add(f"ended/{self._job}", 0) < distributed.read_launch().world_size - 1:
+            if time.monotonic() > end:
+                raise RunError("sweep: a rank has not ended its part of the job; look at its log, and repeat the command.")
             time.sleep(0.05)
 
     def _announce(self, job: list[Any] | None) -> None:

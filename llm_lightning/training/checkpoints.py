@@ -159,7 +159,7 @@ def resume_point(resume: str, folder: Path, shared: bool, run: dict[str, Any]) -
     place = distributed.broadcast(None if state is None else str(state.absolute()))
     if place is None or shared:
         return None if place is None else Path(place)
-    copied = folder / "checkpoints" / Path(place).name
+    copied = folder / "checkpoints" / ".resume.ckpt"  # no state of this folder's own: the next resume overwrites it
     distributed.send_file(Path(place), copied)
     return Path(place) if distributed.is_rank_zero() else copied
 

@@ -98,6 +98,19 @@ def test_a_reader_goes_on_where_it_was(stream: Stream, rows: int, index: int, re
         assert pieces(first, more) == ahead
 
 
+def test_states_of_an_earlier_version_are_read(stream: Stream) -> None:
+    source = reader(stream)
+    pieces(source, 3)
+    state = source.state
+    old = {
+        "documents": state.documents,
+        "pool": [torch.from_numpy(piece) for piece in state.pieces],
+        "epoch": state.epoch,
+        "drawn": 3,
+    }
+    assert pieces(reader(stream, state=ReaderState.from_state_dict(old)), 5) == pieces(source, 5)
+
+
 def test_without_a_validation_split_the_first_documents_are_it(tmp_path: Path) -> None:
     (tmp_path / "all.txt").write_text("\n".join(DOCUMENTS))
     stream, rows = open_stream(DataConfig(source="text", document="line", train=str(tmp_path / "all.txt")))

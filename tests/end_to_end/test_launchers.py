@@ -241,6 +241,27 @@ def test_a_sweep_runs_each_job_on_all_ranks(arguments: list[str], launch_ranks: 
     assert spoken(ranks[1]) == []
 
 
+def test_runs_of_one_python_process_follow_each_other(arguments: list[str], tmp_path: Path) -> None:
+    """On two devices twice, then on one as FSDP2: nothing of a run stays behind, and each trains."""
+    script = tmp_path / "script.py"
+    devices = {"first": ["trainer.devices=2"], "second": ["trainer.devices=2"], "fsdp": ["trainer=fsdp", "trainer.accelerator=cpu"]}
+    runs = [[*arguments, "trainer.max_steps=2", *own, f"run_dir={tmp_path}/{name}"] for name, own in devices.items()]
+    script.write_text(
+        f"import os, torch, llm_lightning\nruns = {runs!r}\nthreads, before = torch.get_num_threads(), dict(os.environ)\n"
+        "for run in runs:\n    llm_lightning.train(*run)\n    assert torch.get_num_threads() == threads\n"
+        "    assert not torch.distributed.is_initialized()\n"
+        "names = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'GLOO_SOCKET_IFNAME', 'TORCHELASTIC_USE_AGENT_STORE')\n"
+        "assert not [name for name in names if os.environ.get(name) != before.get(name)]\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environment | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert same_weights(tmp_path / "first", tmp_path / "second")
+    assert len(losses(tmp_path / "fsdp")) == 2
+
+
 # ---- two machines: network namespaces with addresses of their own, and nothing shared ----
 
 
