@@ -46,10 +46,14 @@ SRUN = {
             Launch("torchrun", 3, 1, 4, 2, 1, "10.0.0.1", 1234, job="slurm-77.0"),
         ),  # torchrun under srun, one a machine
         ({"RANK": "1", "WORLD_SIZE": "2"}, Launch("torchrun", 1, 0, 2, 1, 1, "127.0.0.1", 29500)),  # one process a machine
-        (
+        (  # sbatch's script
             {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "ENVIRONMENT": "BATCH", "SLURM_JOB_ID": "77"},
-            Launch("none"),
-        ),  # sbatch's script
+            Launch("none", job="slurm-77.0"),
+        ),
+        (  # a single task, queued again
+            {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "1", "SLURM_RESTART_COUNT": "2"},
+            Launch("none", job="slurm-77.1", restarts=2),
+        ),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "interactive"}, Launch("none")),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, Launch("none")),
     ],

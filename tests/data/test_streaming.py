@@ -104,7 +104,7 @@ def test_states_of_an_earlier_version_are_read(stream: Stream) -> None:
     state = source.state
     old = {
         "documents": state.documents,
-        "pool": [torch.from_numpy(piece) for piece in state.pieces],
+        "pool": [torch.from_numpy(piece) for piece in state.pool],
         "epoch": state.epoch,
         "drawn": 3,
     }
