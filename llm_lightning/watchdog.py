@@ -86,6 +86,7 @@ class Watchdog:
         global _current
         self._report()
         distributed.barrier()
+        self._read_reports()  # to know the others' machines, even if the first message is that one is gone
         for thread in self._threads:
             thread.start()
         _current = self
