@@ -77,7 +77,7 @@ class MicroBatch:
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> MicroBatch:
-        """Return the batch with its tensors on a device. The copy to a GPU runs while the program goes on."""
+        """Return the batch with its tensors on a device. The copy to a GPU then runs beside the program."""
         behind = device.type == "cuda"
         return replace(self, **{name: tensor.to(device, non_blocking=behind) for name, tensor in self.tensors().items()})  # type: ignore[arg-type]
 
@@ -160,7 +160,7 @@ class Step:
         return replace(self, micro_batches=[batch.to(device) for batch in self.micro_batches])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a loader process sends: one tensor for each dtype, as every tensor takes an open file in both processes."""
+        """Return the state that a loader process sends: one tensor for each dtype, as every tensor takes an open file in both processes."""
         tensors: dict[torch.dtype, list[Tensor]] = {}
         ends: Counter[torch.dtype] = Counter()
         batches = []

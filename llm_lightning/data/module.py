@@ -197,7 +197,7 @@ class DataModule(lightning.LightningDataModule):
     # ---- the state of streamed data; the plan needs none ----
 
     def consumed(self, step: Step) -> None:
-        """Apply what a step that was trained changed in the state of its reader."""
+        """Apply a trained step's change to the state of its reader."""
         if step.change is not None:
             self._readers.setdefault(step.change.reader, ReaderState()).apply(step.change)
 

@@ -1,6 +1,6 @@
 """The state of a reader of streamed text, and how it gets from a loader process into a checkpoint.
 
-A reader's pool holds some 64 rows of text. With each step a reader sends what the step changed: the pieces that came into the pool
+A reader's pool holds some 64 rows of text. With each step a reader sends the change of its state: the pieces that came into the pool
 and the places of those that left it, about four bytes for each token of the step. The process that trains applies the changes to a
 copy of the state, in the order of the steps that were trained, so a state can be saved after any step. Changes are NumPy arrays: a
 tensor that one process sends to another takes an open file in both.
@@ -22,7 +22,7 @@ Piece = np.ndarray
 
 @dataclass(frozen=True)
 class ReaderChange:
-    """What the rows of one step changed in the state of their reader."""
+    """The change that the rows of one step make in the state of their reader."""
 
     reader: int
     tokens: np.ndarray

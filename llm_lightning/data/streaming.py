@@ -60,7 +60,7 @@ class Stream:
 def open_stream(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
     """Return the training documents, and the rows of a sample of them and of the validation split.
 
-    Raises UserError where there are no documents.
+    Raises UserError if there is no document.
     """
     train = Stream(_load_documents(data), data.columns.text, str(data.name or data.train or data.dir), _identify(data))
     rows = {}
@@ -172,13 +172,13 @@ class Reader:
         return self.state.take(chosen)
 
     def change(self) -> ReaderChange:
-        """Return what the rows since the last call changed in the state."""
+        """Return the change that the rows since the last call made in the state."""
         change = ReaderChange.of_rows(self.index, self._rows, self.state)
         self._rows = []
         return change
 
     def _fill(self) -> list[Piece]:
-        """Read until the pool has enough pieces to choose from, and return those that were added. A stream that ends starts again."""
+        """Read until the pool has enough pieces to choose from, and return the new ones. A stream that ends starts again."""
         added: list[Piece] = []
         restarted_in = -1
         size = sum(map(len, self.state.pool))

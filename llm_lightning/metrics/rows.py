@@ -1,4 +1,4 @@
-"""What is kept of single rows: columns of all of them or of a fixed sample, and the worst mistakes.
+"""Values of single rows: columns of all of them or of a fixed sample, and the worst mistakes.
 
 Up to a bound every row is kept. Of more rows a sample is kept that depends on the rows' numbers alone: it is the same on any number of
 ranks and in every run on that data, so that two runs can be compared row by row.

@@ -1,4 +1,4 @@
-"""What one rank reduces its evaluation batches to, and how the states of all ranks become one.
+"""States that one rank reduces its evaluation batches to, and their merge over all ranks.
 
 A state is updated batch by batch, has a bounded size, and is merged over ranks once, at the end of a pass. Every merge is independent
 of the order of batches and ranks, so that the figures are those of one process to the last digit: whole numbers are added up, fractions
@@ -28,7 +28,7 @@ class State:
         return []
 
     def payload(self) -> Any:
-        """Return what the other ranks need to know beside the sums: a small value that can be pickled."""
+        """Return the part that the other ranks need beside the sums: a small value that can be pickled."""
         return None
 
     def merge(self, payloads: list[Any]) -> None:

@@ -110,7 +110,7 @@ class Instruction(Objective):
         ]
 
     def answer(self, conversations: list[list[Message]], shared: bool = False, **settings: Any) -> dict[int, str]:
-        """Return what the model says next in each conversation, by its place; greedy unless `settings`, those of generate, say otherwise.
+        """Return the model's next message in each conversation, by its place; greedy unless `settings`, those of generate, say otherwise.
 
         `shared`: every rank is called with the same conversations, and answers its share of them.
         """

@@ -100,7 +100,7 @@ class MultiLabel(Objective):
         return self._details
 
     def _examples(self, names: Sequence[str], drawn: np.ndarray, states: States) -> dict[str, Any]:
-        """Return what is kept of single examples, in the order of the data; a mistake is as bad as the surest wrong answer in it."""
+        """Return the values of single examples, in the order of the data; a mistake is as bad as the surest wrong answer in it."""
         scores: LabelScores = states["scores"]
         numbers, probabilities, true = scores.single()
         said = probabilities >= self._threshold

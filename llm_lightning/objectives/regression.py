@@ -79,7 +79,7 @@ class Regression(Objective):
         return self._details
 
     def _examples(self, rows: Rows, numbers: np.ndarray, prediction: np.ndarray, target: np.ndarray) -> dict[str, Any]:
-        """Return each example's prediction and score, in the order of the data, and those that lie the furthest apart."""
+        """Return each example's prediction and score, in the order of the data, and the pairs that lie the furthest apart."""
         worst = TopRows()
         worst.update(numbers, np.abs(prediction - target), prediction != target, lambda i: (target[i], prediction[i]))
         mistakes = [

@@ -101,7 +101,7 @@ LISTED = COMPARED | {Kind.SEED}
 
 
 def kind_of(key: str) -> Kind | None:
-    """Return what a key, as `a.b.c`, decides; None for a key that the schema does not have (any more)."""
+    """Return the kind of a key, written as `a.b.c`; None for a key that the schema does not have (any more)."""
     while key not in _KINDS and "." in key.removesuffix(".*"):
         key = f"{key.removesuffix('.*').rpartition('.')[0]}.*"
     return _KINDS.get(key)
@@ -113,12 +113,12 @@ def select(config: dict[str, Any], kinds: Collection[Kind]) -> dict[str, Any]:
 
 
 def has_same_result(stored: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Return whether a finished run with the nested config `stored` is what the config `now` asks for."""
+    """Return whether a finished run with the nested config `stored` answers the config `now`."""
     return not _changes(stored, now, RESULT)
 
 
 def configuration(config: dict[str, Any], fingerprints: dict[str, str] | str) -> str:
-    """Return what the runs of one configuration on the same data share, whatever their seed: a hash of both, 12 hexadecimal digits.
+    """Return a hash of configuration and data, 12 hexadecimal digits, which runs share that differ by their seed only.
 
     `fingerprints` are those of the splits. Runs from before these were recorded have the one of the training data: there the keys that name
     data count as well.

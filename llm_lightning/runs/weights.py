@@ -14,7 +14,7 @@ BLOCK, BLOCKS = 1 << 16, 64
 
 
 def fingerprint_weights(origin: str | None) -> str | None:
-    """Return a hash of a Hugging Face folder, or of the cached copy of a hub model; None where there are no files to look at.
+    """Return a hash of a Hugging Face folder, or of the cached copy of a hub model; None if it has no files.
 
     It covers config.json, and of each file of weights the size, the beginning, the end and samples between.
     """

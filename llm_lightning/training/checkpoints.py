@@ -165,7 +165,7 @@ def resume_point(resume: str, folder: Path, shared: bool, run: dict[str, Any]) -
 
 
 def _read_run(state: Path) -> dict[str, Any]:
-    """Return what a checkpoint holds of the run that wrote it. Raises UserError where it is no checkpoint of ours."""
+    """Return a checkpoint's record of the run that wrote it. Raises UserError if the file has none."""
     try:
         run: dict[str, Any] = torch.load(state, weights_only=True, mmap=True)["run"]
         return run

@@ -166,7 +166,7 @@ class WorkingWeights:
                 hook.remove()
 
     def _is_outdated(self) -> bool:
-        """Return whether places are to be found: the first time, and after the model was moved to another device."""
+        """Return whether the places are unknown or outdated: the first time, and after the model was moved to another device."""
         if not self._places or self._places[0][2].device != self._device:
             return True
         return any(module._parameters.get(name) is not master for module, name, master in self._places)
