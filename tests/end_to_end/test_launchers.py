@@ -145,7 +145,7 @@ def test_a_hung_rank_is_named_and_the_others_end(
     victim: int, arguments: list[str], launch_ranks: LaunchRanks, tmp_path: Path
 ) -> None:
     """Also rank 0, which the others ask for everything."""
-    run = [*arguments, "trainer.max_steps=100000", "trainer.hang_timeout=3", f"run_dir={tmp_path}/run"]
+    run = [*arguments, "trainer.max_steps=100000", "trainer.hang_timeout=8", f"run_dir={tmp_path}/run"]
     ranks = launch_ranks(run, tmp_path / "run")
     until(lambda: bool(saved(tmp_path / "run" / "checkpoints")))
     ranks[victim].kill(signal.SIGSTOP)
@@ -155,7 +155,7 @@ def test_a_hung_rank_is_named_and_the_others_end(
     assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 1)
     message = ranks[1 - victim].log.read_text().split("error: ")[1]
     assert f"rank {victim} ({os.uname().nodename}, process {ranks[victim].process}" in message
-    assert "does not answer for 3 seconds (trainer.hang_timeout)" in message
+    assert "does not answer for 8 seconds (trainer.hang_timeout)" in message
     assert "Traceback" not in said(ranks)
 
 
