@@ -105,13 +105,21 @@ def _parent_identity() -> str:
 def _is_srun(variables: Mapping[str, str]) -> bool:
     """Return whether srun started this process as one of several. The script of sbatch itself has similar variables, but no step."""
     in_batch_script = variables.get("ENVIRONMENT") == "BATCH" and not {"SLURM_STEP_ID", "SLURM_STEPID"} & set(variables)
-    interactive = variables.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    return "SLURM_PROCID" in variables and _slurm_tasks(variables) > 1 and not in_batch_script and not interactive
+    several = "SLURM_PROCID" in variables and _slurm_tasks(variables) > 1
+    return several and not in_batch_script and not _is_interactive(variables)
+
+
+def _is_interactive(variables: Mapping[str, str]) -> bool:
+    return variables.get("SLURM_JOB_NAME") in ("bash", "interactive")
+
+
+def _first_value(variables: Mapping[str, str], names: tuple[str, ...], default: str) -> str:
+    """Return the value of the first variable that is set: SLURM's versions name the same thing differently."""
+    return next((variables[name] for name in names if variables.get(name)), default)
 
 
 def _slurm_tasks(variables: Mapping[str, str]) -> int:
-    names = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS")
-    return int(next((variables[name] for name in names if variables.get(name)), "1"))
+    return int(_first_value(variables, ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"), "1"))
 
 
 def _slurm_step(variables: Mapping[str, str]) -> str:
@@ -120,8 +128,7 @@ def _slurm_step(variables: Mapping[str, str]) -> str:
 
 def _by_srun(variables: Mapping[str, str]) -> Launch:
     tasks, rank = _slurm_tasks(variables), int(variables["SLURM_PROCID"])
-    names = ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
-    nodes = int(next((variables[name] for name in names if variables.get(name)), "1"))
+    nodes = int(_first_value(variables, ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES"), "1"))
     local_world_size = 0 if tasks % nodes else tasks // nodes
     seed = f"{variables.get('SLURM_JOB_ID', '0')}.{_slurm_step(variables)}"
     spread = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big") % len(PORTS)
@@ -139,15 +146,14 @@ def _by_srun(variables: Mapping[str, str]) -> Launch:
 
 def _first_node(variables: Mapping[str, str]) -> str:
     """Return the first machine of SLURM's list, `node[03-07,11],other` for example."""
-    names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
-    nodes = next((variables[name] for name in names if variables.get(name)), LOOPBACK)
+    nodes = _first_value(variables, ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"), LOOPBACK)
     return re.sub(r"\[(\d+).*", r"\1", nodes.split(",")[0])
 
 
 def slurm_batch_job(variables: Mapping[str, str] | None = None) -> str | None:
     """Return the number of the SLURM job that this process belongs to, for `scontrol requeue`; None outside of a batch job."""
     variables = os.environ if variables is None else variables
-    return variables.get("SLURM_JOB_ID") if variables.get("SLURM_JOB_NAME") not in ("bash", "interactive") else None
+    return None if _is_interactive(variables) else variables.get("SLURM_JOB_ID")
 
 
 def is_launched() -> bool:

@@ -77,8 +77,11 @@ def device_count(config: TrainerConfig) -> int:
     """Return the number of devices of this machine that the config asks for."""
     if config.devices != "auto":
         return int(config.devices)
-    uses_gpus = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return torch.cuda.device_count() if uses_gpus else 1
+    return torch.cuda.device_count() if _uses_gpus(config) else 1
+
+
+def _uses_gpus(config: TrainerConfig) -> bool:
+    return config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def _require_agreement(config: TrainerConfig, launch: distributed.Launch) -> None:
@@ -111,7 +114,7 @@ def _connect(config: TrainerConfig, children: list[subprocess.Popen[bytes]]) -> 
     launch = distributed.read_launch()
     timeout = timedelta(seconds=max(3600.0, PATIENCE * config.hang_timeout))
     arrival = timedelta(seconds=max(ARRIVAL, config.hang_timeout))
-    uses_gpus = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    uses_gpus = _uses_gpus(config)
     threads, interface = torch.get_num_threads(), os.environ.get("GLOO_SOCKET_IFNAME")
 
     def look_at_children() -> None:
