@@ -68,7 +68,8 @@ class Text:
         """Return a row of a split that was used, read again, by its number in `Encoded.rows`."""
         columns, row = self.encoding.data.columns, self.rows[split].table[number]
         values = (None if column is None else row[column] for column in (columns.text, columns.text_pair, columns.label))
-        return Example(number, *self.encoding.read(*values))
+        extra = {name: row[name] for name in self.encoding.extra_columns if row.get(name) is not None}
+        return Example(number, *self.encoding.read(*values, extra))
 
     def shown(self, split: str, number: int) -> str:
         """Return the beginning of a row of a split, by its number in `Encoded.rows`, as a reader sees it."""
@@ -97,8 +98,10 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
         stream, rows = open_stream(data)
         return _encoded(config, rows, encoder, None, tokenizer, stream)
     source = importlib.import_module(f"llm_lightning.data.sources.{data.source}")
-    loaded = source.load(data, cache)
+    loaded = source.load(data, cache, encoder.extra_columns)
     for split, part in loaded.items():
+        for note in part.notes:
+            log.warning("%s: %s", split, note)
         require_columns(split, data, part.table.column_names)
     rows = splits.with_validation(loaded, data, encoder.one_label)
     found = encoder.find_labels(data, rows["train"])

@@ -27,6 +27,9 @@ class Rows:
     """Identity of the content (hexadecimal), equal on every machine where the content is equal."""
     where: Callable[[int], str]
     """Row index -> the place an error message names: `train.csv, line 17`."""
+    notes: tuple[str, ...] = ()
+    """What the run says at its start about how the files were read: unused columns, comment lines, an encoding, a tag scheme. Each is a
+    sentence with its file and its count."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -49,7 +52,8 @@ def joined(parts: list[Rows]) -> Rows:
         return parts[part].where(index - (ends[part - 1] if part else 0))
 
     identity = xxhash.xxh3_128(",".join(part.fingerprint for part in parts).encode()).hexdigest()
-    return Rows(table=datasets.concatenate_datasets([part.table for part in parts]), fingerprint=identity, where=where)
+    notes = tuple(note for part in parts for note in part.notes)
+    return Rows(table=datasets.concatenate_datasets([part.table for part in parts]), fingerprint=identity, where=where, notes=notes)
 
 
 def require_columns(place: str, data: DataConfig, present: list[str]) -> None:

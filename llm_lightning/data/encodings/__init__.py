@@ -50,6 +50,8 @@ class Encoding:
     """Whether a sequence ends with what the model is to write, and is given it only as such."""
     label_is_text: ClassVar[bool] = False
     """Whether a tokenizer has to know the labels' words too."""
+    extra_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns that `read` takes where a row has them, beside those of the config: the `tools` of a conversation."""
 
     def __init__(self, tokenizer: Any, data: DataConfig, labels: Labels | None = None) -> None:
         """Without `labels`, in data that is to be labelled, rows have no targets."""
@@ -65,10 +67,10 @@ class Encoding:
         """The labels that the training rows have. Raises UserError where they cannot be labels."""
         return None
 
-    def read(self, text: Any, pair: Any, value: Any) -> tuple[Any, Any, Any]:
-        """(text, text_pair, label) of an example from a row's values; the last is None without `labels`.
+    def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[Any, Any, Any]:
+        """Return (text, text_pair, label) of an example from a row's values; the last is None without `labels`.
 
-        Raises BadRow that says what is wrong with the row.
+        `extra` holds the row's values of `extra_columns`, without those that are null. Raises BadRow that says what is wrong with the row.
         """
         return self._text(text), None, None
 

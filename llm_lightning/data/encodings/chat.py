@@ -48,7 +48,7 @@ class Encoder(Encoding):
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         return Labels((), ())
 
-    def read(self, text: Any, pair: Any, value: Any) -> tuple[list[Message], None, None]:
+    def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[list[Message], None, None]:
         columns = self.data.columns
         if columns.label is None:
             return conversation(text, columns.text, answered=self.labels is not None), None, None

@@ -41,7 +41,7 @@ class Encoder(Encoding):
         """Tokens that two neighbouring windows share."""
         return self.data.block_size // 4 if self.data.overlap is None else self.data.overlap
 
-    def read(self, text: Any, pair: Any, value: Any) -> tuple[str, str, list[Answer] | None]:
+    def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[str, str, list[Answer] | None]:
         question, context = self._text(text), text_of(self.data.columns.text_pair, pair)
         size, most = len(self._backend.encode(question, add_special_tokens=False).ids), self.data.block_size - self.overlap
         if size > most - self.tokenizer.num_special_tokens_to_add(pair=True) - 1:

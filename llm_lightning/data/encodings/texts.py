@@ -22,7 +22,7 @@ class Encoder(Encoding):
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         return labels.find(data, train)
 
-    def read(self, text: Any, pair: Any, value: Any) -> tuple[str, str | None, Any]:
+    def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[str, str | None, Any]:
         return self._text(text), self._pair(pair), None if self.labels is None else self.label(self.labels, value)
 
     def label(self, known: Labels, value: Any) -> Any:

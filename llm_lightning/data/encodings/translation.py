@@ -21,7 +21,7 @@ class Encoder(Encoding):
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         return Labels((), ())
 
-    def read(self, text: Any, pair: Any, value: Any) -> tuple[str, None, str | None]:
+    def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[str, None, str | None]:
         return self._text(text), None, None if self.labels is None else text_of(self.data.columns.label, value)
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:

@@ -30,7 +30,9 @@ class Encoder(documents.Encoder):
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         return labels.find(data, train, listed_words, complete=_with_insides)
 
-    def read(self, text: Any, pair: Any, value: Any) -> tuple[list[str], None, list[int] | None]:
+    def read(
+        self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None
+    ) -> tuple[list[str], None, list[int] | None]:
         columns, words = self.data.columns, listed_words(text)
         wrong = next((word for word in words if not isinstance(word, str)), None)
         if wrong is not None:

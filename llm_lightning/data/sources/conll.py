@@ -18,7 +18,7 @@ from llm_lightning.errors import UserError
 ENDINGS = (".conll", ".iob", ".iob2", ".bio", ".txt", ".tsv")
 
 
-def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
+def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """Sentences of every split: a list of words and a list of tags, in the columns data.columns.text and data.columns.label."""
     return {split: joined([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, ENDINGS).items()}
 

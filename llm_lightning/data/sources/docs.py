@@ -15,7 +15,7 @@ from llm_lightning.data.rows import Rows
 BOUNDS = {"train": (0.0, 0.96), "validation": (0.96, 0.98), "test": (0.98, 1.0)}
 
 
-def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
+def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """Splits by module, so that a module's documents stay together; `data.share` of the documents of each split."""
     table = builtin.documents(cache_dir)
     place = np.array([position(module) for module in table["module"][:]])

@@ -42,7 +42,7 @@ HELD = 120
 """Rows a class of validation and of test, whatever train has, so that scores of different training sizes compare."""
 
 
-def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
+def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """Columns text and label; every class has the same number of rows in a split."""
     table = builtin.documents(cache_dir)
     package, module = np.array(table["package"][:]), np.array(table["module"][:])

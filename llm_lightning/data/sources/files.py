@@ -25,7 +25,7 @@ TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
 csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, refuses long documents
 
 
-def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
+def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """Rows of every split, with the columns that the config names."""
     return {split: joined([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, TABLES).items()}
 

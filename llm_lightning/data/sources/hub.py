@@ -14,10 +14,10 @@ from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError, listed, nearest
 
 
-def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
+def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """Rows of every split that the data set has (or that data.train, data.validation and data.test name)."""
     if data.dir is not None:
-        return files.load(data, cache_dir)
+        return files.load(data, cache_dir, extra_columns)
     loaded = _download(data)
     splits = {}
     for split, names in SPLITS.items():

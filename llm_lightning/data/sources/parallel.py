@@ -15,7 +15,7 @@ from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError
 
 
-def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
+def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """Pairs of every split. `data.columns.text` and `data.columns.label` are the endings, data.train and so on the names before them."""
     found = {}
     for split, stems in SPLITS.items():

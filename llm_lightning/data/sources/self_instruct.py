@@ -16,7 +16,7 @@ from llm_lightning.data.tables import generated
 TYPES = {"instruction": "string", "input": "string", "output": "string", LINE: "int64", PROBLEM: "string"}
 
 
-def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
+def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """A row an instance: instruction, input, output."""
     return {split: joined([_read(f, cache_dir) for f in files]) for split, files in split_files(data, (".jsonl",)).items()}
 

@@ -28,7 +28,7 @@ TYPES = {
 }
 
 
-def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
+def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """A row a question: id, title of the article, context, question, answers {text, answer_start}.
 
     With data.fold=k one file is all splits: articles are dealt into fifths in their order; k is test, the one behind it validation.

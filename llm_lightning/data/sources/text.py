@@ -21,7 +21,7 @@ FEW = 20  # documents; below this the validation split is cut from the text, not
 LARGE = 1 << 18  # characters; a longer document is kept in several rows, so that no step ever holds all of it
 
 
-def load(data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
+def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """Documents of every split, in a column `text`."""
     splits = {split: joined([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, ENDINGS).items()}
     if "validation" not in splits and len(splits["train"]) < FEW:
