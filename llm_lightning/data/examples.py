@@ -64,12 +64,12 @@ def read(rows: Rows, data: DataConfig, encoding: Encoding, bad: BadRows) -> Iter
         values = [[None] * size if column is None else block[column] for column in columns]
         problems, continues = block.get(PROBLEM, [None] * size), block.get(CONTINUES, [False] * size)
         extra = [name for name in encoding.extra_columns if name in block]
-        for i, row in enumerate(zip(*values, strict=True)):
+        for i, (text, pair, label) in enumerate(zip(*values, strict=True)):
             try:
                 if problems[i] is not None:
                     raise BadRow(problems[i])
                 more = {name: block[name][i] for name in extra if block[name][i] is not None}
-                yield Example(start + i, *encoding.read(*row, more), continues=continues[i])
+                yield Example(start + i, *encoding.read(text, pair, label, more), continues=continues[i])
             except BadRow as problem:
                 bad.add(start + i, str(problem))
         start += size

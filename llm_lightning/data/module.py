@@ -67,9 +67,9 @@ class Text:
     def example(self, split: str, number: int) -> Example:
         """Return a row of a split that was used, read again, by its number in `Encoded.rows`."""
         columns, row = self.encoding.data.columns, self.rows[split].table[number]
-        values = (None if column is None else row[column] for column in (columns.text, columns.text_pair, columns.label))
+        text, pair, label = (None if column is None else row[column] for column in (columns.text, columns.text_pair, columns.label))
         extra = {name: row[name] for name in self.encoding.extra_columns if row.get(name) is not None}
-        return Example(number, *self.encoding.read(*values, extra))
+        return Example(number, *self.encoding.read(text, pair, label, extra))
 
     def shown(self, split: str, number: int) -> str:
         """Return the beginning of a row of a split, by its number in `Encoded.rows`, as a reader sees it."""
