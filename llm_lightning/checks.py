@@ -144,6 +144,8 @@ def _data(config: Config) -> Iterator[str]:
                     f"data.{key}={getattr(data, key)}: data={data.source} is built in and reads no files; "
                     f"choose data=text or data=files."
                 )
+    if data.encoding is not None and not _is_text_encoding(data.encoding):
+        yield f"data.encoding={data.encoding}: there is no such encoding; such names are cp1252, cp1251, gb18030, big5, cp932, utf-16-le."
     if data.delimiter is not None and len(data.delimiter.replace("\\t", "\t")) != 1:
         yield f"data.delimiter={data.delimiter}: expected one character (a tab is '\\t')."
     if not (config.model.name_or_path or config.model.init_from):
@@ -156,6 +158,14 @@ def _data(config: Config) -> Iterator[str]:
             f"batch.micro_tokens={config.batch.micro_tokens}: a sequence may have data.block_size={data.block_size} tokens "
             f"and has to fit; raise the one or lower the other."
         )
+
+
+def _is_text_encoding(name: str) -> bool:
+    try:
+        "a".encode(name)
+    except LookupError:  # of a codec that is no text encoding too
+        return False
+    return True
 
 
 def _predict(config: Config) -> Iterator[str]:

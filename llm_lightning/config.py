@@ -65,6 +65,8 @@ class DataConfig:
     """Field separator of csv and tsv files; by default from the file's ending."""
     quotes: bool = True
     """Whether double quotes enclose fields in csv and tsv files; `false` takes them as plain characters."""
+    encoding: str | None = None
+    """Encoding of text files that are not UTF-8 and have no byte order mark: `cp1252`, `gb18030`, … Files that are UTF-8 are read so."""
     document: str = bounded("file", Choice("file", "blank_line", "line"))
     """What one document of a plain-text file is."""
     labels: list[str] | None = None

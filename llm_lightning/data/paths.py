@@ -94,7 +94,8 @@ def _no_file(name: str, folder: str | Path | None) -> str:
 
 def _files_below(folder: Path, endings: tuple[str, ...] | None, key: str, log_notes: bool) -> list[Path]:
     """Return the files in a folder and below. Raises UserError where none has one of `endings`, or where they are of several splits."""
-    files, others = [], []
+    files: list[Path] = []
+    others: list[Path] = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         is_read = not _is_of_system(path.relative_to(folder)) and (endings is None or ending(path) in endings)
         (files if is_read else others).append(path)

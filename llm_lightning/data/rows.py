@@ -52,7 +52,7 @@ def joined(parts: list[Rows]) -> Rows:
         return parts[part].where(index - (ends[part - 1] if part else 0))
 
     identity = xxhash.xxh3_128(",".join(part.fingerprint for part in parts).encode()).hexdigest()
-    notes = tuple(note for part in parts for note in part.notes)
+    notes = tuple(_merge([note for part in parts for note in part.notes]))
     return Rows(table=datasets.concatenate_datasets([part.table for part in parts]), fingerprint=identity, where=where, notes=notes)
 
 
@@ -69,3 +69,22 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
                 f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}."
                 f"{nearest(column, present)}"
             )
+
+
+def _merge(notes: list[str]) -> list[str]:
+    """Return notes on several files, of those that say the same of their file only one."""
+    files: dict[str, list[str]] = {}
+    for note in notes:
+        file, colon, text = note.partition(": ")
+        files.setdefault(text if colon else note, []).append(file)
+    more = {text: f" (and {len(named) - 1:,} more files)" if len(named) > 1 else "" for text, named in files.items()}
+    return [f"{named[0]}{more[text]}: {text}" if named[0] != text else text for text, named in files.items()]
+
+
+def unused_columns(present: list[str], used: list[str]) -> list[str]:
+    """Return a sentence on the columns that are not used, where there are some."""
+    unused = [name for name in present if name not in used and name not in (LINE, PROBLEM, CONTINUES)]
+    if not unused:
+        return []
+    names = listed(dict.fromkeys(name or "(without a name)" for name in unused), 8)
+    return [f"1 column is not used: {names}" if len(unused) == 1 else f"{len(unused):,} columns are not used: {names}"]

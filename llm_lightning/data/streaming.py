@@ -30,12 +30,12 @@ from llm_lightning.config import BatchConfig, DataConfig
 from llm_lightning.data.collate import Collator, MicroBatch, Step, as_step
 from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import Example
-from llm_lightning.data.paths import split_files
+from llm_lightning.data.paths import ending, split_files
 from llm_lightning.data.plan import most_rows
 from llm_lightning.data.reader_state import Piece, ReaderChange, ReaderState
 from llm_lightning.data.rows import Rows
 from llm_lightning.data.sources.files import TABLES
-from llm_lightning.data.sources.text import ENDINGS
+from llm_lightning.data.sources.text import ENDINGS, refuse_table
 from llm_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,10 @@ def _identify(data: DataConfig) -> str:
 
 def _files(data: DataConfig) -> list[Path]:
     """Return the files of `data.train`."""
-    return split_files(replace(data, validation=None, test=None), ENDINGS if data.source == "text" else TABLES)["train"]
+    files = split_files(replace(data, validation=None, test=None), ENDINGS if data.source == "text" else TABLES)["train"]
+    for file in files if data.source == "text" else []:
+        refuse_table(file, data)
+    return files
 
 
 def _load_documents(data: DataConfig) -> datasets.IterableDataset:
@@ -95,15 +98,15 @@ def _load_documents(data: DataConfig) -> datasets.IterableDataset:
         if data.source == "hub" and data.dir is None:
             return datasets.load_dataset(data.name, data.config, split=data.train or "train", streaming=True)
         plain, files = data.source == "text", _files(data)
-        kinds = {"text"} if plain else {file.suffix.lower().lstrip(".") for file in files}
+        kinds = {"text"} if plain else {ending(file).lstrip(".") for file in files}
         if len(kinds) != 1:
             raise UserError(f"data.train={data.train}: files of several kinds ({', '.join(sorted(kinds))}) cannot be one stream.")
-        kind = {"jsonl": "json", "tsv": "csv"}.get(kind := kinds.pop(), kind)
+        kind = {"jsonl": "json", "ndjson": "json", "tsv": "csv", "tab": "csv"}.get(kind := kinds.pop(), kind)
         options: dict[str, Any] = {}
         if plain:
             options["sample_by"] = {"file": "document", "blank_line": "paragraph", "line": "line"}[data.document]
         elif kind == "csv":
-            options["delimiter"] = data.delimiter or ("\t" if Path(files[0]).suffix.lower() == ".tsv" else ",")
+            options["delimiter"] = data.delimiter or ("\t" if ending(files[0]) in (".tsv", ".tab") else ",")
         return datasets.load_dataset(kind, data_files=[str(file) for file in files], split="train", streaming=True, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"data.streaming: {data.name or data.train} cannot be opened ({str(error).splitlines()[0]}).") from error

@@ -1,32 +1,56 @@
-"""Rows from a generator to a `datasets` table that is cached under an identity of our own."""
+"""Rows from a generator to a `datasets` table that is kept under an identity of our own."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.arrow_writer import ArrowWriter
 
-from llm_lightning.errors import UserError
+AT_ONCE = 1000  # rows
 
 
 def generated(
     rows: Callable[..., Iterator[Any]], types: dict[str, Any], folder: Path, identity: str, **arguments: Any
 ) -> datasets.Dataset:
-    """The table that `rows(**arguments)` yields, from `folder` where it was made before; `types` are the columns' types (names
-    of plain ones, or features).
+    """Return the table that `rows(**arguments)` yields, from `folder` where it was made before.
 
-    A UserError that is raised by `rows` comes out as it is.
+    `types` are the columns' types (names of plain ones, or features). Written under another name and renamed: a killed run leaves no
+    half of a table, and of two that write the same at once either is right.
     """
     features = datasets.Features({name: datasets.Value(kind) if isinstance(kind, str) else kind for name, kind in types.items()})
-    try:
-        if next(rows(**arguments), None) is None:  # from_generator fails on this
-            return datasets.Dataset.from_dict({name: [] for name in types}, features)
-        return datasets.Dataset.from_generator(
-            rows, features=features, cache_dir=str(folder), gen_kwargs=arguments, fingerprint=identity
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
+    file = folder / f"{identity}.arrow"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{identity}.{os.getpid()}.partial"
+        try:
+            _write(rows(**arguments), features, partial)
+            partial.replace(file)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
+    return datasets.Dataset.from_file(str(file))
+
+
+def _write(rows: Iterator[dict[str, Any]], features: datasets.Features, file: Path) -> None:
+    nested = [name for name, feature in features.items() if isinstance(feature, datasets.Json)]
+    with ArrowWriter(features=features, path=str(file)) as writer:
+        while batch := list(islice(rows, AT_ONCE)):
+            for row in batch:
+                for name in nested:
+                    row[name] = as_json(row[name])
+            writer.write_batch({name: [row[name] for row in batch] for name in features})
+        if writer.pa_writer is None:  # no row: the schema alone
+            writer.write_table(features.arrow_schema.empty_table())
+        writer.finalize()
+
+
+def as_json(value: Any) -> str | None:
+    """Return a value as `datasets.Json` keeps it. Text too: given as it is, "12" and "null" would come back as a number and a gap."""
+    return None if value is None else json.dumps(value, ensure_ascii=False, default=str)

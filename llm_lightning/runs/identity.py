@@ -60,6 +60,7 @@ KEYS: dict[Kind, tuple[str, ...]] = {
             "data.column_names",
             "data.delimiter",
             "data.quotes",
+            "data.encoding",
         ),
         *("data.document", "data.labels", "data.validation_fraction", "data.on_bad_row", "data.block_size", "data.overlap"),
         *("data.share", "data.per_class", "data.fold"),

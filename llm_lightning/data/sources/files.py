@@ -1,189 +1,218 @@
-"""Tables in files: csv, tsv, jsonl, json, parquet, arrow.
+"""Tables in files: csv, tsv, jsonl, json, parquet, arrow, also compressed.
 
-csv and jsonl are read here line by line, so that a bad row is reported with its file and line, then kept as Arrow in the cache;
-parquet and arrow are read by `datasets` as they are. Every value is taken as it stands: "NA" and "null" are words, not gaps.
+All are read into one form and kept as Arrow in the cache, so that a bad row is reported with its file and line, and files of different
+kinds can be one split. A column holds text, or, where one of its values is a list or an object, any JSON value. Every value is taken as
+it stands: "NA" and "null" are words, not gaps.
 """
 
 from __future__ import annotations
 
-import csv
 import json
+import logging
+import os
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from llm_lightning.config import DataConfig
+from llm_lightning.data import csv_files, json_files
+from llm_lightning.data.alignment import align
+from llm_lightning.data.csv_files import MISSING, Layout
 from llm_lightning.data.labels import canonical
-from llm_lightning.data.paths import content_hash, split_files
-from llm_lightning.data.rows import LINE, PROBLEM, Rows, joined, require_columns
+from llm_lightning.data.lines import detect_format, lines
+from llm_lightning.data.parquet_files import ColumnarFile
+from llm_lightning.data.paths import content_hash, ending, split_files
+from llm_lightning.data.rows import LINE, PROBLEM, Rows, joined, require_columns, unused_columns
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError, listed
 
-TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
-csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, refuses long documents
+__all__ = ["TABLES", "batches", "from_line", "lines", "load", "rows"]
+
+CSV = (".csv", ".tsv", ".tab")
+JSON = (".jsonl", ".ndjson", ".json")
+COLUMNAR = (".parquet", ".arrow", ".feather")
+TABLES = (*CSV, *JSON, *COLUMNAR)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a pass over a whole file showed."""
+
+    columns: list[str]
+    """The names of all columns."""
+    nested: list[str] = field(default_factory=list)
+    """Columns in which a value is a list or an object."""
+    notes: list[str] = field(default_factory=list)
+    layout: Layout | None = None
+    """Of a csv file; not kept in the cache, as only reading the file needs it."""
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """Rows of every split, with the columns that the config names."""
-    return {split: joined([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, TABLES).items()}
+    """Return the rows of every split, with the columns that the config names, and those of `extra_columns` that a file has."""
+    splits = {}
+    for split, files in split_files(data, TABLES).items():
+        parts = [_read(file, data, cache_dir, extra_columns) for file in files]
+        splits[split] = joined(align(parts, data.columns.label, cache_dir))
+    return splits
 
 
-def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
-    kind = path.suffix.lower()
-    if kind not in TABLES:
-        raise UserError(f"{path}: cannot read '{kind}' files; data=files reads {listed(TABLES)} (plain text: data=text).")
+def _read(path: Path, data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...]) -> Rows:
+    kind = kind_of(path, data)
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty.")
-    identity = content_hash([path], data.columns, data.column_names, data.delimiter, data.quotes)
-    if kind in (".parquet", ".arrow"):
-        return _arrow(path, data, identity, cache_dir)
-    lists = _lists(path, data)
-    types = {column: datasets.Json() if column in lists else "string" for column in _wanted(data)} | {
-        LINE: "int64",
-        PROBLEM: "string",
-    }
-    table = generated(rows, types, cache_dir / "rows" / identity, identity, path=path, data=data, lists=lists)
+    identity = content_hash([path], data.columns, data.column_names, data.delimiter, data.quotes, data.encoding, extra_columns)
+    folder = cache_dir / "rows" / identity
+    if kind == "columnar":
+        file = ColumnarFile(path)
+        survey, features = Survey(list(file.features)), file.features
+        require_columns(str(path), data, survey.columns)
+    else:
+        survey, features = _stored_survey(folder) or _survey(path, data, kind), {}
+    used = used_columns(data, survey.columns, extra_columns)
+    types = {name: features.get(name, datasets.Json() if name in survey.nested else "string") for name in used}
+    types |= {name: datasets.Json() for name in used if name not in _configured(data)}
+    types |= {LINE: "int64", PROBLEM: "string"}
+    table = generated(_read_rows, types, folder, identity, path=path, data=data, used=used, survey=survey)
+    _store(survey, folder)
     if len(table) == 0:
-        raise UserError(f"{path}: the file has a header and no rows.")
-    lines = table.data.column(LINE)
-    return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {lines[i].as_py()}")
+        raise UserError(f"{path}: {'the file has a header and' if kind == 'csv' else 'there are'} no rows.")
+    numbers, unit = table.data.column(LINE), "line" if kind != "columnar" else "row"
+    notes = tuple(f"{path}: {note}" for note in [*survey.notes, *unused_columns(survey.columns, used)])
+    return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, {unit} {numbers[i].as_py()}", notes=notes)
 
 
-def rows(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
-    """The file's rows; lists and objects may be in the columns `lists`, or, where that is None, in any."""
-    readers = {".jsonl": _jsonl, ".json": _json}
-    return readers.get(path.suffix.lower(), _csv)(path, data, lists)
+def kind_of(path: Path, data: DataConfig) -> str:
+    """Return whether a file is read as `csv`, `json` or `columnar`. Raises UserError where its ending does not say."""
+    suffix = ending(path)
+    for kind, endings in {"csv": CSV, "json": JSON, "columnar": COLUMNAR}.items():
+        if suffix in endings:
+            return kind
+    if data.delimiter is not None and suffix in ("", ".txt", ".text", ".dat", ".data", ".psv"):
+        return "csv"
+    advice = {".xls": "save the sheet as csv", ".xlsx": "save the sheet as csv", ".ods": "save the sheet as csv"}
+    advice |= dict.fromkeys((".zip", ".tar", ".tgz", ".7z"), "unpack it")
+    advice |= dict.fromkeys(("", ".txt", ".text", ".dat", ".data", ".psv"), "plain text: data=text; a table: set data.delimiter")
+    raise UserError(
+        f"{path}: cannot read '{suffix}' files; data=files reads {listed(TABLES)} ({advice.get(suffix, 'plain text: data=text')})."
+    )
 
 
-def _lists(path: Path, data: DataConfig) -> list[str]:
-    """The columns that hold lists or objects, as the first row has them."""
-    if path.suffix.lower() not in (".json", ".jsonl"):
-        return []
-    first = next((row for row in rows(path, data, None) if row[PROBLEM] is None), {})
-    return [column for column in _wanted(data) if isinstance(first.get(column), list | dict)]
+def used_columns(data: DataConfig, present: list[str], extra_columns: tuple[str, ...]) -> list[str]:
+    """Return the columns that the config names, then those of `extra_columns` that a table has."""
+    configured = _configured(data)
+    return [*configured, *(name for name in extra_columns if name in present and name not in configured)]
 
 
-def _wanted(data: DataConfig) -> list[str]:
+def _configured(data: DataConfig) -> list[str]:
     columns = (data.columns.text, data.columns.text_pair, data.columns.label)
-    return [column for column in columns if column is not None]
+    return list(dict.fromkeys(column for column in columns if column is not None))
 
 
-def lines(path: Path) -> Iterator[str]:
-    """The file's lines as text; a byte that is not UTF-8 is an error that names the line."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                    raise UserError(f"{path}: this is UTF-16; convert the file (iconv -f utf-16 -t utf-8).") from None
-                raise UserError(
-                    f"{path}, line {number}: byte 0x{line[error.start]:02x} is not UTF-8; convert the file "
-                    f"(iconv -f latin1 -t utf-8, for example)."
-                ) from None
+def _survey(path: Path, data: DataConfig, kind: str) -> Survey:
+    """Read a whole csv or json file for its columns. Raises UserError where one that the config names is in no row."""
+    notes = list(detect_format(path, data.encoding).notes)
+    if kind == "csv":
+        layout = csv_files.detect_layout(path, data, _configured(data))
+        require_columns(str(path), data, list(layout.names))
+        return Survey(list(layout.names), [], [*notes, *layout.notes], layout)
+    columns: dict[str, None] = {}
+    nested: dict[str, None] = {}
+    for _, value, _ in json_files.read_values(path, data):
+        if isinstance(value, dict):
+            columns.update(dict.fromkeys(value))
+            nested.update({name: None for name, item in value.items() if isinstance(item, list | dict)})
+    if columns:
+        require_columns(str(path), data, list(columns))
+    return Survey(list(columns), list(nested), notes)
 
 
-def _csv(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
-    delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    quoting: Any = csv.QUOTE_MINIMAL if data.quotes else csv.QUOTE_NONE
-    reader = csv.reader(lines(path), delimiter=delimiter, quoting=quoting, strict=True)
+def _stored_survey(folder: Path) -> Survey | None:
+    """Return the survey that was made with the rows in a folder of the cache."""
     try:
-        names = data.column_names or next(reader)
-        require_columns(str(path), data, names)
-        for number, fields in enumerate(reader):
-            if number == 0 and fields == data.column_names:
-                raise UserError(f"{path}: the first line names the columns; leave out data.column_names.")
-            if not fields:  # a blank line is no row
-                continue
-            if len(fields) != len(names):
-                yield _problem(data, reader.line_num, f"{len(fields)} fields where there should be {len(names)}")
-                continue
-            row = dict(zip(names, fields, strict=True))
-            yield {column: row[column] for column in _wanted(data)} | {LINE: reader.line_num, PROBLEM: None}
-    except StopIteration:
-        return
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {reader.line_num}: {error}; if double quotes are plain characters in this file, set data.quotes=false."
-        ) from None
+        return Survey(**json.loads((folder / "survey.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
-def _jsonl(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines(path), 1):
-        if line.strip():
-            yield from_line(line, data, number, str(path), lists)
+def _store(survey: Survey, folder: Path) -> None:
+    file = folder / "survey.json"
+    if not file.is_file():
+        partial = folder / f"survey.{os.getpid()}.partial"
+        kept = {name: value for name, value in asdict(survey).items() if name != "layout"}
+        partial.write_text(json.dumps(kept), encoding="utf-8")
+        partial.replace(file)
 
 
-def from_line(
-    line: str, data: DataConfig, number: int, place: str = "standard input", lists: list[str] | None = None
-) -> dict[str, Any]:
-    """The row that a line of JSON is."""
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        return _problem(data, number, f"not valid JSON ({error.msg}, column {error.colno})")
-    return _from_object(place, data, value, number, lists)
-
-
-def _json(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
-    try:
-        values = json.loads("".join(lines(path)))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); one object a line belongs in a .jsonl file."
-        ) from None
-    if not isinstance(values, list):
-        raise UserError(f"{path}: expected a list of objects, found {type(values).__name__}.")
-    for number, value in enumerate(values, 1):
-        yield _from_object(str(path), data, value, number, lists)
-
-
-def _from_object(place: str, data: DataConfig, value: Any, number: int, lists: list[str] | None) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return _problem(data, number, f"expected an object, found {type(value).__name__}")
-    if number == 1:
-        require_columns(place, data, list(value))
-    row: dict[str, Any] = {LINE: number, PROBLEM: None}
-    for column in _wanted(data):
-        item = value.get(column)
-        if column == data.columns.label and isinstance(item, bool | int | float):
-            item = canonical(item)
-        elif item is not None and not isinstance(item, str) and not (lists is None or column in lists):
-            return _problem(data, number, f"column '{column}' holds {type(item).__name__}, not text")
-        row[column] = item
-    return row
-
-
-def _problem(data: DataConfig, number: int, problem: str) -> dict[str, Any]:
-    """A row that is none: its values are not kept, so that nothing is learnt from them, label names neither."""
-    return {**dict.fromkeys(_wanted(data)), LINE: number, PROBLEM: problem}
+def rows(path: Path, data: DataConfig, extra_columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file as they are asked for, and say in the log how it is read."""
+    survey = _survey(path, data, kind) if (kind := kind_of(path, data)) != "columnar" else Survey(list(ColumnarFile(path).features))
+    require_columns(str(path), data, survey.columns or _configured(data))
+    for note in survey.notes:
+        log.warning("%s: %s", path, note)
+    yield from _read_rows(path, data, used_columns(data, survey.columns, extra_columns or ()), survey)
 
 
 def batches(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet or arrow file, read as they are asked for."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    """Yield the rows of a parquet or arrow file as they are asked for."""
+    yield from rows(path, data)
 
-    if path.suffix.lower() == ".parquet":
-        file = pq.ParquetFile(path)
-        require_columns(str(path), data, file.schema_arrow.names)
-        found = file.iter_batches(batch_size=1000, columns=_wanted(data))
+
+def _read_rows(path: Path, data: DataConfig, used: list[str], survey: Survey) -> Iterator[dict[str, Any]]:
+    kind = kind_of(path, data)
+    if kind == "columnar":
+        for number, row in enumerate(ColumnarFile(path).rows(used), 1):
+            yield row | {LINE: number, PROBLEM: None}
+    elif kind == "csv":
+        yield from _csv_rows(path, data, used, survey.layout or csv_files.detect_layout(path, data, _configured(data)))
     else:
-        found = pa.ipc.open_stream(pa.memory_map(str(path)))
-        require_columns(str(path), data, found.schema.names)
-    for batch in found:
-        yield from batch.select(_wanted(data)).to_pylist()
+        for number, value, problem in json_files.read_values(path, data):
+            yield _from_value(value, problem, data, number, used, survey.nested)
 
 
-def _arrow(path: Path, data: DataConfig, identity: str, cache_dir: Path) -> Rows:
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache_dir / "rows" / identity))
-        else:
-            table = datasets.Dataset.from_file(str(path))
-    except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
-        raise UserError(f"{path}: cannot be read as {path.suffix[1:]} ({str(error).splitlines()[0]}).") from error
-    require_columns(str(path), data, table.column_names)
-    return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, row {i + 1}")
+def _csv_rows(path: Path, data: DataConfig, used: list[str], layout: Layout) -> Iterator[dict[str, Any]]:
+    extra = set(used) - set(_configured(data))
+    places = [(name, layout.names.index(name)) for name in used]
+    for record in csv_files.read_records(path, data, layout):
+        if record.problem is not None:
+            yield _problem(used, record.line, record.problem)
+            continue
+        row: dict[str, Any] = {LINE: record.line, PROBLEM: None}
+        for name, place in places:
+            value = record.fields[place]
+            row[name] = None if value == MISSING or (name in extra and not value) else value
+        yield row
+
+
+def from_line(line: str, data: DataConfig, number: int) -> dict[str, Any]:
+    """Return the row that a line of JSON is."""
+    value, problem = json_files.parse(line)
+    return _from_value(value, problem, data, number, _configured(data), _configured(data))
+
+
+def _from_value(
+    value: Any, problem: str | None, data: DataConfig, number: int, used: list[str], nested: list[str]
+) -> dict[str, Any]:
+    if problem is None and not isinstance(value, dict):
+        problem = f"expected an object, found {type(value).__name__}"
+    if problem is not None:
+        return _problem(used, number, problem)
+    row: dict[str, Any] = {LINE: number, PROBLEM: None}
+    configured = _configured(data)
+    for name in used:
+        item = value.get(name)
+        if name == data.columns.label and isinstance(item, bool | int | float):
+            item = canonical(item)
+        elif item is not None and not isinstance(item, str) and name in configured and name not in nested:
+            return _problem(used, number, f"column '{name}' holds {type(item).__name__}, not text")
+        row[name] = item
+    return row
+
+
+def _problem(used: list[str], number: int, problem: str) -> dict[str, Any]:
+    """Return a row that is none: its values are not kept, so that nothing is learnt from them, label names neither."""
+    return {**dict.fromkeys(used), LINE: number, PROBLEM: problem}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import xxhash
 
 from llm_lightning.config import DataConfig
+from llm_lightning.data.parquet_files import plain_feature, without_gaps
 from llm_lightning.data.paths import SPLITS
-from llm_lightning.data.rows import Rows
+from llm_lightning.data.rows import Rows, unused_columns
 from llm_lightning.data.sources import files
+from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError, listed, nearest
 
 
@@ -28,7 +32,7 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
                 f"data.{split}={wanted}: {data.name} has no such split; it has {listed(loaded)}.{nearest(wanted, loaded)}"
             )
         if name is not None:
-            splits[split] = _rows(data, loaded[name], name)
+            splits[split] = _rows(data, loaded[name], name, extra_columns, cache_dir)
     if "train" not in splits:
         raise UserError(
             f"data.name={data.name}: it has no split named train; name one of {listed(loaded)} with data.train=<split>."
@@ -36,13 +40,30 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
     return splits
 
 
-def _rows(data: DataConfig, table: datasets.Dataset, name: str) -> Rows:
-    """The fingerprint says which data set it is: that of `datasets` holds the times of its own cache files."""
+def _rows(data: DataConfig, table: datasets.Dataset, name: str, extra_columns: tuple[str, ...], cache_dir: Path) -> Rows:
+    """Return a split with all its columns; a note names those that are not used.
+
+    The fingerprint says which data set it is: that of `datasets` holds the times of its own cache files.
+    """
     info = table.info
     files_ = sorted(info.download_checksums or ())  # their names hold the revision of the hub's repository
     content = [data.name, data.config, name, str(info.version), files_, len(table), table.features]
     identity = xxhash.xxh3_128(repr(content).encode()).hexdigest()
-    return Rows(table=table, fingerprint=identity, where=lambda i: f"{data.name} ({name}), row {i + 1}")
+    used = [column for column in files.used_columns(data, table.column_names, extra_columns) if column in table.column_names]
+    unused = unused_columns(table.column_names, used)
+    if any(
+        plain_feature(table.features[column]) != table.features[column] for column in used
+    ):  # objects: without the keys of others
+        types = {column: plain_feature(table.features[column]) for column in used}
+        identity = xxhash.xxh3_128(f"{identity} {types}".encode()).hexdigest()
+        table = generated(_plain_rows, types, cache_dir / "rows" / identity, identity, table=table.select_columns(used))
+    notes = tuple(f"{data.name} ({name}): {note}" for note in unused)
+    return Rows(table=table, fingerprint=identity, where=lambda i: f"{data.name} ({name}), row {i + 1}", notes=notes)
+
+
+def _plain_rows(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    for row in table:
+        yield {column: without_gaps(value) for column, value in row.items()}
 
 
 def _download(data: DataConfig) -> datasets.DatasetDict:

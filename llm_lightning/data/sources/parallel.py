@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_lightning.config import DataConfig
+from llm_lightning.data.lines import detect_format, lines
 from llm_lightning.data.paths import SPLITS, content_hash, located
 from llm_lightning.data.rows import LINE, Rows
-from llm_lightning.data.sources.files import lines
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError
 
@@ -33,17 +33,18 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
 
 def _read(pair: list[Path], data: DataConfig, cache_dir: Path) -> Rows:
     source, target = pair
-    counts = [sum(1 for _ in lines(path)) for path in pair]
+    counts = [sum(1 for _ in lines(path, data.encoding)) for path in pair]
     if counts[0] != counts[1]:
         raise UserError(f"{source} has {counts[0]:,} lines and {target} {counts[1]:,}: they are no translation of each other.")
-    identity = content_hash(pair, "parallel", data.columns)
+    identity = content_hash(pair, "parallel", data.columns, data.encoding)
     types = {data.columns.text: "string", str(data.columns.label): "string", LINE: "int64"}
     table = generated(_pairs, types, cache_dir / "rows" / identity, identity, source=source, target=target, data=data)
     if len(table) == 0:
         raise UserError(f"{source}: the file is empty.")
-    return Rows(table=table, fingerprint=identity, where=lambda i: f"{source} and {target.name}, line {i + 1}")
+    notes = tuple(f"{path}: {note}" for path in pair for note in detect_format(path, data.encoding).notes)
+    return Rows(table=table, fingerprint=identity, where=lambda i: f"{source} and {target.name}, line {i + 1}", notes=notes)
 
 
 def _pairs(source: Path, target: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
-    for number, pair in enumerate(zip(lines(source), lines(target), strict=True), 1):
+    for number, pair in enumerate(zip(lines(source, data.encoding), lines(target, data.encoding), strict=True), 1):
         yield {data.columns.text: pair[0].strip(), str(data.columns.label): pair[1].strip(), LINE: number}

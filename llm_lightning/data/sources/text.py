@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.paths import content_hash, split_files
+from llm_lightning.data.json_files import parse
+from llm_lightning.data.lines import detect_format, lines
+from llm_lightning.data.paths import content_hash, ending, split_files
 from llm_lightning.data.rows import CONTINUES, LINE, Rows, joined
-from llm_lightning.data.sources.files import lines
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError
 
 ENDINGS = (".txt", ".text", ".md", ".rst")
+TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", ".xls", ".xlsx", ".ods")
+"""Endings of tables: their syntax would be learnt with their text."""
+SAMPLE = 20  # lines at the front of a file that may show a table
 FEW = 20  # documents; below this the validation split is cut from the text, not from the list of documents
 LARGE = 1 << 18  # characters; a longer document is kept in several rows, so that no step ever holds all of it
 
@@ -29,20 +34,55 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
     return splits
 
 
+def refuse_table(path: Path, data: DataConfig) -> None:
+    """Raise UserError for a file that is a table by its ending, or that begins with lines of JSON objects."""
+    advice = (
+        "this is a table, whose syntax would be learnt with its text: read it by data=files, its column named by data.columns.text"
+    )
+    if ending(path) in TABLES:
+        raise UserError(f"{path}: {advice}.")
+    front = [line.strip() for line in islice(lines(path, data.encoding), SAMPLE) if line.strip()]
+    if len(front) > 1 and all(line.startswith("{") and isinstance(parse(line)[0], dict) for line in front):
+        raise UserError(f"{path}: {advice} (it holds a JSON object a line; give it the ending .jsonl).")
+
+
+def _describe_table(path: Path, data: DataConfig) -> Iterator[str]:
+    """Yield a note where the first lines all have as many tabs, or as many commas or semicolons as a first line without blanks."""
+    front = [line.rstrip("\r\n") for line in islice(lines(path, data.encoding), SAMPLE) if line.strip()]
+    for separator, name in {"\t": "tabs", ",": "commas", ";": "semicolons"}.items():
+        counts = {line.count(separator) for line in front}
+        is_header = separator == "\t" or (bool(front) and " " not in front[0])
+        if len(front) > 2 and len(counts) == 1 and counts != {0} and is_header:
+            yield (
+                f"each of the first lines has {counts.pop()} {name}: if this is a table, read it by data=files, or its syntax is learnt "
+                f"with its text"
+            )
+            return
+
+
 def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty.")
-    identity = content_hash([path], data.document)
+    refuse_table(path, data)
+    identity = content_hash([path], data.document, data.encoding)
     types = {"text": "string", LINE: "int64", CONTINUES: "bool"}
-    table = generated(documents, types, cache_dir / "rows" / identity, identity, path=path, document=data.document)
+    table = generated(_documents, types, cache_dir / "rows" / identity, identity, path=path, data=data)
     if len(table) == 0:
         raise UserError(f"{path}: there is no text in the file.")
     starts = table.data.column(LINE)
-    return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {starts[i].as_py()}")
+    notes = tuple(f"{path}: {note}" for note in [*detect_format(path, data.encoding).notes, *_describe_table(path, data)])
+    return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {starts[i].as_py()}", notes=notes)
 
 
-def documents(path: Path, document: str) -> Iterator[dict[str, Any]]:
-    """Documents with the line they start on, long ones in pieces that end with a line; white space alone is no document."""
+def _documents(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+    return documents(path, data.document, data.encoding)
+
+
+def documents(path: Path, document: str, encoding: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield documents with the line they start on, long ones in pieces that end with a line. White space alone is no document.
+
+    Lines that end as on Windows (carriage return and newline) end with a newline in the text.
+    """
     start, size, continues = 1, 0, False
     block: list[str] = []
 
@@ -52,7 +92,9 @@ def documents(path: Path, document: str) -> Iterator[dict[str, Any]]:
             yield {"text": text if document == "file" else text.strip(), LINE: start, CONTINUES: continues}
         block.clear()
 
-    for number, line in enumerate(lines(path), 1):
+    for number, line in enumerate(lines(path, encoding), 1):
+        if line.endswith("\r\n"):
+            line = f"{line[:-2]}\n"
         if size >= LARGE and document == "file":
             yield from piece()
             continues = True
@@ -84,6 +126,7 @@ def _cut(rows: Rows, fraction: float) -> tuple[Rows, Rows]:
             table=datasets.Dataset.from_dict({"text": texts}),
             fingerprint=f"{rows.fingerprint}-{name}-{fraction}",
             where=lambda i: f"{rows.where(i)} ({name} part)",
+            notes=rows.notes if name == "first" else (),
         )
 
     return part("first", heads), part("last", tails)

@@ -1,0 +1,334 @@
+"""Read csv and tsv files as other programs write them.
+
+How a file is laid out is decided from all of it, before a row is taken: the separator by the columns that the config names, the quotes
+by which reading gives every row as many fields as the header has. What is recognised is said in notes; what is not is refused.
+
+`quotes` doubles quotes inside quotes (RFC 4180, Excel, pandas), `backslash_quotes` writes backslash and quote instead (Spark),
+`backslashes` has no quotes, and a backslash before separators and ends of lines (MySQL's OUTFILE, Postgres' COPY), `plain` has neither
+(data.quotes=false).
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llm_lightning.config import DataConfig
+from llm_lightning.data.compression import ending
+from llm_lightning.data.lines import lines
+from llm_lightning.errors import UserError, listed
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+BLANKS = " \t\r\n\ufeff\u200b\xa0\u3000"
+"""What is taken away around the names of columns."""
+MISSING = "\\N"
+"""A gap in files of MySQL, Postgres and Hive."""
+_SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "0": ""}
+
+csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, refuses long documents
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the fields of a file are written, and what they are called."""
+
+    delimiter: str
+    names: tuple[str, ...]
+    quoting: str
+    """`quotes`, `backslash_quotes`, `backslashes` or `plain`."""
+    start: int = 0
+    """Lines before the first row: Excel's `sep=;`, blank lines, the header."""
+    header: tuple[str, ...] | None = None
+    """The header as it is in the file; None where there is none."""
+    strip_blanks: bool = False
+    """Whether blanks follow the delimiters."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a file: its fields, or why it is none."""
+
+    line: int
+    fields: list[str]
+    problem: str | None = None
+    is_broken: bool = False
+    """Whether quotes cannot be read, so that it is unclear where rows begin."""
+
+
+def detect_layout(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
+    """Return how a file is laid out; `wanted` are the columns that the config names. Raises UserError where it cannot be read so."""
+    layout = _read_header(path, data, wanted)
+    found = _try(path, data, layout)
+    if found.problems:
+        first, notes = found.first, layout.notes
+        alternatives = ["backslashes"] if layout.quoting == "plain" else ["backslash_quotes", "backslashes"]
+        for quoting in alternatives if any("\\" in line for line in lines(path, data.encoding)) else []:
+            other = _try(path, data, replace(layout, quoting=quoting))
+            if not other.first.is_broken and other.problems <= (other.rows // 20 if found.first.is_broken else 0):
+                how = "quotes inside fields" if quoting == "backslash_quotes" else "separators and line ends inside fields"
+                layout = replace(layout, quoting=quoting, notes=(*notes, f"{how} are written with a backslash"))
+                found = other
+                break
+        else:
+            if first.is_broken:
+                raise UserError(f"{path}, line {first.line}: {first.problem}{_advice(path, data, layout)}")
+    return replace(layout, notes=(*layout.notes, *_describe(path, layout, found, wanted)))
+
+
+def _advice(path: Path, data: DataConfig, layout: Layout) -> str:
+    """Return what to do about quotes that cannot be read. Only what works is advised."""
+    plain = _try(path, data, replace(layout, quoting="plain"))
+    if not plain.problems and not plain.enclosed:
+        return "; double quotes are plain characters in this file: set data.quotes=false."
+    return "; a double quote inside a quoted field is written twice, and one that opens a field has to close it. Mend the line."
+
+
+@dataclass
+class _Trial:
+    """What reading a whole file in one way showed."""
+
+    rows: int = 0
+    problems: int = 0
+    first: Record = Record(0, [])
+    """The first row with a problem."""
+    repeated: int = 0
+    """Headers between the rows."""
+    gaps: int = 0
+    """Fields that hold `\\N`."""
+    enclosed: frozenset[int] = frozenset()
+    """Columns whose values all begin and end with a double quote."""
+
+
+def _try(path: Path, data: DataConfig, layout: Layout) -> _Trial:
+    trial = _Trial()
+    enclosed = set(range(len(layout.names)))
+    for record in _records(path, data, layout):
+        if record.problem is not None:
+            trial.problems += 1
+            if trial.problems == 1 or (record.is_broken and not trial.first.is_broken):
+                trial.first = record
+            if record.is_broken:
+                break
+        elif layout.header is not None and tuple(record.fields) == layout.header:
+            trial.repeated += 1
+        else:
+            trial.rows += 1
+            trial.gaps += record.fields.count(MISSING)
+            enclosed -= {i for i in enclosed if not _is_enclosed(record.fields[i])}
+    trial.enclosed = frozenset(enclosed) if trial.rows > 1 else frozenset()
+    return trial
+
+
+def _is_enclosed(field: str) -> bool:
+    return len(field) > 1 and field[0] == field[-1] == '"'
+
+
+def _describe(path: Path, layout: Layout, trial: _Trial, wanted: list[str]) -> Iterator[str]:
+    """Yield notes on a file that was read. Raises UserError where quotes would become part of the values."""
+    for i in sorted(trial.enclosed):
+        if layout.names[i] in wanted and layout.quoting == "plain":
+            raise UserError(
+                f"{path}: all values of column '{layout.names[i]}' are in double quotes, which would become part of them; leave out "
+                f"data.quotes=false."
+            )
+        if layout.names[i] in wanted:
+            yield f"all values of column '{layout.names[i]}' begin and end with a double quote, which is taken as a part of them"
+    if trial.repeated:
+        yield f"the header stands again between the rows ({trial.repeated:,} times), and is left out there"
+    if trial.gaps:
+        yield f"{trial.gaps:,} fields hold {MISSING} and are taken as empty"
+
+
+def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
+    """Return the layout as the config, the file's ending and its first line have it. Raises UserError for repeated names."""
+    delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if ending(path) in (".tsv", ".tab") else ",")
+    quoting, start, notes = "quotes" if data.quotes else "plain", 0, []
+    front = list(islice(lines(path, data.encoding), 200))
+    while start < len(front) and not front[start].strip():
+        start += 1
+    if start < len(front) and (match := _SEP_LINE.fullmatch(front[start])):
+        delimiter = match[1] if data.delimiter is None else delimiter
+        start += 1
+    while start < len(front) and not front[start].strip():
+        start += 1
+    if start == len(front):
+        raise UserError(f"{path}: the file has no header and no rows.")
+    if front[start].lstrip()[:15].lower().startswith(("<!doctype html", "<html")):
+        raise UserError(f"{path}: this is a web page and no table; the download may have failed.")
+    layout = Layout(delimiter, tuple(data.column_names or ()), quoting, start)
+    separators = [delimiter] if data.delimiter is not None else [delimiter, *(s for s in SEPARATORS if s != delimiter)]
+    fitting = [s for s in separators if _fits(front, start, s, quoting, data, wanted)]
+    if fitting and fitting[0] != delimiter:
+        notes.append(f"the fields are separated by {SEPARATORS[fitting[0]]}, as its first line shows")
+        layout = replace(layout, delimiter=fitting[0])
+    fields, size = _split(front, start, layout.delimiter, quoting)
+    if data.column_names is not None:
+        if fields == data.column_names:
+            raise UserError(f"{path}: the first line names the columns; leave out data.column_names.")
+        return replace(layout, header=None, notes=tuple(notes))
+    names = [name.strip(BLANKS) for name in fields]
+    strip_blanks = len(fields) > 1 and all(name.startswith(" ") for name in fields[1:])
+    if set(wanted) <= set(fields) and not strip_blanks:
+        names = fields  # as they are written
+    elif changed := [name for name, stripped in zip(fields, names, strict=True) if name != stripped]:
+        what = "blanks follow the separators, and are left out" if strip_blanks else "blanks around names are left out"
+        notes.append(f"{what} (in the header: {listed(map(repr, changed), 5)})")
+    repeated = [name for name, count in Counter(names).items() if count > 1 and name]
+    if used := [name for name in repeated if name in wanted]:
+        raise UserError(f"{path}: {names.count(used[0])} columns are named '{used[0]}'; give each a name of its own.")
+    if repeated:
+        notes.append(f"several columns share a name ({listed(map(repr, repeated))}); none of them is used")
+    header = tuple(name.strip(" ") for name in fields) if strip_blanks else tuple(fields)
+    return Layout(layout.delimiter, tuple(names), quoting, start + size, header, strip_blanks, tuple(notes))
+
+
+def _fits(front: list[str], start: int, delimiter: str, quoting: str, data: DataConfig, wanted: list[str]) -> bool:
+    """Return whether the header, split so, has the columns of the config; without a header, whether the first rows have as many fields."""
+    if data.column_names is None:
+        fields = _split(front, start, delimiter, quoting)[0]
+        return set(wanted) <= {name.strip(BLANKS) for name in fields} | set(fields)
+    width, end = len(data.column_names), min(len(front), start + 20)
+    while start < end:
+        fields, size = _split(front, start, delimiter, quoting)
+        if fields and len(fields) != width:
+            return False
+        start += size
+    return True
+
+
+def _split(front: list[str], start: int, delimiter: str, quoting: str) -> tuple[list[str], int]:
+    """Return the fields of the row that begins at a line, and how many lines it takes."""
+    mode: Any = csv.QUOTE_NONE if quoting == "plain" else csv.QUOTE_MINIMAL
+    reader = csv.reader(iter(front[start:]), delimiter=delimiter, quoting=mode, skipinitialspace=False)
+    try:
+        fields = next(reader)
+    except (csv.Error, StopIteration):
+        return [], 1
+    if any(field.lstrip().startswith('"') for field in fields[1:]) and mode == csv.QUOTE_MINIMAL:  # blanks before quotes
+        again = next(csv.reader(iter(front[start:]), delimiter=delimiter, skipinitialspace=True))
+        fields = [fields[0], *(f" {field}" for field in again[1:])]
+    return fields, reader.line_num
+
+
+def read_records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
+    """Yield the rows of a file with as many fields as it has columns; a row that has others has a problem. Headers are left out."""
+    for record in _records(path, data, layout):
+        if record.problem is None and layout.header is not None and tuple(record.fields) == layout.header:
+            continue
+        yield record
+
+
+def _records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
+    width, names = len(layout.names), layout.names
+    header = None if layout.header is None else sorted(layout.header)
+    for line, number_of_lines, fields, error in _rows(path, data, layout):
+        if error is not None:
+            yield Record(line, [], error, is_broken="carriage return" not in error)
+            continue
+        if fields and fields[0].startswith("\ufeff"):  # of a file that was put behind another
+            fields[0] = fields[0][1:]
+        if not fields or (width > 1 and len(fields) == 1 and not fields[0].strip()):  # a blank line is no row
+            continue
+        if len(fields) > width and not any(field.strip() for field in fields[width:]):
+            fields = fields[:width]
+        elif len(fields) < width and not any(names[len(fields) :]):
+            fields = [*fields, *[""] * (width - len(fields))]
+        if len(fields) != width:
+            yield Record(line, [], f"{len(fields)} fields where there should be {width}")
+        elif number_of_lines > 1 and layout.delimiter == "\t" and any("\t" in field and "\n" in field for field in fields):
+            yield Record(line, [], f"a quoted field runs over {number_of_lines} lines and holds tabs", is_broken=True)
+        elif header is not None and fields[0] in header and tuple(fields) != layout.header and sorted(fields) == header:
+            raise UserError(
+                f"{path}, line {line}: another header, with the columns in the order {listed(fields)}; files with different columns "
+                f"were put together: give them as they were, in a list: data.train=[<file>,<file>]."
+            )
+        else:
+            yield Record(line, fields)
+
+
+def _rows(path: Path, data: DataConfig, layout: Layout) -> Iterator[tuple[int, int, list[str], str | None]]:
+    """Yield (first line, lines, fields, what is wrong) of each row behind the header, blank lines among them."""
+    source: Iterator[str] = islice(lines(path, data.encoding), layout.start, None)
+    if layout.quoting == "backslashes":
+        yield from _escaped_rows(source, layout)
+        return
+    if layout.quoting == "backslash_quotes":
+        source = map(_double_quotes, source)
+    mode: Any = csv.QUOTE_NONE if layout.quoting == "plain" else csv.QUOTE_MINIMAL
+    reader = csv.reader(source, delimiter=layout.delimiter, quoting=mode, strict=True, skipinitialspace=layout.strip_blanks)
+    while True:
+        before = reader.line_num
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as problem:
+            error = str(problem)
+            if "new-line character" in error:
+                error = "a carriage return inside the line, in a field without quotes"
+            elif "unexpected end" in error:
+                error = "a double quote opens a field and is not closed up to the end of the file"
+            elif "expected after" in error:
+                error = f"a double quote inside a quoted field ({error})"
+            yield layout.start + before + 1, reader.line_num - before, [], error
+            continue
+        yield layout.start + before + 1, reader.line_num - before, fields, None
+
+
+_BACKSLASHES = re.compile(r'(\\+)"')
+
+
+def _double_quotes(line: str) -> str:
+    r"""Return a line with `""` for `\"`; backslashes before a quote are halved, and others stay as they are (as Spark writes them)."""
+    if '\\"' not in line:
+        return line
+
+    def double(match: re.Match[str]) -> str:
+        count = len(match[1])
+        return "\\" * (count // 2) + ('""' if count % 2 else '"')
+
+    return _BACKSLASHES.sub(double, line)
+
+
+def _escaped_rows(source: Iterator[str], layout: Layout) -> Iterator[tuple[int, int, list[str], str | None]]:
+    """Yield what `_rows` does of a file in which a backslash takes the meaning of the separator or line end behind it."""
+    line, first, row = layout.start, layout.start + 1, ""
+    for text in source:
+        line += 1
+        row += text
+        body = row.rstrip("\r\n")
+        if body != row and _ends_open(body):
+            continue
+        fields: list[str] = []
+        for part in body.split(layout.delimiter):
+            if fields and _ends_open(fields[-1]):
+                fields[-1] += layout.delimiter + part
+            else:
+                fields.append(part)
+        strange = next((m[0] for field in fields for m in _UNKNOWN_ESCAPE.finditer(field) if m[1] != layout.delimiter), None)
+        error = None if strange is None else f"{strange!r} is no escape"
+        values = [field if field == MISSING else _unescape(field) for field in fields] if body else []
+        yield first, line - first + 1, values, error
+        first, row = line + 1, ""
+    if row:
+        yield first, line - first + 1, [], "a backslash at the end of the file"
+
+
+_UNKNOWN_ESCAPE = re.compile(r"""(?<!\\)(?:\\\\)*\\([^\\ntrbfvZN0"'\r\n])""")
+
+
+def _ends_open(text: str) -> bool:
+    """Return whether a text ends with a backslash that is not itself escaped."""
+    return (len(text) - len(text.rstrip("\\"))) % 2 == 1
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), field, flags=re.DOTALL) if "\\" in field else field

@@ -1,0 +1,101 @@
+"""Read json files: an object a line (jsonl), or one list of objects.
+
+Which of the two a file is, is seen from its content, as both endings are used for both. NaN and Infinity, which JSON does not have and
+Python writes, are gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llm_lightning.config import DataConfig
+from llm_lightning.data.compression import ending
+from llm_lightning.data.lines import lines
+from llm_lightning.errors import UserError, listed
+
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def read_values(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
+    """Yield (line, value, what is wrong) of every value of a jsonl file, and (number, …) of every item of a json file.
+
+    Raises UserError for a json file that is no list of objects.
+    """
+    if _is_one_value(path, data):
+        yield from _items(path, data)
+        return
+    for number, line in enumerate(lines(path, data.encoding), 1):
+        if line.strip():
+            value, problem = parse(line.lstrip("\ufeff"))
+            yield number, value, problem
+
+
+def parse(text: str) -> tuple[Any, str | None]:
+    """Return (value, None) of a line of JSON, or (None, what is wrong)."""
+    try:
+        value = json.loads(text, parse_constant=lambda _: None)
+    except json.JSONDecodeError as error:
+        return None, f"not valid JSON ({error.msg}, column {error.colno})"
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+        return None, f"JSON that cannot be read ({str(error).splitlines()[0]})"
+    if _ESCAPED_SURROGATE.search(text) and (half := _find_surrogate(value)) is not None:
+        return None, f"half a character (\\u{ord(half):04x}): a pair of surrogates was cut in two"
+    return value, None
+
+
+def _find_surrogate(value: Any) -> str | None:
+    """Return the first surrogate that stands alone in a value's text; None where there is none."""
+    match = _SURROGATE.search(json.dumps(value, ensure_ascii=False))
+    return None if match is None else match[0]
+
+
+def _is_one_value(path: Path, data: DataConfig) -> bool:
+    """Return whether a file is to be read as one JSON value, and not as a value a line."""
+    filled = list(islice((line for line in lines(path, data.encoding) if line.strip()), 2))
+    if not filled:
+        return False
+    first, is_json = filled[0].lstrip("\ufeff \t"), ending(path) == ".json"
+    value, problem = parse(first)
+    if problem is not None:  # a value over several lines, or a damaged line
+        return first.startswith("[") or is_json
+    if isinstance(value, dict):
+        return is_json and len(filled) == 1
+    return is_json or (isinstance(value, list) and len(filled) == 1)
+
+
+def _items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
+    text = "".join(lines(path, data.encoding)).lstrip("\ufeff")
+    try:
+        values = json.loads(text, parse_constant=lambda _: None)
+    except json.JSONDecodeError as error:
+        page = (
+            "this is a web page; the download may have failed" if text.lstrip().startswith("<") else f"not valid JSON ({error.msg})"
+        )
+        raise UserError(f"{path}, line {error.lineno}: {page}; one object a line belongs in a .jsonl file.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: JSON that cannot be read ({str(error).splitlines()[0]}).") from None
+    if isinstance(values, dict):
+        raise UserError(f"{path}: expected a list of objects, found dict{_shape(values)}.")
+    if not isinstance(values, list):
+        raise UserError(f"{path}: expected a list of objects, found {type(values).__name__}.")
+    has_escapes = _ESCAPED_SURROGATE.search(text) is not None
+    for number, value in enumerate(values, 1):
+        half = _find_surrogate(value) if has_escapes else None
+        problem = None if half is None else f"half a character (\\u{ord(half):04x}): a pair of surrogates was cut in two"
+        yield number, value, problem
+
+
+def _shape(values: dict[str, Any]) -> str:
+    """Return what to do with an object in place of a list of objects."""
+    inside = [key for key, value in values.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if inside:
+        return f" with lists of objects in {listed(map(repr, inside), 4)}: write the list alone to a file"
+    if values and all(isinstance(value, dict | list) for value in values.values()):
+        return " of columns: write the table row by row (pandas: to_json(…, orient='records'))"
+    return ""

@@ -1,0 +1,221 @@
+"""Read text files line by line: decompressed, decoded, and refused where they are no text, with the file and the line.
+
+Text is UTF-8, or what its byte order mark says. Bytes that are neither are never guessed: the message shows the line in the encodings
+that fit, and `data.encoding` says which one it is.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_lightning.data.compression import DAMAGED, open_file
+from llm_lightning.errors import UserError
+
+HEAD = 1 << 16  # bytes at the front of a file that decide on its line ends
+MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+SIGNATURES = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet (xlsx, ods): unpack it, or save the sheet as csv",
+    b"\xd0\xcf\x11\xe0": "an old Excel or Word file: save it as csv or as text",
+    b"%PDF-": "a PDF file: convert it to text",
+    b"PAR1": "a parquet file: give it the ending .parquet, and read it by data=files",
+    b"ARROW1": "an Arrow file: give it the ending .arrow, and read it by data=files",
+    b"SQLite format 3": "an SQLite database: write its table to a csv file",
+    b"7z\xbc\xaf": "a 7z archive: unpack it",
+    b"Rar!": "a rar archive: unpack it",
+    b"version https://git-lfs.github.com/spec/": "not the data but a pointer to them: fetch the file by 'git lfs pull'",
+}
+"""How files begin that are taken for text, and what to do with them."""
+ENCODINGS = {
+    **{"cp1252": "CP1252", "cp1250": "CP1250", "cp1251": "CP1251", "koi8_r": "KOI8-R", "cp1253": "CP1253", "cp1254": "CP1254"},
+    **{"cp1255": "CP1255", "cp1256": "CP1256", "cp874": "CP874", "gb18030": "GB18030", "big5": "BIG5", "cp932": "CP932"},
+    **{"euc_jp": "EUC-JP", "cp949": "CP949", "cp866": "CP866", "mac_roman": "MACINTOSH", "iso2022_jp": "ISO-2022-JP"},
+}
+"""Encodings that are proposed, and what iconv calls them. Of two that read a line alike the first is named."""
+_COMMON = {"gb18030": (0xB0, 0xD7), "big5": (0xA4, 0xC6), "cp932": (0x82, 0x97), "euc_jp": (0xA4, 0xCF), "cp949": (0xB0, 0xC8)}
+"""Lead bytes of the characters that texts are mostly made of."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a text file is to be read."""
+
+    encoding: str
+    """`utf-8` is decoded line by line, so that an error names its line."""
+    newline: str
+    notes: tuple[str, ...] = ()
+    """What was recognised, without the file's name."""
+
+
+def lines(path: Path, encoding: str | None = None) -> Iterator[str]:
+    """Yield the lines of a text file with their ends; those of old Macs (a carriage return) become newlines.
+
+    `encoding` is that of files that are not UTF-8. Raises UserError for compressed files that are damaged, files that are no text, and
+    bytes that cannot be decoded.
+    """
+    text_format = detect_format(path, encoding)
+    number = 0
+    try:
+        with open_file(path) as file:
+            if text_format.encoding == "utf-8" and text_format.newline == "\n":
+                for number, line in enumerate(file, 1):
+                    if b"\0" in line:
+                        raise UserError(f"{path}, line {number}: a NUL byte; the file is damaged, or no text.")
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                return
+            text = io.TextIOWrapper(file, text_format.encoding, newline=text_format.newline)
+            for number, decoded in enumerate(text, 1):
+                if "\0" in decoded:
+                    raise UserError(f"{path}, line {number}: a NUL byte; the file is damaged, or no text.")
+                if text_format.newline == "\r":
+                    decoded = f"{decoded[:-1]}\n" if decoded.endswith("\r") else decoded
+                yield decoded.removeprefix("\ufeff") if number == 1 else decoded
+    except UnicodeDecodeError as error:
+        if text_format.encoding == "utf-8" and text_format.newline == "\n":
+            raise UserError(
+                f"{path}, line {number}: byte 0x{error.object[error.start]:02x} is not UTF-8; {_advice(path)}"
+            ) from None
+        raise UserError(
+            f"{path}, behind line {number}: the bytes there are not {text_format.encoding} ({error.reason}); mend them, or set "
+            f"data.encoding to the encoding of the file."
+        ) from None
+    except DAMAGED as error:
+        raise UserError(f"{path}: the file is damaged or cannot be read ({str(error) or type(error).__name__}).") from error
+
+
+def detect_format(path: Path, encoding: str | None = None) -> Format:
+    """Return how to read a text file. `encoding` is that of files that are not UTF-8. Raises UserError for a file that is no text."""
+    try:
+        with open_file(path) as file:
+            head = file.read(HEAD)
+    except DAMAGED as error:
+        raise UserError(f"{path}: the file is damaged or cannot be read ({str(error) or type(error).__name__}).") from error
+    refuse_binary(path, head)
+    if marked := next((name for mark, name in MARKS.items() if head.startswith(mark)), None):
+        return Format(
+            marked, "\n" if _has_newline(head.decode(marked, "ignore")) else "\r", (f"read as {marked.upper()}, as its mark says",)
+        )
+    if encoding is not None and not head.startswith(codecs.BOM_UTF8):
+        utf_8, others, decodable = count_lines(path)
+        if utf_8 and not others and decodable:
+            return Format("utf-8", _newline(head), (f"read as UTF-8, which it is, and not as data.encoding={encoding}",))
+        if not decodable or others:
+            notes: tuple[str, ...] = (f"read as {encoding}, as data.encoding says",)
+            if utf_8:
+                notes += (f"{utf_8:,} of {utf_8 + others:,} lines with characters beyond ASCII would be UTF-8 too: look at them",)
+            return Format(encoding, "\n" if _has_newline(head.decode(encoding, "ignore")) else "\r", notes)
+    if 3 * head[:1000].count(0) > len(head[:1000]) and encoding is None:
+        name = "utf-16-le" if head[1:1000:2].count(0) > head[:1000:2].count(0) else "utf-16-be"
+        raise UserError(f"{path}: this is UTF-16 without a mark: set data.encoding={name} (or iconv -f {name} -t utf-8).")
+    if (b"\x1b$B" in head or b"\x1b$@" in head) and encoding is None:
+        raise UserError(f"{path}: this is ISO-2022-JP: set data.encoding=iso2022_jp (or iconv -f ISO-2022-JP -t utf-8).")
+    return Format("utf-8", _newline(head))
+
+
+def refuse_binary(path: Path, head: bytes) -> None:
+    """Raise UserError for a file that begins as one that is no text does."""
+    for signature, kind in SIGNATURES.items():
+        if head.startswith(signature):
+            raise UserError(f"{path}: this is {kind}.")
+    if head[257:262] == b"ustar":
+        raise UserError(f"{path}: this is a tar archive: unpack it.")
+
+
+def _newline(head: bytes) -> str:
+    return "\n" if _has_newline(head.decode("latin-1")) else "\r"
+
+
+def _has_newline(head: str) -> bool:
+    """Return whether lines end with a newline, and not, as on old Macs, with a carriage return alone."""
+    return "\r" not in head.removesuffix("\n").removesuffix("\r") or "\n" in head.removesuffix("\n")
+
+
+def count_lines(path: Path) -> tuple[int, int, bool]:
+    """Return (lines beyond ASCII that are UTF-8, lines that are not UTF-8, whether there is no NUL byte)."""
+    utf_8 = others = 0
+    with open_file(path) as file:
+        for line in file:
+            if b"\0" in line:
+                return 0, 0, False
+            if not line.isascii():
+                try:
+                    line.decode("utf-8")
+                    utf_8 += 1
+                except UnicodeDecodeError:
+                    others += 1
+    return utf_8, others, True
+
+
+def _advice(path: Path) -> str:
+    """Return what to do with a file that is not UTF-8: the encodings that fit, with what a line is in each."""
+    utf_8, others, _ = count_lines(path)
+    if utf_8 >= others:
+        return (
+            f"{utf_8:,} lines are UTF-8 and {others:,} are not: the file is put together from several encodings, or damaged; mend "
+            f"these lines (iconv -c -f utf-8 -t utf-8 drops the bytes)."
+        )
+    readings = list(propose_encodings(_sample(path)).items())[:4]
+    if not readings:
+        return "the file is damaged, or no text."
+    shown = "; ".join(f"data.encoding={name} reads {text!r}" for name, text in readings)
+    iconv = f"iconv -f {ENCODINGS[readings[0][0]]} -t utf-8"
+    return f"set the encoding that the text is in: {shown}. (Or convert the file: {iconv}, for example.)"
+
+
+def _sample(path: Path) -> list[bytes]:
+    """Return up to 200 lines that are not ASCII."""
+    sample: list[bytes] = []
+    with open_file(path) as file:
+        for line in file:
+            if not line.isascii():
+                sample.append(line.rstrip(b"\r\n"))
+            if len(sample) == 200:
+                break
+    return sample
+
+
+def propose_encodings(sample: list[bytes]) -> dict[str, str]:
+    """Return encodings in which the lines can be read, the most plausible first, each with a part of a line read so."""
+    scores: dict[str, tuple[float, str]] = {}
+    readings: list[list[str]] = []
+    for encoding in ENCODINGS:
+        try:
+            texts = [line.decode(encoding) for line in sample]
+        except UnicodeDecodeError:
+            continue
+        plausibility = sum(_plausibility(text, encoding) for text in texts)
+        line = max(texts, key=lambda text: sum(not c.isascii() for c in text[:2000]))
+        first = next(i for i, c in enumerate(line) if not c.isascii())
+        shown = line[max(0, first - 10) : first + 20]
+        if texts not in readings:
+            scores[encoding] = (plausibility, shown)
+            readings.append(texts)
+    return {name: shown for name, (_, shown) in sorted(scores.items(), key=lambda item: -item[1][0])}
+
+
+def _plausibility(text: str, encoding: str) -> float:
+    """Return how much a line looks like text: the share of its characters beyond ASCII that are likely, given their neighbours."""
+    beyond = [i for i, c in enumerate(text) if not c.isascii()]
+    if encoding in _COMMON:
+        low, high = _COMMON[encoding]
+        leads = [code for i in beyond if len(code := text[i].encode(encoding)) > 1]
+        return (sum(low <= lead[0] <= high for lead in leads) - (len(beyond) - len(leads))) / len(beyond)
+    is_latin = encoding in ("cp1252", "cp1250", "cp1254", "mac_roman")
+    letters = sum(c.isalpha() for c in text)
+    score = 0.0
+    for i in beyond:
+        c, before = text[i], text[i - 1 : i]
+        if not c.isalpha():
+            score += 0.3 if c in "“”‘’„–—…€°«»§\xa0" else -1
+        elif c.isupper() and before.islower():
+            score -= 1  # the case of KOI8-R read as Windows-1251
+        elif not is_latin and any(n.isascii() and n.isalpha() for n in (before, text[i + 1 : i + 2])):
+            score -= 1  # scripts are not mixed inside words
+        else:
+            score += 1
+    if is_latin and sum(text[i].isalpha() for i in beyond) > 0.5 * letters:
+        score -= len(beyond)  # most letters of Latin text are ASCII
+    return score / len(beyond)

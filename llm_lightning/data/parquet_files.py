@@ -1,0 +1,110 @@
+"""Read parquet and Arrow files as tables with plain types, whichever program wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm_lightning.data.compression import compression, ending
+from llm_lightning.errors import UserError
+
+AT_ONCE = 1000  # rows
+
+
+class ColumnarFile:
+    """A parquet or Arrow file: its columns, their types as `datasets` has them, and its rows."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises UserError for a file that cannot be read."""
+        self.path, self.kind = path, ending(path).removeprefix(".")
+        with path.open("rb") as file:
+            self._head = file.read(10)
+        if packed := compression(self._head):
+            raise UserError(f"{path}: a {self.kind} file in {packed}; decompress it, {self.kind} files are compressed inside.")
+        try:
+            self._parquet = pq.ParquetFile(path) if self.kind == "parquet" else None
+            schema = self._parquet.schema_arrow if self._parquet is not None else self._open_arrow().schema
+            stored = datasets.Features.from_arrow_schema(pa.schema([f.with_type(_plain(f.type)) for f in schema], schema.metadata))
+        except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
+            raise self._error(error) from error
+        self.features: dict[str, Any] = {name: plain_feature(feature) for name, feature in stored.items()}
+
+    def rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """Yield the rows, as they are asked for, with NaN as None. Raises UserError where the file is damaged."""
+        nested = [name for name in columns if isinstance(self.features[name], datasets.Json)]
+        stored = [name for name in nested if _is_json_text(self._schema_type(name))]
+        floats = [name for name in columns if getattr(self.features[name], "dtype", "").startswith("float")]
+        try:
+            for batch in self._batches(columns):
+                for row in batch.to_pylist():
+                    for name in nested:
+                        row[name] = datasets.Json().decode_example(row[name]) if name in stored else without_gaps(row[name])
+                    for name in floats:
+                        row[name] = row[name] if row[name] == row[name] else None
+                    yield row
+        except (pa.ArrowException, OSError) as error:
+            raise self._error(error) from error
+
+    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        if self._parquet is not None:
+            yield from self._parquet.iter_batches(batch_size=AT_ONCE, columns=columns)
+            return
+        reader = self._open_arrow()
+        is_file = isinstance(reader, pa.RecordBatchFileReader)
+        for batch in (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader:
+            chosen = batch.select(columns)
+            yield from (chosen.slice(start, AT_ONCE) for start in range(0, len(chosen), AT_ONCE))
+
+    def _schema_type(self, name: str) -> pa.DataType:
+        schema = self._parquet.schema_arrow if self._parquet is not None else self._open_arrow().schema
+        return schema.field(name).type
+
+    def _open_arrow(self) -> Any:
+        """Open an Arrow file in its stream form, which `datasets` writes, or in its file form, which others write (feather)."""
+        mapped = pa.memory_map(str(self.path))
+        return pa.ipc.open_file(mapped) if self._head.startswith(b"ARROW1") else pa.ipc.open_stream(mapped)
+
+    def _error(self, error: Exception) -> UserError:
+        return UserError(f"{self.path}: cannot be read as {self.kind} ({str(error).splitlines()[0]}).")
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a column's values, however the file keeps them: categories, large text, lists of these."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.list_(pa.struct([("key", _plain(kind.key_type)), ("value", _plain(kind.item_type))]))
+    return kind
+
+
+def plain_feature(feature: Any) -> Any:
+    """Return the type in which a column is kept: objects, and lists of them, as JSON, all else as it is."""
+    items = getattr(feature, "feature", feature)
+    while hasattr(items, "feature"):
+        items = items.feature
+    if isinstance(items, datasets.Value) and items.dtype in ("large_string", "null"):
+        return plain_feature(datasets.Value("string") if items is feature else datasets.List(datasets.Value("string")))
+    return feature if isinstance(items, datasets.Value | datasets.ClassLabel) else datasets.Json()
+
+
+def _is_json_text(kind: pa.DataType) -> bool:
+    """Return whether a column keeps its values as JSON in text, as `datasets.Json` does."""
+    return isinstance(kind, pa.JsonType) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def without_gaps(value: Any) -> Any:
+    """Return a nested value without the keys that are null: a columnar file gives every object the keys of all."""
+    if isinstance(value, dict):
+        return {key: without_gaps(item) for key, item in value.items() if item is not None}
+    return [without_gaps(item) for item in value] if isinstance(value, list) else value
