@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -65,18 +66,21 @@ def expand(
     matches = match(name, folder)
     if not matches:
         raise UserError(f"{key}={name}: {_no_file(str(name), folder)}.")
-    files: list[Path] = []
+    if len(matches) == 1 and matches[0].is_dir():
+        return _files_below(matches[0], endings, key, log_notes)
     for path in matches:
-        if path.is_dir():
-            files += _files_below(path, endings, key, log_notes) if len(matches) == 1 else []
-        elif not path.is_file():
+        if not path.is_file() and not path.is_dir():
             raise UserError(
                 f"{key}={name}: this is no file but a pipe or a device, which cannot be read twice; write it to a file first."
             )
-        elif len(matches) == 1 or not _is_of_system(path):
-            files.append(path)
+        if path.is_file() and not os.access(path, os.R_OK):
+            raise UserError(f"{key}={name}: {path} may not be read (its permissions).")
+    files = [path for path in matches if path.is_file() and (len(matches) == 1 or not _is_of_system(Path(path.name)))]
     if not files:
         raise UserError(f"{key}={name}: only folders match this pattern, and no file.")
+    if log_notes and len(files) < len(matches):
+        others = [path for path in matches if path not in files]
+        log.warning("%s=%s: %s files are read; not read are %s", key, name, len(files), listed((path.name for path in others), 4))
     return files
 
 
@@ -96,36 +100,35 @@ def _files_below(folder: Path, endings: tuple[str, ...] | None, key: str, log_no
     """Return the files in a folder and below. Raises UserError where none has one of `endings`, or where they are of several splits."""
     files: list[Path] = []
     others: list[Path] = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        is_read = not _is_of_system(path.relative_to(folder)) and (endings is None or ending(path) in endings)
+    for path in sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file()):
+        is_read = not _is_of_system(path) and (endings is None or ending(path) in endings)
         (files if is_read else others).append(path)
     if not files:
         present = f"; there are {_count_endings(others)}" if others else ""
         raise UserError(f"{key}={folder}: there is no {listed(endings or ('file',))} file in this folder{present}.")
     if key == "data.train":
-        splits = Counter(split for path in files if (split := split_of(path.relative_to(folder))) is not None)
+        splits = Counter(split for path in files if (split := split_of(path)) is not None)
         if "train" in splits and len(splits) > 1:
-            held_out = next(path for path in files if split_of(path.relative_to(folder)) not in (None, "train"))
+            held_out = next(path for path in files if split_of(path) not in (None, "train"))
             raise UserError(
-                f"{key}={folder}: the folder holds files of other splits too ({held_out.relative_to(folder)}); data.dir={folder} "
+                f"{key}={folder}: the folder holds files of other splits too ({held_out}); data.dir={folder} "
                 f"takes each file for its split, or name the files of train."
             )
     if others and log_notes:
         log.warning("%s=%s: %s files are read; not read are %s", key, folder, len(files), _count_endings(others))
-    return files
+    return [folder / path for path in files]
 
 
 def _is_of_system(path: Path) -> bool:
-    """Return whether a file is hidden, or left by a system or an editor: .DS_Store, ._x.csv, ~$x.csv, Thumbs.db, __MACOSX/…"""
-    parts = [part for part in path.parts if part not in (".", "..")] if not path.is_absolute() else [path.name]
-    return any(part.startswith((".", "~$", "__MACOSX")) for part in parts) or path.name.lower() in ("thumbs.db", "desktop.ini")
+    """Return whether a file, named from the folder that is read, is hidden or left by a system or an editor: .DS_Store, ~$x.csv, …"""
+    return any(part.startswith((".", "~$", "__MACOSX")) for part in path.parts) or path.name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def _count_endings(paths: list[Path]) -> str:
     """Return names of a few files, or the counts of their endings."""
     if len(paths) <= 3:
-        return listed(path.name for path in paths)
-    kinds = ("hidden or system files" if _is_of_system(Path(path.name)) else path.suffix or "without an ending" for path in paths)
+        return listed(map(str, paths))
+    kinds = ("hidden or system files" if _is_of_system(path) else path.suffix or "without an ending" for path in paths)
     counts = Counter(kinds)
     return listed(f"{count} {name}" for name, count in counts.most_common())
 
