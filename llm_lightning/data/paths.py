@@ -14,10 +14,10 @@ from pathlib import Path
 import xxhash
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.compression import ending, open_file, stem
+from llm_lightning.data.compression import COMPRESSED, ending, open_file, stem
 from llm_lightning.errors import UserError, listed, nearest
 
-__all__ = ["SPLITS", "content_hash", "ending", "expand", "located", "match", "open_file", "split_files", "stem"]
+__all__ = ["SPLITS", "content_hash", "ending", "expand", "located", "match", "open_file", "split_files", "stem", "with_compressed"]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,13 @@ def located(data: DataConfig, name: str) -> Path:
     """Return a file name of the config as a path: relative names start at data.dir where that is set."""
     path = Path(name).expanduser()
     return Path(data.dir).expanduser() / path if data.dir and not path.is_absolute() else path
+
+
+def with_compressed(path: Path) -> Path:
+    """Return a path, or, where there is no such file, that of the same file compressed: train.en.gz for train.en."""
+    if not path.exists():
+        return next((packed for suffix in COMPRESSED if (packed := Path(f"{path}{suffix}")).is_file()), path)
+    return path
 
 
 def match(name: str | Path, folder: str | Path | None = None) -> list[Path]:
@@ -226,5 +233,5 @@ def mistakes(data: DataConfig) -> Iterator[str]:
         value = getattr(data, split)
         for name in value if isinstance(value, list) else [value] if value is not None else []:
             file = f"{name}.{data.columns.text}" if data.source == "parallel" else str(name)
-            if not match(file, data.dir):
+            if not (with_compressed(located(data, file)).exists() if data.source == "parallel" else match(file, data.dir)):
                 yield f"data.{split}={file}: {_no_file(file, data.dir)}."

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data.lines import detect_format, lines
-from llm_lightning.data.paths import SPLITS, content_hash, located
+from llm_lightning.data.paths import SPLITS, content_hash, located, with_compressed
 from llm_lightning.data.rows import LINE, Rows
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError
@@ -20,7 +20,7 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
     for split, stems in SPLITS.items():
         named = getattr(data, split)
         for stem in [named] if named is not None else stems if data.dir is not None else []:
-            pair = [located(data, f"{stem}.{column}") for column in (data.columns.text, data.columns.label)]
+            pair = [with_compressed(located(data, f"{stem}.{column}")) for column in (data.columns.text, data.columns.label)]
             if named is None and not any(path.is_file() for path in pair):
                 continue
             for path in pair:
