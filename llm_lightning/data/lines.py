@@ -160,9 +160,8 @@ def _advice(path: Path) -> str:
     readings = list(propose_encodings(_sample(path)).items())[:4]
     if not readings:
         return "the file is damaged, or no text."
-    shown = "; ".join(f"data.encoding={name} reads {text!r}" for name, text in readings)
-    iconv = f"iconv -f {ENCODINGS[readings[0][0]]} -t utf-8"
-    return f"set the encoding that the text is in: {shown}. (Or convert the file: {iconv}, for example.)"
+    shown = (f"data.encoding={name} reads {text!r} (iconv -f {ENCODINGS[name]} -t utf-8)" for name, text in readings)
+    return f"set the encoding in which the text is right, or convert the file from it: {'; '.join(shown)}."
 
 
 def _sample(path: Path) -> list[bytes]:
@@ -187,13 +186,21 @@ def propose_encodings(sample: list[bytes]) -> dict[str, str]:
         except UnicodeDecodeError:
             continue
         plausibility = sum(_plausibility(text, encoding) for text in texts)
-        line = max(texts, key=lambda text: sum(not c.isascii() for c in text[:2000]))
-        first = next(i for i, c in enumerate(line) if not c.isascii())
-        shown = line[max(0, first - 10) : first + 20]
+        shown = " / ".join(map(_excerpt, sorted(set(texts), key=_count_beyond_ascii)[-3:]))[:60]
         if texts not in readings:
             scores[encoding] = (plausibility, shown)
             readings.append(texts)
     return {name: shown for name, (_, shown) in sorted(scores.items(), key=lambda item: -item[1][0])}
+
+
+def _count_beyond_ascii(text: str) -> int:
+    return sum(not c.isascii() for c in text[:2000])
+
+
+def _excerpt(text: str) -> str:
+    """Return the part of a line around its first character beyond ASCII."""
+    first = next((i for i, c in enumerate(text) if not c.isascii()), 0)
+    return text[max(0, first - 10) : first + 20].strip()
 
 
 def _plausibility(text: str, encoding: str) -> float:
@@ -218,4 +225,6 @@ def _plausibility(text: str, encoding: str) -> float:
             score += 1
     if is_latin and sum(text[i].isalpha() for i in beyond) > 0.5 * letters:
         score -= len(beyond)  # most letters of Latin text are ASCII
+    if not is_latin and len(beyond) < 3:
+        score /= 2  # two bytes are rather one character of Chinese, Japanese or Korean than a word
     return score / len(beyond)
