@@ -12,7 +12,7 @@ from llm_lightning.checks import SPLITS, located
 from llm_lightning.config import DataConfig
 from llm_lightning.errors import UserError, listed
 
-FORMAT = 2  # of the rows that are kept under such a hash
+FORMAT = 3  # of the rows that are kept under such a hash
 
 
 def split_files(data: DataConfig, endings: Iterable[str]) -> dict[str, list[Path]]:

@@ -45,8 +45,20 @@ def test_other_spellings(text: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["joy", "", "[joy, anger]", "['joy' 'anger', 'fear']", "['joy', 'anger'", "(laughs) hello", "('joy')", "[1] See there", "[nan]"]
-    + [str(np.arange(2000)), "[" * 3000, "[open('x')]", "[0] * 9", "'joy', 'anger'"],
+    [
+        *(
+            "joy",
+            "",
+            "[joy, anger]",
+            "['joy' 'anger', 'fear']",
+            "['joy', 'anger'",
+            "(laughs) hello",
+            "('joy')",
+            "[1] See there",
+            "[nan]",
+        ),
+        *(str(np.arange(2000)), "[" * 3000, "[open('x')]", "[0] * 9", "'joy', 'anger'"),
+    ],
 )
 def test_other_text_stays_as_it_is(text: str) -> None:
     assert parse_literal(text) == text

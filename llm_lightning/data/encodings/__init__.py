@@ -67,6 +67,11 @@ class Encoding:
         """The labels that the training rows have. Raises UserError where they cannot be labels."""
         return None
 
+    @staticmethod
+    def is_labelled(value: Any) -> bool:
+        """Return whether the value of a row's label is one, and not a sign that the label was held back."""
+        return True
+
     def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[Any, Any, Any]:
         """Return (text, text_pair, label) of an example from a row's values; the last is None without `labels`.
 

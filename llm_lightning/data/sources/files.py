@@ -9,15 +9,16 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.labels import canonical
+from llm_lightning.data.label_values import canonical
 from llm_lightning.data.paths import content_hash, split_files
-from llm_lightning.data.rows import LINE, PROBLEM, Rows, joined, require_columns
+from llm_lightning.data.rows import LINE, PROBLEM, MissingColumn, Rows, joined, label_columns, require_columns
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError, listed
 
@@ -26,8 +27,18 @@ csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, refuses long documents
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """Rows of every split, with the columns that the config names."""
-    return {split: joined([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, TABLES).items()}
+    """Rows of every split, with the columns that the config names; a test split may lack the label's, and then is not evaluated."""
+    return {split: _load_split(split, files, data, cache_dir) for split, files in split_files(data, TABLES).items()}
+
+
+def _load_split(split: str, files: list[Path], data: DataConfig, cache_dir: Path) -> Rows:
+    try:
+        return joined([_read(file, data, cache_dir) for file in files])
+    except MissingColumn as missing:
+        if split != "test" or missing.key != "label":
+            raise
+    unlabelled = replace(data, columns=replace(data.columns, label=None))
+    return joined([_read(file, unlabelled, cache_dir) for file in files])
 
 
 def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
@@ -66,7 +77,7 @@ def _lists(path: Path, data: DataConfig) -> list[str]:
 
 
 def _wanted(data: DataConfig) -> list[str]:
-    columns = (data.columns.text, data.columns.text_pair, data.columns.label)
+    columns = (data.columns.text, data.columns.text_pair, *label_columns(data.columns.label))
     return [column for column in columns if column is not None]
 
 
@@ -148,7 +159,7 @@ def _from_object(place: str, data: DataConfig, value: Any, number: int, lists: l
     row: dict[str, Any] = {LINE: number, PROBLEM: None}
     for column in _wanted(data):
         item = value.get(column)
-        if column == data.columns.label and isinstance(item, bool | int | float):
+        if column in label_columns(data.columns.label) and isinstance(item, bool | int | float):
             item = canonical(item)
         elif item is not None and not isinstance(item, str) and not (lists is None or column in lists):
             return _problem(data, number, f"column '{column}' holds {type(item).__name__}, not text")
