@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ def _by_list(names: list[str], column: Column) -> list[Class]:
     if named := values & set(names):
         raise UserError(
             f"data.labels names the value '{min(named)}' of column '{column.name}' as it is and does not name "
-            f"'{min(values - named)}'; list every value, or map each value to its name: {_example(column.values, names)}."
+            f"'{min(values - named)}'; list every value, or map each value to its name: {mapping_example(column.values, names)}."
         )
     pairs = list(zip(column.values, names, strict=True))
     if all(parse_number(value) is not None for value in column.values):
@@ -68,7 +68,7 @@ def _by_list(names: list[str], column: Column) -> list[Class]:
         "data.labels: the values of column '%s' are renamed in their sorted order: %s; if that is wrong, map them: %s",
         column.name,
         _arrows(pairs),
-        _example(column.values, names),
+        mapping_example(column.values, names),
     )
     return [(name, [value]) for value, name in pairs]
 
@@ -83,7 +83,7 @@ def _require_likeness(pairs: list[tuple[str, str]], column: Column) -> None:
             raise UserError(
                 f"data.labels: in the order of the values of column '{column.name}' ({listed(values)}) '{value}' would be called "
                 f"'{name}', which looks like '{alike[0]}'; map each value to its name: "
-                f"{_example(values, list(likeliest.values()))}."
+                f"{mapping_example(values, list(likeliest.values()))}."
             )
 
 
@@ -92,7 +92,9 @@ def _by_mapping(setting: Mapping[Any, Any], column: Column) -> list[Class]:
     values = set(column.values)
     if not values & names.keys() and values <= set(names.values()):
         turned = {value: name for name, value in names.items()}
-        raise UserError(f"data.labels maps each value to its name, not a name to its value: {_example(turned, turned.values())}.")
+        raise UserError(
+            f"data.labels maps each value to its name, not a name to its value: {mapping_example(turned, turned.values())}."
+        )
     if values <= names.keys() and set(names.values()) == set(map(str, range(len(names)))) and not values & set(names.values()):
         order = sorted(names, key=lambda value: int(names[value]))
         raise UserError(
@@ -122,6 +124,7 @@ def _arrows(pairs: Sequence[tuple[str, str]]) -> str:
     return listed((f"{value} → {name}" for value, name in pairs), 40)
 
 
-def _example(values: Any, names: Any) -> str:
-    pairs = ", ".join(f"{value}: {name}" for value, name in zip(list(values)[:4], names, strict=False))
-    return f"data.labels={{{pairs}{', …' if len(list(values)) > 4 else ''}}}"
+def mapping_example(values: Iterable[str], names: Iterable[str]) -> str:
+    """Return the override that gives each value its name."""
+    pairs = listed((f"{value}: {name}" for value, name in zip(values, names, strict=False)), 12)
+    return f"'data.labels={{{pairs}}}'"

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.label_names import Class, Column, name_classes
+from llm_lightning.data.label_names import Class, Column, mapping_example, name_classes
 from llm_lightning.data.label_values import MISSING, TRUTH, canonical, fold, parse_number, truth
 from llm_lightning.data.literals import parse_literal
 from llm_lightning.data.rows import PROBLEM, Rows
@@ -25,6 +25,7 @@ MANY = 10
 SENTENCE, LONG = 4, 40
 """Words and characters a value, on average, from which a column of values that hardly repeat holds text."""
 BLOCK = 10_000  # values that are counted at once
+SHOWN = 5  # groups of labels that are named in a warning
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def find(
 def make_labels(classes: list[Class], merged: dict[str, list[str]], column: str) -> Labels:
     """Return the labels of named classes. `merged`: the further spellings of each value. Raises UserError for a single class."""
     if len(classes) < 2:
-        raise UserError(f"data.labels gives column '{column}' only the class '{classes[0][0]}'; at least two are needed.")
+        raise UserError(f"column '{column}' has only the class '{classes[0][0]}'; classification needs at least two.")
     first = tuple(values[0] if values else name for name, values in classes)
     spellings = [
         (spelling, i)
@@ -188,18 +189,17 @@ def _name_doubts(counts: Counter[str], values: Iterable[str], classes: list[Clas
     """Warn of classes that differ only in case or blanks, and of one that is called like a missing value."""
     of_value = {value: name for name, values in classes for value in values}
     alike: dict[str, list[str]] = defaultdict(list)
-    for value in values:
+    for value in sorted(values, key=lambda value: (-counts[value], value)):
         alike[fold(value)].append(value)
-    for group in alike.values():
-        if len({of_value[value] for value in group}) > 1:
-            numbers = " and ".join(f"'{value}' ({counts[value]:,})" for value in sorted(group, key=lambda v: (-counts[v], v)))
-            log.warning(
-                "column '%s' of train has labels that differ only in case or blanks: %s; they are different classes. To make them one: "
-                "data.labels={%s}",
-                column,
-                numbers,
-                ", ".join(f"{value}: {max(group, key=lambda v: counts[v])}" for value in group),
-            )
+    groups = [group for group in alike.values() if len({of_value[value] for value in group}) > 1]
+    if groups:
+        commonest = {value: group[0] for group in alike.values() for value in group}
+        log.warning(
+            "column '%s' of train has labels that differ only in case or blanks: %s; they are different classes. To make them one: %s",
+            column,
+            "; ".join(" and ".join(f"'{value}' ({counts[value]:,})" for value in group) for group in groups[:SHOWN]),
+            mapping_example(commonest, commonest.values()),
+        )
     for value in MISSING:
         if of_value.get(value) == value:
             log.warning(

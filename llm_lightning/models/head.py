@@ -92,8 +92,9 @@ def find_output_layer(model: PreTrainedModel, classes: int) -> tuple[str, nn.Lin
 def _initialize(model: PreTrainedModel, layer: nn.Linear) -> None:
     """Initialise a layer as the architecture does."""
     before = layer.weight.detach().clone()
-    for item in (layer, *layer.parameters()):
-        item._is_hf_initialized = False  # type: ignore[union-attr]  # or transformers leaves what it has loaded as it is
+    loaded: list[Any] = [layer, *layer.parameters()]
+    for item in loaded:
+        item._is_hf_initialized = False  # or transformers leaves what it has loaded as it is
     with torch.no_grad():
         initialize: Any = model._init_weights
         initialize(layer)

@@ -74,6 +74,7 @@ def test_true_and_false_among_other_classes_stay_text() -> None:
     [
         (["spam"] * 20 + ["Spam "] * 12 + ["ham"], "'spam' (20) and 'Spam' (12)"),
         (["New York"] * 3 + ["new  york"] * 2 + ["Bonn"], "'New York' (3) and 'new  york' (2)"),
+        (["a", "A", "b", "c"], "'data.labels={A: A, a: A, b: b, c: c}'"),
         (["Stra\u00dfe", "STRASSE", "Weg"], "'STRASSE' (1) and 'Stra\u00dfe' (1)"),
         (["caf\u00e9", "cafe\u0301", "bar"], "'cafe\u0301' (1) and 'caf\u00e9' (1)"),
         (["a ", "b", "b "], "blanks around 2 labels"),
@@ -239,6 +240,7 @@ ORDERED = [["joy", "anger"], ["joy"], [], ["anger"]]
         lambda row: ",".join(row) or "nan",
         lambda row: "|".join(row) or "None",
         lambda row: ";".join(row) or None,
+        "\n".join,
         lambda row: str({label: int(label in row) for label in ("joy", "anger")}),
     ],
 )
@@ -378,6 +380,7 @@ def test_a_test_file_without_the_column_of_labels(tmp_path: Path, caplog: pytest
     assert text.splits["validation"].labels.tolist() == [[1, 0]]  # type: ignore[union-attr]
     assert text.example("train", 1).label == [0, 1]
     assert "test has no labels (there is no column 'rain', 'snow'): it is not evaluated" in caplog.text
+    assert "test.csv: there is no column 'rain' (data.columns.label); the columns are text" in caplog.text
 
 
 def test_the_index_is_looked_up_and_not_searched_for() -> None:

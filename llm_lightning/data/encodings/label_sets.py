@@ -27,7 +27,7 @@ from llm_lightning.errors import UserError, listed
 
 log = logging.getLogger(__name__)
 
-SEPARATORS = ("|", ";", ",")
+SEPARATORS = ("\n", "|", ";", ",")
 """What may stand between labels, the less ambiguous first."""
 MOSTLY = 0.9
 """Share of the rows that must be lists of 0 and 1 of one length for the column to hold such lists; the others are bad rows."""
@@ -184,9 +184,9 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
         held = listed(f"'{text}' ({count:,} rows of train)" for text, count in absent.items())
         log.warning("column '%s' holds %s: no label applies to these rows", column, held)
     if separator != "," or len(present) > 1:
-        others = [f"'{s}' is part of a label in {with_separator[s]:,}" for s in present if s != separator]
+        others = [f"{s!r} is part of a label in {with_separator[s]:,}" for s in present if s != separator]
         log.warning(
-            "column '%s': '%s' stands between labels (in %s rows of train)%s",
+            "column '%s': %r stands between labels (in %s rows of train)%s",
             column,
             separator,
             f"{with_separator[separator]:,}",

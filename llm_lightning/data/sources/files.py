@@ -37,8 +37,10 @@ def _load_split(split: str, files: list[Path], data: DataConfig, cache_dir: Path
     except MissingColumn as missing:
         if split != "test" or missing.key != "label":
             raise
+        note = str(missing)
     unlabelled = replace(data, columns=replace(data.columns, label=None))
-    return joined([_read(file, unlabelled, cache_dir) for file in files])
+    part = joined([_read(file, unlabelled, cache_dir) for file in files])
+    return replace(part, notes=(*part.notes, note))
 
 
 def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
