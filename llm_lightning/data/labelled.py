@@ -29,7 +29,7 @@ def drop_unlabelled(splits: dict[str, Rows], data: DataConfig, is_labelled: Call
             labelled[split] = rows
         elif split == "validation" and data.validation is not None:
             raise UserError(
-                f"data.validation: {rows.where(0)}: {reason}, and validation chooses the weights by them; give rows with labels, or "
+                f"data.validation: {rows.where(0)}: {reason}, and the weights are chosen by labels; give rows that have them, or "
                 f"leave data.validation out: then a part of train is used."
             )
         else:

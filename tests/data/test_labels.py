@@ -255,8 +255,6 @@ def test_every_spelling_of_several_labels_is_understood(write: Callable[[list[st
 def test_lists_of_0_and_1_have_the_names_that_the_config_gives(write: Callable[[list[Any]], Any], kind: type) -> None:
     table = [[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]]
     values = [write([kind(item) for item in row]) for row in table]
-    if kind is bool and isinstance(values[0], str) and values[0][0] != "[":
-        pytest.skip("words without brackets are labels")
     names = ["rain", "snow", "wind"]
     expected = [{name for name, item in zip(names, row, strict=True) if item} for row in table]
     assert decode(values, names) == expected
@@ -292,6 +290,22 @@ def test_a_column_for_each_label(true_false: tuple[Any, Any]) -> None:
 def test_rows_without_a_clear_answer_are_bad(values: list[Any], names: Any, columns: Any, message: str) -> None:
     with pytest.raises(BadRow, match=message):
         decode(values or [""] * 2, names, columns)
+
+
+@pytest.mark.parametrize("values", [["0", "1"], [1, 0], [True, False], ["True", "False"]])
+def test_one_column_of_0_and_1_is_not_several_labels(values: list[Any]) -> None:
+    with pytest.raises(UserError, match=r"'data\.columns\.label=\[label,…\]', or choose objective=classification"):
+        decode(values * 3)
+
+
+def test_a_label_that_only_the_held_out_rows_have_is_known(tmp_path: Path) -> None:
+    """Of 40 labels with a row each, four lie in the part of train that becomes validation."""
+    (tmp_path / "train.jsonl").write_text("".join(f'{{"text": "a b {i}", "label": ["l{i}", "all"]}}\n' for i in range(40)))
+    given = ["task=finetune", "objective=multi_label", "data=files", f"data.dir={tmp_path}", "data.columns.label=label"]
+    text = prepare(load([*given, f"cache_dir={tmp_path}/cache", "model.tokenizer.vocab_size=300"]), "label_sets", None)
+    assert len(text.label_names or ()) == 41
+    assert [len(text.splits[split]) for split in ("train", "validation")] == [36, 4]
+    assert all(part.labels.sum(1).tolist() == [2] * len(part) for part in text.splits.values())  # type: ignore[union-attr]
 
 
 def test_numbers_of_labels_are_no_lists_of_0_and_1() -> None:
@@ -357,7 +371,7 @@ def test_a_split_without_labels_is_not_evaluated(
     assert "it is not evaluated" in caplog.text
     splits = {"train": rows(["0", "1"]), "validation": rows(hidden)}
     assert set(drop_unlabelled(splits, DATA, encoder.is_labelled)) == {"train"}  # a part of train is cut off then
-    with pytest.raises(UserError, match=r"data\.validation: train\.csv, line 2: .*validation chooses the weights"):
+    with pytest.raises(UserError, match=r"data\.validation: train\.csv, line 2: .*the weights are chosen by labels"):
         drop_unlabelled(splits, replace(DATA, validation="v.csv"), encoder.is_labelled)
 
 

@@ -31,8 +31,8 @@ SEPARATORS = ("\n", "|", ";", ",")
 """What may stand between labels, the less ambiguous first."""
 MOSTLY = 0.9
 """Share of the rows that must be lists of 0 and 1 of one length for the column to hold such lists; the others are bad rows."""
-DIGITS = re.compile(r"[01](?:\.0)?(?:[\s,;|]+[01](?:\.0)?)+")
-"""Several 0 and 1 in a row of text."""
+DIGITS = re.compile(r"(?:[01](?:\.0)?|true|false)(?:[\s,;|]+(?:[01](?:\.0)?|true|false))+", re.IGNORECASE)
+"""Several truth values in a row of text."""
 BARE = re.compile(r"\[[^\[\]]*\]|\{[^{}]*\}")
 """A list without quotes, as Spark and PostgreSQL print it."""
 
@@ -153,13 +153,14 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
     missing = tuple(text for text in MISSING if text not in declared)
     sizes: Counter[int] = Counter()
     absent: Counter[str] = Counter()
-    binary, repeats, rows = 0, False, 0
+    binary, repeats, rows, single = 0, False, 0, 0
     with_separator: Counter[str] = Counter()
     pieces: dict[str, set[str]] = {separator: set() for separator in SEPARATORS}
     feature = train.table.features[column]
     are_names = isinstance(getattr(feature, "feature", feature), datasets.ClassLabel)
     for value, count in labels.count_values(train, column):
         items = indicators(value)
+        single += count if not isinstance(items, list) and truth(items) is not None else 0
         if isinstance(items, list):
             numbers = [truth(item) for item in items]
             sizes[len(items)] += count if items else 0
@@ -175,6 +176,11 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
             for separator in SEPARATORS:
                 with_separator[separator] += count if separator in items else 0
                 pieces[separator].update(part.strip() for part in items.split(separator))
+    if single and single == len(train) and not declared and not are_names:
+        raise UserError(
+            f"{train.where(0)}: column '{column}' says of one label whether it applies: list the columns of all labels, "
+            f"'data.columns.label=[{column},…]', or choose objective=classification."
+        )
     size, same = sizes.most_common(1)[0] if sizes else (0, 0)
     if not are_names and size > 1 and min(same, binary) >= MOSTLY * rows and (repeats or len(sizes) == 1):
         return Layout(missing=missing, indicators=size)
