@@ -28,7 +28,7 @@ def check(config: Config) -> None:
     mistakes = list(_values(config))
     if not mistakes:
         weighs = config.task == "evaluate" and config.evaluate.weighs
-        checks = OF_STORED.get("weigh" if weighs else config.task, [_groups, _model, _data, _fit, _trainer, _resume])
+        checks = OF_STORED.get("weigh" if weighs else config.task, [_groups, _model, _data, _fit, _labels, _trainer, _resume])
         mistakes = [mistake for find in checks for mistake in find(config)]
     if mistakes:
         raise UserError("\n".join(mistakes))
@@ -225,6 +225,28 @@ def _fit(config: Config) -> Iterator[str]:
         yield from _streaming(config, str(facts.get("encoding")), objective)
     if facts.get("whole_sequences") and config.data.packing != "none":
         yield f"data.packing={config.data.packing}: objective={objective} works on whole texts; use data.packing=none."
+
+
+def _labels(config: Config) -> Iterator[str]:
+    """Are the label's columns and names of the types that they may have?"""
+    label, names = config.data.columns.label, config.data.labels
+    encoding = signatures.constants(str(config.objective.get("_target_"))).get("encoding")
+    if isinstance(label, list):
+        if encoding != "label_sets":
+            yield f"data.columns.label={label}: only objective=multi_label learns from a column for each label; name one column."
+        elif len(label) < 2 or len(set(map(str, label))) < len(label):
+            yield f"data.columns.label={label}: give at least two different columns, or one column and objective=classification."
+        elif config.data.source not in ("files", "hub"):
+            yield f"data.columns.label={label}: only data=files and hub have a column for each label."
+    elif label is not None and not isinstance(label, str | int):
+        yield f"data.columns.label={label}: expected the name of a column, or for objective=multi_label a list of them."
+    if names is None:
+        return
+    if encoding == "scores":
+        yield f"data.labels={names}: objective=regression learns numbers, which have no names; leave it out."
+    items = [*names, *names.values()] if isinstance(names, dict) else names
+    if not isinstance(items, list) or not all(isinstance(name, str | int | float) for name in items):
+        yield f"data.labels={names}: expected a list, [negative,positive], or a name for each value, {{neg: Negative, pos: Positive}}."
 
 
 def _streaming(config: Config, encoding: str, objective: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ file and one yaml. Nothing here imports torch: a wrong config is refused before 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ class ColumnsConfig:
     """Column that holds the text (the first text, where there are two)."""
     text_pair: str | None = None
     """Column of the second text of a pair, for tasks on two texts."""
-    label: str | None = None
-    """Column that holds the label; needed by every labelled objective."""
+    label: Any = None
+    """Column that holds the label; needed by every labelled objective. For multi_label also a list of columns, each with 0 or 1 for the
+    label that it is named after."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,9 @@ class DataConfig:
     """Encoding of text files that are not UTF-8 and have no byte order mark: `cp1252`, `gb18030`, … Files that are UTF-8 are read so."""
     document: str = bounded("file", Choice("file", "blank_line", "line"))
     """What one document of a plain-text file is."""
-    labels: list[str] | None = None
-    """Label names, in the order of the label values; by default the values themselves, sorted."""
+    labels: Any = None
+    """Label names: a list in the order of the label values, or a mapping from value to name, `{neg: Negative, pos: Positive}`. By default
+    the values themselves, sorted."""
     validation_fraction: float = bounded(0.1, Range(0, 1, open=True))
     """Share of train that becomes validation where there is no validation split."""
     on_bad_row: str = bounded("error", Choice("error", "skip"))
@@ -349,7 +351,10 @@ def typed(node: DictConfig) -> Config:
     """The composed node as the frozen dataclasses the rest of the code reads."""
     config = OmegaConf.to_object(node)
     assert isinstance(config, Config)
-    return config
+    label = config.data.columns.label
+    names = [str(name) for name in label] if isinstance(label, list) else str(label) if isinstance(label, int | float) else label
+    columns = replace(config.data.columns, label=names)  # a column may be called 2
+    return replace(config, data=replace(config.data, columns=columns))
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from llm_lightning.data.examples import BadRows, Example
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError
 
-FORMAT = 4
+FORMAT = 5
 BATCH_ROWS, BATCH_CHARACTERS = 1000, 1 << 20  # the tokenizers library needs some hundred bytes a character
 
 log = logging.getLogger(__name__)

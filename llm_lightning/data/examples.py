@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.rows import CONTINUES, PROBLEM, Rows
+from llm_lightning.data.rows import CONTINUES, PROBLEM, Rows, column_values
 from llm_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def read(rows: Rows, data: DataConfig, encoding: Encoding, bad: BadRows) -> Iter
     columns = [data.columns.text, data.columns.text_pair, data.columns.label if encoding.labels else None]
     for block in rows.table.iter(batch_size=batch):
         size = len(block[data.columns.text])
-        values = [[None] * size if column is None else block[column] for column in columns]
+        values = [[None] * size if column is None else column_values(block, column) for column in columns]
         problems, continues = block.get(PROBLEM, [None] * size), block.get(CONTINUES, [False] * size)
         extra = [name for name in encoding.extra_columns if name in block]
         for i, (text, pair, label) in enumerate(zip(*values, strict=True)):

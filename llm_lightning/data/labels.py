@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,19 +12,20 @@ from typing import Any
 import datasets
 
 from llm_lightning.config import DataConfig
+from llm_lightning.data.label_names import Class, Column, mapping_example, name_classes
+from llm_lightning.data.label_values import MISSING, TRUTH, canonical, fold, parse_number, truth
+from llm_lightning.data.literals import parse_literal
 from llm_lightning.data.rows import PROBLEM, Rows
 from llm_lightning.errors import UserError, listed
 
+log = logging.getLogger(__name__)
 
-def canonical(value: Any) -> str:
-    """A label value as text: the same for 1, 1.0, "1" and true; empty where there is none (null, NaN)."""
-    if value is None or value != value:
-        return ""
-    if isinstance(value, bool | int | float) and float(value).is_integer():
-        return str(int(value))
-    text = str(value).strip()
-    whole, dot, zeros = text.partition(".")
-    return whole if dot and whole.lstrip("-").isdigit() and zeros.strip("0") == "" else text
+MANY = 10
+"""Classes up to which their number says nothing about whether the column holds labels."""
+SENTENCE, LONG = 4, 40
+"""Words and characters a value, on average, from which a column of values that hardly repeat holds text."""
+BLOCK = 10_000  # values that are counted at once
+SHOWN = 5  # groups of labels that are named in a warning
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Labels:
 
     names: tuple[str, ...]
     values: tuple[str, ...]
+    spellings: tuple[tuple[str, int], ...] = ()
+    """Further values, each with the index of the class that it stands for."""
 
     def index(self, value: Any) -> int | None:
         """Class index of a raw value (given as a value or as a name); None where it is neither."""
@@ -39,63 +44,170 @@ class Labels:
     @cached_property
     def _indices(self) -> dict[str, int]:
         """The class index of each value and name, built once: no field, so that `repr`, a part of cache keys, stays as it is."""
-        named = {name: i for i, name in reversed(list(enumerate(self.names)))}  # of equal ones the first counts
-        return named | {value: i for i, value in reversed(list(enumerate(self.values)))}
+        indices = {name: i for i, name in reversed(list(enumerate(self.names)))}  # of equal ones the first counts
+        indices |= {value: i for i, value in reversed(list(enumerate(self.values)))} | dict(self.spellings)
+        if _is_boolean(self.values):
+            place = {truth(value): i for i, value in enumerate(self.values)}
+            for text, is_true in TRUTH.items():
+                for spelling in (text, text.title(), text.upper()):
+                    indices.setdefault(spelling, place[is_true])
+        return indices
 
 
 def find(
     data: DataConfig,
     train: Rows,
     several: Callable[[Any], Iterable[Any]] | None = None,
-    complete: Callable[[set[str]], set[str]] = lambda found: found,
+    complete: Callable[[set[str]], set[str]] = lambda values: values,
 ) -> Labels:
-    """The classes of a data set. Where a row may have `several`, that takes its value apart; `complete` adds those that follow.
+    """Return the classes of a data set. Where a row may have `several`, that takes its value apart; `complete` adds those that follow.
 
-    Raises UserError where there is only one class, or where `data.labels` does not fit the values found.
+    Raises UserError where there is only one class, or where `data.labels` does not fit the values of the column.
     """
     column = data.columns.label
     assert column is not None
     feature = train.table.features[column]
     feature = getattr(feature, "feature", feature) if several else feature  # that of a list's items
     if isinstance(feature, datasets.ClassLabel):
-        values = tuple(str(i) for i in range(feature.num_classes))
-        if data.labels is not None and len(data.labels) != len(values):
-            raise UserError(
-                f"data.labels names {len(data.labels)} classes ({listed(data.labels)}), and the data set has {len(values)} "
-                f"({listed(feature.names)})."
-            )
-        return Labels(names=tuple(data.labels or feature.names), values=values)
+        return _of_features(data, feature.names, column)
     if several is None and not isinstance(feature, datasets.Value):
         raise UserError(f"{train.where(0)}: column '{column}' holds lists; objective=multi_label learns several labels a row.")
-    found = complete(
-        {canonical(one) for value in _different(train, column) for one in (several(value) if several else [value])} - {""}
-    )
-    values = tuple(sorted(found, key=_by_value))
-    if len(values) < 2:
+    counts = count_labels(train, column, several)
+    if several is None:
+        _require_plain(train, column, counts)
+    merged = _merge_booleans(complete(set(counts)), counts, column)
+    if len(merged) < 2:
         _raise_first_problem(train)
-        what = f"only the label '{values[0]}'" if values else "no label"
+        what = f"only the label '{next(iter(merged))}'" if merged else "no label"
         raise UserError(f"{train.where(0)}: column '{column}' of train has {what}; classification needs at least two classes.")
-    if data.labels is None and len(values) > max(10, len(train) // 2):
-        raise UserError(
-            f"{train.where(0)}: column '{column}' has {len(values)} different values in {len(train)} rows, so it is no label; set "
-            f"data.columns.label to the column that is, or list the classes in data.labels."
-        )
     if data.labels is None:
-        return Labels(names=values, values=values)
-    if found <= set(data.labels):
-        return Labels(names=tuple(data.labels), values=tuple(data.labels))
-    if len(data.labels) != len(values):
+        _require_labels(train, column, counts, several is not None)
+    key: Callable[[str], Any] = truth if _is_boolean(merged) else _by_value
+    classes = name_classes(data.labels, Column(column, sorted(merged, key=key)))
+    _name_doubts(counts, merged, classes, column)
+    return make_labels(classes, merged, column)
+
+
+def make_labels(classes: list[Class], merged: dict[str, list[str]], column: str) -> Labels:
+    """Return the labels of named classes. `merged`: the further spellings of each value. Raises UserError for a single class."""
+    if len(classes) < 2:
+        raise UserError(f"column '{column}' has only the class '{classes[0][0]}'; classification needs at least two.")
+    first = tuple(values[0] if values else name for name, values in classes)
+    spellings = [
+        (spelling, i)
+        for i, (_, values) in enumerate(classes)
+        for value in values
+        for spelling in [value, *merged.get(value, [])]
+        if spelling != first[i]
+    ]
+    return Labels(names=tuple(name for name, _ in classes), values=first, spellings=tuple(spellings))
+
+
+def count_labels(rows: Rows, column: str, several: Callable[[Any], Iterable[Any]] | None = None) -> Counter[str]:
+    """Return how often each label occurs; `several` takes the value of a row apart."""
+    counts: Counter[str] = Counter()
+    padded = 0
+    for value, count in count_values(rows, column):
+        padded += count if several is None and isinstance(value, str) and value != value.strip() else 0
+        for label in several(value) if several else [value]:
+            counts[canonical(label)] += count
+    if padded:
+        log.warning("column '%s' has blanks around %s labels; they do not count", column, f"{padded:,}")
+    del counts[""]
+    return counts
+
+
+def count_values(rows: Rows, column: str) -> Iterator[tuple[Any, int]]:
+    """Yield the values of a column with their numbers; a value may come again. Memory is bounded by a block of the table."""
+    import pyarrow.compute as pc
+
+    table = rows.table.select_columns([column])
+    if not isinstance(rows.table.features[column], datasets.Value | datasets.ClassLabel):
+        for block in table.iter(batch_size=BLOCK):
+            yield from ((value, 1) for value in block[column])
+        return
+    for block in table.with_format("arrow").iter(batch_size=BLOCK):
+        yield from ((pair["values"], pair["counts"]) for pair in pc.value_counts(block[column]).to_pylist())
+
+
+def _of_features(data: DataConfig, names: list[str], column: str) -> Labels:
+    """Return the labels of a data set that has names for its numbers; `data.labels` may name either."""
+    numbers = {name: str(i) for i, name in enumerate(names)}
+    setting = data.labels
+    if isinstance(setting, dict):
+        setting = {names[int(v)] if (v := canonical(value)) in numbers.values() else v: name for value, name in setting.items()}
+    elif setting is not None and len(setting) != len(names):
         raise UserError(
-            f"data.labels names {len(data.labels)} classes ({listed(data.labels)}), "
-            f"and column '{column}' has {len(values)} ({listed(values)})."
+            f"data.labels names {len(setting)} classes ({listed(map(str, setting))}), and the data set has {len(names)} ({listed(names)})."
         )
-    return Labels(names=tuple(data.labels), values=values)
+    classes = name_classes(setting, Column(column, [canonical(name) for name in names]))
+    numbered = [(name, [numbers.get(value, value) for value in values]) for name, values in classes]
+    return make_labels(numbered, {}, column)
 
 
-def _different(train: Rows, column: str) -> Iterable[Any]:
-    """The values of a column; each once, where they are plain ones."""
-    plain = isinstance(train.table.features[column], datasets.Value)
-    return train.table.unique(column) if plain else train.table[column]
+def _require_plain(train: Rows, column: str, counts: Counter[str]) -> None:
+    """Raise UserError where each value is a list that was written as text."""
+    if counts and all(value[0] in "[({" and isinstance(parse_literal(value), list) for value in counts):
+        example = next(iter(counts))
+        raise UserError(
+            f"{train.where(0)}: column '{column}' holds lists as text (\"{example}\"); objective=multi_label learns several labels a row."
+        )
+
+
+def _require_labels(train: Rows, column: str, counts: Counter[str], has_several: bool) -> None:
+    """Raise UserError where the values are no labels but text or measurements; warn where there are many for the rows."""
+    total = sum(counts.values())
+    if len(counts) <= max(MANY, total // 2):
+        return
+    words, size = (sum(map(measure, counts)) / len(counts) for measure in (lambda value: len(value.split()), len))
+    unit = "labels" if has_several else "rows"
+    number = f"{train.where(0)}: column '{column}' has {len(counts)} different values in {total} {unit}"
+    if words >= SENTENCE or size > LONG:
+        raise UserError(
+            f"{number}, and they read like text ('{_cut(next(iter(counts)))}'); set data.columns.label to the labels' column, "
+            f"or list the classes in data.labels."
+        )
+    if not has_several and all(parse_number(value) is not None for value in counts) and any("." in value for value in counts):
+        raise UserError(f"{number}, and they are numbers: objective=regression learns those; or list the classes in data.labels.")
+    log.warning("%s: many classes for so little data; if they are no labels, set data.columns.label to another column", number)
+
+
+def _merge_booleans(values: set[str], counts: Counter[str], column: str) -> dict[str, list[str]]:
+    """Return each value with its further spellings: of true and false one each, where there is nothing else."""
+    if _is_boolean(values) or not all(truth(value) is not None for value in values):
+        return {value: [] for value in values}
+    merged: dict[str, list[str]] = {}
+    for is_true in (False, True):
+        spellings = sorted((v for v in values if truth(v) is is_true), key=lambda v: (-counts[v], v))
+        if spellings:
+            merged[spellings[0]] = spellings[1:]
+    log.warning("column '%s' writes true and false in several ways, which are the same: %s", column, _numbers(counts))
+    return merged
+
+
+def _name_doubts(counts: Counter[str], values: Iterable[str], classes: list[Class], column: str) -> None:
+    """Warn of classes that differ only in case or blanks, and of one that is called like a missing value."""
+    of_value = {value: name for name, values in classes for value in values}
+    alike: dict[str, list[str]] = defaultdict(list)
+    for value in sorted(values, key=lambda value: (-counts[value], value)):
+        alike[fold(value)].append(value)
+    groups = [group for group in alike.values() if len({of_value[value] for value in group}) > 1]
+    if groups:
+        commonest = {value: group[0] for group in alike.values() for value in group}
+        log.warning(
+            "column '%s' of train has labels that differ only in case or blanks: %s; they are different classes. To make them one: %s",
+            column,
+            "; ".join(" and ".join(f"'{value}' ({counts[value]:,})" for value in group) for group in groups[:SHOWN]),
+            mapping_example(commonest, commonest.values()),
+        )
+    for value in MISSING:
+        if of_value.get(value) == value:
+            log.warning(
+                "column '%s' of train has the label '%s' (%s times), as programs write a value that is missing; it is a class",
+                column,
+                value,
+                f"{counts[value]:,}",
+            )
 
 
 def _raise_first_problem(train: Rows) -> None:
@@ -106,9 +218,19 @@ def _raise_first_problem(train: Rows) -> None:
             raise UserError(f"{train.where(row)}: {problem}; without such rows there are not two classes.")
 
 
+def _is_boolean(values: Iterable[str]) -> bool:
+    return sorted(str(truth(value)) for value in values) == ["False", "True"]
+
+
 def _by_value(value: str) -> tuple[int, float, str]:
     """Numbers first, by size; then text."""
-    try:
-        return (0, float(value), value)
-    except ValueError:
-        return (1, 0.0, value)
+    parsed = parse_number(value)
+    return (1, 0.0, value) if parsed is None else (0, parsed, value)
+
+
+def _numbers(counts: Counter[str]) -> str:
+    return listed(f"'{value}' ({count:,})" for value, count in counts.most_common())
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}…"

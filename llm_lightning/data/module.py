@@ -21,6 +21,7 @@ from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, Mi
 from llm_lightning.data.encode import Encoded
 from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import BadRows, Example
+from llm_lightning.data.labelled import drop_unlabelled
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.plan import Plan, evaluation, most_rows
@@ -67,7 +68,8 @@ class Text:
     def example(self, split: str, number: int) -> Example:
         """Return a row of a split that was used, read again, by its number in `Encoded.rows`."""
         columns, row = self.encoding.data.columns, self.rows[split].table[number]
-        text, pair, label = (None if column is None else row[column] for column in (columns.text, columns.text_pair, columns.label))
+        text, pair = (None if column is None else row[column] for column in (columns.text, columns.text_pair))
+        label = [row[column] for column in columns.label] if isinstance(columns.label, list) else row.get(columns.label)
         extra = {name: row[name] for name in self.encoding.extra_columns if row.get(name) is not None}
         return Example(number, *self.encoding.read(text, pair, label, extra))
 
@@ -102,11 +104,11 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
     for split, part in loaded.items():
         for note in part.notes:
             log.warning("%s: %s", split, note)
-        require_columns(split, data, part.table.column_names)
+        columns = replace(data.columns, label=None) if split == "test" else data.columns  # test may have no labels
+        require_columns(split, replace(data, columns=columns), part.table.column_names)
+    loaded = drop_unlabelled(loaded, data, encoder.is_labelled)
+    found = encoder.find_labels(data, loaded["train"])  # before a part is cut off, which may have all rows of a rare label
     rows = splits.with_validation(loaded, data, encoder.one_label)
-    found = encoder.find_labels(data, rows["train"])
-    if data.columns.label is not None and found is not None:
-        rows = {split: part for split, part in rows.items() if split == "train" or _is_labelled(part, data.columns.label, split)}
     return _encoded(config, rows, encoder, found, tokenizer, None)
 
 
@@ -121,15 +123,6 @@ def _encoded(
     encoding = encoder(tokenizer, data, found)
     encoded = {split: encode.encode(part, data, encoding, cache, split) for split, part in rows.items()}
     return Text(splits=encoded, rows=rows, encoding=encoding, stream=stream)
-
-
-def _is_labelled(rows: Rows, column: str, split: str) -> bool:
-    """Hub data sets hide the labels of their test split behind -1: such a split cannot be evaluated."""
-    plain = isinstance(rows.table.features[column], datasets.Value | datasets.ClassLabel)
-    hidden = plain and set(rows.table.unique(column)) == {-1}
-    if hidden:
-        log.warning("%s has no labels (they are all -1, as hub benchmarks hide them): it is not evaluated", split)
-    return not hidden
 
 
 class DataModule(lightning.LightningDataModule):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Return Pearson's correlation; zero where one of the two does not vary, and nothing is known of the other by it."""
+    """Return Pearson's correlation; NaN where one of the two does not vary: there it is undefined."""
     if len(a) < 2 or a.min() == a.max() or b.min() == b.max():
-        return 0.0
+        return math.nan
     a, b = a - a.mean(), b - b.mean()
     return float(np.clip((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()), -1, 1))
 

@@ -17,6 +17,7 @@ from llm_lightning.config import ModelConfig
 from llm_lightning.data import tokenizers
 from llm_lightning.errors import UserError, listed, nearest
 from llm_lightning.models import adapter, dropout, embedding
+from llm_lightning.models import head as head_rows
 from llm_lightning.models.forward import unpadded
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,9 @@ def build(
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(tokenizers.unreachable(origin, error)) from error
     new = _check_weights(model, info, origin)
+    if "id2label" in settings:
+        before = _loaded_config(config, origin, {}).id2label
+        new += head_rows.fit_rows(model, before, list(settings["id2label"].values()), new)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} entries, and the model {model.get_input_embeddings().num_embeddings}: "

@@ -17,6 +17,9 @@ from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import sequence_logits
 from llm_lightning.objectives.base import Evaluation, Objective
 
+ROUNDING = 1e-6
+"""Spread of predictions, relative to their size, up to which they are the same number in fp32."""
+
 
 class Regression(Objective):
     """Squared error (prediction - score)², by which the mean of the scores given the text is learnt."""
@@ -68,11 +71,14 @@ class Regression(Objective):
         prediction, target = columns["prediction"].astype(np.float64), columns["target"].astype(np.float64)
         if self.final:
             self._details = self._examples(states["rows"], columns["number"], prediction, target)
+        # a model that always answers the same does so to rounding: its correlation with anything is noise
+        is_constant = np.ptp(prediction) <= ROUNDING * np.abs(prediction).max()
+        compared = np.zeros_like(prediction) if is_constant else prediction
         return {
             "loss": mean_loss,
             "mae": float(np.abs(prediction - target).mean()),
-            "pearson": correlation(prediction, target),
-            "spearman": correlation(ranks(prediction), ranks(target)),
+            "pearson": correlation(compared, target),
+            "spearman": correlation(ranks(compared), ranks(target)),
         }
 
     def details(self) -> dict[str, Any]:

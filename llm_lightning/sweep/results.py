@@ -57,7 +57,9 @@ class Results:
             summary = json.loads(file.read_text(encoding="utf-8"))
             if watched := summary.get("monitor"):
                 name = watched["name"]
-                result = Result(job, outcome, name, watched["maximize"], summary["metrics"].get(name))
+                value = summary["metrics"].get(name)
+                defined = value if value == value else None  # a correlation of one row is NaN
+                result = Result(job, outcome, name, watched["maximize"], defined)
         self._by_name[job.name] = result
         return result
 

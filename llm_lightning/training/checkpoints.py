@@ -54,14 +54,19 @@ class Checkpoints(Callback):
         self.config, self.folder, self.run = config, folder / "checkpoints", run
         self.data, self.monitor, self.weights, self.keep, self.patience, self.judge = data, monitor, best, keep, patience, judge
         self.best: float | None = None
+        """The score of the best validation; NaN where none has had a score so far."""
+        self.best_loss: float | None = None
         self.best_step: int | None = None
         self.decided_step: int | None = None
         self.stale = 0
-        """Validations since the best one."""
+        """Validations since the last improvement."""
+        self.validations = 0
+        self.is_constant = True
+        """Whether all validations so far had the same score."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if not distributed.broadcast(self.best is None or self.weights.is_dir()):
-            self.best = None  # the state comes from a run with another folder: this one has no best weights yet
+            self.best = self.best_loss = None  # the state comes from a run with another folder: this one has no best weights yet
         trainer.should_stop = self._exhausted()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Step, batch_index: int) -> None:
@@ -77,27 +82,48 @@ class Checkpoints(Callback):
     def decide(self, trainer: lightning.Trainer, module: Objective) -> None:
         """Keep the weights if the evaluation that just ended is the best, then save the state that knows it.
 
-        Raises Diverged where the metric is no number: such weights are neither exported nor saved.
+        Of equal scores the lower loss is the better, and of equal losses the later. A score that is undefined (NaN) is worse than any.
+        Raises Diverged where the loss is no number: such weights are neither exported nor saved.
         """
-        value = distributed.broadcast(module.latest[module.monitor])
-        if not math.isfinite(value) or not math.isfinite(module.latest["validation/loss"]):
-            raise Diverged("validation loss", module.latest["validation/loss"], trainer.global_step)
+        value, loss = distributed.broadcast((module.latest[module.monitor], module.latest["validation/loss"]))
+        if not math.isfinite(loss) or math.isinf(value):
+            raise Diverged("validation loss", loss, trainer.global_step)
         self.decided_step = trainer.global_step
+        self.validations += 1
+        self.is_constant &= self.best is None or value == self.best or (math.isnan(value) and math.isnan(self.best))
         self.stale += 1
-        if self.best is None or (value > self.best if module.maximize else value < self.best):
-            self.best, self.best_step, self.stale = value, trainer.global_step, 0
+        before = None if self.best is None else order_key(self.best, self.best_loss, module.maximize)
+        now = order_key(value, loss, module.maximize)
+        if before is None or now >= before:
+            self.stale = 0 if before is None or now > before else self.stale
+            self.best, self.best_loss, self.best_step = value, loss, trainer.global_step
             self.keep()
             distributed.barrier()  # the other ranks read what rank 0 wrote
         over = trainer.global_step == self.monitor.total_steps
         done = 1000 * trainer.global_step // self.monitor.total_steps
-        goes_on = self.judge is None or over or self.judge(done, value)  # rank 0 alone has it
+        goes_on = self.judge is None or over or math.isnan(value) or self.judge(done, value)  # rank 0 alone has it
         if not distributed.broadcast(goes_on):
             raise Pruned(f"pruned after step {trainer.global_step}: {module.monitor} {value:.4f}")
         if self._exhausted():
             log.info("early stopping: no improvement in %s validations", self.stale)
             trainer.should_stop = True
+        if over or trainer.should_stop:
+            self._report_constant(module.monitor)
         if self.config.every_steps is None or self._due(trainer):
             self.save(trainer)
+
+    def _report_constant(self, monitor: str) -> None:
+        """Say that the score told no validation from another, where that is so."""
+        if self.is_constant and self.validations > 1 and self.best is not None:
+            score = "undefined" if math.isnan(self.best) else f"{self.best:.6g}"
+            log.warning(
+                "%s was %s in all %s validations: it could not choose the weights; those of step %s are kept, by validation/loss %.4g",
+                monitor,
+                score,
+                self.validations,
+                self.best_step,
+                self.best_loss,
+            )
 
     def _exhausted(self) -> bool:
         return self.patience is not None and self.stale >= self.patience
@@ -138,10 +164,18 @@ class Checkpoints(Callback):
                 counts.update({"ready": 1, "started": 1, "processed": 0, "completed": 0})
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("best", "best_step", "decided_step", "stale")}
+        names = ("best", "best_loss", "best_step", "decided_step", "stale", "validations", "is_constant")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+def order_key(score: float, loss: float | None, maximize: bool) -> tuple[bool, float, float]:
+    """Return what a validation is compared by, the greater the better: a defined score before an undefined one, then the score, then the
+    loss. States of earlier versions have no loss."""
+    signed = 0.0 if math.isnan(score) else score if maximize else -score
+    return not math.isnan(score), signed, -math.inf if loss is None else -loss
 
 
 def resume_point(resume: str, folder: Path, shared: bool, run: dict[str, Any]) -> Path | None:

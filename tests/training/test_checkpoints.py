@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from llm_lightning.config import CheckpointConfig
 from llm_lightning.errors import RunError, Stopped, UserError
 from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.training.checkpoint_io import damage
-from llm_lightning.training.checkpoints import newest, saved
+from llm_lightning.training.checkpoints import Checkpoints, newest, saved
 from llm_lightning.training.monitor import Diverged
 
 from ..conftest import TINY_BERT, TINY_GPT, Runner
@@ -170,3 +173,120 @@ def test_weights_that_diverged_are_neither_saved_nor_exported(corpus: Path, run:
         run(*given, "optimizer.lr=1e20", f"run_dir={tmp_path}")
     for state in saved(tmp_path / "checkpoints"):
         assert torch.load(state, weights_only=True)["global_step"] < 3
+
+
+# ---- which weights are kept ----
+
+
+class Scripted:
+    """Drives `Checkpoints.decide` with the scores of validations, one a step."""
+
+    def __init__(self, folder: Path, validations: int, maximize: bool = True, patience: int | None = None) -> None:
+        self.written: list[int] = []
+        self.trainer: Any = SimpleNamespace(global_step=0, should_stop=False, is_global_zero=True)
+        self.module: Any = SimpleNamespace(monitor="validation/score", maximize=maximize, latest={})
+        monitor: Any = SimpleNamespace(total_steps=validations)
+        config = CheckpointConfig(every_steps=10**6)
+        self.checkpoints = Checkpoints(config, folder, {}, None, monitor, folder, self.write, patience)  # type: ignore[arg-type]
+
+    def write(self) -> None:
+        self.written.append(self.trainer.global_step)
+
+    def decide(self, score: float, loss: float) -> None:
+        self.trainer.global_step += 1
+        self.module.latest = {"validation/score": score, "validation/loss": loss}
+        self.checkpoints.decide(self.trainer, self.module)
+
+
+NAN = float("nan")
+SEQUENCES = [  # (score, loss) of each validation, and the step whose weights are kept
+    ([(0.5, 1.0), (0.9, 2.0), (0.7, 0.1)], 2),
+    ([(1.0, 0.64), (1.0, 0.13), (1.0, 0.2)], 2),
+    ([(0.0, 0.9), (0.0, 0.5), (0.0, 0.5)], 3),
+    ([(NAN, 0.9), (-0.4, 1.5), (NAN, 0.1)], 2),
+    ([(NAN, 0.9), (NAN, 0.3), (NAN, 0.4)], 2),
+    ([(0.8, 0.5), (NAN, 0.1), (0.8, 0.6)], 1),
+]
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+@pytest.mark.parametrize(("sequence", "kept"), SEQUENCES)
+def test_the_best_score_is_kept_and_of_equal_ones_the_lower_loss(
+    sequence: list[tuple[float, float]], kept: int, maximize: bool, tmp_path: Path
+) -> None:
+    scripted = Scripted(tmp_path, len(sequence), maximize)
+    for score, loss in sequence:
+        scripted.decide(score if maximize else -score, loss)
+    assert scripted.written[-1] == scripted.checkpoints.best_step == kept
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+@pytest.mark.parametrize(("sequence", "kept"), SEQUENCES)
+def test_a_resumed_run_keeps_the_same_weights(sequence: list[tuple[float, float]], kept: int, cut: int, tmp_path: Path) -> None:
+    first, second = Scripted(tmp_path, len(sequence)), Scripted(tmp_path, len(sequence))
+    for pair in sequence[:cut]:
+        first.decide(*pair)
+    torch.save(first.checkpoints.state_dict(), tmp_path / "state")
+    second.checkpoints.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    second.trainer.global_step = cut
+    for pair in sequence[cut:]:
+        second.decide(*pair)
+    assert second.checkpoints.best_step == kept
+    assert [*first.written, *second.written][-1] == kept
+
+
+def test_a_state_without_the_loss_gives_way_to_an_equal_score(tmp_path: Path) -> None:
+    scripted = Scripted(tmp_path, 9)
+    scripted.checkpoints.load_state_dict({"best": 1.0, "best_step": 3, "decided_step": 3, "stale": 0})
+    scripted.decide(1.0, 0.5)
+    assert scripted.written == [1]
+
+
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        ([(0.0, 0.9), (0.0, 0.5), (0.0, 0.7)], "validation/score was 0 in all 3 validations"),
+        ([(NAN, 0.9), (NAN, 0.5)], "validation/score was undefined in all 2 validations"),
+        ([(0.0, 0.9), (0.1, 0.5), (0.1, 0.5)], ""),
+        ([(0.1, 0.9), (0.0, 0.5)], ""),
+        ([(0.1, 0.9), (NAN, 0.5)], ""),
+        ([(0.1, 0.9)], ""),
+    ],
+)
+def test_a_score_that_tells_nothing_is_named(
+    sequence: list[tuple[float, float]], message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted = Scripted(tmp_path, len(sequence))
+    for pair in sequence:
+        scripted.decide(*pair)
+    assert message in caplog.text
+    assert bool(message) == bool(caplog.text)
+
+
+def test_a_lower_loss_at_an_equal_score_is_an_improvement(tmp_path: Path) -> None:
+    scripted = Scripted(tmp_path, 9, patience=2)
+    for pair, stops in [((1.0, 0.9), False), ((1.0, 0.8), False), ((0.9, 0.1), False), ((1.0, 0.8), True)]:
+        scripted.decide(*pair)
+        assert scripted.trainer.should_stop is stops
+    assert scripted.written == [1, 2, 4]
+
+
+@pytest.mark.parametrize(("score", "loss"), [(0.5, NAN), (0.5, float("inf")), (float("inf"), 0.5)])
+def test_no_number_is_divergence(score: float, loss: float, tmp_path: Path) -> None:
+    with pytest.raises(Diverged):
+        Scripted(tmp_path, 3).decide(score, loss)
+
+
+def test_a_regression_with_one_row_to_validate_keeps_the_lowest_loss(run: Runner, tmp_path: Path) -> None:
+    """Pearson's correlation is undefined there."""
+    (tmp_path / "train.jsonl").write_text("".join(f'{{"text": "{"good " * (i % 5)}day", "label": {i % 5}}}\n' for i in range(40)))
+    (tmp_path / "validation.jsonl").write_text('{"text": "good good good day", "label": 3}\n')
+    given = ["task=finetune", "objective=regression", "data=files", f"data.dir={tmp_path}", "data.columns.label=label", *TINY_BERT]
+    given += ["trainer.max_steps=6", "trainer.validate_every_steps=1", "batch.sequences=8", "trainer.log_every_steps=1"]
+    summary = run(*given, "optimizer.lr=3e-2", f"run_dir={tmp_path}/run")
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    by_step = {int(row["step"]): float(row["validation/loss"]) for row in rows if row.get("validation/loss")}
+    assert len(by_step) == 6
+    assert summary["best_step"] == min(by_step, key=by_step.__getitem__)
+    assert summary["metrics"]["validation/loss"] == pytest.approx(min(by_step.values()), rel=1e-4)
+    assert "validation/pearson was undefined in all 6 validations" in (tmp_path / "run" / "train.log").read_text()

@@ -7,7 +7,6 @@ word, `spans` an answer inside a context, `translation` a text for a text, `chat
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from tokenizers import Tokenizer
 from llm_lightning.config import DataConfig
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
+from llm_lightning.data.literals import parse_literal
 from llm_lightning.data.rows import Rows
 
 NO_TOKEN = "the text has no token of the tokenizer's (it may be made of invisible characters)"
@@ -67,6 +67,11 @@ class Encoding:
         """The labels that the training rows have. Raises UserError where they cannot be labels."""
         return None
 
+    @staticmethod
+    def is_labelled(value: Any) -> bool:
+        """Return whether the value of a row's label is one, and not a sign that the label was held back."""
+        return True
+
     def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[Any, Any, Any]:
         """Return (text, text_pair, label) of an example from a row's values; the last is None without `labels`.
 
@@ -100,13 +105,8 @@ def text_of(column: str | None, value: Any) -> str:
 
 
 def structured(value: Any) -> Any:
-    """A list or an object, which text files hold as JSON; other text as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value
-    return value.tolist() if isinstance(value, np.ndarray) else value
+    """Return a list or an object, which text files hold as JSON or as Python prints it; other text as it is."""
+    return parse_literal(value) if isinstance(value, str) else value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def named(name: str) -> type[Encoding]:

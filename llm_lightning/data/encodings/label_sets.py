@@ -1,14 +1,59 @@
-"""Texts that several labels may apply to at once, or none."""
+"""Texts that several labels may apply to at once, or none.
+
+A row names its labels, as a list or as text with separators; or it says of each label whether it applies, as a list of 0 and 1 or in a
+column a label.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
+
+import datasets
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data import labels
-from llm_lightning.data.encodings import texts
+from llm_lightning.data.encodings import structured, texts
+from llm_lightning.data.examples import BadRow
+from llm_lightning.data.label_names import Column, name_classes
+from llm_lightning.data.label_values import MISSING, canonical, is_unlabelled, truth
 from llm_lightning.data.labels import Labels
-from llm_lightning.data.rows import Rows
+from llm_lightning.data.rows import Rows, label_columns
+from llm_lightning.errors import UserError, listed
+
+log = logging.getLogger(__name__)
+
+SEPARATORS = ("\n", "|", ";", ",")
+"""What may stand between labels, the less ambiguous first."""
+MOSTLY = 0.9
+"""Share of the rows that must be lists of 0 and 1 of one length for the column to hold such lists; the others are bad rows."""
+DIGITS = re.compile(r"(?:[01](?:\.0)?|true|false)(?:[\s,;|]+(?:[01](?:\.0)?|true|false))+", re.IGNORECASE)
+"""Several truth values in a row of text."""
+BARE = re.compile(r"\[[^\[\]]*\]|\{[^{}]*\}")
+"""A list without quotes, as Spark and PostgreSQL print it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows write their labels."""
+
+    separator: str = ","
+    """What stands between labels in text."""
+    missing: tuple[str, ...] = MISSING
+    """Texts that say that there is no label."""
+    indicators: int = 0
+    """The length of lists of 0 and 1; 0 where rows name their labels."""
+
+
+@dataclass(frozen=True)
+class LabelSets(Labels):
+    """The labels of a data set, and how its rows write them."""
+
+    layout: Layout = Layout()
 
 
 class Encoder(texts.Encoder):
@@ -18,20 +63,166 @@ class Encoder(texts.Encoder):
 
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
-        return labels.find(data, train, several)
+        if isinstance(data.columns.label, list):
+            return _name_indicators(data, train, list(data.columns.label))
+        layout = find_layout(data, train)
+        if layout.indicators:
+            return _name_indicators(data, train, None, layout)
+
+        def split(value: Any) -> list[Any]:
+            try:
+                return split_labels(value, layout)
+            except BadRow:  # which is reported, or counted, when the row is read
+                return []
+
+        found = labels.find(data, train, split)
+        return LabelSets(found.names, found.values, found.spellings, layout)
+
+    @staticmethod
+    def is_labelled(value: Any) -> bool:
+        return not is_unlabelled(structured(value))
 
     def label(self, known: Labels, value: Any) -> list[int]:
+        layout = known.layout if isinstance(known, LabelSets) else Layout()
+        column = self.data.columns.label
+        if layout.indicators:
+            return read_indicators(value, layout.indicators, column, known.values)
         applies = [0] * len(known.names)
-        for one in several(value):
-            applies[texts.index(known, self.data.columns.label, one)] = 1
+        for label in split_labels(value, layout):
+            if isinstance(label, list | dict):
+                raise BadRow(f"column '{column}' holds lists in a list")
+            applies[texts.index(known, column, label)] = 1
         return applies
 
 
-def several(value: Any) -> list[Any]:
-    """The labels of a row: a list of them, or text with commas between; none where it is empty."""
-    from llm_lightning.data.encodings import structured
+def split_labels(value: Any, layout: Layout) -> list[Any]:
+    """Return the labels that a row names: those of a list, of an object {label: whether it applies}, or of text with separators.
 
+    Raises BadRow where an object says neither 0 nor 1 of a label, or where the text begins a list that it does not end.
+    """
     value = structured(value)
-    if isinstance(value, str):
-        return [part for part in map(str.strip, value.split(",")) if part]
-    return [] if value is None else value if isinstance(value, list) else [value]
+    if isinstance(value, dict):
+        if wrong := next((label for label, applies in value.items() if truth(applies) is None), None):
+            raise BadRow(f"the label '{wrong}' has {value[wrong]!r}, which is neither 0 nor 1")
+        return [label for label, applies in value.items() if truth(applies)]
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, str):
+        return [] if not canonical(value) else [value]
+    text, separator = value.strip(), layout.separator
+    if text in layout.missing:
+        return []
+    if BARE.fullmatch(text) and not any(quote in text for quote in "'\""):
+        text, separator = text[1:-1], ","
+    elif text[:1] in ("[", "{") and text[:2].strip("[{('\"") == "":
+        raise BadRow(f"the labels {text!r} cannot be read as a list")
+    return [part for part in map(str.strip, text.split(separator)) if part]
+
+
+def read_indicators(value: Any, count: int, column: Any, names: Iterable[str]) -> list[int]:
+    """Return for each label 0 or 1. Raises BadRow where the row has another number of values, or others than 0 and 1."""
+    items = indicators(value)
+    columns = column if isinstance(column, list) else None
+    if not isinstance(items, list) or len(items) != count:
+        held = f"{len(items)} values" if isinstance(items, list) else f"'{value}'"
+        raise BadRow(f"column '{column}' holds {held}, not the {count} values 0 or 1 of the labels {listed(names)}")
+    for place, item in enumerate(items):
+        if truth(item) is None:
+            where = f"column '{columns[place]}'" if columns else f"column '{column}', value {place + 1}"
+            raise BadRow(
+                f"{where} is empty; write 0 or 1" if not canonical(item) else f"{where} holds '{item}', which is neither 0 nor 1"
+            )
+    return [int(bool(truth(item))) for item in items]
+
+
+def indicators(value: Any) -> Any:
+    """Return the list that a value is, where it may be one of 0 and 1; else the value."""
+    value = structured(value)
+    if isinstance(value, str) and DIGITS.fullmatch(value.strip()):
+        return re.split(r"[\s,;|]+", value.strip())
+    return value
+
+
+def find_layout(data: DataConfig, train: Rows) -> Layout:
+    """Return how the column writes its labels: by lists of 0 and 1, or by names, with which separator.
+
+    Of several separators that occur, the one that leaves the fewest different labels. What is not a plain list is logged with its count.
+    """
+    column = data.columns.label
+    declared = {canonical(name) for name in data.labels or ()}
+    missing = tuple(text for text in MISSING if text not in declared)
+    sizes: Counter[int] = Counter()
+    absent: Counter[str] = Counter()
+    binary, repeats, rows, single = 0, False, 0, 0
+    with_separator: Counter[str] = Counter()
+    pieces: dict[str, set[str]] = {separator: set() for separator in SEPARATORS}
+    feature = train.table.features[column]
+    are_names = isinstance(getattr(feature, "feature", feature), datasets.ClassLabel)
+    for value, count in labels.count_values(train, column):
+        items = indicators(value)
+        single += count if not isinstance(items, list) and truth(items) is not None else 0
+        if isinstance(items, list):
+            numbers = [truth(item) for item in items]
+            sizes[len(items)] += count if items else 0
+            binary += count if items and None not in numbers else 0
+            repeats |= len(items) != len(set(map(canonical, items)))
+            rows += count if items else 0
+        elif isinstance(items, str) and items.strip():
+            rows += count
+            if items.strip() in missing:
+                absent[items.strip()] += count
+            if items.strip() in missing or BARE.fullmatch(items.strip()):
+                continue
+            for separator in SEPARATORS:
+                with_separator[separator] += count if separator in items else 0
+                pieces[separator].update(part.strip() for part in items.split(separator))
+    if single and single == len(train) and not declared and not are_names:
+        raise UserError(
+            f"{train.where(0)}: column '{column}' says of one label whether it applies: list the columns of all labels, "
+            f"'data.columns.label=[{column},…]', or choose objective=classification."
+        )
+    size, same = sizes.most_common(1)[0] if sizes else (0, 0)
+    if not are_names and size > 1 and min(same, binary) >= MOSTLY * rows and (repeats or len(sizes) == 1):
+        return Layout(missing=missing, indicators=size)
+    present = [separator for separator in SEPARATORS if with_separator[separator]]
+    separator = min(present, key=lambda s: len(pieces[s]), default=",")
+    if absent:
+        held = listed(f"'{text}' ({count:,} rows of train)" for text, count in absent.items())
+        log.warning("column '%s' holds %s: no label applies to these rows", column, held)
+    if separator != "," or len(present) > 1:
+        others = [f"{s!r} is part of a label in {with_separator[s]:,}" for s in present if s != separator]
+        log.warning(
+            "column '%s': %r stands between labels (in %s rows of train)%s",
+            column,
+            separator,
+            f"{with_separator[separator]:,}",
+            "".join(f"; {other}" for other in others),
+        )
+    return Layout(separator=separator, missing=missing)
+
+
+def _name_indicators(data: DataConfig, train: Rows, columns: list[str] | None, layout: Layout | None = None) -> LabelSets:
+    """Return the labels of lists of 0 and 1, in their order; `columns` are the names where each is a column."""
+    if columns is None:
+        assert layout is not None
+        count = layout.indicators
+        if data.labels is None:
+            raise UserError(
+                f"{train.where(0)}: column '{data.columns.label}' holds lists of 0 and 1, {count} a row: name the labels with data.labels, "
+                f"a list of {count} in the order of the lists."
+            )
+        if len(data.labels) != count:
+            raise UserError(
+                f"data.labels names {len(data.labels)} labels ({listed(map(str, data.labels))}), and the lists of 0 and 1 in column "
+                f"'{data.columns.label}' have {count}."
+            )
+        columns = [str(i) for i in range(count)]
+    setting = data.labels
+    if isinstance(setting, list | tuple) and len(setting) == len(columns) and not {*map(canonical, setting)} & {*columns}:
+        setting = dict(zip(columns, setting, strict=True))  # in the order of the columns, or of the lists
+    name = ", ".join(label_columns(data.columns.label))
+    classes = name_classes(setting, Column(name, columns))
+    found = labels.make_labels(classes, {}, name)
+    if [values for _, values in classes] != [[column] for column in columns]:
+        raise UserError(f"data.labels: give each of {listed(columns)} one name, in this order.")
+    return LabelSets(found.names, found.values, found.spellings, Layout(indicators=len(columns)))

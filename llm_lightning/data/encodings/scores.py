@@ -22,11 +22,21 @@ class Encoder(texts.Encoder):
         return Labels((), ())
 
     def label(self, known: Labels, value: Any) -> float:
-        try:
-            score = float(value)
-        except (TypeError, ValueError):
-            score = math.nan
-        if not math.isfinite(score):
-            found = "is empty" if value is None or not str(value).strip() else f"holds '{value}', which is no number"
-            raise BadRow(f"column '{self.data.columns.label}' {found}")
+        score = _parse_number(value)
+        if score is None:
+            column, text = self.data.columns.label, "" if value is None else str(value).strip()
+            point = text.replace(",", ".")
+            hint = f"; write {point}" if text.count(",") == 1 and _parse_number(point) is not None else ""
+            raise BadRow(f"column '{column}' " + (f"holds '{value}', which is no number{hint}" if text else "is empty"))
         return score
+
+
+def _parse_number(value: Any) -> float | None:
+    """Return a finite number; None for anything else, such as a truth value, or text that only Python takes for a number (1_000)."""
+    if isinstance(value, bool | bytes) or (isinstance(value, str) and "_" in value):
+        return None
+    try:
+        score = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return score if math.isfinite(score) else None

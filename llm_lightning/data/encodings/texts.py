@@ -8,7 +8,8 @@ from llm_lightning.config import DataConfig
 from llm_lightning.data import labels
 from llm_lightning.data.encodings import NO_TOKEN, Encoding, Sequences
 from llm_lightning.data.examples import BadRow, BadRows, Example
-from llm_lightning.data.labels import Labels, canonical
+from llm_lightning.data.label_values import canonical, is_unlabelled
+from llm_lightning.data.labels import Labels
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import listed
 
@@ -21,6 +22,10 @@ class Encoder(Encoding):
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         return labels.find(data, train)
+
+    @staticmethod
+    def is_labelled(value: Any) -> bool:
+        return not is_unlabelled(value)
 
     def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[str, str | None, Any]:
         return self._text(text), self._pair(pair), None if self.labels is None else self.label(self.labels, value)

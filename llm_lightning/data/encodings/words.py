@@ -15,6 +15,7 @@ from llm_lightning.config import DataConfig
 from llm_lightning.data import labels
 from llm_lightning.data.encodings import NO_TOKEN, Sequences, documents, structured, texts
 from llm_lightning.data.examples import BadRow, BadRows, Example
+from llm_lightning.data.label_values import is_unlabelled
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.rows import Rows
@@ -29,6 +30,10 @@ class Encoder(documents.Encoder):
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         return labels.find(data, train, listed_words, complete=_with_insides)
+
+    @staticmethod
+    def is_labelled(value: Any) -> bool:
+        return not is_unlabelled(listed_words(value))
 
     def read(
         self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from llm_lightning.config import DataConfig
 from llm_lightning.data import csv_files, json_files
 from llm_lightning.data.alignment import align
 from llm_lightning.data.csv_files import MISSING, Layout
-from llm_lightning.data.labels import canonical
+from llm_lightning.data.label_values import canonical
 from llm_lightning.data.lines import detect_format, lines
 from llm_lightning.data.parquet_files import ColumnarFile
 from llm_lightning.data.paths import content_hash, ending, split_files
-from llm_lightning.data.rows import LINE, PROBLEM, Rows, joined, require_columns, unused_columns
+from llm_lightning.data.rows import LINE, PROBLEM, MissingColumn, Rows, joined, label_columns, require_columns, unused_columns
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError, listed
 
@@ -53,12 +53,24 @@ class Survey:
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """Return the rows of every split, with the columns that the config names, and those of `extra_columns` that a file has."""
-    splits = {}
-    for split, files in split_files(data, TABLES).items():
+    """Return the rows of every split, with the columns that the config names, and those of `extra_columns` that a file has.
+
+    A test split may lack the label's column, and then is not evaluated.
+    """
+    return {split: _load_split(split, files, data, cache_dir, extra_columns) for split, files in split_files(data, TABLES).items()}
+
+
+def _load_split(split: str, files: list[Path], data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...]) -> Rows:
+    try:
         parts = [_read(file, data, cache_dir, extra_columns) for file in files]
-        splits[split] = joined(align(parts, data.columns.label, cache_dir))
-    return splits
+        return joined(align(parts, data.columns.label, cache_dir))
+    except MissingColumn as missing:
+        if split != "test" or missing.key != "label":
+            raise
+        note = str(missing)
+    unlabelled = replace(data, columns=replace(data.columns, label=None))
+    rows = joined(align([_read(file, unlabelled, cache_dir, extra_columns) for file in files], None, cache_dir))
+    return replace(rows, notes=(*rows.notes, note))
 
 
 def _read(path: Path, data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...]) -> Rows:
@@ -109,7 +121,7 @@ def used_columns(data: DataConfig, present: list[str], extra_columns: tuple[str,
 
 
 def _configured(data: DataConfig) -> list[str]:
-    columns = (data.columns.text, data.columns.text_pair, data.columns.label)
+    columns = (data.columns.text, data.columns.text_pair, *label_columns(data.columns.label))
     return list(dict.fromkeys(column for column in columns if column is not None))
 
 
@@ -205,7 +217,7 @@ def _from_value(
     configured = _configured(data)
     for name in used:
         item = value.get(name)
-        if name == data.columns.label and isinstance(item, bool | int | float):
+        if name in label_columns(data.columns.label) and isinstance(item, bool | int | float):
             item = canonical(item)
         elif item is not None and not isinstance(item, str) and name in configured and name not in nested:
             return _problem(used, number, f"column '{name}' holds {type(item).__name__}, not text")
