@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from llm_lightning import distributed
 from llm_lightning.config import Config, cache_folder
-from llm_lightning.data import encode, encodings, examples, splits, tokenizers
+from llm_lightning.data import encode, encodings, examples, sentences, splits, tokenizers
 from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, Step, TrainingSteps
 from llm_lightning.data.encode import Encoded
 from llm_lightning.data.encodings import Encoding
@@ -103,6 +103,8 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
         for note in part.notes:
             log.warning("%s: %s", split, note)
         require_columns(split, data, part.table.column_names)
+    if data.columns.sentence is not None:
+        loaded = {split: sentences.group(part, data) for split, part in loaded.items()}
     rows = splits.with_validation(loaded, data, encoder.one_label)
     found = encoder.find_labels(data, rows["train"])
     if data.columns.label is not None and found is not None:

@@ -59,7 +59,8 @@ def joined(parts: list[Rows]) -> Rows:
 def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
     """Raise UserError where `place` (a file, a split) lacks a column that the config names."""
     present = [name for name in present if name not in (LINE, PROBLEM, CONTINUES)]
-    for key, column in vars(data.columns).items():
+    for key in ("text", "text_pair", "label", "sentence"):
+        column = getattr(data.columns, key)
         if column is not None and column not in present:
             if len(present) == 1 and (separator := next((s for s in ";\t|" if s in present[0]), None)):
                 raise UserError(

@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,14 +35,33 @@ LETTERS = {
     "io": "I",
 }
 """The letters of each scheme, beside O."""
-ALIASES = {"bio": "iob2", "bioes": "iobes", "iobe": "iobes", "bmeow": "bmewo"}
-SETTINGS = ("auto", *LETTERS, *ALIASES, "none")
-"""What `data.tags` may be."""
+ALIASES = {"bio": "iob2", "bioes": "iobes"}
 TITLES = {"iobes": "IOBES (BIOES)", "iob2": "IOB2 (BIO)"}
 
 OUTSIDE = ("O", "o", "0", "OUT", "OTHER", "NONE", "_", "-")
 """Names of the tag outside of spans, the likelier ones first."""
-PARTS_OF_SPEECH = frozenset("ADJ ADP ADV AUX CCONJ DET NOUN PRON PROPN PUNCT SCONJ VERB NN VB DT IN JJ PRP".split())
+PARTS_OF_SPEECH = frozenset(
+    (
+        "ADJ",
+        "ADP",
+        "ADV",
+        "AUX",
+        "CCONJ",
+        "DET",
+        "NOUN",
+        "PRON",
+        "PROPN",
+        "PUNCT",
+        "SCONJ",
+        "VERB",
+        "NN",
+        "VB",
+        "DT",
+        "IN",
+        "JJ",
+        "PRP",
+    )
+)
 """Tags of Universal Dependencies and of the Penn Treebank that name no entity type."""
 
 _PREFIX = re.compile(r"([BIESMLUW])([^\w\s]|_)(.+)", re.IGNORECASE)
@@ -55,7 +73,7 @@ _CONTEXT = re.compile(r"(?:BB|MM|EE|WW)[-_]O(?:[-_].+)?")
 
 @dataclass(frozen=True)
 class TagScheme:
-    """How tags mark spans. It goes into a model's config as `to_dict` has it."""
+    """How tags mark spans."""
 
     name: str
     """A key of LETTERS."""
@@ -122,9 +140,6 @@ class TagScheme:
 
     def types(self, tags: Iterable[str]) -> list[str]:
         return sorted({kind for role, kind in self.roles(tags) if role != "O"})
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def recognize(tags: Collection[str], setting: str = "auto") -> TagScheme | None:
@@ -215,14 +230,6 @@ def _scheme_of(letters: set[str], name: str) -> str | None:
     return next((scheme for scheme in order if letters <= set(LETTERS[scheme])), None)
 
 
-def scheme_of_model(config: Any) -> TagScheme | None:
-    """Return the scheme of a model's tags, from its config; of models that were not trained here from the names of its classes."""
-    names = [str(name) for name in (config.id2label or {}).values()]
-    if hasattr(config, "tag_scheme"):
-        return None if config.tag_scheme is None else TagScheme(**config.tag_scheme)
-    return recognize(names)
-
-
 # ---- neighbours ----
 
 ROLE_ORDER = "OBIES"
@@ -239,9 +246,7 @@ class Transitions:
     """(5, 5, 2) int64, roles in ROLE_ORDER"""
 
     def count(self, before: str, after: str, same: tuple[int, ...] = (0, 1)) -> int:
-        return sum(
-            int(self.counts[ROLE_ORDER.index(a), ROLE_ORDER.index(b), k]) for a in before for b in after for k in same
-        )
+        return sum(int(self.counts[ROLE_ORDER.index(a), ROLE_ORDER.index(b), k]) for a in before for b in after for k in same)
 
     def count_invalid(self, name: str) -> int:
         """Return how many transitions scheme `name` does not have."""

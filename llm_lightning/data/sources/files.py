@@ -66,7 +66,7 @@ def _lists(path: Path, data: DataConfig) -> list[str]:
 
 
 def _wanted(data: DataConfig) -> list[str]:
-    columns = (data.columns.text, data.columns.text_pair, data.columns.label)
+    columns = (data.columns.text, data.columns.text_pair, data.columns.label, data.columns.sentence)
     return [column for column in columns if column is not None]
 
 
@@ -148,7 +148,7 @@ def _from_object(place: str, data: DataConfig, value: Any, number: int, lists: l
     row: dict[str, Any] = {LINE: number, PROBLEM: None}
     for column in _wanted(data):
         item = value.get(column)
-        if column == data.columns.label and isinstance(item, bool | int | float):
+        if column in (data.columns.label, data.columns.sentence) and isinstance(item, bool | int | float):
             item = canonical(item)
         elif item is not None and not isinstance(item, str) and not (lists is None or column in lists):
             return _problem(data, number, f"column '{column}' holds {type(item).__name__}, not text")
