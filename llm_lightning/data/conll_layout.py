@@ -203,6 +203,8 @@ def decide(path: Path, found: Survey, columns: ColumnsConfig, needs_tags: bool, 
     """
     if found.total == 0:
         raise UserError(f"{path}: there is no sentence in the file.")
+    if re.match(r"\[?\{\"\w", found.first[1][0]):
+        raise UserError(f"{path}: this is JSON, not a word a line: choose data=files.")
     header = _take_header(found)
     count, index = found.columns, 0 if found.has_index else None
     names = header or found.names or _conllu_names(path, found)
@@ -239,7 +241,7 @@ def decide(path: Path, found: Survey, columns: ColumnsConfig, needs_tags: bool, 
         header=found.first[0] if header else 0,
         varies=columns.words is not None and columns.tags is not None,
         misses="_" if "form" in names and attribute is None else None,
-        closed=tuple((i, tuple(found.of(i) or ())) for i in (*known, *fillers)),
+        closed=tuple((i, tuple(sorted(_possible_values(found, i)))) for i in (*known, *fillers)),
         notes=tuple(notes),
     )
 
@@ -302,6 +304,13 @@ def _resolve_column(path: Path, found: Survey, key: str, setting: Any, names: tu
     if not names:
         raise UserError(f"{place}: the {found.columns} columns have no names; give a number from 1, or from -1 (the last) down.")
     raise UserError(f"{place}: there is no such column; there are {listed(names, 20)}.{nearest(name, names)}")
+
+
+def _possible_values(found: Survey, column: int) -> set[str]:
+    """Return the values of a column, with the other tags of their scheme."""
+    values = set(found.of(column) or ())
+    scheme = recognize(values)
+    return values if scheme is None else scheme.complete(values) | {scheme.outside}
 
 
 def _find_words(path: Path, found: Survey, index: int | None, names: tuple[str, ...], tags: int | None) -> int:
@@ -405,10 +414,7 @@ def _choose_spans(spans: dict[int, set[str]]) -> list[int]:
 
 
 def _why_no_tags(found: Survey) -> str:
-    start = found.first[1][0]
-    if start.startswith(("{", "[{")):
-        return "this is JSON, not a word a line: choose data=files."
-    if found.columns == 1 and "," in start:
+    if found.columns == 1 and "," in found.first[1][0]:
         return (
             "its lines have one column with commas; tables with a word a row are read by data=files, with "
             "data.columns.text, data.columns.label and data.columns.sentence=<the column that tells sentences apart>."
