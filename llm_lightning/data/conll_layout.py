@@ -451,8 +451,10 @@ def _describe(
 def looks_like_conll(found: Survey) -> bool:
     """Return whether a plain-text file holds a word a line, and not a sentence: nine tenths of its lines have the same columns, and
 
-    - they are one column, and blank lines separate sentences, or
-    - they are several, separated by tabs, or with an index, or with a column of tags (a scheme, parts of speech, or capitals alone).
+    - they are one column, and blank lines separate groups of them, or
+    - they are several, separated by tabs, or behind an index or -DOCSTART-, or
+    - there are two such lines or more, and a column of tags: a scheme, an O, parts of speech, capitals beside words of another form, or
+      one different value in four lines at the most.
     """
     count = found.columns
     if found.total == 0 or found.counts[count] < 0.9 * found.total:
@@ -461,10 +463,15 @@ def looks_like_conll(found: Survey) -> bool:
         return found.blocks > 1 and found.total > found.blocks
     if found.has_tabs or found.has_index or found.documents:
         return True
-    columns = [values for i in range(count) if (values := found.of(i)) is not None and not _is_filler(found, i)]
-    return any(_is_marked(values) or "O" in values or _are_capitals(values) for values in columns[1:] or columns)
+    words, *others = (found.of(i) for i in range(count) if not _is_filler(found, i))
+    return found.total > 1 and any(values is not None and _are_tags(values, words, found.total) for values in others)
+
+
+def _are_tags(values: Counter[str], words: Counter[str] | None, total: int) -> bool:
+    is_capitals = _are_capitals(values) and words is not None and not _are_capitals(words)
+    has_few = total >= FEW and len(values) * 4 <= total
+    return _is_marked(values) or "O" in values or bool(PARTS_OF_SPEECH & values.keys()) or is_capitals or has_few
 
 
 def _are_capitals(values: Counter[str]) -> bool:
-    is_speech = bool(PARTS_OF_SPEECH & values.keys())
-    return is_speech or all(value == value.upper() and not value.isdigit() for value in values)
+    return all(value == value.upper() for value in values) and any(character.isalpha() for value in values for character in value)

@@ -100,11 +100,12 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
     source = importlib.import_module(f"llm_lightning.data.sources.{data.source}")
     loaded = source.load(data, cache, encoder.extra_columns)
     for split, part in loaded.items():
-        for note in part.notes:
-            log.warning("%s: %s", split, note)
         require_columns(split, data, part.table.column_names)
     if data.columns.sentence is not None:
         loaded = {split: sentences.group(part, data) for split, part in loaded.items()}
+    for split, part in loaded.items():
+        for note in part.notes:
+            log.warning("%s: %s", split, note)
     rows = splits.with_validation(loaded, data, encoder.one_label)
     found = encoder.find_labels(data, rows["train"])
     if data.columns.label is not None and found is not None:

@@ -232,6 +232,11 @@ TO_PREDICT = [
     ("Ann met Bob.\n\nThey slept.\n", False),
     ("我爱北京\n他在上海\n", False),
     ("one\n", False),
+    ("Paris hosts New Blue Band1 .\n", False),
+    ("Paris hosts .\nRome hosts .\n", False),
+    ("GO HOME\nCALL THEM\n", False),
+    ("O gato\nO rato\n", False),
+    ("".join(f"word{i} {'noun' if i % 2 else 'verb'}\n" for i in range(20)), True),
     ("", False),
 ]
 

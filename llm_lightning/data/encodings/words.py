@@ -38,9 +38,8 @@ class Encoder(documents.Encoder):
         self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None
     ) -> tuple[list[str], None, list[int] | None]:
         columns, words = self.data.columns, listed_words(text)
-        wrong = next((word for word in words if not isinstance(word, str)), None)
-        if wrong is not None:
-            raise BadRow(f"column '{columns.text}' holds {type(wrong).__name__} among its words, not text")
+        if others := [word for word in words if not isinstance(word, str)]:
+            raise BadRow(f"column '{columns.text}' holds {type(others[0]).__name__} among its words, not text")
         if not any(word.strip() for word in words):
             raise BadRow(f"column '{columns.text}' is empty")
         if self.labels is None:
