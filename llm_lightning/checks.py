@@ -137,6 +137,14 @@ def _data(config: Config) -> Iterator[str]:
     for key, owner in {"share": "docs", "per_class": "docs_topics", "document": "text", "fold": "squad"}.items():
         if getattr(data, key) != getattr(DataConfig(), key) and data.source != owner:
             yield f"data.{key}={getattr(data, key)}: only data={owner} has such a setting; leave it out."
+    for key, reads in (
+        ("words", data.source == "conll"),
+        ("tags", data.source == "conll"),
+        ("sentence", data.source in ("files", "hub")),
+    ):
+        if getattr(data.columns, key) is not None and not reads:
+            owner = "data=files or data=hub" if key == "sentence" else "data=conll"
+            yield f"data.columns.{key}={getattr(data.columns, key)}: only {owner} has such a setting; leave it out."
     if data.source.startswith("docs"):
         for key in ("train", "validation", "test", "dir"):
             if getattr(data, key) is not None:
@@ -221,6 +229,8 @@ def _fit(config: Config) -> Iterator[str]:
             f"model={config.choices.get('model')} is {_article(config.model.family)}, and objective={objective} needs "
             f"{_article(family)}: choose one of {listed(_options('model', f'family: {family}'))}."
         )
+    if config.data.tags != "auto" and facts.get("encoding") != "words":
+        yield f"data.tags={config.data.tags}: only objective=tagging has tags; leave it out."
     if config.data.streaming:
         yield from _streaming(config, str(facts.get("encoding")), objective)
     if facts.get("whole_sequences") and config.data.packing != "none":

@@ -27,6 +27,7 @@ def bounded(default: Any, rule: Range | Choice) -> Any:
 
 
 POSITIVE = Range(1)
+TAG_SCHEMES = ("auto", "iob1", "iob2", "bio", "iobes", "bioes", "bilou", "bmes", "bmewo", "ioe1", "ioe2", "io", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,12 @@ class ColumnsConfig:
     label: Any = None
     """Column that holds the label; needed by every labelled objective. For multi_label also a list of columns, each with 0 or 1 for the
     label that it is named after."""
+    sentence: str | None = None
+    """Column that tells sentences apart in tables with a word a row (tagging): a value in each row, or one in a sentence's first row."""
+    words: Any = None
+    """Column of the words in CoNLL files: its number from 1, or from -1 (the last) down, or its name where columns have names (CoNLL-U)."""
+    tags: Any = None
+    """The same for the tags; in CoNLL-U also a key of MISC. By default both are found by what the columns hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,8 @@ class DataConfig:
     labels: Any = None
     """Label names: a list in the order of the label values, or a mapping from value to name, `{neg: Negative, pos: Positive}`. By default
     the values themselves, sorted."""
+    tags: str = bounded("auto", Choice(*TAG_SCHEMES))
+    """How tags mark spans (tagging); `auto` recognises it from the tags, `none` scores words alone, as for parts of speech."""
     validation_fraction: float = bounded(0.1, Range(0, 1, open=True))
     """Share of train that becomes validation where there is no validation split."""
     on_bad_row: str = bounded("error", Choice("error", "skip"))

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from llm_lightning import distributed
 from llm_lightning.config import Config, cache_folder
-from llm_lightning.data import encode, encodings, examples, splits, tokenizers
+from llm_lightning.data import encode, encodings, examples, sentences, splits, tokenizers
 from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, Step, TrainingSteps
 from llm_lightning.data.encode import Encoded
 from llm_lightning.data.encodings import Encoding
@@ -102,10 +102,13 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
     source = importlib.import_module(f"llm_lightning.data.sources.{data.source}")
     loaded = source.load(data, cache, encoder.extra_columns)
     for split, part in loaded.items():
-        for note in part.notes:
-            log.warning("%s: %s", split, note)
         columns = replace(data.columns, label=None) if split == "test" else data.columns  # test may have no labels
         require_columns(split, replace(data, columns=columns), part.table.column_names)
+    if data.columns.sentence is not None:
+        loaded = {split: sentences.group(part, data) for split, part in loaded.items()}
+    for split, part in loaded.items():
+        for note in part.notes:
+            log.warning("%s: %s", split, note)
     loaded = drop_unlabelled(loaded, data, encoder.is_labelled)
     found = encoder.find_labels(data, loaded["train"])  # before a part is cut off, which may have all rows of a rare label
     rows = splits.with_validation(loaded, data, encoder.one_label)

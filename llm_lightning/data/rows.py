@@ -80,7 +80,9 @@ def column_values(block: Mapping[str, Any], column: Any) -> list[Any]:
 def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
     """Raise UserError where `place` (a file, a split) lacks a column that the config names."""
     present = [name for name in present if name not in (LINE, PROBLEM, CONTINUES)]
-    named = [(key, column) for key, value in vars(data.columns).items() for column in label_columns(value)]
+    named = [
+        (key, name) for key in ("text", "text_pair", "label", "sentence") for name in label_columns(getattr(data.columns, key))
+    ]
     for key, column in named:
         if column not in present:
             if len(present) == 1 and (separator := next((s for s in ";\t|" if s in present[0]), None)):

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from llm_lightning.config import DataConfig
 from llm_lightning.data.examples import BadRow, Example
 from llm_lightning.data.rows import LINE, PROBLEM
+from llm_lightning.data.sentences import group_rows
 from llm_lightning.data.sources import conll, files, squad
 from llm_lightning.errors import UserError, listed
 from llm_lightning.inference.loaded import Loaded
@@ -154,12 +155,17 @@ def _done(partial: Path, told: Path, identity: list[str]) -> int:
 def rows_of(path: Path | None, data: DataConfig) -> Iterator[Row]:
     """Rows with their place; values are not looked at yet."""
     name = "standard input" if path is None else str(path)
-    for number, row in enumerate(_values(path, data), 1):
+    values = _values(path, data)
+    if path is not None and data.columns.sentence is not None and data.source != "conll":
+        values = (row for _, row in group_rows(values, data, lambda i: f"{name}, row {i + 1}"))
+    for number, row in enumerate(values, 1):
         yield row | {"where": f"{name}, line {row.get(LINE, number)}"}
 
 
 def _values(path: Path | None, data: DataConfig) -> Iterator[Row]:
-    if path is None or path.suffix.lower() in PLAIN:
+    if path is not None and conll.is_to_predict(path, data):
+        yield from conll.rows_to_predict(path, data)
+    elif path is None or path.suffix.lower() in PLAIN:
         lines = files.lines(path) if path is not None else iter(sys.stdin)
         for number, line in enumerate(lines, 1):
             if path is None and line.lstrip().startswith("{"):
@@ -170,8 +176,6 @@ def _values(path: Path | None, data: DataConfig) -> Iterator[Row]:
         yield from files.batches(path, data)
     elif data.source == "squad" and path.suffix.lower() == ".json":
         yield from squad.rows(path)
-    elif path.suffix.lower() in (".conll", ".iob", ".iob2", ".bio"):
-        yield from conll.rows(path, data)
     elif path.suffix.lower() in files.TABLES:
         yield from files.rows(path, data, None)
     else:

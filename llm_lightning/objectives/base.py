@@ -42,8 +42,8 @@ class Objective(lightning.LightningModule):
     """Whether rows need a label; like `whole_sequences` read by the quick checks, from this file's source."""
     auto_class: ClassVar[str]
     """The Hugging Face class that gives the model its head."""
-    monitor: ClassVar[str]
-    """The validation metric that decides which weights are the best."""
+    monitor: str
+    """The validation metric that decides which weights are the best; an objective may set it by its data."""
     maximize: ClassVar[bool]
 
     def __init__(self, text: Text) -> None:

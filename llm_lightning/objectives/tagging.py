@@ -1,7 +1,11 @@
-"""Tagging: a tag for every word, by cross-entropy on the word's first token; entities are scored as whole spans."""
+"""Tagging: a tag for every word, by cross-entropy on the word's first token.
+
+Tags with a scheme (data/tag_schemes.py) are scored by whole spans, tags without one, such as parts of speech, word by word.
+"""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -12,21 +16,27 @@ from torch import Tensor
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.encodings import structured
 from llm_lightning.data.examples import Example
+from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import Text
-from llm_lightning.metrics.counts import Sums, Tally
+from llm_lightning.data.tag_schemes import TagScheme, count_transitions, recognize, refine
+from llm_lightning.errors import listed
+from llm_lightning.metrics.counts import ClassCounts, Tally
 from llm_lightning.metrics.rows import Parts, Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import token_logits
 from llm_lightning.objectives.base import Evaluation, Objective
 
-Span = tuple[str, int, int]
-"""An entity: its type, its first word, and the word behind its last."""
+log = logging.getLogger(__name__)
+
 Sentence = tuple[int, list[int], list[int]]
 """A sentence's row, and the true and the predicted tags of its words that have a token."""
 
 
 class Tagging(Objective):
-    """Cross-entropy -log p(tag | sentence) of words; F1 of entities that are right in type, beginning and end (Tjong Kim Sang 2002)."""
+    """Cross-entropy -log p(tag | sentence) of words; F1 of spans that are right in type, beginning and end (Tjong Kim Sang 2002).
+
+    Where tags have no scheme, accuracy decides which weights are the best, with macro-F1 of the tags beside it.
+    """
 
     encoding = "words"
     labelled = True
@@ -40,6 +50,12 @@ class Tagging(Objective):
         self._details: dict[str, Any] = {}
         self._is_whole = np.empty(0, dtype=bool)
         """(sequences,) whether a sequence of the split that is evaluated holds a whole sentence."""
+        self.scheme: TagScheme | None = None
+        """How the tags mark spans; None where they mark none."""
+        if text.labels is not None:
+            self.scheme = _find_scheme(text)
+            if self.scheme is None:
+                self.monitor = "validation/accuracy"
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(summed loss, logits (words, tags))."""
@@ -52,7 +68,8 @@ class Tagging(Objective):
         assert rows is not None
         changes = rows[1:] != rows[:-1]
         self._is_whole = np.append(True, changes) & np.append(changes, True)
-        states: States = {"spans": Tally(), "words": Sums(right=1, all=1), "parts": Parts()}
+        assert self.text.label_names is not None
+        states: States = {"spans": Tally(), "tags": ClassCounts(len(self.text.label_names)), "parts": Parts()}
         return states | ({"examples": Rows(1 + int(changes.sum())), "mistakes": TopRows()} if self.final else {})
 
     def update_states(self, states: States, batch: MicroBatch, outputs: Tensor) -> None:
@@ -73,30 +90,40 @@ class Tagging(Objective):
         return [list(zip(*(part.tolist() for part in found), strict=True)) for found in zip(*parts, strict=True)]
 
     def answer_row(self, example: Example, found: list[list[tuple[int, int, float]]]) -> dict[str, Any]:
-        """`tags` and `scores` of all words (O where a word has no token), `spans` of the entities."""
+        """Return `tags` and `scores` of all words, and `spans` where the tags have a scheme.
+
+        A word without a token is outside of spans; its score, and its tag where there is no scheme, are None.
+        """
         config: Any = self.model.config
-        said = {word: (config.id2label[tag], score) for part in found for word, tag, score in part}
-        tags = [said[i][0] if i in said else "O" for i in range(len(example.text))]
+        scheme = recognize(list(map(str, config.id2label.values())), self.text.encoding.data.tags)
+        predictions = {word: (config.id2label[tag], score) for part in found for word, tag, score in part}
+        nothing = (None if scheme is None else scheme.outside, None)
+        tags, scores = ([predictions.get(i, nothing)[k] for i in range(len(example.text))] for k in (0, 1))
+        row = {"tags": tags, "scores": scores}
+        if scheme is None:
+            return row
         spans = [
             {"type": kind, "start": start, "end": end, "text": " ".join(example.text[start:end])}
-            for kind, start, end in sorted(spans_of(tags), key=lambda span: span[1])
+            for kind, start, end in sorted(scheme.spans(tags), key=lambda span: span[1])  # type: ignore[arg-type]
         ]
-        return {"tags": tags, "scores": [said[i][1] if i in said else None for i in range(len(tags))], "spans": spans}
+        return row | {"spans": spans}
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         self._count(states, self._joined(states["parts"].arrays))
-        spans, words = states["spans"], states["words"]
-        kinds = sorted({kind for counted, kind in spans.counts if counted != "right"})
-        per_class = {kind: _scores(*(spans[counted, kind] for counted in ("right", "found", "true"))) for kind in kinds}
+        spans, tags, names = states["spans"], states["tags"], self.text.label_names
+        assert names is not None
+        if self.scheme is None:
+            per_class = tags.per_class(names)
+            metrics = {"accuracy": tags.accuracy(), "macro_f1": tags.macro_f1()}
+        else:
+            kinds = sorted({kind for counted, kind in spans.counts if counted != "right"})
+            per_class = {kind: _scores(*(spans[counted, kind] for counted in ("right", "found", "true"))) for kind in kinds}
+            whole = _scores(*(sum(spans[counted, kind] for kind in kinds) for counted in ("right", "found", "true")))
+            metrics = {**{name: whole[name] for name in ("f1", "precision", "recall")}, "accuracy": tags.accuracy()}
         self._details = {"per_class": per_class}
         if self.final:
             self._details |= self._examples(states)
-        whole = _scores(*(sum(spans[counted, kind] for kind in kinds) for counted in ("right", "found", "true")))
-        return {
-            "loss": mean_loss,
-            **{name: whole[name] for name in ("f1", "precision", "recall")},
-            "accuracy": int(words["right"][0]) / max(int(words["all"][0]), 1),
-        }
+        return {"loss": mean_loss, **metrics}
 
     def details(self) -> dict[str, Any]:
         return self._details
@@ -116,14 +143,16 @@ class Tagging(Objective):
         assert names is not None
         counts, written = [], []
         for _, true, tags in sentences:
-            states["words"]["all"][0] += len(true)
-            states["words"]["right"][0] += sum(a == b for a, b in zip(true, tags, strict=True))
+            states["tags"].update(np.array(true, np.int64), np.array(tags, np.int64))
             known, said = ([names[tag] for tag in part] for part in (true, tags))
-            spans = {"found": spans_of(said), "true": spans_of(known)}
+            written.append((known, said))
+            if self.scheme is None:
+                counts.append([sum(a == b for a, b in zip(true, tags, strict=True)), len(tags), len(true)])
+                continue
+            spans = {"found": self.scheme.spans(said), "true": self.scheme.spans(known)}
             spans["right"] = spans["found"] & spans["true"]
             states["spans"].update((counted, kind) for counted, those in spans.items() for kind, _, _ in those)
             counts.append([len(spans[counted]) for counted in ("right", "found", "true")])
-            written.append((known, said))
         if self.final and sentences:
             rows, (right, found, there) = np.array([row for row, _, _ in sentences]), np.array(counts).T
             states["examples"].update(rows, right=right, found=found, true=there)
@@ -131,12 +160,14 @@ class Tagging(Objective):
             states["mistakes"].update(rows, wrong, wrong > 0, lambda i: written[i])
 
     def _examples(self, states: States) -> dict[str, Any]:
-        """Return the entities of each sentence that are (right, found, true), and the sentences with most that are not."""
+        """Return the spans (without a scheme, the words) of each sentence that are (right, found, true), and the sentences with most that
+        are not right."""
         table, column = self.text.rows[self.split].table, self.text.encoding.data.columns.text
         mistakes = []
         for row, (known, said) in states["mistakes"].rows():
             words = structured(table[row][column])
-            mistakes.append({"text": " ".join(words), "true": _written(known, words), "said": _written(said, words)})
+            shown = (_written(self.scheme, tags, words) for tags in (known, said))
+            mistakes.append({"text": " ".join(words), **dict(zip(("true", "said"), shown, strict=True))})
         return {"mistakes": mistakes, "examples": states["examples"].table(), **states["examples"].sampled()}
 
 
@@ -147,23 +178,69 @@ def _by_sequence(batch: MicroBatch, values: Tensor) -> list[Tensor]:
     return list(values.cpu().split(torch.bincount(sequence, minlength=len(batch.indices)).tolist()))
 
 
-def spans_of(tags: list[str]) -> set[Span]:
-    """The entities of a sentence's BIO tags; as in CoNLL's own scorer, an inside that follows no entity of its type begins one."""
-    spans: set[Span] = set()
-    kind, start = "", 0
-    for i, tag in enumerate([*tags, "O"]):
-        prefix, _, name = tag.partition("-")
-        if kind and (prefix != "I" or name != kind):
-            spans.add((kind, start, i))
-            kind = ""
-        if prefix in ("B", "I") and not kind:
-            kind, start = name, i
-    return spans
+def _find_scheme(text: Text) -> TagScheme | None:
+    """Return the scheme of the training tags, and say which it is; also how many neighbours it does not have, as of an I- without a B-."""
+    assert text.label_names is not None
+    setting = text.encoding.data.tags
+    scheme = recognize(text.label_names, setting)
+    if scheme is None:
+        chosen = "data.tags=none" if setting == "none" else "no scheme was recognised; data.tags sets one"
+        log.info(
+            "tags: %s (%s) mark no spans (%s): accuracy decides which weights are the best",
+            len(text.label_names),
+            listed(text.label_names, 8),
+            chosen,
+        )
+        _warn_of_numbers(text.label_names, setting)
+        return None
+    transitions = count_transitions(scheme, text.label_names, *_tags_of(text, "train"))
+    if setting == "auto":
+        scheme = refine(scheme, transitions)
+    log.info(
+        "tags: %s, spans of %s; F1 of spans decides which weights are the best%s",
+        scheme.title,
+        listed(scheme.types(text.label_names), 8),
+        " (neighbours of one type are one span)" if scheme.name == "io" else "",
+    )
+    if strange := [name for name in text.label_names if scheme.parse(name) is None]:
+        log.warning(
+            "tags: %s do not have the form of %s and count as outside of spans (%s)", listed(strange), scheme.title, scheme.outside
+        )
+    for split in text.splits:
+        invalid = count_transitions(scheme, text.label_names, *_tags_of(text, split)).count_invalid(scheme.name)
+        if invalid:
+            log.warning(
+                "%s: %s times a tag follows one that it cannot follow in %s (such as an inside without a beginning); it is taken for the "
+                "beginning of a span, as CoNLL's scorer does",
+                split,
+                f"{invalid:,}",
+                scheme.title,
+            )
+    return scheme
 
 
-def _written(tags: list[str], words: list[str]) -> str:
-    """The entities of a sentence as text; `tags` are those of the words that have a token."""
-    spans = sorted(spans_of(tags), key=lambda span: span[1])
+def _warn_of_numbers(names: tuple[str, ...], setting: str) -> None:
+    """Numbers may stand for tags with a scheme that nobody sees."""
+    if setting == "auto" and all(name.isdigit() for name in names):
+        log.warning(
+            "tags: they are numbers; name them in their order, data.labels='[O,B-PER,I-PER,…]', and spans are scored and predicted"
+        )
+
+
+def _tags_of(text: Text, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (words,) the tags of a split, and (words,) the row of each."""
+    encoded = text.splits[split]
+    assert encoded.token_targets is not None
+    assert encoded.rows is not None
+    is_word = encoded.token_targets != IGNORED
+    return np.asarray(encoded.token_targets[is_word]), np.repeat(encoded.rows, encoded.lengths)[is_word]
+
+
+def _written(scheme: TagScheme | None, tags: list[str], words: list[str]) -> str:
+    """Return the spans of a sentence as text, or without a scheme its tags; `tags` are those of the words that have a token."""
+    if scheme is None:
+        return " ".join(tags)
+    spans = sorted(scheme.spans(tags), key=lambda span: span[1])
     return " · ".join(f"{kind}: {' '.join(words[start:end])}" for kind, start, end in spans) or "none"
 
 

@@ -19,11 +19,11 @@ from transformers import T5Config, T5ForConditionalGeneration
 from llm_lightning.cli import load
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import DataModule
+from llm_lightning.data.tag_schemes import TagScheme
 from llm_lightning.errors import UserError
 from llm_lightning.metrics.ranking import best_threshold
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.classification import Classification
-from llm_lightning.objectives.tagging import spans_of
 from llm_lightning.run import built, evaluate, prepared
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT, Runner, published
@@ -181,9 +181,14 @@ def test_the_threshold_is_the_best_of_all(pairs: list[tuple[int, bool]]) -> None
 
 
 def test_spans_are_those_of_conll() -> None:
-    assert spans_of(["B-a", "I-a", "O", "B-b", "B-b", "I-a", "I-a"]) == {("a", 0, 2), ("b", 3, 4), ("b", 4, 5), ("a", 5, 7)}
-    assert spans_of(["I-a", "I-b", "I-b", "O"]) == {("a", 0, 1), ("b", 1, 3)}
-    assert spans_of(["O", "O"]) == set()
+    assert TagScheme("iob2").spans(["B-a", "I-a", "O", "B-b", "B-b", "I-a", "I-a"]) == {
+        ("a", 0, 2),
+        ("b", 3, 4),
+        ("b", 4, 5),
+        ("a", 5, 7),
+    }
+    assert TagScheme("iob2").spans(["I-a", "I-b", "I-b", "O"]) == {("a", 0, 1), ("b", 1, 3)}
+    assert TagScheme("iob2").spans(["O", "O"]) == set()
 
 
 BAD = [

@@ -19,6 +19,9 @@ from llm_lightning.data.label_values import is_unlabelled
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.rows import Rows
+from llm_lightning.data.sentences import likely_column
+from llm_lightning.data.tag_schemes import recognize
+from llm_lightning.errors import UserError
 
 
 class Encoder(documents.Encoder):
@@ -29,7 +32,8 @@ class Encoder(documents.Encoder):
 
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
-        return labels.find(data, train, listed_words, complete=_with_insides)
+        _require_sentences(data, train)
+        return labels.find(data, train, listed_words, complete=lambda tags: _complete(tags, data))
 
     @staticmethod
     def is_labelled(value: Any) -> bool:
@@ -39,9 +43,8 @@ class Encoder(documents.Encoder):
         self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None
     ) -> tuple[list[str], None, list[int] | None]:
         columns, words = self.data.columns, listed_words(text)
-        wrong = next((word for word in words if not isinstance(word, str)), None)
-        if wrong is not None:
-            raise BadRow(f"column '{columns.text}' holds {type(wrong).__name__} among its words, not text")
+        if others := [word for word in words if not isinstance(word, str)]:
+            raise BadRow(f"column '{columns.text}' holds {type(others[0]).__name__} among its words, not text")
         if not any(word.strip() for word in words):
             raise BadRow(f"column '{columns.text}' is empty")
         if self.labels is None:
@@ -72,9 +75,11 @@ class Encoder(documents.Encoder):
 
 
 def listed_words(value: Any) -> list[Any]:
-    """Words or tags of a row: a list of them, or text with blanks between."""
+    """Return the words or tags of a row: a list of them, or text with blanks between."""
     value = structured(value)
-    return value.split() if isinstance(value, str) else list(value or [])
+    if isinstance(value, str):
+        return value.split()
+    return [value] if isinstance(value, bool | int | float) else list(value or [])
 
 
 def first_tokens(words: list[str], offsets: list[tuple[int, int]]) -> dict[int, int]:
@@ -99,6 +104,34 @@ def _cuts(firsts: list[int], length: int, room: int) -> list[tuple[int, int]]:
     return [*cuts, (start, length)] if firsts else []
 
 
-def _with_insides(tags: set[str]) -> set[str]:
-    """BIO tags with the inside of every entity that begins: a train split may hold one-word entities alone."""
-    return tags | {f"I-{tag[2:]}" for tag in tags if tag.startswith("B-")}
+def _complete(tags: set[str], data: DataConfig) -> set[str]:
+    """Return the tags with those that their scheme has beside them; names in data.labels say by themselves which there are."""
+    scheme = recognize(tags, data.tags) if data.labels is None else None
+    return tags if scheme is None else scheme.complete(tags)
+
+
+def _require_sentences(data: DataConfig, train: Rows) -> None:
+    """Raise UserError where rows are no sentences with a tag for each word: spans of characters, or a word a row."""
+    column = str(data.columns.label)
+    is_one_tag = len(train) > 1
+    for row, raw in enumerate(train.table[column]):
+        if raw is None:
+            continue
+        value = structured(raw)
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(value, dict) or isinstance(first, dict | list):
+            raise UserError(
+                f"{train.where(row)}: column '{column}' holds spans of the text ({str(raw)[:60]}), and objective=tagging learns a tag for "
+                f"each word: a list of words and a list of as many tags, such as ['Ann', 'left'] and ['B-PER', 'O']. spaCy's "
+                f"offsets_to_biluo_tags makes tags of such spans."
+            )
+        is_one_tag = is_one_tag and isinstance(raw, str | int) and len(listed_words(raw)) == 1
+        if not is_one_tag and value:
+            return
+    if is_one_tag:
+        candidate = likely_column(data, train.table.column_names)
+        name = f"data.columns.sentence='{candidate}'" if candidate else "data.columns.sentence=<that column>"
+        raise UserError(
+            f"{train.where(0)}: each row of train has one tag. If a row is a word, name the column that tells sentences apart: {name}. If "
+            f"it is a text, its label is learnt by objective=classification."
+        )

@@ -1,59 +1,202 @@
-"""CoNLL files: a word and its tag a line, a blank line between sentences; further columns between the two are passed over."""
+"""CoNLL files: a word and its tag a line, in columns, and a blank line between sentences. Which columns is decided by conll_layout.py."""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from llm_lightning.config import DataConfig
+from llm_lightning.data import conll_layout
+from llm_lightning.data.conll_layout import DOCSTART, NOT_A_WORD, NUMBER, Layout
 from llm_lightning.data.paths import content_hash, split_files
 from llm_lightning.data.rows import LINE, PROBLEM, Rows, joined
 from llm_lightning.data.sources.files import lines
 from llm_lightning.data.tables import generated
-from llm_lightning.errors import UserError
+from llm_lightning.errors import UserError, listed
 
-ENDINGS = (".conll", ".iob", ".iob2", ".bio", ".txt", ".tsv")
+PLAIN = (".txt", ".text", ".md")
+"""Endings of files that may as well hold a sentence a line."""
+ENDINGS = (
+    *(
+        ".conll",
+        ".conllu",
+        ".conllup",
+        ".iob",
+        ".iob2",
+        ".bio",
+        ".bio2",
+        ".bioes",
+        ".iobes",
+        ".bilou",
+        ".bmes",
+        ".ner",
+        ".pos",
+        ".tags",
+    ),
+    *(".txt", ".tsv"),
+)
+FORMAT = 2  # of what is kept of a file's layout
+
+log = logging.getLogger(__name__)
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """Sentences of every split: a list of words and a list of tags, in the columns data.columns.text and data.columns.label."""
-    return {split: joined([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, ENDINGS).items()}
+    """Return the sentences of every split: a list of words and a list of tags, in the columns data.columns.text and data.columns.label.
+
+    The first file of train decides which columns hold what; files with another number of columns are looked at by themselves.
+    """
+    splits: dict[str, Rows] = {}
+    like: Layout | None = None
+    for split, files in split_files(data, ENDINGS).items():
+        parts = []
+        for path in files:
+            rows_of_file, layout = _read(path, data, cache_dir, like)
+            like = like or layout
+            parts.append(rows_of_file)
+        splits[split] = joined(parts)
+    return splits
 
 
-def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
-    identity = content_hash([path], "conll", data.columns)
+def _read(path: Path, data: DataConfig, cache_dir: Path, like: Layout | None) -> tuple[Rows, Layout]:
+    identity = content_hash([path], "conll", FORMAT, data.columns, like and (like.columns, like.words, like.tags, like.attribute))
+    folder = cache_dir / "rows" / identity
+    layout = _stored_layout(path, data, folder / "layout.json", like)
     words = datasets.List(datasets.Value("string"))
     types = {data.columns.text: words, str(data.columns.label): words, LINE: "int64", PROBLEM: "string"}
-    table = generated(rows, types, cache_dir / "rows" / identity, identity, path=path, data=data)
+    table = generated(rows, types, folder, identity, path=path, data=data, layout=layout)
     if len(table) == 0:
         raise UserError(f"{path}: there is no sentence in the file.")
     starts = table.data.column(LINE)
-    return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {starts[i].as_py()}")
+    notes = tuple(f"{path}: {note}" for note in layout.notes)
+    return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {starts[i].as_py()}", notes=notes), layout
 
 
-def rows(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
-    words: list[str] = []
-    tags: list[str] = []
-    start, problem = 1, None
+def _stored_layout(path: Path, data: DataConfig, file: Path, like: Layout | None) -> Layout:
+    """Return the layout of a file, whose notes count what its lines hold beside words; from the cache where it was found before."""
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        closed = tuple((column, tuple(values)) for column, values in stored["closed"])
+        return Layout(**stored | {"closed": closed, "notes": tuple(stored["notes"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        layout = _with_counts(path, conll_layout.decide(path, conll_layout.survey(path), data.columns, True, like))
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(json.dumps(asdict(layout)), encoding="utf-8")
+    partial.replace(file)
+    return layout
 
-    def row() -> dict[str, Any]:
-        return {data.columns.text: words, str(data.columns.label): tags, LINE: start, PROBLEM: problem}
+
+def _with_counts(path: Path, layout: Layout) -> Layout:
+    passed_over: Counter[str] = Counter()
+    for _ in sentences(path, layout, passed_over):
+        pass
+    counts = [f"{count:,} {kind}" for kind, count in passed_over.items()]
+    return replace(layout, notes=(*layout.notes, *([f"left out as no words: {listed(counts)}"] if counts else [])))
+
+
+def rows(path: Path, data: DataConfig, layout: Layout) -> Iterator[dict[str, Any]]:
+    """Yield a row for each sentence; without data.columns.label one of words alone."""
+    for start, found, problem in sentences(path, layout, Counter(), data.columns.label is not None):
+        row: dict[str, Any] = {data.columns.text: [word for word, _ in found], LINE: start, PROBLEM: problem}
+        yield row if data.columns.label is None else row | {data.columns.label: [tag for _, tag in found]}
+
+
+Sentence = tuple[int, list[tuple[str, str | None]], str | None]
+"""The line that a sentence starts on, its words and tags, and why it is none (None where it is one)."""
+
+
+def sentences(path: Path, layout: Layout, passed_over: Counter[str], needs_tags: bool = True) -> Iterator[Sentence]:
+    """Yield the sentences of a file. `passed_over` counts lines that are no words, by their kind."""
+    words: list[tuple[str, str | None]] = []
+    start, problem, before, width = 1, None, 0, 0
 
     for number, line in enumerate(lines(path), 1):
-        fields = line.strip("\r\n").split("\t" if "\t" in line else None)
-        if not line.strip() or fields[0] == "-DOCSTART-":
-            if words or problem:
-                yield row()
-            words, tags, problem = [], [], None
+        is_open = bool(words) or problem is not None
+        fields = [] if conll_layout.is_blank(line) else layout.split(line)
+        is_docstart = DOCSTART in fields[:2]
+        if not fields or is_docstart:
+            passed_over["-DOCSTART- lines"] += is_docstart
+            if is_open:
+                yield start, words, problem
+            words, problem, before = [], None, 0
             continue
-        if not words and problem is None:
-            start = number
-        if len(fields) < 2 or not fields[0].strip() or not fields[-1].strip():
-            problem = problem or f"line {number} has no word and tag: {line.strip()!r}"
+        if number == layout.header:
+            passed_over["header (the names of the columns)"] += 1
             continue
-        words, tags = [*words, fields[0].strip()], [*tags, fields[-1].strip()]
+        if line.startswith("#") and layout.is_comment(fields, is_open):
+            passed_over["comment lines (they begin with #)"] += 1
+            continue
+        if layout.index is not None and len(fields) > layout.index:
+            index = fields[layout.index]
+            if NOT_A_WORD.fullmatch(index):
+                passed_over["ranges and empty nodes (1-2, 5.1)"] += 1
+                continue
+            if NUMBER.fullmatch(index):
+                if is_open and int(index) <= before:  # counting begins anew without a blank line
+                    yield start, words, problem
+                    words, problem, is_open = [], None, False
+                before = int(index)
+        if not is_open:
+            start, width = number, len(fields)
+        fault = _fault(fields, layout, width, needs_tags)
+        if fault is not None:
+            problem = problem or f"line {number} {fault}: {line.strip()!r}"
+            continue
+        words.append(
+            (fields[layout.words], layout.read_tag(fields) if layout.tags is not None and len(fields) > layout.tags else None)
+        )
+    passed_over += Counter()  # without the kinds that there are none of
     if words or problem:
-        yield row()
+        yield start, words, problem
+
+
+def _fault(fields: list[str], layout: Layout, width: int, needs_tags: bool) -> str | None:
+    """Return what is wrong with a line's columns; None where they are a word (and its tag)."""
+    expected = width if layout.varies else layout.columns
+    is_word_alone = not needs_tags and len(fields) == layout.words + 1
+    least = max(layout.words, -1 if layout.tags is None or not needs_tags else layout.tags)
+    if len(fields) <= least and len(fields) < 2:
+        return "has no word and tag"
+    if (len(fields) != expected or len(fields) <= least) and not is_word_alone:
+        return f"has {len(fields)} columns where there should be {max(expected, least + 1)}"
+    if not fields[layout.words].strip(" \t"):
+        return "has no word"
+    if layout.index is not None and not NUMBER.fullmatch(fields[layout.index]):
+        return f"has no number in column {layout.index + 1}"
+    if needs_tags and layout.tags is not None and layout.read_tag(fields) is None:
+        return "has no tag"
+    return None
+
+
+def is_to_predict(path: Path, data: DataConfig) -> bool:
+    """Return whether rows to predict are read from a file as CoNLL: by its ending, or, for a run that was trained on CoNLL files, by its
+    lines. Such a run reads every file as CoNLL but tables and plain text whose lines are sentences (see `looks_like_conll`)."""
+    from llm_lightning.data.sources.files import TABLES
+
+    ending = Path(path.name.lower().removesuffix(".gz")).suffix
+    if ending in ENDINGS and ending not in (".txt", ".tsv"):
+        return True
+    if data.source != "conll" or ending in set(TABLES) - {".tsv"}:
+        return False
+    if ending not in PLAIN:
+        return True
+    is_conll = conll_layout.looks_like_conll(conll_layout.survey(path))
+    reading = "a word a line, blank lines between sentences" if is_conll else "a sentence a line"
+    log.warning("data.predict: %s is read as %s (the ending .conll always means a word a line)", path, reading)
+    return is_conll
+
+
+def rows_to_predict(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+    """Yield a row for each sentence of a file that needs no tags."""
+    layout = _with_counts(path, conll_layout.decide(path, conll_layout.survey(path), data.columns, False))
+    for note in layout.notes:
+        log.warning("data.predict: %s: %s", path, note)
+    yield from rows(path, data, layout)

@@ -121,7 +121,7 @@ def used_columns(data: DataConfig, present: list[str], extra_columns: tuple[str,
 
 
 def _configured(data: DataConfig) -> list[str]:
-    columns = (data.columns.text, data.columns.text_pair, *label_columns(data.columns.label))
+    columns = (data.columns.text, data.columns.text_pair, *label_columns(data.columns.label), data.columns.sentence)
     return list(dict.fromkeys(column for column in columns if column is not None))
 
 
@@ -217,7 +217,7 @@ def _from_value(
     configured = _configured(data)
     for name in used:
         item = value.get(name)
-        if name in label_columns(data.columns.label) and isinstance(item, bool | int | float):
+        if name in (*label_columns(data.columns.label), data.columns.sentence) and isinstance(item, bool | int | float):
             item = canonical(item)
         elif item is not None and not isinstance(item, str) and name in configured and name not in nested:
             return _problem(used, number, f"column '{name}' holds {type(item).__name__}, not text")

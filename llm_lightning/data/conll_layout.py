@@ -1,0 +1,477 @@
+"""Which columns of a CoNLL file hold the words and the tags, and which of its lines are no words.
+
+A file is surveyed whole before it is read: the columns are told apart by the values that they hold. What the values leave open is refused,
+and `data.columns.words` and `data.columns.tags` decide.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm_lightning.config import ColumnsConfig
+from llm_lightning.data.sources.files import lines
+from llm_lightning.data.tag_schemes import PARTS_OF_SPEECH, recognize
+from llm_lightning.errors import UserError, listed, nearest
+
+MOST_VALUES = 5000  # different values of a column that are remembered; a column with more holds no tags
+HEAD = 1000  # lines that decide whether tabs separate the columns
+FEW = 20  # different values; with fewer, their number says nothing about a column
+DOCSTART = "-DOCSTART-"
+FILLERS = frozenset({"_", "-", "-X-", "*", ""})
+"""Values of columns that hold nothing."""
+CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+WORD_NAMES = ("form", "word", "words", "token", "tokens", "text")
+HEADER = frozenset(
+    (*CONLLU, *WORD_NAMES, "tag", "tags", "ner", "ner_tag", "ner_tags", "ner-tag", "label", "labels", "entity", "pos", "pos_tag")
+) | frozenset(("chunk", "idx", "index", "sentence", "sentence_id", "sentence #", "sent_id", "ne", "bio", "iob"))
+"""What a header names the columns."""
+PHRASES = frozenset(("NP", "VP", "PP", "ADVP", "ADJP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP"))
+"""The types of chunks in CoNLL-2000 and CoNLL-2003."""
+OF_ENTITIES = ("ner", "ne", "name", "entity")
+"""Names of entity tags in the MISC column of CoNLL-U."""
+NUMBER = re.compile(r"\d+")
+NOT_A_WORD = re.compile(r"\d+[-.]\d+")
+"""Indices of CoNLL-U that count no word: 2-3 is a token that words 2 and 3 make up, 5.1 an empty node."""
+
+
+@dataclass
+class Survey:
+    """What a file holds, from one pass over its lines."""
+
+    has_tabs: bool
+    counts: Counter[int] = field(default_factory=Counter)
+    """How many lines have how many columns."""
+    values: dict[int, list[Counter[str] | None]] = field(default_factory=dict)
+    """By number of columns: how often each value of each column occurs; None for more than MOST_VALUES."""
+    blocks: int = 0
+    """Groups of lines between blank ones."""
+    longest_block: int = 0
+    indexed: int = 0
+    """Lines whose first column counts the words of a sentence."""
+    repeats: int = 0
+    """Lines, but the first of a block, whose first column is that of the line before."""
+    documents: int = 0
+    first: tuple[int, list[str]] = (0, [])
+    """Number and columns of the first line."""
+    names: tuple[str, ...] = ()
+    """The columns' names, of a comment `global.columns`."""
+
+    @property
+    def columns(self) -> int:
+        """The usual number of columns; of equally usual ones the larger."""
+        return max(self.counts, key=lambda size: (self.counts[size], size), default=0)
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def has_index(self) -> bool:
+        return self.columns > 1 and self.indexed >= 0.9 * self.total
+
+    def of(self, column: int) -> Counter[str] | None:
+        """Return how often each value of a column (from 0) occurs; None where there are more than MOST_VALUES."""
+        return self.values[self.columns][column] if self.columns in self.values else Counter()
+
+    def different(self, column: int) -> int:
+        values = self.of(column)
+        return MOST_VALUES if values is None else len(values)
+
+
+def split_columns(line: str, has_tabs: bool) -> list[str]:
+    """Return the columns of a line. Between tabs blanks belong to a word; a non-breaking space does everywhere."""
+    line = line.rstrip(" \t\r\n")
+    if has_tabs:
+        return [part.strip(" ") for part in line.split("\t")]
+    return re.split(r"[ \t]+", line.lstrip(" \t"))
+
+
+def is_blank(line: str) -> bool:
+    return not line.strip(" \t\r\n")
+
+
+def survey(path: Path) -> Survey:
+    """Return what the file holds."""
+    found = Survey(_has_tabs(path))
+    size, before = 0, ""
+    for number, line in enumerate(lines(path), 1):
+        fields = [] if is_blank(line) else split_columns(line, found.has_tabs)
+        if not fields or DOCSTART in fields[:2]:
+            found.documents += bool(fields)
+            size, before = 0, ""
+            continue
+        if line.startswith("#"):
+            if match := re.match(r"#\s*global\.columns\s*=(.*)", line):
+                found.names = tuple(match[1].lower().split())
+            if not (size and _fits_count(fields, found)):
+                continue
+        found.blocks += size == 0
+        is_range = NOT_A_WORD.fullmatch(fields[0]) is not None and len(fields) > 1
+        found.repeats += size > 0 and fields[0] == before
+        found.indexed += is_range or _is_next_index(fields[0], before)
+        size, before = size + 1, before if is_range else fields[0]
+        found.longest_block = max(found.longest_block, size)
+        found.first = found.first if found.first[0] else (number, fields)
+        found.counts[len(fields)] += 1
+        if not is_range or len(fields) == 2:
+            _count_values(found, fields)
+    return found
+
+
+def _fits_count(fields: list[str], found: Survey) -> bool:
+    return found.counts[len(fields)] > 0
+
+
+def _has_tabs(path: Path) -> bool:
+    seen = with_tab = 0
+    for line in lines(path):
+        if not is_blank(line) and not line.startswith("#"):
+            seen += 1
+            with_tab += "\t" in line.rstrip(" \t\r\n")
+        if seen == HEAD:
+            break
+    return 2 * with_tab > seen
+
+
+def _is_next_index(value: str, before: str) -> bool:
+    """Return whether a first column counts on: 2 after 1, or 0 or 1 at a beginning."""
+    if not NUMBER.fullmatch(value):
+        return False
+    return (value in ("0", "1") and value != before) or (NUMBER.fullmatch(before) is not None and int(value) == int(before) + 1)
+
+
+def _count_values(found: Survey, fields: list[str]) -> None:
+    columns = found.values.setdefault(len(fields), [Counter() for _ in fields])
+    for i, value in enumerate(fields):
+        counter = columns[i]
+        if counter is not None:
+            counter[value] += 1
+            if len(counter) > MOST_VALUES:
+                columns[i] = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns, counted from 0, hold what."""
+
+    columns: int
+    has_tabs: bool
+    words: int
+    tags: int | None
+    index: int | None = None
+    attribute: str | None = None
+    """The key of the tags in column `tags`, where that is CoNLL-U's MISC."""
+    header: int = 0
+    """Number of the line that names the columns; 0 where there is none."""
+    varies: bool = False
+    """Whether sentences may have other numbers of columns: both columns are configured."""
+    misses: str | None = None
+    """What stands for a tag that is missing."""
+    closed: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    """Columns with few values, and these: a line that begins with # is a word where they fit, else a comment."""
+    notes: tuple[str, ...] = ()
+
+    def split(self, line: str) -> list[str]:
+        return split_columns(line, self.has_tabs)
+
+    def is_comment(self, fields: list[str], is_in_sentence: bool) -> bool:
+        """Return whether a line that begins with # is no word. Inside a sentence it is one, unless words are counted."""
+        if self.index == 0:
+            return True
+        if is_in_sentence:
+            return False
+        return len(fields) != self.columns or any(fields[column] not in values for column, values in self.closed)
+
+    def read_tag(self, fields: list[str]) -> str | None:
+        """Return the tag in a line's columns; None where there is none."""
+        assert self.tags is not None
+        tag = fields[self.tags]
+        if self.attribute is not None:
+            pairs = (pair.partition("=") for pair in tag.split("|"))
+            return next((value for key, _, value in pairs if key.lower() == self.attribute and value), "O")
+        return None if tag in ("", self.misses) else tag
+
+
+def decide(path: Path, found: Survey, columns: ColumnsConfig, needs_tags: bool, like: Layout | None = None) -> Layout:
+    """Return the layout of a file; that of `like`, the training file, where it has as many columns.
+
+    Raises UserError where the values leave open which column holds what, and the config does not say it.
+    """
+    if found.total == 0:
+        raise UserError(f"{path}: there is no sentence in the file.")
+    if re.match(r"\[?\{\"\w", found.first[1][0]):
+        raise UserError(f"{path}: this is JSON, not a word a line: choose data=files.")
+    header = _take_header(found)
+    count, index = found.columns, 0 if found.has_index else None
+    names = header or found.names or _conllu_names(path, found)
+    names = names if len(names) == count else ()
+    is_like = like is not None and like.columns == count
+    tags: int | None
+    if like is not None and is_like:
+        words, tags, attribute = like.words, like.tags, like.attribute
+    elif count == 1 and not needs_tags:
+        words, tags, attribute = 0, None, None
+    else:
+        tags, attribute = _named_column(path, found, "tags", columns.tags, names, needs_tags)
+        words = _named_column(path, found, "words", columns.words, names)[0]  # type: ignore[assignment]
+        if words is None:
+            words = _find_words(path, found, index, names, tags)
+        if tags is None:
+            tags = _find_tags(path, found, index, words, names, needs_tags)
+        if words == tags:
+            tags = None
+            if needs_tags:
+                raise UserError(f"{path}: column {words + 1} cannot be both: set data.columns.words and data.columns.tags.")
+    notes = [] if is_like else _describe(found, index, words, tags, attribute, names)
+    if found.blocks == 1 and found.longest_block > 512 and index is None:
+        notes.append(f"{found.longest_block:,} words are one sentence: no blank line separates sentences")
+    fillers = [i for i in range(count) if i not in (words, tags) and _is_filler(found, i)]
+    known = [i for i in (tags,) if i is not None and found.of(i) is not None and attribute is None]
+    return Layout(
+        columns=count,
+        has_tabs=found.has_tabs,
+        words=words,
+        tags=tags,
+        index=index,
+        attribute=attribute,
+        header=found.first[0] if header else 0,
+        varies=columns.words is not None and columns.tags is not None,
+        misses="_" if "form" in names and attribute is None else None,
+        closed=tuple((i, tuple(sorted(_possible_values(found, i)))) for i in (*known, *fillers)),
+        notes=tuple(notes),
+    )
+
+
+def _take_header(found: Survey) -> tuple[str, ...]:
+    """Return the names of the columns where the first line holds them, and take that line out of the counts."""
+    _, fields = found.first
+    names = tuple(field.lower() for field in fields)
+    is_header = len(fields) == found.columns > 1 and found.total > 1 and sum(name in HEADER for name in names) >= 2
+    repeated = any((values := found.of(i)) is not None and values[fields[i]] > 1 for i in range(len(fields))) if is_header else True
+    if repeated:
+        return ()
+    found.counts[len(fields)] -= 1
+    for i, name in enumerate(fields):
+        if (values := found.of(i)) is not None:
+            del values[name]
+    return names
+
+
+def _conllu_names(path: Path, found: Survey) -> tuple[str, ...]:
+    if found.columns != len(CONLLU) or not found.has_index:
+        return ()
+    heads = found.of(CONLLU.index("head"))
+    is_tree = heads is not None and all(NUMBER.fullmatch(value) or value == "_" for value in heads)
+    return CONLLU if is_tree or ".conllu" in path.name else ()
+
+
+def _named_column(
+    path: Path, found: Survey, key: str, setting: Any, names: tuple[str, ...], is_needed: bool = True
+) -> tuple[int | None, str | None]:
+    """Return the column (from 0) that the config names, and the key in MISC where it names one."""
+    if setting is None:
+        return None, None
+    try:
+        return _resolve_column(path, found, key, setting, names)
+    except UserError:
+        if is_needed:
+            raise
+        return None, None
+
+
+def _resolve_column(path: Path, found: Survey, key: str, setting: Any, names: tuple[str, ...]) -> tuple[int, str | None]:
+    place = f"{path}: data.columns.{key}={setting}"
+    if isinstance(setting, int) or re.fullmatch(r"-?\d+", str(setting)):
+        number = int(setting)
+        if number == 0 or abs(number) > found.columns:
+            raise UserError(f"{place}: the file has {found.columns} columns; give a number from 1, or from -1 (the last) down.")
+        return (number - 1 if number > 0 else found.columns + number), None
+    name = str(setting).lower()
+    if name in names:
+        return names.index(name), None
+    if name in WORD_NAMES and "form" in names:
+        return names.index("form"), None
+    if "misc" in names:
+        misc = names.index("misc")
+        keys = {pair.partition("=")[0].lower() for value in found.of(misc) or () for pair in value.split("|") if "=" in pair}
+        if name in keys:
+            return misc, name
+        names = (*names, *sorted(keys))
+    if not names:
+        raise UserError(f"{place}: the {found.columns} columns have no names; give a number from 1, or from -1 (the last) down.")
+    raise UserError(f"{place}: there is no such column; there are {listed(names, 20)}.{nearest(name, names)}")
+
+
+def _possible_values(found: Survey, column: int) -> set[str]:
+    """Return the values of a column, with the other tags of their scheme."""
+    values = set(found.of(column) or ())
+    scheme = recognize(values)
+    return values if scheme is None else scheme.complete(values) | {scheme.outside}
+
+
+def _find_words(path: Path, found: Survey, index: int | None, names: tuple[str, ...], tags: int | None) -> int:
+    for name in WORD_NAMES:
+        if name in names:
+            return names.index(name)
+    free = [i for i in range(found.columns) if i not in (index, tags) and not _is_filler(found, i)]
+    if not free:
+        free = [i for i in range(found.columns) if i not in (index, tags)] or [0]
+    first = free[0]
+    if len(free) > 1 and index is None and tags is None:
+        values = found.of(first)
+        inner = found.total - found.blocks
+        if values is not None and found.total > 1 and all(NUMBER.fullmatch(value) for value in values):
+            raise UserError(
+                f"{path}: column {first + 1} holds numbers ({listed(values, 4)}) that do not count the words of a sentence; say which "
+                f"columns hold what: data.columns.words=2 data.columns.tags=-1, for example."
+            )
+        if first == 0 and inner > 0 and found.repeats == inner and found.blocks > 1 and len(free) > 2:
+            raise UserError(
+                f"{path}: column 1 is the same in all lines of a sentence ({listed(values or (), 3)}), so it holds no words; say which "
+                f"columns hold what: data.columns.words=2 data.columns.tags=-1, for example."
+            )
+    if len(free) == 2 and tags is None and _are_swapped(path, found, *free):
+        return free[1]
+    return first
+
+
+def _are_swapped(path: Path, found: Survey, first: int, last: int) -> bool:
+    """Return whether of two columns the first holds the tags. Raises UserError where that is open."""
+    before, behind = found.of(first), found.of(last)
+    if before is None:
+        return False
+    if behind is not None and _is_marked(behind) and not _is_marked(before):
+        return False
+    is_marked = _is_marked(before)
+    has_outside = "O" in before and (behind is None or "O" not in behind) and len(before) < found.different(last)
+    is_speech = before.keys() <= _SPEECH and not (behind is not None and behind.keys() <= _SPEECH)
+    if is_marked or has_outside or is_speech:
+        return True
+    if found.different(last) > max(FEW, 2 * len(before)):
+        raise UserError(
+            f"{path}: column {first + 1} has {len(before):,} different values and column {last + 1} more, so the tags seem to stand "
+            f"before the words; say which columns hold what: data.columns.words={last + 1} data.columns.tags={first + 1}, for example."
+        )
+    return False
+
+
+_SPEECH = PARTS_OF_SPEECH | frozenset(("CONJ", "INTJ", "NUM", "PART", "PRT", "SYM", "X", "."))
+
+
+def _is_marked(values: Counter[str]) -> bool:
+    """Return whether values are tags with letters and types."""
+    scheme = recognize(values.keys())
+    return scheme is not None and scheme.name != "io"
+
+
+def _is_filler(found: Survey, column: int) -> bool:
+    values = found.of(column)
+    return values is not None and values.keys() <= FILLERS
+
+
+def _has_attributes(values: Counter[str]) -> bool:
+    """Return whether values are those of CoNLL-U's FEATS or MISC: SpaceAfter=No."""
+    return any("=" in value for value in values) and all("=" in value or value in FILLERS for value in values)
+
+
+def _find_tags(path: Path, found: Survey, index: int | None, words: int, names: tuple[str, ...], needs_tags: bool) -> int | None:
+    """Return the column of the tags; None where there is none, or, unless they are needed, where it is open which it is."""
+    if "upos" in names:
+        for name in ("upos", "xpos"):
+            if name in names and not _is_filler(found, names.index(name)) and "ner" not in names:
+                return names.index(name)
+    candidates = {}
+    for i in range(found.columns):
+        values = found.of(i)
+        if i in (index, words) or values is None or _is_filler(found, i) or _has_attributes(values):
+            continue
+        candidates[i] = set(values)
+    spans = {i: values for i, values in candidates.items() if values == {"O"} or recognize(values) is not None}
+    chosen = _choose_spans(spans) if spans else list(candidates)
+    if len(chosen) == 1:
+        return chosen[0]
+    if not needs_tags:
+        return None
+    if not chosen:
+        raise UserError(f"{path}: {_why_no_tags(found)}")
+    options = " and ".join(f"{_name_column(i, names)} ({listed(sorted(candidates[i]), 4)})" for i in chosen)
+    raise UserError(
+        f"{path}: the columns {options} may all hold the tags; choose one: data.columns.tags={chosen[0] + 1}, for example."
+    )
+
+
+def _choose_spans(spans: dict[int, set[str]]) -> list[int]:
+    """Return the columns that may be meant: entities before chunks, and among these columns that are not all O."""
+    types = {i: set(scheme.types(values)) if (scheme := recognize(values)) else set() for i, values in spans.items()}
+    entities = [i for i in spans if not types[i] or not types[i] <= PHRASES]
+    if not entities:
+        return [max(spans)]
+    return [i for i in entities if types[i] or len(spans[i]) > 1] or [max(entities)]
+
+
+def _why_no_tags(found: Survey) -> str:
+    if found.columns == 1 and "," in found.first[1][0]:
+        return (
+            "its lines have one column with commas; tables with a word a row are read by data=files, with "
+            "data.columns.text, data.columns.label and data.columns.sentence=<the column that tells sentences apart>."
+        )
+    return "there are words and no column of tags to learn; a line holds a word and its tag, with a tab or blanks between them."
+
+
+def _name_column(column: int, names: tuple[str, ...]) -> str:
+    return f"{column + 1} '{names[column]}'" if names else str(column + 1)
+
+
+def _describe(
+    found: Survey, index: int | None, words: int, tags: int | None, attribute: str | None, names: tuple[str, ...]
+) -> list[str]:
+    """Return which columns were taken, where there is more than a word and a tag."""
+    unused = [i for i in range(found.columns) if i not in (index, words, tags) and not _is_filler(found, i)]
+    is_plain = not unused and index is None and attribute is None and words == 0
+    if is_plain or (tags is None and not unused and index is None):
+        return []
+    what = [f"the words are column {_name_column(words, names)}"]
+    if tags is not None:
+        what.append(f"the tags {f'{attribute} of ' if attribute else ''}column {_name_column(tags, names)}")
+    if index is not None:
+        what.append(f"column {index + 1} counts the words")
+    rest = "; ".join(f"{_name_column(i, names)} ({'…' if (values := found.of(i)) is None else listed(values, 3)})" for i in unused)
+    settings = " (data.columns.words and data.columns.tags choose others)" if unused else ""
+    notes = [", ".join(what) + (f"; not used: {rest}" if unused else "") + settings]
+    if "misc" in names and attribute is None and (misc := found.of(names.index("misc"))):
+        keys = {pair.partition("=")[0].lower() for value in misc for pair in value.split("|")} & set(OF_ENTITIES)
+        notes += [f"the column misc holds entities too: data.columns.tags={key}" for key in sorted(keys)]
+    return notes
+
+
+def looks_like_conll(found: Survey) -> bool:
+    """Return whether a plain-text file holds a word a line, and not a sentence: nine tenths of its lines have the same columns, and
+
+    - they are one column, and blank lines separate groups of them, or
+    - they are several, separated by tabs, or behind an index or -DOCSTART-, or
+    - there are two such lines or more, and a column of tags: a scheme, an O, parts of speech, capitals beside words of another form, or
+      one different value in four lines at the most.
+    """
+    count = found.columns
+    if found.total == 0 or found.counts[count] < 0.9 * found.total:
+        return False
+    if count == 1:
+        return found.blocks > 1 and found.total > found.blocks
+    if found.has_tabs or found.has_index or found.documents:
+        return True
+    words, *others = (found.of(i) for i in range(count) if not _is_filler(found, i))
+    return found.total > 1 and any(values is not None and _are_tags(values, words, found.total) for values in others)
+
+
+def _are_tags(values: Counter[str], words: Counter[str] | None, total: int) -> bool:
+    is_capitals = _are_capitals(values) and words is not None and not _are_capitals(words)
+    has_few = total >= FEW and len(values) * 4 <= total
+    return _is_marked(values) or "O" in values or bool(PARTS_OF_SPEECH & values.keys()) or is_capitals or has_few
+
+
+def _are_capitals(values: Counter[str]) -> bool:
+    return all(value == value.upper() for value in values) and any(character.isalpha() for value in values for character in value)

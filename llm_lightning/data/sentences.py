@@ -1,0 +1,123 @@
+"""Tables with a word a row: the rows of a sentence become one row, with a list of words and a list of tags.
+
+`data.columns.sentence` names the column that tells sentences apart. It has a value in each row (`sentence_id`), or one in a sentence's
+first row and nothing below (`Sentence #` of Kaggle's table).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from llm_lightning.config import DataConfig
+from llm_lightning.data.labels import canonical
+from llm_lightning.data.paths import split_files
+from llm_lightning.data.rows import LINE, PROBLEM, Rows
+from llm_lightning.data.sources.files import TABLES, lines
+from llm_lightning.errors import UserError
+
+NAMES = ("sentence #", "sentence_id", "sent_id", "sentence", "sentence_idx", "sent", "sentenceid", "sentence id", "doc_id", "id")
+"""What the column is usually called, the likelier names first."""
+
+
+def group(rows: Rows, data: DataConfig) -> Rows:
+    """Return the rows of a split with a sentence each. A sentence with a malformed row is malformed.
+
+    Raises UserError where the first row has no sentence, or where a sentence goes on behind another one.
+    """
+    first_rows: list[int] = []
+
+    def generate() -> Iterator[dict[str, Any]]:
+        start = 0
+        table = rows.table.select_columns(_columns(data, rows.table.column_names))
+        values = (dict(zip(block, items, strict=True)) for block in table.iter(1000) for items in zip(*block.values(), strict=True))
+        for size, sentence in group_rows(values, data, rows.where):
+            first_rows.append(start)
+            start += size
+            yield sentence
+
+    sentences = list(generate())
+    kinds = {data.columns.text: datasets.Value("string")}
+    if data.columns.label in rows.table.features:  # test may have no tags
+        kinds[data.columns.label] = rows.table.features[data.columns.label]
+    features = {name: datasets.List(kind) for name, kind in kinds.items()} | {PROBLEM: datasets.Value("string")}
+    table = datasets.Dataset.from_list(
+        [{name: sentence.get(name) for name in features} for sentence in sentences], datasets.Features(features)
+    )
+    note = f"{len(rows):,} rows of a word are {len(sentences):,} sentences, by column '{data.columns.sentence}'"
+    return Rows(
+        table=table,
+        fingerprint=f"{rows.fingerprint}-by-{data.columns.sentence}",
+        where=lambda i: rows.where(first_rows[i]),
+        notes=(*rows.notes, note),
+    )
+
+
+def _columns(data: DataConfig, present: list[str]) -> list[str]:
+    wanted = (data.columns.text, data.columns.label, data.columns.sentence, PROBLEM, LINE)
+    return [name for name in wanted if name is not None and name in present]
+
+
+def group_rows(rows: Iterable[dict[str, Any]], data: DataConfig, where: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number of rows, row of a sentence) of rows of a word. `where(i)` is the place of row i that messages name."""
+    column, text, label = str(data.columns.sentence), data.columns.text, data.columns.label
+    names = [name for name in (text, label) if name is not None]
+    finished: set[str] = set()
+    now: str | None = None
+    has_gaps = False
+    size = 0
+    sentence: dict[str, Any] = {}
+    for i, row in enumerate(rows):
+        value = canonical(row.get(column))
+        is_malformed = row.get(PROBLEM) is not None
+        if now is None and not value and not is_malformed:
+            raise UserError(f"{where(i)}: column '{column}' (data.columns.sentence) is empty, and no sentence has begun.")
+        has_gaps = has_gaps or (not value and not is_malformed)
+        if now is None or (value and value != now):
+            if size:
+                yield size, sentence
+            if value in finished and not has_gaps:
+                raise UserError(
+                    f"{where(i)}: sentence '{value}' (column '{column}') goes on here behind other sentences; sort the table by this "
+                    f"column, or give each sentence a value of its own."
+                )
+            finished.add(value)
+            now, size = value, 0
+            sentence = {name: [] for name in names} | {PROBLEM: None, LINE: row.get(LINE)}
+        size += 1
+        if is_malformed:
+            sentence[PROBLEM] = sentence[PROBLEM] or f"{where(i)}: {row[PROBLEM]}"
+        for name in names:
+            cell = row.get(name)
+            sentence[name].append(str(cell) if name == text and cell is not None else cell)
+        if not is_malformed and (row.get(text) is None or not str(row[text]).strip()):
+            sentence[PROBLEM] = sentence[PROBLEM] or f"{where(i)}: column '{text}' is empty"
+    if size:
+        yield size, sentence
+
+
+def likely_column(data: DataConfig, present: Iterable[str]) -> str | None:
+    """Return the column that seems to tell sentences apart, among those of the table and those of the first training file."""
+    names = [*present, *_names_in_file(data)]
+    by_name = {name.strip().lower(): name for name in reversed(names) if name not in (data.columns.text, data.columns.label)}
+    return next((by_name[name] for name in NAMES if name in by_name), None)
+
+
+def _names_in_file(data: DataConfig) -> list[str]:
+    if data.train is None and data.dir is None:
+        return []
+    path: Path = split_files(data, TABLES)["train"][0]
+    ending = Path(path.name.lower().removesuffix(".gz")).suffix
+    if ending not in (".csv", ".tsv", ".jsonl"):
+        return []
+    first = next(lines(path), "")
+    if ending == ".jsonl":
+        value = json.loads(first)
+        return list(value) if isinstance(value, dict) else []
+    delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if ending == ".tsv" else ",")
+    return data.column_names or next(csv.reader([first], delimiter=delimiter), [])

@@ -1,0 +1,295 @@
+"""Tag schemes: how the tags of words mark spans, recognised from the tags themselves.
+
+A tag joins a letter and a type: `B-PER`, `PER-B`, `B_PER`, `B`. The letters differ by scheme, and each has one of five roles: a span's
+beginning (B), inside (I), end (E), a span of one word (S), and outside (O). Spans are read as CoNLL's scorer and seqeval's default mode
+read them: a tag that cannot go on with the span before it begins a new one, so that every tag of a type counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llm_lightning.errors import UserError, listed
+
+Span = tuple[str, int, int]
+"""A span: its type, its first word, and the word behind its last."""
+Parsed = tuple[str, str]
+"""The letter and the type of a tag."""
+
+ROLES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S", "O": "O"}
+"""The role that a letter has in every scheme that has it."""
+LETTERS = {
+    "iob1": "BI",
+    "iob2": "BI",
+    "ioe1": "IE",
+    "ioe2": "IE",
+    "iobes": "BIES",
+    "bilou": "BILU",
+    "bmes": "BMES",
+    "bmewo": "BMEW",
+    "io": "I",
+}
+"""The letters of each scheme, beside O."""
+ALIASES = {"bio": "iob2", "bioes": "iobes"}
+TITLES = {"iobes": "IOBES (BIOES)", "iob2": "IOB2 (BIO)"}
+
+OUTSIDE = ("O", "o", "0", "OUT", "OTHER", "NONE", "_", "-")
+"""Names of the tag outside of spans, the likelier ones first."""
+PARTS_OF_SPEECH = frozenset(
+    (
+        "ADJ",
+        "ADP",
+        "ADV",
+        "AUX",
+        "CCONJ",
+        "DET",
+        "NOUN",
+        "PRON",
+        "PROPN",
+        "PUNCT",
+        "SCONJ",
+        "VERB",
+        "NN",
+        "VB",
+        "DT",
+        "IN",
+        "JJ",
+        "PRP",
+    )
+)
+"""Tags of Universal Dependencies and of the Penn Treebank that name no entity type."""
+
+_PREFIX = re.compile(r"([BIESMLUW])([^\w\s]|_)(.+)", re.IGNORECASE)
+_SUFFIX = re.compile(r"(.+)([^\w\s]|_)([BIESMLUW])", re.IGNORECASE)
+_BARE = re.compile(r"[BIESMLUW]", re.IGNORECASE)
+_CONTEXT = re.compile(r"(?:BB|MM|EE|WW)[-_]O(?:[-_].+)?")
+"""BMEWO+ tells words outside of spans apart by their neighbours: BB_O_PER, MM_O, EE_O_LOC, WW_O_BOS."""
+
+
+@dataclass(frozen=True)
+class TagScheme:
+    """How tags mark spans."""
+
+    name: str
+    """A key of LETTERS."""
+    separator: str = "-"
+    """The character between letter and type; empty where nothing is between them, or where tags are types alone (io)."""
+    is_suffix: bool = False
+    """Whether the letter stands behind the type: PER-B."""
+    outside: str = "O"
+    """The tag of words outside of spans."""
+
+    @property
+    def title(self) -> str:
+        name = TITLES.get(self.name, self.name.upper())
+        form = f"PER{self.separator}B" if self.is_suffix else f"B{self.separator}PER"
+        is_usual = self.name == "io" or (self.separator == "-" and not self.is_suffix)
+        return name if is_usual or not self.separator else f"{name}, written {form}"
+
+    def parse(self, tag: str) -> Parsed | None:
+        """Return the letter (upper case) and the type of a tag; None for a tag that is neither of the scheme's form nor outside."""
+        if tag == self.outside or _CONTEXT.fullmatch(tag):
+            return "O", ""
+        if self.name == "io":
+            match = _PREFIX.fullmatch(tag) if self.separator else None
+            return ("I", match[3]) if match else None if self.separator else ("I", tag)
+        if not self.separator:
+            letter, kind = tag[:1].upper(), tag[1:]
+            return (letter, kind) if letter in LETTERS[self.name] else None
+        if self.is_suffix:
+            kind, _, letter = tag.rpartition(self.separator)
+        else:
+            letter, _, kind = tag.partition(self.separator)
+        return (letter.upper(), kind) if kind and letter.upper() in LETTERS[self.name] else None
+
+    def roles(self, tags: Iterable[str]) -> list[Parsed]:
+        """Return (role, type) of each tag; tags that are not of the scheme are outside."""
+        parsed = (self.parse(tag) or ("O", "") for tag in tags)
+        return [(ROLES[letter], kind) for letter, kind in parsed]
+
+    def spans(self, tags: Sequence[str]) -> set[Span]:
+        """Return the spans of a sentence's tags."""
+        spans: set[Span] = set()
+        open_type, start, before = "", 0, "O"
+        for i, (role, kind) in enumerate([*self.roles(tags), ("O", "")]):
+            is_open = before != "O"
+            if is_open and (role not in "IE" or kind != open_type or before in "ES"):
+                spans.add((open_type, start, i))
+                is_open = False
+            if not is_open:
+                open_type, start = kind, i
+            before = role
+        return spans
+
+    def complete(self, tags: set[str]) -> set[str]:
+        """Return the tags with all those that the scheme has for their types: train may hold spans of one word alone."""
+        if self.name == "io":
+            return tags
+        parsed = [pair for tag in tags if (pair := self.parse(tag)) and pair[0] != "O"]
+        is_lower = bool(parsed) and all(self._join(letter.lower(), kind) in tags for letter, kind in parsed)
+        letters = LETTERS[self.name].lower() if is_lower else LETTERS[self.name]
+        return tags | {self._join(letter, kind) for _, kind in parsed for letter in letters}
+
+    def _join(self, letter: str, kind: str) -> str:
+        return f"{kind}{self.separator}{letter}" if self.is_suffix else f"{letter}{self.separator}{kind}"
+
+    def types(self, tags: Iterable[str]) -> list[str]:
+        return sorted({kind for role, kind in self.roles(tags) if role != "O"})
+
+
+def recognize(tags: Collection[str], setting: str = "auto") -> TagScheme | None:
+    """Return the scheme of a set of tags; None where they mark no spans, as parts of speech do.
+
+    `setting` is data.tags. Under `auto` tags have a scheme where
+    - all but the one outside (O, or a tag that alone has no letter) are a letter, a sign and a type, or a type, a sign and a letter, the
+      sign the same for all; beside an O some tags, fewer than half, may be of another form, and count as outside;
+    - all but O are bare letters of one scheme (B, I or B, M, E, S), or letters directly before a type, each type with both B and I;
+    - O is among them and the others are types (scheme io). Parts of speech are told apart by lacking an O, by their usual names, or by
+      being single characters.
+
+    IOB1 and IOB2, IOE1 and IOE2 have the same tags: `refine` chooses between them. Raises UserError where `setting` does not fit.
+    """
+    name = ALIASES.get(setting, setting)
+    if name == "none":
+        return None
+    tags = [tag for tag in tags if tag]
+    if name == "auto":
+        return _with_separator(tags) or _without_separator(tags) or _of_types(tags)
+    if name == "io":
+        form = _with_separator(tags)
+        is_prefixed = form is not None and not form.is_suffix and {letter for letter, _ in map(form.parse, tags)} <= {"I", "O"}  # type: ignore[misc]
+        return replace(form, name="io") if form and is_prefixed else TagScheme("io", "", outside=_outside(tags))
+    scheme = _with_separator(tags, name) or _without_separator(tags, name)
+    if scheme is None:
+        raise UserError(
+            f"data.tags={setting}: the tags ({listed(sorted(tags), 8)}) are not of this scheme, which has "
+            f"{listed(LETTERS[name])} and O; leave data.tags out, and it is recognised."
+        )
+    return scheme
+
+
+def _outside(tags: Collection[str]) -> str:
+    return next((tag for tag in OUTSIDE if tag in tags), "O")
+
+
+def _with_separator(tags: list[str], name: str = "auto") -> TagScheme | None:
+    """Return the scheme of tags that join letter and type by a sign."""
+    for is_suffix, form in ((False, _PREFIX), (True, _SUFFIX)):
+        matches = {tag: match for tag in tags if (match := form.fullmatch(tag)) and not _CONTEXT.fullmatch(tag)}
+        others = [tag for tag in tags if tag not in matches and not _CONTEXT.fullmatch(tag)]
+        outside = "O" if "O" in others else others[0] if len(others) == 1 else _outside(others)
+        has_outside = outside in (set(others) & set(OUTSIDE)) or any(map(_CONTEXT.fullmatch, tags))
+        signs = Counter(match[2] for match in matches.values())
+        letters = {match[3 if is_suffix else 1].upper() for match in matches.values()}
+        strange = len(others) - (outside in others)
+        if not matches or len(signs) > 1 or strange >= len(matches) or (strange and not has_outside):
+            continue
+        if not has_outside and not letters & {"B", "I"}:
+            continue
+        if (found := _scheme_of(letters, name)) is not None:
+            return TagScheme(found, next(iter(signs)), is_suffix, outside)
+    return None
+
+
+def _without_separator(tags: list[str], name: str = "auto") -> TagScheme | None:
+    """Return the scheme of bare letters, or of letters directly before a type."""
+    outside = _outside(tags)
+    marked = [tag for tag in tags if tag != outside and not _CONTEXT.fullmatch(tag)]
+    letters = {tag[0].upper() for tag in marked}
+    if marked and all(map(_BARE.fullmatch, marked)) and "B" in letters:
+        found = _scheme_of(letters, name)
+        return None if found is None else TagScheme(found, "", outside=outside)
+    kinds = {letter: {tag[1:] for tag in marked if tag[0] == letter} for letter in "BI"}
+    is_joined = len(marked) == len(kinds["B"]) + len(kinds["I"]) and kinds["I"] == kinds["B"] and all(kinds["B"])
+    if is_joined and kinds["B"] and outside in tags and name in ("auto", "iob1", "iob2"):
+        return TagScheme("iob2" if name == "auto" else name, "", outside=outside)
+    return None
+
+
+def _of_types(tags: list[str]) -> TagScheme | None:
+    """Return scheme io where tags are types beside an O."""
+    outside = next((tag for tag in ("O", "o") if tag in tags), None)
+    types = [tag for tag in tags if tag != outside]
+    if outside is None or not types or all(len(tag) == 1 for tag in types) or PARTS_OF_SPEECH & {tag.upper() for tag in types}:
+        return None
+    if any(form.fullmatch(tag) for form in (_PREFIX, _SUFFIX) for tag in types):  # of a scheme, but mixed or misspelt
+        return None
+    return TagScheme("io", "", outside=outside)
+
+
+def _scheme_of(letters: set[str], name: str) -> str | None:
+    """Return the scheme that has the letters: `name` where that does, and under auto the first that does."""
+    if name != "auto":
+        return name if letters <= set(LETTERS[name]) else None
+    order = ("iob2", "ioe2", "iobes", "bilou", "bmes", "bmewo")
+    return next((scheme for scheme in order if letters <= set(LETTERS[scheme])), None)
+
+
+# ---- neighbours ----
+
+ROLE_ORDER = "OBIES"
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """How often a role follows another one: `counts[before, after, same]`, `same` telling whether both have one type.
+
+    A sentence's first word follows an O, and an O follows its last.
+    """
+
+    counts: np.ndarray
+    """(5, 5, 2) int64, roles in ROLE_ORDER"""
+
+    def count(self, before: str, after: str, same: tuple[int, ...] = (0, 1)) -> int:
+        return sum(int(self.counts[ROLE_ORDER.index(a), ROLE_ORDER.index(b), k]) for a in before for b in after for k in same)
+
+    def count_invalid(self, name: str) -> int:
+        """Return how many transitions scheme `name` does not have."""
+        inside_begins = self.count("O", "I") + self.count("BIES", "I", (0,)) + self.count("ES", "I", (1,))
+        if name == "iob2":
+            return inside_begins
+        if name == "iob1":  # B only where it parts two spans of a type
+            return self.count("O", "B") + self.count("BIES", "B", (0,))
+        if name == "ioe2":  # I goes on to I or E
+            return self.count("I", "OBS") + self.count("I", "IE", (0,))
+        if name == "ioe1":  # E only where it parts two spans of a type
+            return self.count("E", "OBS") + self.count("E", "IE", (0,))
+        if name == "io":
+            return 0
+        left_open = self.count("BI", "OBIES") - self.count("BI", "IE", (1,))
+        return left_open + self.count("OES", "IE")
+
+
+def count_transitions(scheme: TagScheme, names: Sequence[str], tags: np.ndarray, sentences: np.ndarray) -> Transitions:
+    """Count which tags follow each other.
+
+    `tags` (words,) are indices of `names`, `sentences` (words,) the number of each word's sentence, which words of one sentence share.
+    """
+    parsed = scheme.roles(names)
+    role = np.array([ROLE_ORDER.index(letter) for letter, _ in parsed], np.int64)
+    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(kind for _, kind in parsed))}
+    kind = np.array([kinds[name] for _, name in parsed], np.int64)
+    counts = np.zeros(50, np.int64)
+    if len(tags):
+        breaks = sentences[1:] != sentences[:-1]
+        before, after = tags[:-1][~breaks], tags[1:][~breaks]
+        codes = (role[before] * 5 + role[after]) * 2 + (kind[before] == kind[after])
+        counts += np.bincount(codes, minlength=50)
+        first, last = np.append(True, breaks), np.append(breaks, True)
+        counts += np.bincount(role[tags[first]] * 2, minlength=50)
+        counts += np.bincount(role[tags[last]] * 10, minlength=50)
+    return Transitions(counts.reshape(5, 5, 2))
+
+
+def refine(scheme: TagScheme, transitions: Transitions) -> TagScheme:
+    """Return the scheme of IOB1 and IOB2 (IOE1 and IOE2) that the sentences break least often; of equal ones the second."""
+    pairs = {"iob2": "iob1", "ioe2": "ioe1"}
+    other = pairs.get(scheme.name)
+    if other is None or transitions.count_invalid(scheme.name) <= transitions.count_invalid(other):
+        return scheme
+    return replace(scheme, name=other)
