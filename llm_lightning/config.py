@@ -69,6 +69,8 @@ class DataConfig:
     """What one document of a plain-text file is."""
     labels: list[str] | None = None
     """Label names, in the order of the label values; by default the values themselves, sorted."""
+    roles: dict[str, str] = field(default_factory=dict)
+    """Roles of conversations by their names in the data, `{function_call: assistant, observation: tool}`; the usual names are known."""
     validation_fraction: float = bounded(0.1, Range(0, 1, open=True))
     """Share of train that becomes validation where there is no validation split."""
     on_bad_row: str = bounded("error", Choice("error", "skip"))
@@ -332,6 +334,7 @@ def schema() -> DictConfig:
         OmegaConf.set_struct(node[group], False)
     OmegaConf.set_struct(node.model.config, False)
     OmegaConf.set_struct(node.sweep.space, False)
+    OmegaConf.set_struct(node.data.roles, False)
     return node
 
 

@@ -116,7 +116,8 @@ def _encoded(
     data, cache = config.data, cache_folder(config)
     if tokenizer is None:
         columns = [data.columns.text, data.columns.text_pair, data.columns.label if encoder.label_is_text else None]
-        texts = [column for column in columns if column is not None]
+        columns += [name for name in encoder.extra_columns if name in rows["train"].table.column_names]
+        texts = list(dict.fromkeys(column for column in columns if column is not None))
         tokenizer = tokenizers.train(config.model.tokenizer, rows["train"], texts, cache)
     encoding = encoder(tokenizer, data, found)
     encoded = {split: encode.encode(part, data, encoding, cache, split) for split, part in rows.items()}

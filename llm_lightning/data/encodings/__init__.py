@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -58,6 +59,8 @@ class Encoding:
         self.tokenizer, self.data, self.labels = tokenizer, data, labels
         self.truncated = 0
         """Texts cut so far."""
+        self.notes: Counter[str] = Counter()
+        """What was left out of rows, each a clause that goes on from "in 3 of 20 rows", with the number of rows."""
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()  # which many checkpoints bring along, and which would drop the rest of a document
         self._backend.no_padding()
