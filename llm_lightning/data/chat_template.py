@@ -42,6 +42,7 @@ DEFAULT = (
 SENTINELS = ("qz7", "xj4")
 """Texts that replace an answer; no text begins, or ends, like both."""
 PROBE: list[Message] = [{"role": "user", "content": "a"}]
+CERTAIN = 16  # characters that stand in a rendered conversation because a message has them
 Span = tuple[int, int]
 
 
@@ -69,7 +70,10 @@ class Rendered:
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer; one without any gets `DEFAULT`, and one without a generation prompt the header of its answers as such."""
+    """The chat template of a tokenizer.
+
+    A tokenizer without any gets `DEFAULT`; a template without a generation prompt gets the header of its answers as such.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -145,10 +149,10 @@ class ChatTemplate:
 
     def _turn(self, messages: list[Message], i: int, tools: Any, text: str, lower: int) -> Span:
         """Return the characters of message i, the assistant's, with the end of its turn."""
-        try:
-            before = self._render(messages[:i], tools, prompt=True)[0]
+        try:  # an empty conversation, before a first message, has no generation prompt in many templates
+            before = self._render(messages[:i], tools, prompt=True)[0] if i else None
             behind = text if i == len(messages) - 1 else self._render(messages[: i + 1], tools)[0]
-            if lower <= len(before) and text.startswith(behind) and behind.startswith(before):
+            if before is not None and lower <= len(before) and text.startswith(behind) and behind.startswith(before):
                 return len(before), max(len(before), len(behind.rstrip()))  # blanks behind a turn are no part of it
         except BadRow:
             pass  # a beginning of a conversation that the template refuses
@@ -206,7 +210,7 @@ class ChatTemplate:
         """Raise BadRow where the content or the calls of message i, the assistant's, are not within the spans."""
         message, shown = messages[i], "".join(text[a:b] for a, b in spans)
         content = _text(message).strip()
-        is_shown = not content or content in shown or self._covers(messages, i, tools, text, spans, ("content",))
+        is_shown = not content or _is_in(content, shown) or self._covers(messages, i, tools, text, spans, ("content",))
         if not is_shown:
             raise BadRow(f"the chat template does not show what the assistant says in message {i + 1} of {_roles(messages)}")
         if not message.get("tool_calls"):
@@ -270,7 +274,7 @@ class ChatTemplate:
         source = self._source(tools)
         marks = not prompt and re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
         try:
-            (text,), indices = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 [messages],
                 tools=tools,
                 chat_template=source,
@@ -280,7 +284,8 @@ class ChatTemplate:
             )
         except Exception as error:  # jinja's, or whatever a template raises of itself
             raise BadRow(f"the chat template cannot render a conversation of {_roles(messages)}: {error}") from error
-        return text, [tuple(span) for span in indices[0]] if marks else None
+        (text,), (marks_of_text, *_) = rendered[0], rendered[1] or [None]
+        return text, [(start, stop) for start, stop in marks_of_text] if marks else None
 
     def _source(self, tools: Any) -> str:
         source: str = self.tokenizer.get_chat_template(tools=tools)
@@ -299,7 +304,7 @@ class ChatTemplate:
         return ""
 
     def _extend(self) -> None:
-        """Add the header of answers as generation prompt to a template that has none, so that the header has not to be written by the model."""
+        """Add the header of answers as generation prompt to a template that has none: the model has not to write the header then."""
         if not isinstance(self.tokenizer.chat_template, str):
             return
         answered = [*PROBE, {"role": "assistant", "content": "b"}]
@@ -332,6 +337,8 @@ def _are_all_marked(conversation: Conversation, messages: list[Message], text: s
         if message["role"] != "assistant":
             continue
         content = _text(message).strip()
+        if not _is_in(content, shown):
+            return False
         place = shown.find(content, place) + len(content)
         if not is_learnt or "tool_calls" in message or "reasoning_content" in message or place < len(content):
             return False
@@ -346,7 +353,7 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _replaced(message: Message, sentinel: str, fields: tuple[str, ...] | None) -> Message:
-    """Return a message with other values in `content`, `reasoning_content`, and `name` and `arguments` of its calls, or in some of these."""
+    """Return a message with other values in `fields`: `content`, `reasoning_content`, `name` and `arguments` of its calls; None is all."""
     message = dict(message)
     if (fields is None or "content" in fields) and _text(message):
         message["content"] = sentinel if isinstance(message["content"], str) else [{"type": "text", "text": sentinel}]
@@ -366,6 +373,11 @@ def _replaced(message: Message, sentinel: str, fields: tuple[str, ...] | None) -
             calls.append({**call, "function": function})
         message["tool_calls"] = calls
     return message
+
+
+def _is_in(content: str, text: str) -> bool:
+    """Return whether a content is in a text for certain: a short one may stand there by chance, in the header of a message."""
+    return len(content) >= CERTAIN and content in text
 
 
 def _text(message: Message) -> str:

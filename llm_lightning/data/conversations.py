@@ -16,18 +16,17 @@ from llm_lightning.checks import ROLES
 from llm_lightning.data.examples import BadRow
 from llm_lightning.errors import listed, nearest
 
+CALLS = ("function_call", "tool_call")
+"""Names of roles whose text is a call of a function, as JSON."""
 ROLE_NAMES = {
     **{role: role for role in ROLES},
     **dict.fromkeys(("human", "prompter", "customer"), "user"),
-    **dict.fromkeys(
-        ("gpt", "ai", "bot", "model", "chatgpt", "chatbot", "bing", "bard", "claude", "function_call", "tool_call"), "assistant"
-    ),
+    **dict.fromkeys(("gpt", "ai", "bot", "model", "chatgpt", "chatbot", "bing", "bard", "claude"), "assistant"),
+    **dict.fromkeys(CALLS, "assistant"),
     **dict.fromkeys(("developer",), "system"),
     **dict.fromkeys(("observation", "function", "ipython", "tool_response", "tool_result", "function_response"), "tool"),
 }
 """Names of roles in files, in lower case, and the role of a chat template that each stands for; data.roles adds to them."""
-CALLS = ("function_call", "tool_call")
-"""Names of roles whose text is a call of a function, as JSON."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
 WEIGHTS = ("weight", "train", "training", "trainable", "loss")
 """Fields of a message that say whether it is learnt."""
@@ -36,7 +35,9 @@ TURNS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("q
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog")
 """Keys of an object that holds the list of messages."""
 
-NULL_ARGUMENT = "a function is called with an argument that is null; a parquet file fills missing arguments so, unless they are kept as JSON text"
+NULL_ARGUMENT = (
+    "a function is called with an argument that is null; a parquet file fills missing ones so, unless they are JSON text"
+)
 LEARNT, TEXT = "__learnt__", "__text__"
 """Keys that a message has here alone: whether it is learnt, while it is read; and the text in the file of what is a call."""
 
@@ -220,7 +221,7 @@ class Reader:
 
 
 def parsed_structure(value: Any) -> Any:
-    """Return the list or object that text holds as JSON or, as a csv written by Python has it, as Python's own notation; other values as they are."""
+    """Return the list or object that a text holds, as JSON or in Python's notation, which csv files have; other values as they are."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
@@ -251,7 +252,7 @@ def read_tools(extra: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def read_calls(message: Message, place: str) -> list[dict[str, Any]] | None:
-    """Take `tool_calls` or `function_call` out of a message and return them as {type, function: {name, arguments}}, arguments as objects."""
+    """Take `tool_calls` or `function_call` out of a message; return {type, function: {name, arguments}} of each, arguments as objects."""
     single = parsed_structure(message.pop("function_call", None))
     calls = parsed_structure(message.pop("tool_calls", None)) or ([single] if single else None)
     if calls is None:
@@ -324,7 +325,8 @@ def _is_learnt(fields: dict[str, Any], role: str, place: str) -> bool | None:
 
 def _join_parts(message: Message, place: str) -> None:
     """Join content that is a list of parts; thoughts become reasoning. Raises BadRow for what is no text."""
-    texts, thoughts = [], []
+    texts: list[str] = []
+    thoughts: list[str] = []
     for part in message["content"]:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         text = (

@@ -13,8 +13,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, TextStreamer
 
 from llm_lightning.config import DataConfig, GenerateConfig
-from llm_lightning.data.encodings import text_of
 from llm_lightning.data.conversations import Conversation, Message
+from llm_lightning.data.encodings import text_of
 from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow
 from llm_lightning.errors import UserError
@@ -95,9 +95,11 @@ class Generator:
         kept = {"top_k": given.top_k or 0, "top_p": given.top_p, "min_p": given.min_p}
         return options | {"do_sample": True, "temperature": given.temperature, **kept}
 
-    def say(self, asked: str | Conversation, show: bool = True) -> str:
+    def say(self, asked: str | list[Message] | Conversation, show: bool = True) -> str:
         """What the model says, shown as it comes where `show`. Raises UserError where the chat template cannot render it."""
         try:
+            if isinstance(asked, list):
+                asked = self._asked({self.data.columns.text: asked})
             ids = torch.tensor([self.tokens(asked)], device=self.model.device)
         except BadRow as problem:
             raise UserError(f"{problem}.") from problem
@@ -133,7 +135,7 @@ class Generator:
                 messages = []
             elif said:
                 messages.append({"role": "user", "content": said})
-                messages.append({"role": "assistant", "content": self.say(Conversation(messages, [False] * len(messages)))})
+                messages.append({"role": "assistant", "content": self.say([*messages])})
 
     def _stopped(self, text: str) -> str:
         """The text before the first stop string."""

@@ -102,7 +102,7 @@ class Fitted:
 
 
 def fit(model_config: Any, prompts: list[list[int]], new_tokens: int, longest: int | None = None) -> Fitted:
-    """Cut prompts at their beginning to `longest` tokens, and so that an eighth of the model's positions, or `new_tokens`, stay to be written."""
+    """Cut prompts at their beginning, to `longest` tokens and so that an eighth of the positions, or `new_tokens`, are left behind them."""
     limit = positions(model_config)
     bounds = [longest] if longest is not None else []
     bounds += [limit - max(1, min(new_tokens, limit // 8))] if limit is not None else []

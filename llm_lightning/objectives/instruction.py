@@ -109,7 +109,7 @@ class Instruction(Objective):
         ]
 
     def describe_writing(self) -> str | None:
-        """Return how many conversations will be answered, and which of them the model's positions are too few for; logged where there are such."""
+        """Return how many conversations will be answered, and for how many of them the model has too few positions, which is logged."""
         parts = []
         for split in self.text.splits:
             if split == "train" or not self.answered:
@@ -117,8 +117,8 @@ class Instruction(Objective):
             prompts, examples = self._prompts(split, self.answered)
             cut = self._fit(prompts, self.max_answer).describe(self.model.config, self.max_answer)
             if unanswerable := len(examples) - len(prompts):
-                cut = "; ".join(
-                    [f"{unanswerable} conversations begin with their only answer, and are not answered", *([cut] if cut else [])]
+                cut = f"{unanswerable} conversations begin with their only answer, and are not answered" + (
+                    f"; {cut}" if cut else ""
                 )
             if cut:
                 log.warning("answers to %s: %s (objective.max_answer=%s)", split, cut, self.max_answer)

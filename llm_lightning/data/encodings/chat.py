@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -110,11 +111,9 @@ class Encoder(Encoding):
 
     def ends(self) -> set[int]:
         """Return the tokens that end what the assistant says: the end of text, and what the template puts behind an answer."""
-        end, special = self._end(), set(self.tokenizer.all_special_ids)
-        return {
-            self.tokenizer.eos_token_id,
-            *(token for token in self._backend.encode(end, add_special_tokens=False).ids if token in special),
-        } - {None}
+        special = set(self.tokenizer.all_special_ids)
+        behind = {token for token in self._backend.encode(self._end(), add_special_tokens=False).ids if token in special}
+        return (behind | {self.tokenizer.eos_token_id}) - {None}
 
     def without_end(self, text: str) -> str:
         """Return what the assistant wrote up to the end of its turn, where that is plain text to the tokenizer."""
@@ -141,7 +140,7 @@ class Encoder(Encoding):
         return {f"a message has the field '{name}', which is not used" for name in unused}
 
     def _tokenize(self, rendered: list[Rendered]) -> list[tuple[list[int], list[int]]]:
-        """Return (tokens, targets) of each conversation: a token is a target where an answer, and nothing but blanks beside it, is in it."""
+        """Return (tokens, targets) of each conversation. A target is a token of an answer, which holds nothing else but blanks."""
         encodings = self._backend.encode_batch([conversation.text for conversation in rendered], add_special_tokens=False)
         return [self._with_targets(*pair) for pair in zip(rendered, encodings, strict=True)]
 
@@ -151,7 +150,7 @@ class Encoder(Encoding):
         if edges:  # a token with the end of one's words and the beginning of the other's: cut the text there
             ids, pieces = [], [0, *edges, len(text)]
             parts = []
-            for start, stop in zip(pieces, pieces[1:], strict=False):
+            for start, stop in pairwise(pieces):
                 piece = self._backend.encode(text[start:stop], add_special_tokens=False)
                 ids += piece.ids
                 parts.append(np.array(piece.offsets, dtype=np.int64).reshape(-1, 2) + start)
