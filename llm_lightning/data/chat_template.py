@@ -193,18 +193,19 @@ class ChatTemplate:
         return (start, stop) if start < stop else None
 
     def _covers(self, messages: list[Message], i: int, tools: Any, text: str, spans: list[Span], fields: tuple[str, ...]) -> bool:
-        """Return whether fields of message i are shown, and within the spans."""
+        """Return whether fields of message i are shown, and within the spans, but for blanks at their edges."""
         changed = self._changed(messages, i, tools, text, fields)
-        return changed is not None and any(a <= changed[0] and changed[1] <= b for a, b in spans)
+        if changed is None:
+            return False
+        shown = text[changed[0] : changed[1]]
+        start = changed[1] - len(shown.lstrip())
+        stop = max(start, changed[0] + len(shown.rstrip()))
+        return any(a <= start and stop <= b for a, b in spans)
 
     def _shows(self, messages: list[Message], i: int, tools: Any, text: str, prompt: bool = False) -> bool:
         """Return whether the content of message i is somewhere in the rendered text."""
-        content = _text(messages[i])
-        return (
-            not content.strip()
-            or content.strip() in text
-            or self._changed(messages, i, tools, text, ("content",), prompt) is not None
-        )
+        content = _text(messages[i]).strip()
+        return not content or _is_in(content, text) or self._changed(messages, i, tools, text, ("content",), prompt) is not None
 
     def _require_shown(self, messages: list[Message], i: int, tools: Any, text: str, spans: list[Span]) -> None:
         """Raise BadRow where the content or the calls of message i, the assistant's, are not within the spans."""
@@ -285,6 +286,9 @@ class ChatTemplate:
         except Exception as error:  # jinja's, or whatever a template raises of itself
             raise BadRow(f"the chat template cannot render a conversation of {_roles(messages)}: {error}") from error
         (text,), (marks_of_text, *_) = rendered[0], rendered[1] or [None]
+        for message in messages:
+            if isinstance(parts := message.get("content"), list) and (str(parts) in text or json.dumps(parts, ensure_ascii=False) in text):
+                raise BadRow("the chat template writes a list of parts as it stands")
         return text, [(start, stop) for start, stop in marks_of_text] if marks else None
 
     def _source(self, tools: Any) -> str:
