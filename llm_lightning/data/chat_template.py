@@ -31,11 +31,11 @@ DEFAULT = (
     "{% if message['role'] == 'assistant' %}{% generation %}"
     "{% if message['reasoning_content'] %}<think>\n{{ message['reasoning_content'] }}\n</think>\n{% endif %}"
     "{{ message['content'] or '' }}"
-    "{% for call in message['tool_calls'] or [] %}{% if message['content'] or not loop.first %}\n{% endif %}"
-    "<tool_call>\n{\"name\": {{ call['function']['name'] | tojson }}, \"arguments\": {{ call['function']['arguments'] | tojson }}}\n"
+    "{% for call in message['tool_calls'] or [] %}{% if message['content'] or not loop.first %}{{ '\n' }}{% endif %}"
+    "{{ '<tool_call>\n' }}{\"name\": {{ call['function']['name'] | tojson }}, \"arguments\": {{ call['function']['arguments'] | tojson }}}\n"
     "</tool_call>{% endfor %}"
     "{{ eos_token or sep_token }}{% endgeneration %}"
-    "{% else %}{{ message['content'] }}{% endif %}\n{% endfor %}"
+    "{% else %}{{ message['content'] }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 """For tokenizers that have none."""
@@ -159,8 +159,12 @@ class ChatTemplate:
         start, stop = self._changed(messages, i, tools, text) or (0, 0)
         if start == stop or start < lower:
             raise BadRow(f"the chat template does not show what the assistant says in message {i + 1} of {_roles(messages)}")
-        if (place := text.rfind(self._generation_prompt(tools), lower, start)) >= 0:
-            start = place + len(self._generation_prompt(tools))
+        prompt = self._generation_prompt(tools)
+        ends = {len(prompt), *(match.end() for match in self._special.finditer(prompt)), *(m.end() for m in re.finditer("\n", prompt))}
+        for end in sorted(ends - {0}, reverse=True):  # an answer without reasoning may begin before the end of a prompt to reason
+            if (place := text.rfind(prompt[:end], lower, start)) >= 0:
+                start = place + end
+                break
         return start, stop + self._end_length(messages, i, tools, text[stop:])
 
     def _end_length(self, messages: list[Message], i: int, tools: Any, following: str) -> int:

@@ -116,7 +116,7 @@ class Reader:
             if not value.strip():
                 raise BadRow(f"column '{column}' is empty")
             return [{"role": role, "content": value}]
-        if role is not None and (value is None or not isinstance(value, list | dict)):
+        if role is not None and not isinstance(parsed, list | dict):
             raise BadRow(
                 f"column '{column}' is empty" if value is None else f"column '{column}' holds {type(value).__name__}, not text"
             )

@@ -36,7 +36,10 @@ def make_tokenizer(kind: str, special: bool = True) -> Any:
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
         trainer: Any = trainers.BpeTrainer(
-            vocab_size=600, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            vocab_size=600,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         )
         if kind == "gpt2":
             backend.post_processor = processors.ByteLevel(trim_offsets=True)
@@ -56,7 +59,11 @@ def make_tokenizer(kind: str, special: bool = True) -> Any:
             backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
         alphabet = [*map(chr, range(32, 127)), "\n", "ä", "你", "好"]
         trainer = trainers.UnigramTrainer(
-            vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", initial_alphabet=alphabet, show_progress=False
+            vocab_size=200,
+            special_tokens=["<unk>", "<s>", "</s>"],
+            unk_token="<unk>",
+            initial_alphabet=alphabet,
+            show_progress=False,
         )
         unknown = {"unk_token": "<unk>"}
     backend.train_from_iterator(TEXTS * 3, trainer)
@@ -77,7 +84,9 @@ def _plain_entries(backend: Tokenizer) -> Tokenizer:
     return plain
 
 
-def encoder_of(template: str | None, kind: str = "bpe", special: bool = True, labels: Labels | None = KNOWN, **options: Any) -> Encoder:
+def encoder_of(
+    template: str | None, kind: str = "bpe", special: bool = True, labels: Labels | None = KNOWN, **options: Any
+) -> Encoder:
     tokenizer = copy.deepcopy(make_tokenizer(kind, special))
     if template is not None and kind == "wordpiece":
         tokenizer.bos_token, tokenizer.eos_token = "[CLS]", "[SEP]"  # which templates put together with text
@@ -106,7 +115,18 @@ def learnt(encoder: Encoder, messages: Any, **extra: Any) -> list[str]:
     return [encoder.tokenizer.decode(stretch) for stretch in stretches]
 
 
-ENDS = ("<think>\n\n</think>", "<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<|message|>", "[SEP]", "<|calls_end|>")
+ENDS = (
+    "<think>\n\n</think>",
+    "<|im_end|>",
+    "</s>",
+    "<|eot_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<|return|>",
+    "<|message|>",
+    "[SEP]",
+    "<|calls_end|>",
+)
 
 
 def plain(encoder: Encoder, text: str) -> str:
@@ -162,3 +182,384 @@ def strip_ends(encoder: Encoder, stretch: str) -> str:
     for end in ENDS:
         stretch = stretch.replace(end, "").replace(plain_end(encoder, end), "")
     return re.sub(r"\s+", "", stretch)
+
+
+def test_both_ways_to_the_targets_give_the_same() -> None:
+    marked = "{% for m in messages %}[{{ m['role'] }}] {% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{{ eos_token }}"
+    marked += "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %} {% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+    unmarked = marked.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    messages = talk("what is it?", "the cat sees a dog", "and?", "a dog runs")
+    of_marked, of_unmarked = (
+        encoder_of(t)([Example(0, Conversation(messages, [False, True] * 2))], None) for t in (marked, unmarked)
+    )
+    assert of_marked.tokens == of_unmarked.tokens
+    assert of_marked.token_targets == of_unmarked.token_targets
+
+
+def test_the_tokens_are_those_of_transformers() -> None:
+    messages = [{"role": "system", "content": "Be brief."}, *talk("hi", "hello", "and?", "bye")]
+    for template in (templates.CHATML, templates.LLAMA3, templates.PHI3, templates.QWEN3):
+        encoder = encoder_of(template)
+        (tokens,) = encoder([Example(0, encoder.read(messages, None, None)[0])], None).tokens
+        assert tokens == encoder.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        prompt = encoder.prompt(Conversation(messages[:-1], [False] * 4))
+        assert prompt == encoder.tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+
+
+def test_indentation_is_learnt_although_offsets_leave_it_out() -> None:
+    answer = "def f(x):\n    return [x]\n    # done"
+    assert learnt(encoder_of(templates.CHATML, "gpt2"), talk("write f", answer)) == [f"{answer}<|im_end|>"]
+
+
+def test_a_template_without_a_generation_prompt_gets_the_header_of_its_answers() -> None:
+    encoder = encoder_of(templates.BARE)
+    assert encoder.tokenizer.decode(encoder.prompt(Conversation(talk("hi"), [False]))) == "[user]hi</s>[assistant]"
+    assert learnt(encoder, talk("hi", "hello")) == ["hello</s>"]
+    assert encoder_of(templates.LLAMA2).template.extended is None  # its answers have no header
+
+
+@pytest.mark.parametrize(
+    ("template", "special", "ends", "written"),
+    [
+        (templates.CHATML, True, {"<|im_end|>", "</s>"}, "hello"),
+        (templates.CHATML, False, {"</s>"}, "hello"),  # the end of a turn is plain text to the tokenizer
+        (templates.PHI3, True, {"<|end|>", "</s>"}, "hello"),
+        (None, True, {"</s>"}, "hello"),
+    ],
+)
+def test_what_ends_an_answer(template: str | None, special: bool, ends: set[str], written: str) -> None:
+    encoder = encoder_of(template, special=special)
+    assert set(encoder.tokenizer.convert_ids_to_tokens(sorted(encoder.ends()))) == ends
+    conversation = encoder.read(talk("hi", "hello"), None, None)[0]
+    assert encoder.answer(conversation) == written
+
+
+def test_the_default_template_ends_answers_of_a_tokenizer_without_end_of_text() -> None:
+    encoder = encoder_of(None, "wordpiece")
+    assert encoder.tokenizer.convert_ids_to_tokens(sorted(encoder.ends())) == ["[SEP]"]
+    assert learnt(encoder, talk("Thanks a lot.", "You are welcome. \n", "thanks", "bye\n")) == [
+        "you are welcome. [SEP]",
+        "bye [SEP]",
+    ]
+
+
+# ---- tools and calls ----
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Osló"}'}}
+CALLED = '{"name": "weather", "arguments": {"city": "Osló"}}'
+
+
+def calling(content: str | None = None, call: Any = CALL, key: str = "tool_calls") -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "content": "weather in Oslo?"},
+        {"role": "assistant", "content": content, key: [call] if key == "tool_calls" else call},
+        {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": '{"deg": 3}'},
+        {"role": "assistant", "content": "It is 3 degrees."},
+    ]
+
+
+OBJECT = {"function": {"name": "weather", "arguments": {"city": "Osló"}}}
+
+
+@pytest.mark.parametrize("content", [None, "", "Let me look up the weather."])
+@pytest.mark.parametrize(
+    ("call", "key"),
+    [(CALL, "tool_calls"), (OBJECT, "tool_calls"), (OBJECT["function"], "tool_calls"), (CALL["function"], "function_call")],
+)
+@pytest.mark.parametrize("template", [None, templates.QWEN3], ids=["ours", "qwen"])
+def test_calls_are_learnt_in_the_notation_of_the_template(template: str | None, call: Any, key: str, content: str | None) -> None:
+    encoder = encoder_of(template, "gpt2")
+    conversation = encoder.read(calling(content, call, key), None, None, {"tools": TOOLS})[0]
+    called, answer = learnt(encoder, conversation)
+    assert called.startswith((content or "") + ("\n" if content else "") + "<tool_call>")
+    assert json.loads(called.split("<tool_call>")[1].split("</tool_call>")[0]) == json.loads(CALLED)
+    assert answer.replace("<think>\n\n</think>\n\n", "").startswith("It is 3 degrees.")
+    shown = encoder.template.locate(conversation).text
+    assert json.dumps(TOOLS[0]) in shown
+    assert '{"deg": 3}' in shown
+
+
+def test_a_template_that_wants_arguments_as_text_gets_them() -> None:
+    called, _ = learnt(encoder_of(templates.DEEPSEEK), calling(None, OBJECT))
+    assert called == '<|call|>weather\n```json\n{"city": "Osló"}\n```<|calls_end|></s>'
+
+
+@pytest.mark.parametrize(
+    ("template", "content"),
+    [
+        (templates.CHATML, "Let me look up the weather."),
+        (templates.CHATML, None),
+        (templates.DEEPSEEK, "Let me look up the weather."),
+        (templates.MARKED, "Let me look up the weather."),
+        (templates.MARKED.replace("{{ m['content'] }}", "{{ m['content'] }}{{ m['tool_calls'] }}"), "Let me look."),
+    ],
+)
+def test_a_call_that_the_template_does_not_show_is_a_bad_row(template: str, content: str | None) -> None:
+    encoder = encoder_of(template)
+    with pytest.raises(BadRow, match=r"tool_calls are not learnt|cannot render|writes the arguments"):
+        encoder.template.locate(encoder.read(calling(content), None, None, {"tools": TOOLS})[0])
+
+
+def test_a_template_that_writes_arguments_in_another_notation_than_json_is_not_trained_with() -> None:
+    shows = "{% for c in m['tool_calls'] or [] %}{{ c['function']['name'] ~ c['function']['arguments'] }}{% endfor %}"
+    template = templates.CHATML.replace("{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}",
+        "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}" + shows + "{{ '<|im_end|>\\n' }}")  # fmt: skip
+    called, _ = learnt(encoder_of(template), calling("", OBJECT))
+    assert called == 'weather{"city": "Osló"}<|im_end|>'  # as text, where an object would become {'city': 'Osló'}
+
+
+def test_calls_of_sharegpt_are_calls_or_their_text() -> None:
+    value = [
+        {"from": "developer", "value": "You are brief."},
+        {"from": "human", "value": "area of 5 by 3?"},
+        {"from": "function_call", "value": '{"name": "area", "arguments": [5, 3]}'},
+        {"from": "observation", "value": '{"area": 15}'},
+        {"from": "gpt", "value": "15"},
+    ]
+    called, answer = learnt(encoder_of(None), value, tools=json.dumps([{"name": "area", "parameters": {}}]))
+    assert '{"name": "area", "arguments": [5, 3]}' in called
+    assert answer == "15</s>"
+    assert learnt(encoder_of(templates.CHATML), value) == ['{"name": "area", "arguments": [5, 3]}<|im_end|>', "15<|im_end|>"]
+    value[2]["value"] = "area(5, 3)"
+    assert learnt(encoder_of(None), value) == ["area(5, 3)</s>", "15</s>"]
+
+
+# ---- reasoning, weights, fields ----
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_given_to_the_template(name: str) -> None:
+    messages = talk("2+2?", "4", "and 3+3?", "6")
+    messages[1][name], messages[3][name] = "add two twice", "add three twice"
+    assert learnt(encoder_of(None), messages) == [
+        "<think>\nadd two twice\n</think>\n4</s>",
+        "<think>\nadd three twice\n</think>\n6</s>",
+    ]
+    qwen = encoder_of(templates.QWEN3)
+    assert learnt(qwen, messages) == ["4<|im_end|>", "<think>\nadd three twice\n</think>\n\n6<|im_end|>"]
+    assert qwen.notes == {"an answer has reasoning that the chat template does not show there: it is not learnt": 1}
+    chatml = encoder_of(templates.CHATML)
+    assert learnt(chatml, messages) == ["4<|im_end|>", "6<|im_end|>"]
+    assert [count for note, count in chatml.notes.items() if "reasoning" in note] == [1]
+
+
+def test_reasoning_inside_of_answers_is_learnt_where_it_is_shown() -> None:
+    messages = talk("2+2?", "<think>\nadd two twice\n</think>\n\n4", "and 3+3?", "<think>\nadd three twice\n</think>\n\n6")
+    assert learnt(encoder_of(templates.QWEN3), messages) == ["4<|im_end|>", "<think>\nadd three twice\n</think>\n\n6<|im_end|>"]
+    assert learnt(encoder_of(templates.DEEPSEEK), messages) == ["\n\n4</s>", "\n\n6</s>"]
+
+
+@pytest.mark.parametrize("template", [None, templates.CHATML, templates.MARKED_ANYHOW])
+@pytest.mark.parametrize(
+    ("field", "value"), [("weight", 0), ("train", False), ("loss", 0.0), ("trainable", "false"), ("training", False)]
+)
+def test_answers_that_are_marked_as_such_are_not_learnt(template: str | None, field: str, value: Any) -> None:
+    messages = talk("2+2?", "five", "wrong", "four")
+    messages[1][field] = value
+    (answer,) = learnt(encoder_of(template), messages)
+    assert answer.strip().startswith("four")
+    messages[3][field] = value
+    with pytest.raises(BadRow, match="every answer is marked as one that is not learnt"):
+        encoder_of(template).read(messages, None, None)
+    messages[3][field] = 0.5
+    with pytest.raises(BadRow, match=rf"message 4: {field} is 0.5"):
+        encoder_of(template).read(messages, None, None)
+
+
+def test_fields_that_are_not_used_are_counted() -> None:
+    encoder = encoder_of(None)
+    messages = talk("hi", "hello")
+    messages[0] |= {"mood": "good", "name": "Ada", "empty": None}
+    learnt(encoder, messages)
+    assert encoder.notes == {"a message has the field 'mood', which is not used": 1}
+
+
+def test_what_the_template_leaves_out_is_counted() -> None:
+    template = templates.CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+    encoder = encoder_of(template)
+    learnt(encoder, [{"role": "system", "content": "Answer in Latin."}, *talk("hi", "salve")], tools=TOOLS)
+    assert set(encoder.notes) == {
+        "a message of the system's is not shown by the chat template",
+        "the tools are not shown by the chat template",
+    }
+
+
+# ---- shapes of rows ----
+
+HI = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+SHAPES = {
+    "messages": HI,
+    "sharegpt": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}],
+    "other names": [{"role": "Human", "content": "hi"}, {"role": "AI", "content": "hello"}],
+    "capitals": [{"role": "USER", "text": "hi"}, {"role": "Model", "text": "hello"}],
+    "json": json.dumps(HI),
+    "python": str(HI),
+    "object": {"conversation": HI},
+    "object as json": json.dumps({"messages": HI}),
+    "turns": [{"input": "hi", "output": "hello"}],
+    "moss": [{"human": "hi", "assistant": "hello"}],
+    "parts": [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in HI],
+    "parts of the responses api": [
+        {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "hello"}]},
+    ],
+    "nulls": [m | {"name": None, "tool_calls": None, "weight": None} for m in HI],
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_of_conversations(name: str) -> None:
+    conversation = encoder_of(None).read(SHAPES[name], None, None)[0]
+    assert (conversation.messages, conversation.learnt) == (HI, [False, True])
+
+
+COMPLETED = ColumnsConfig(text="prompt", label="completion")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "expected"),
+    [
+        ("hi", "hello", HI),
+        (HI[:1], HI[1:], HI),
+        (HI[:1], "hello", HI),
+        ("hi", HI[1:], HI),
+        (json.dumps(HI[:1]), json.dumps(HI[1:]), HI),
+        ("sort [3, 1]", "[1, 3]", talk("sort [3, 1]", "[1, 3]")),  # text that is JSON stays text
+        ("as json", '[{"a": 1}]', talk("as json", '[{"a": 1}]')),
+        ([*HI, {"role": "user", "content": "bye"}], HI[1:], [*HI, {"role": "user", "content": "bye"}, HI[1]]),
+    ],
+)
+def test_a_prompt_and_its_completion(prompt: Any, completion: Any, expected: list[dict[str, str]]) -> None:
+    conversation = encoder_of(None, columns=COMPLETED).read(prompt, None, completion)[0]
+    assert conversation.messages == expected
+    assert conversation.learnt == [False] * (len(expected) - 1) + [True]  # of the prompt nothing
+
+
+ALPACA = ColumnsConfig(text="instruction", label="output")
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({}, talk("Add.", "3")),
+        ({"input": ""}, talk("Add.", "3")),
+        ({"input": "1 and 2"}, talk("Add.\n\n1 and 2", "3")),
+        (
+            {"system": "Be brief.", "history": [["a", "b"]]},
+            [{"role": "system", "content": "Be brief."}, *talk("a", "b", "Add.", "3")],
+        ),
+        ({"system": "", "history": '[["a", "b"]]'}, talk("a", "b", "Add.", "3")),
+        ({"history": HI}, [*HI, *talk("Add.", "3")]),
+        ({"history": []}, talk("Add.", "3")),
+    ],
+)
+def test_alpaca_has_columns_that_rows_may_lack(extra: dict[str, Any], expected: list[dict[str, str]]) -> None:
+    conversation = encoder_of(None, columns=ALPACA).read("Add.", None, "3", extra)[0]
+    assert conversation.messages == expected
+    assert conversation.learnt == [message["role"] == "assistant" for message in expected]
+    paired = ColumnsConfig(text="instruction", text_pair="input", label="output")
+    pair = extra.pop("input", None)
+    assert encoder_of(None, columns=paired).read("Add.", pair, "3", extra)[0].messages == expected
+
+
+@pytest.mark.parametrize(
+    ("extra", "problem"),
+    [
+        ({"input": {"x": 1}}, "column 'input' holds dict, not text"),
+        ({"input": 3}, "column 'input' holds int, not text"),
+        ({"system": ["a"]}, "column 'system' holds list, not text"),
+        ({"history": "a"}, "column 'history' holds no list"),
+        ({"history": [["a"]]}, "column 'history', turn 1: expected"),
+        ({"tools": "none"}, "column 'tools' holds no list of functions"),
+        ({"tools": [1]}, "column 'tools' holds no list of functions"),
+    ],
+)
+def test_columns_beside_that_hold_something_else_are_bad_rows(extra: dict[str, Any], problem: str) -> None:
+    with pytest.raises(BadRow, match=problem):
+        encoder_of(None, columns=ALPACA).read("Add.", None, "3", extra)
+
+
+def test_a_system_prompt_beside_the_messages_comes_first() -> None:
+    encoder = encoder_of(None)
+    for column in ("system", "system_prompt"):
+        conversation = encoder.read(HI, None, None, {column: "Answer in Latin."})[0]
+        assert conversation.messages == [{"role": "system", "content": "Answer in Latin."}, *HI]
+    same = [{"role": "system", "content": "a"}, *HI]
+    assert encoder.read(same, None, None, {"system": "a"})[0].messages == same
+    with pytest.raises(BadRow, match="column 'system' and the first message are both a system prompt"):
+        encoder.read(same, None, None, {"system": "b"})
+
+
+def test_roles_can_be_named() -> None:
+    value = [{"from": "Frage", "value": "hi"}, {"from": "Antwort", "value": "hello"}, {"from": "ipython", "value": "1"}]
+    with pytest.raises(BadRow, match=r"message 1: unknown role 'Frage'; understood are .*function_call.*gpt.*human.*data\.roles="):
+        encoder_of(None).read(value, None, None)
+    encoder = encoder_of(None, roles={"frage": "user", "Antwort": "assistant"})
+    assert [message["role"] for message in encoder.read(value, None, None)[0].messages] == ["user", "assistant", "tool"]
+
+
+BAD_TALK = [
+    ("words", "holds no conversation"),
+    (None, "holds no conversation"),
+    ([], "holds no conversation"),
+    ("[]", "holds no conversation"),
+    ([["hi", "hello"]], "message 1: expected {role, content}, found list"),
+    ([{"role": "usr", "content": "a"}], "message 1: unknown role 'usr'"),
+    ([{"question": "a"}], "message 1: expected {role, content}, found the fields question"),
+    ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}], "message 2: the assistant says nothing"),
+    ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "message 2: the assistant says nothing"),
+    ([{"role": "user", "content": 5}], "message 1: the user says nothing"),
+    ([{"role": "user", "content": "a"}], "the assistant says nothing"),
+    ([3], "message 1: expected {role, content}, found int"),
+    ([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], "message 1: a part of the content is of type 'image'"),
+    ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "of type 'image_url'"),
+    ([{"role": "user", "content": "a", "tool_calls": [CALL]}], "message 1: the user calls a function"),
+    ([{"role": "assistant", "content": "", "tool_calls": [{"id": "c"}]}], "message 1: a call in tool_calls has no name"),
+    ([{"role": "assistant", "content": "a", "reasoning": ["b"]}], "message 1: 'reasoning' holds list, not text"),
+]
+
+
+@pytest.mark.parametrize(("value", "problem"), BAD_TALK)
+def test_conversations_that_are_none(value: Any, problem: str) -> None:
+    with pytest.raises(BadRow) as error:
+        encoder_of(None).read(value, None, None)
+    assert problem in str(error.value)
+
+
+def test_rows_that_the_template_refuses_are_bad_rows_with_their_line() -> None:
+    import datasets
+
+    from llm_lightning.data.rows import Rows
+
+    encoder = encoder_of(templates.GEMMA, on_bad_row="skip")
+    values = [HI, [{"role": "system", "content": "a"}, *HI], HI]
+    rows = Rows(
+        datasets.Dataset.from_dict({"text": [json.dumps(value) for value in values]}), "x", lambda i: f"a.jsonl, line {i + 1}"
+    )
+    bad = BadRows(rows, encoder.data)
+    examples = [Example(i, encoder.read(value, None, None)[0]) for i, value in enumerate(values)]
+    assert [example.row for example in encoder(examples, bad).examples] == [0, 2]
+    assert bad.count == 1
+    assert (
+        "a.jsonl, line 2: the chat template cannot render a conversation of system, user, assistant: System role not"
+        in bad.first[0]
+    )
+
+
+# ---- what is to be answered ----
+
+
+@pytest.mark.parametrize("value", ["hi", HI[:1], json.dumps(HI[:1]), {"messages": HI[:1]}, HI])
+def test_rows_to_answer_have_the_shapes_of_training(value: Any) -> None:
+    encoder = encoder_of(None, labels=None)
+    conversation = encoder.read(value, None, None)[0]
+    assert conversation.messages == HI[:1]
+    assert conversation.notes == (("the answer at the end is left out, as the model writes its own",) if value is HI else ())
+
+
+def test_instructions_to_answer_have_their_input_and_history() -> None:
+    encoder = encoder_of(None, labels=None, columns=ColumnsConfig(text="instruction"))
+    extra = {"input": "1 and 2", "system": "Be brief.", "history": [["a", "b"]]}
+    messages = encoder.read("Add.", None, None, extra)[0].messages
+    assert messages == [{"role": "system", "content": "Be brief."}, *talk("a", "b", "Add.\n\n1 and 2")]
