@@ -39,6 +39,8 @@ DEFAULT = (
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 """For tokenizers that have none."""
+HEADERS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|tools|>")
+"""What messages begin with in `DEFAULT`."""
 SENTINELS = ("qz7", "xj4")
 """Texts that replace an answer; no text begins, or ends, like both."""
 PROBE: list[Message] = [{"role": "user", "content": "a"}]

@@ -65,7 +65,7 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
                 raise UserError(
                     f'{place}: the first line is one column ({present[0]!r}): the separator is another, "data.delimiter={separator!r}".'
                 )
-            hint = (_conversation_columns(present) if key == "text" and column in ("messages", "instruction") else None) or nearest(
+            hint = (_conversation_columns(data, present) if key == "text" and column in ("messages", "instruction") else None) or nearest(
                 column, present
             )
             raise UserError(
@@ -73,12 +73,12 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
             )
 
 
-def _conversation_columns(present: list[str]) -> str | None:
+def _conversation_columns(data: DataConfig, present: list[str]) -> str | None:
     """Return the settings for conversations in columns of other usual names, as a sentence; None where there are none."""
     preferences = " Preferences (chosen, rejected) are not learnt; the chosen answers can be:" if "rejected" in present else ""
     for name in ("messages", "conversations", "conversation", "dialogue", "dialog", "chat"):
         if name in present:
-            return f" Set data.columns.text={name} data.columns.label=null."
+            return f" Set data.columns.text={name}{'' if data.columns.label is None else ' data.columns.label=null'}."
     for prompt in ("prompt", "instruction", "query", "question", "input", "problem"):
         for answer in ("completion", "output", "response", "answer", "chosen", "solution"):
             if prompt in present and answer in present:

@@ -19,6 +19,8 @@ def generated(
 
     A UserError that is raised by `rows` comes out as it is.
     """
+    # a list among the arguments would be dealt out: the generator would be called once with each of its items
+    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     features = datasets.Features({name: datasets.Value(kind) if isinstance(kind, str) else kind for name, kind in types.items()})
     try:
         if next(rows(**arguments), None) is None:  # from_generator fails on this

@@ -51,6 +51,8 @@ class Encoding:
     """Whether a sequence ends with what the model is to write, and is given it only as such."""
     label_is_text: ClassVar[bool] = False
     """Whether a tokenizer has to know the labels' words too."""
+    special_tokens: ClassVar[tuple[str, ...]] = ()
+    """Texts that a tokenizer which is trained for the run knows as one token each."""
     extra_columns: ClassVar[tuple[str, ...]] = ()
     """Columns that `read` takes where a row has them, beside those of the config: the `tools` of a conversation."""
 

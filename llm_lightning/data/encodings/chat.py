@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.chat_template import ChatTemplate, Rendered
+from llm_lightning.data.chat_template import HEADERS, ChatTemplate, Rendered
 from llm_lightning.data.conversations import LEARNT, Conversation, Message, Reader
 from llm_lightning.data.encodings import Encoding, Sequences
 from llm_lightning.data.examples import BadRow, BadRows, Example
@@ -29,6 +29,7 @@ class Encoder(Encoding):
     next_token = True
     templated = True
     label_is_text = True
+    special_tokens = HEADERS
     extra_columns = ("tools", "functions", "system", "system_prompt", "history", "input")
 
     def __init__(self, tokenizer: Any, data: DataConfig, labels: Labels | None = None) -> None:
@@ -88,6 +89,8 @@ class Encoder(Encoding):
             sequences.tokens.append(tokens[:size])
             sequences.token_targets.append(targets[:size])
             sequences.examples.append(example)
+            if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in targets[:size]:
+                self.notes["an answer has characters that the tokenizer does not know"] += 1
         for example, conversation in rendered:
             self.notes.update({*example.text.notes, *conversation.notes, *self._ignored(example.text)})
         return sequences

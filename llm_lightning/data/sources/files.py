@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {lines[i].as_py()}")
 
 
-def rows(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
+def rows(path: Path, data: DataConfig, lists: Collection[str] | None) -> Iterator[dict[str, Any]]:
     """The file's rows; lists and objects may be in the columns `lists`, or, where that is None, in any."""
     readers = {".jsonl": _jsonl, ".json": _json}
     return readers.get(path.suffix.lower(), _csv)(path, data, lists)
@@ -85,7 +85,7 @@ def lines(path: Path) -> Iterator[str]:
                 ) from None
 
 
-def _csv(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
+def _csv(path: Path, data: DataConfig, lists: Collection[str] | None) -> Iterator[dict[str, Any]]:
     delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if path.suffix.lower() == ".tsv" else ",")
     quoting: Any = csv.QUOTE_MINIMAL if data.quotes else csv.QUOTE_NONE
     reader = csv.reader(lines(path), delimiter=delimiter, quoting=quoting, strict=True)
@@ -110,14 +110,14 @@ def _csv(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict
         ) from None
 
 
-def _jsonl(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
+def _jsonl(path: Path, data: DataConfig, lists: Collection[str] | None) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines(path), 1):
         if line.strip():
             yield from_line(line, data, number, str(path), lists)
 
 
 def from_line(
-    line: str, data: DataConfig, number: int, place: str = "standard input", lists: list[str] | None = None
+    line: str, data: DataConfig, number: int, place: str = "standard input", lists: Collection[str] | None = None
 ) -> dict[str, Any]:
     """The row that a line of JSON is."""
     try:
@@ -127,7 +127,7 @@ def from_line(
     return _from_object(place, data, value, number, lists)
 
 
-def _json(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dict[str, Any]]:
+def _json(path: Path, data: DataConfig, lists: Collection[str] | None) -> Iterator[dict[str, Any]]:
     try:
         values = json.loads("".join(lines(path)))
     except json.JSONDecodeError as error:
@@ -140,7 +140,7 @@ def _json(path: Path, data: DataConfig, lists: list[str] | None) -> Iterator[dic
         yield _from_object(str(path), data, value, number, lists)
 
 
-def _from_object(place: str, data: DataConfig, value: Any, number: int, lists: list[str] | None) -> dict[str, Any]:
+def _from_object(place: str, data: DataConfig, value: Any, number: int, lists: Collection[str] | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         return _problem(data, number, f"expected an object, found {type(value).__name__}")
     if number == 1:
