@@ -5,22 +5,29 @@ from __future__ import annotations
 import copy
 import json
 import re
-from functools import cache
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from llm_lightning.cli import load
 from llm_lightning.config import ColumnsConfig, DataConfig
 from llm_lightning.data.conversations import Conversation
 from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import IGNORED
+from llm_lightning.data.module import Text, prepare
+from llm_lightning.data.rows import Rows
+from llm_lightning.errors import UserError
 
+from ..conftest import QUIET, TINY_GPT
 from . import chat_templates as templates
 
 KNOWN = Labels((), ())
@@ -28,7 +35,7 @@ TEXTS = ["the cat sees a dog, and runs (fast).", "what is it? 2 + 2 = 4!", "def 
 KINDS = ("bpe", "gpt2", "wordpiece", "unigram", "llama")
 
 
-@cache
+@lru_cache(None)
 def make_tokenizer(kind: str, special: bool = True) -> Any:
     """A small tokenizer of a kind: byte-level BPE without and with GPT-2's trimmed offsets, WordPiece, and the two ways of ▁."""
     unknown: dict[str, Any] = {}
@@ -528,10 +535,6 @@ def test_conversations_that_are_none(value: Any, problem: str) -> None:
 
 
 def test_rows_that_the_template_refuses_are_bad_rows_with_their_line() -> None:
-    import datasets
-
-    from llm_lightning.data.rows import Rows
-
     encoder = encoder_of(templates.GEMMA, on_bad_row="skip")
     values = [HI, [{"role": "system", "content": "a"}, *HI], HI]
     rows = Rows(
@@ -563,3 +566,97 @@ def test_instructions_to_answer_have_their_input_and_history() -> None:
     extra = {"input": "1 and 2", "system": "Be brief.", "history": [["a", "b"]]}
     messages = encoder.read("Add.", None, None, extra)[0].messages
     assert messages == [{"role": "system", "content": "Be brief."}, *talk("a", "b", "Add.\n\n1 and 2")]
+
+
+# ---- files ----
+
+
+def prepared(tmp_path: Path, cache: Path, rows: list[dict[str, Any]], *overrides: str, ending: str = "jsonl") -> Text:
+    """The text of a run on a file of these rows."""
+    file = tmp_path / f"train.{ending}"
+    if ending == "parquet":
+        datasets.Dataset.from_list(rows).to_parquet(str(file))
+    else:
+        file.write_text("\n".join(map(json.dumps, rows)))
+    settings = [*QUIET, *TINY_GPT, f"cache_dir={cache}", f"data.train={file}", f"run_dir={tmp_path}/run"]
+    return prepare(load(["task=finetune", "objective=instruction", *settings, *overrides]), "chat", None)
+
+
+def train_targets(text: Text) -> list[str]:
+    """What is learnt of each training sequence."""
+    train, decode = text.splits["train"], text.tokenizer.decode
+    assert train.token_targets is not None
+    parts = [train.token_targets[start : start + size] for start, size in zip(train.starts, train.lengths, strict=True)]
+    return [decode(part[part != IGNORED].tolist()).replace("<|endoftext|>", "|") for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("row", "overrides", "expected"),
+    [
+        ({"messages": calling()[:2] + calling()[3:]}, ["data=chat"], f"<tool_call>\n{CALLED}\n</tool_call>|It is 3 degrees.|"),
+        ({"dialogue": SHAPES["sharegpt"]}, ["data=chat", "data.columns.text=dialogue"], "hello|"),
+        ({"a": SHAPES["turns"]}, ["data=chat", "data.columns.text=a"], "hello|"),
+        ({"q": HI[:1], "a": HI[1:]}, ["data=files", "data.columns.text=q", "data.columns.label=a"], "hello|"),
+        ({"messages": [{"role": "Frage", "content": "hi"}, HI[1]]}, ["data=chat", "data.roles={Frage: user}"], "hello|"),
+        ({"instruction": "Add", "output": "2"}, ["data=alpaca"], "2|"),
+    ],
+)
+def test_files_of_conversations(tmp_path: Path, cache: Path, row: dict[str, Any], overrides: list[str], expected: str) -> None:
+    assert train_targets(prepared(tmp_path, cache, [row] * 20, *overrides)) == [expected] * 18
+
+
+def test_columns_beside_the_messages_reach_the_template(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    row = {"messages": [m | {"mood": "good"} for m in HI], "system": "Answer in Latin.", "tools": json.dumps(TOOLS)}
+    text = prepared(tmp_path, cache, [row] * 20, "data=chat", ending="parquet")
+    assert text.tokenizer.decode(text.splits["train"][0]).startswith(
+        f"<|tools|>\n{json.dumps(TOOLS[0])}\n<|system|>\nAnswer in Latin.\n<|user|>\nhi"
+    )
+    assert train_targets(text) == ["hello|"] * 18
+    note = "train: in 18 of 18 rows a message has the field 'mood', which is not used"
+    assert note in caplog.text
+    caplog.clear()
+    prepared(tmp_path, cache, [row] * 20, "data=chat", ending="parquet")
+    assert note in caplog.text  # from a warm cache too
+
+
+def test_roles_and_template_are_part_of_the_caches_identity(tmp_path: Path, cache: Path) -> None:
+    rows = [{"messages": [*HI, {"role": "system", "content": "a"}, {"role": "assistant", "content": "bye"}]}] * 20
+    plain, mapped = (prepared(tmp_path, cache, rows, "data=chat", *more) for more in ([], ["data.roles={system: tool}"]))
+    assert plain.fingerprint != mapped.fingerprint
+    assert "<|tool|>" in mapped.tokenizer.decode(mapped.splits["train"][0])
+
+
+@pytest.mark.parametrize(
+    ("row", "suggestion"),
+    [
+        ({"conversations": HI}, "Set data.columns.text=conversations."),
+        ({"dialogue": HI, "id": "1"}, "Set data.columns.text=dialogue."),
+        ({"prompt": "a", "completion": "b"}, "Set data.columns.text=prompt data.columns.label=completion."),
+        ({"instruction": "a", "output": "b"}, "Set data.columns.text=instruction data.columns.label=output."),
+        (
+            {"prompt": "a", "chosen": HI, "rejected": HI},
+            "Preferences (chosen, rejected) are not learnt; the chosen answers can be: Set data.columns.text=prompt",
+        ),
+        ({"chosen": HI, "rejected": HI}, "the chosen answers can be: Set data.columns.text=chosen."),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_with_the_settings_for_it(
+    tmp_path: Path, cache: Path, row: dict[str, Any], suggestion: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(suggestion)):
+        prepared(tmp_path, cache, [row] * 20, "data=chat")
+
+
+def test_a_role_that_there_is_not_is_refused(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(
+        UserError,
+        match=re.escape("data.roles={a: asistant}: expected one of system, user, assistant, tool. Did you mean 'assistant'?"),
+    ):
+        prepared(tmp_path, cache, [{"messages": HI}], "data=chat", "data.roles={a: asistant}")
+
+
+def test_a_wordpiece_tokenizer_knows_who_speaks(tmp_path: Path, cache: Path) -> None:
+    rows = [{"messages": talk("Welcome. ", "thanks", "bye\n", first="assistant")}] * 20
+    text = prepared(tmp_path, cache, rows, "data=chat", "model.tokenizer.kind=wordpiece")
+    assert text.tokenizer.decode(text.splits["train"][0]) == "<|assistant|> welcome. [SEP] <|user|> thanks <|assistant|> bye [SEP]"
+    assert train_targets(text) == ["welcome. [SEP] bye [SEP]"] * 18
