@@ -93,7 +93,7 @@ class Translation(Objective):
         tokenizer = self.text.tokenizer
         most = min(2 * batch.longest + 10, self.text.encoding.data.block_size)
         if (limit := positions(self.model.config)) is not None:
-            most = min(most, limit - 1)  # the first position is that of the token which begins a text
+            most = min(most, limit)
         settings: dict[str, Any] = {"num_beams": self.beams, "max_new_tokens": most, "do_sample": False}
         if self.beams > 1:
             settings |= {"length_penalty": self.length_penalty, "early_stopping": True}

@@ -1,5 +1,7 @@
 """Chat templates of the shapes that models have, written anew for tests."""
 
+# ruff: noqa: E501
+
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
