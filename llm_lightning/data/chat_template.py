@@ -32,7 +32,8 @@ DEFAULT = (
     "{% if message['reasoning_content'] %}<think>\n{{ message['reasoning_content'] }}\n</think>\n{% endif %}"
     "{{ message['content'] or '' }}"
     "{% for call in message['tool_calls'] or [] %}{% if message['content'] or not loop.first %}{{ '\n' }}{% endif %}"
-    "{{ '<tool_call>\n' }}{\"name\": {{ call['function']['name'] | tojson }}, \"arguments\": {{ call['function']['arguments'] | tojson }}}\n"
+    "{{ '<tool_call>\n' }}{\"name\": {{ call['function']['name'] | tojson }}, "
+    "\"arguments\": {{ call['function']['arguments'] | tojson }}}\n"
     "</tool_call>{% endfor %}"
     "{{ eos_token or sep_token }}{% endgeneration %}"
     "{% else %}{{ message['content'] }}{% endif %}{{ '\n' }}{% endfor %}"
@@ -162,7 +163,11 @@ class ChatTemplate:
         if start == stop or start < lower:
             raise BadRow(f"the chat template does not show what the assistant says in message {i + 1} of {_roles(messages)}")
         prompt = self._generation_prompt(tools)
-        ends = {len(prompt), *(match.end() for match in self._special.finditer(prompt)), *(m.end() for m in re.finditer("\n", prompt))}
+        ends = {
+            len(prompt),
+            *(match.end() for match in self._special.finditer(prompt)),
+            *(m.end() for m in re.finditer("\n", prompt)),
+        }
         for end in sorted(ends - {0}, reverse=True):  # an answer without reasoning may begin before the end of a prompt to reason
             if (place := text.rfind(prompt[:end], lower, start)) >= 0:
                 start = place + end
@@ -293,7 +298,9 @@ class ChatTemplate:
             raise BadRow(f"the chat template cannot render a conversation of {_roles(messages)}: {error}") from error
         (text,), (marks_of_text, *_) = rendered[0], rendered[1] or [None]
         for message in messages:
-            if isinstance(parts := message.get("content"), list) and (str(parts) in text or json.dumps(parts, ensure_ascii=False) in text):
+            if isinstance(parts := message.get("content"), list) and (
+                str(parts) in text or json.dumps(parts, ensure_ascii=False) in text
+            ):
                 raise BadRow("the chat template writes a list of parts as it stands")
         return text, [(start, stop) for start, stop in marks_of_text] if marks else None
 

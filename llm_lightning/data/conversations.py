@@ -32,6 +32,8 @@ WEIGHTS = ("weight", "train", "training", "trainable", "loss")
 """Fields of a message that say whether it is learnt."""
 TURNS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("query", "response"), ("question", "answer"))
 """Keys of an object that holds a message of the user's and the answer to it."""
+BESIDE = ("tools", "functions", "system", "system_prompt")
+"""Columns, or keys of an object, that may stand beside messages."""
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog")
 """Keys of an object that holds the list of messages."""
 
@@ -75,7 +77,13 @@ class Reader:
 
     def __init__(self, roles: Mapping[str, str]) -> None:
         self.roles = ROLE_NAMES | {name.lower(): role for name, role in roles.items()}
+        self.start()
+
+    def start(self) -> None:
+        """Begin a row."""
         self.notes: list[str] = []
+        self.beside: dict[str, Any] = {}
+        """What an object with the messages has beside them, as columns may have it."""
 
     def conversation(self, messages: list[Message], extra: Mapping[str, Any], is_answered: bool) -> Conversation:
         """Return messages with the tools and the system prompt that stand in columns beside them (`extra`).
@@ -84,9 +92,10 @@ class Reader:
 
         Raises BadRow where an answered one has nothing to learn, or another has no message.
         """
+        extra = {**self.beside, **extra}
         messages = self._with_system(messages, extra)
         learnt = [message.pop(LEARNT, message["role"] == "assistant") for message in messages]
-        notes, self.notes = self.notes, []
+        notes = self.notes
         if not is_answered:
             size = len(messages)
             while messages and messages[-1]["role"] == "assistant":
@@ -108,15 +117,14 @@ class Reader:
         """
         parsed = parsed_structure(value)
         if isinstance(parsed, dict):
-            parsed = next(
-                (parsed[name] for name in LISTS if name in parsed), [parsed] if {"role", "from"} & set(parsed) else parsed
-            )
-            parsed = parsed_structure(parsed)
+            parsed = self._unpack(parsed)
         if isinstance(value, str) and role is not None and not _has_messages(parsed):
             if not value.strip():
                 raise BadRow(f"column '{column}' is empty")
             return [{"role": role, "content": value}]
-        if role is not None and not isinstance(parsed, list | dict):
+        if role is not None and not (
+            _has_messages(parsed) or (isinstance(parsed, list) and any(isinstance(m, dict) for m in parsed))
+        ):
             raise BadRow(
                 f"column '{column}' is empty" if value is None else f"column '{column}' holds {type(value).__name__}, not text"
             )
@@ -126,6 +134,20 @@ class Reader:
         for number, item in enumerate(parsed, 1):
             messages += self._read_item(item, f"column '{column}', message {number}")
         return messages
+
+    def completion(self, value: Any, column: str | None, prompt: list[Message]) -> list[Message]:
+        """Return the messages that answer a prompt. Some files repeat the prompt in front of them.
+
+        Raises BadRow where something else stands in front of the answer.
+        """
+        messages = self.messages(value, column, "assistant")
+        shown = [{name: item for name, item in message.items() if name != LEARNT} for message in messages]
+        for size in (len(prompt), 0):
+            before = [{name: item for name, item in message.items() if name != LEARNT} for message in prompt[:size]]
+            if size < len(messages) and shown[:size] == before and messages[size]["role"] == "assistant":
+                return messages[size:]
+        role = messages[0]["role"]
+        raise BadRow(f"column '{column}' begins with a message of the {role}'s that is not the prompt; it has to be the answer")
 
     def history(self, value: Any) -> list[Message]:
         """Return the messages of earlier turns: pairs of what the user and the assistant said, or messages."""
@@ -144,6 +166,20 @@ class Reader:
                 raise BadRow(f"column 'history', turn {number}: expected [question, answer], two texts")
             messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
         return messages
+
+    def _unpack(self, parsed: dict[str, Any]) -> Any:
+        """Return the list of messages that an object has; what else it has goes to `beside`, or is noted."""
+        if {"role", "from"} & set(parsed):
+            return [parsed]
+        key = next((name for name in LISTS if name in parsed), None)
+        if key is None:
+            return parsed
+        for name, item in parsed.items():
+            if name in BESIDE:
+                self.beside[name] = item
+            elif name not in (key, "id") and not _is_empty(item):
+                self.notes.append(f"a conversation has the field '{name}', which is not used")
+        return parsed_structure(parsed[key])
 
     def _with_system(self, messages: list[Message], extra: Mapping[str, Any]) -> list[Message]:
         for column in ("system", "system_prompt"):

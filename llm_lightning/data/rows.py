@@ -65,9 +65,9 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
                 raise UserError(
                     f'{place}: the first line is one column ({present[0]!r}): the separator is another, "data.delimiter={separator!r}".'
                 )
-            hint = (_conversation_columns(data, present) if key == "text" and column in ("messages", "instruction") else None) or nearest(
-                column, present
-            )
+            hint = (
+                _conversation_columns(data, present) if key == "text" and column in ("messages", "instruction") else None
+            ) or nearest(column, present)
             raise UserError(
                 f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}.{hint}"
             )

@@ -435,12 +435,31 @@ COMPLETED = ColumnsConfig(text="prompt", label="completion")
         ("sort [3, 1]", "[1, 3]", talk("sort [3, 1]", "[1, 3]")),  # text that is JSON stays text
         ("as json", '[{"a": 1}]', talk("as json", '[{"a": 1}]')),
         ([*HI, {"role": "user", "content": "bye"}], HI[1:], [*HI, {"role": "user", "content": "bye"}, HI[1]]),
+        (HI[:1], HI, HI),  # the prompt again in front of the answer
+        ("hi", HI, HI),
     ],
 )
 def test_a_prompt_and_its_completion(prompt: Any, completion: Any, expected: list[dict[str, str]]) -> None:
     conversation = encoder_of(None, columns=COMPLETED).read(prompt, None, completion)[0]
     assert conversation.messages == expected
     assert conversation.learnt == [False] * (len(expected) - 1) + [True]  # of the prompt nothing
+
+
+@pytest.mark.parametrize(
+    ("completion", "problem"),
+    [
+        (talk("ho", "hello"), "column 'completion' begins with a message of the user's that is not the prompt"),
+        ({"x": 1}, "column 'completion' holds dict, not text"),
+        (["hello"], "column 'completion' holds list, not text"),
+        (5, "column 'completion' holds int, not text"),
+        (None, "column 'completion' is empty"),
+        (" ", "column 'completion' is empty"),
+        (HI[:1], "begins with a message of the user's"),
+    ],
+)
+def test_completions_that_are_none(completion: Any, problem: str) -> None:
+    with pytest.raises(BadRow, match=problem):
+        encoder_of(None, columns=COMPLETED).read("hi", None, completion)
 
 
 ALPACA = ColumnsConfig(text="instruction", label="output")
@@ -496,6 +515,19 @@ def test_a_system_prompt_beside_the_messages_comes_first() -> None:
     assert encoder.read(same, None, None, {"system": "a"})[0].messages == same
     with pytest.raises(BadRow, match="column 'system' and the first message are both a system prompt"):
         encoder.read(same, None, None, {"system": "b"})
+
+
+def test_what_an_object_has_beside_its_messages_is_used_or_counted() -> None:
+    encoder = encoder_of(None)
+    value = {"id": "1", "conversations": HI, "system": "Be brief.", "tools": TOOLS, "source": "web"}
+    conversation = encoder.read(value, None, None)[0]
+    assert conversation.messages == [{"role": "system", "content": "Be brief."}, *HI]
+    assert conversation.tools == TOOLS
+    assert conversation.notes == ("a conversation has the field 'source', which is not used",)
+    assert encoder.read(HI, None, None, {"input": "a", "history": []})[0].notes == (
+        "the column 'input' is not used",
+        "the column 'history' is not used",
+    )
 
 
 def test_roles_can_be_named() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data.chat_template import HEADERS, ChatTemplate, Rendered
-from llm_lightning.data.conversations import LEARNT, Conversation, Message, Reader
+from llm_lightning.data.conversations import BESIDE, LEARNT, Conversation, Message, Reader
 from llm_lightning.data.encodings import Encoding, Sequences
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
@@ -30,7 +30,7 @@ class Encoder(Encoding):
     templated = True
     label_is_text = True
     special_tokens = HEADERS
-    extra_columns = ("tools", "functions", "system", "system_prompt", "history", "input")
+    extra_columns = (*BESIDE, "history", "input")
 
     def __init__(self, tokenizer: Any, data: DataConfig, labels: Labels | None = None) -> None:
         super().__init__(tokenizer, data, labels)
@@ -54,20 +54,22 @@ class Encoder(Encoding):
         Without `labels` it ends with what is to be answered.
         """
         columns, extra, reader = self.data.columns, extra or {}, self._reader
-        reader.notes = []
+        reader.start()
         is_answered = self.labels is not None
         is_prompt = columns.label is not None or not is_answered
         messages = reader.messages(text, columns.text, "user" if is_prompt else None)
         if is_prompt:
-            column = columns.text_pair if pair is not None else "input" if columns.text == "instruction" else None
-            context = extra.get("input") if pair is None else pair
-            if column is not None and context is not None:
-                _add_input(messages, context, column)
+            if pair is not None:
+                _add_input(messages, pair, columns.text_pair)
+            elif "input" in extra and columns.text == "instruction":
+                _add_input(messages, extra["input"], "input")
             if columns.label is not None:
                 messages = [message | {LEARNT: False} if message["role"] == "assistant" else message for message in messages]
             messages = reader.history(extra.get("history")) + messages
             if is_answered:
-                messages += reader.messages(value, columns.label, "assistant")
+                messages += reader.completion(value, columns.label, messages)
+        unused = {"input": columns.text != "instruction" or pair is not None, "history": not is_prompt}
+        reader.notes += [f"the column '{name}' is not used" for name in extra if unused.get(name)]
         return reader.conversation(messages, extra, is_answered), None, None
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
@@ -165,7 +167,7 @@ class Encoder(Encoding):
         return ids, targets
 
 
-def _add_input(messages: list[Message], value: Any, column: str) -> None:
+def _add_input(messages: list[Message], value: Any, column: str | None) -> None:
     """Put an input below the instruction, the last message. Raises BadRow where it is no text."""
     if not isinstance(value, str):
         raise BadRow(f"column '{column}' holds {type(value).__name__}, not text")
