@@ -692,3 +692,66 @@ def test_a_wordpiece_tokenizer_knows_who_speaks(tmp_path: Path, cache: Path) -> 
     text = prepared(tmp_path, cache, rows, "data=chat", "model.tokenizer.kind=wordpiece")
     assert text.tokenizer.decode(text.splits["train"][0]) == "<|assistant|> welcome. [SEP] <|user|> thanks <|assistant|> bye [SEP]"
     assert train_targets(text) == ["welcome. [SEP] bye [SEP]"] * 18
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 2)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["", " ", "a", "user", "gpt", "[", "{}"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "text", "function", "name", "arguments", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+KEYS = [
+    "role",
+    "from",
+    "content",
+    "value",
+    "text",
+    "tool_calls",
+    "function_call",
+    "reasoning",
+    "weight",
+    "train",
+    "input",
+    "output",
+    "name",
+    "x",
+]
+ROLE = st.sampled_from(["user", "assistant", "gpt", "tool", "function_call", "system", "?"])
+ODD = st.lists(
+    st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4)
+    | st.builds(
+        lambda r, d: d | {"role": r}, ROLE, st.dictionaries(st.sampled_from(KEYS[2:]), JSON | st.just("some words"), max_size=4)
+    )
+    | JSON,
+    max_size=4,
+)
+
+
+@lru_cache(None)
+def fuzzed(template: str | None) -> list[Encoder]:
+    """Encoders of messages, of instructions, and of what is to be answered."""
+    kinds: list[tuple[ColumnsConfig, Labels | None]] = [(ColumnsConfig(), KNOWN), (ALPACA, KNOWN), (ColumnsConfig(), None)]
+    return [encoder_of(template, labels=labels, columns=columns) for columns, labels in kinds]
+
+
+@pytest.mark.parametrize("template", [None, templates.QWEN3, templates.PARTS])
+@given(value=ODD | JSON, label=JSON | ODD, extra=st.dictionaries(st.sampled_from(Encoder.extra_columns), JSON | ODD))
+@settings(max_examples=150, deadline=None)
+def test_whatever_a_row_holds_it_is_a_conversation_or_a_bad_row(
+    template: str | None, value: Any, label: Any, extra: dict[str, Any]
+) -> None:
+    for encoder in fuzzed(template):
+        present = {name: item for name, item in extra.items() if item is not None}
+        try:
+            conversation = encoder.read(value, None, label, present)[0]
+            tokens, targets = encoder.targets(conversation) if encoder.labels else (encoder.prompt(conversation), [])
+        except BadRow:
+            continue
+        assert len(tokens) > 0
+        assert not encoder.labels or any(target != IGNORED for target in targets)
