@@ -21,6 +21,8 @@ from llm_lightning.machine import cores
 SOURCES = Path(__file__).parent / "data" / "sources"
 OF_FILES = ("files", "text", "conll", "squad", "parallel", "self_instruct")
 """Sources that need to be told what to read; one that you add says so by itself, when it is asked for its rows."""
+ROLES = ("system", "user", "assistant", "tool")
+"""Roles of a conversation's messages."""
 
 
 def check(config: Config) -> None:
@@ -152,8 +154,9 @@ def _data(config: Config) -> Iterator[str]:
                     f"data.{key}={getattr(data, key)}: data={data.source} is built in and reads no files; "
                     f"choose data=text or data=files."
                 )
-    if data.encoding is not None and not _is_text_encoding(data.encoding):
-        yield f"data.encoding={data.encoding}: there is no such encoding; such names are cp1252, cp1251, gb18030, big5, cp932, utf-16-le."
+    for name, role in data.roles.items():
+        if role not in ROLES:
+            yield f"data.roles={{{name}: {role}}}: expected one of {listed(ROLES)}.{nearest(role, ROLES)}"
     if data.delimiter is not None and len(data.delimiter.replace("\\t", "\t")) != 1:
         yield f"data.delimiter={data.delimiter}: expected one character (a tab is '\\t')."
     if not (config.model.name_or_path or config.model.init_from):

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class Facts:
     truncated: int
     skipped: int
     skipped_first: list[str]
+    notes: dict[str, int] = field(default_factory=dict)
+    """What was left out of rows that are used, with the number of rows."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,16 @@ def encode(rows: Rows, data: DataConfig, encoding: Encoding, cache_dir: Path, sp
     """
     one_stream = bool(getattr(encoding, "one_stream", False))
     template = encoding.tokenizer.chat_template if encoding.templated else None
-    settings = (data.columns, data.block_size, data.overlap, one_stream, data.on_bad_row, encoding.labels, template)
+    settings = (
+        data.columns,
+        data.block_size,
+        data.overlap,
+        one_stream,
+        data.on_bad_row,
+        encoding.labels,
+        template,
+        sorted(data.roles.items()),
+    )
     identity = f"{FORMAT} {rows.fingerprint} {tokenizers.identity(encoding.tokenizer)} {type(encoding).__module__} {settings}"
     folder = cache_dir / "encoded" / xxhash.xxh3_128(identity.encode()).hexdigest()
     if not _whole(folder):
@@ -116,6 +127,7 @@ def _whole(folder: Path) -> bool:
 
 def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> None:
     folder.mkdir(parents=True)
+    encoding.notes.clear()
     kind = np.uint16 if len(encoding.tokenizer) <= 1 << 16 else np.uint32
     bad, count, size, truncated = BadRows(rows, data), 0, 0, encoding.truncated
     parts: dict[str, list[np.ndarray]] = {"lengths": [], "rows": [], "second": [], "labels": []}
@@ -134,7 +146,7 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
             np.save(folder / f"{name}.npy", np.concatenate(arrays_) if arrays_ else np.empty(0, np.int32))
     lengths = np.load(folder / "lengths.npy")
     np.save(folder / "starts.npy", np.cumsum(lengths, dtype=np.int64) - lengths)
-    facts = Facts(count, size, encoding.truncated - truncated, bad.count, bad.first)
+    facts = Facts(count, size, encoding.truncated - truncated, bad.count, bad.first, dict(encoding.notes))
     (folder / "facts.json").write_text(json.dumps(asdict(facts) | {"dtype": kind.__name__}))
 
 
@@ -236,6 +248,8 @@ def _announce(facts: Facts, split: str, data: DataConfig) -> None:
             named,
             "; …" if facts.skipped > len(facts.skipped_first) else "",
         )
+    for note, count in facts.notes.items():
+        log.warning("%s: in %s of %s rows %s", split, count, facts.rows, note)
     if facts.truncated:
         log.warning(
             "%s: %s of %s texts are longer than data.block_size=%s tokens and were cut",

@@ -121,8 +121,11 @@ def _encoded(
     data, cache = config.data, cache_folder(config)
     if tokenizer is None:
         columns = [data.columns.text, data.columns.text_pair, data.columns.label if encoder.label_is_text else None]
-        texts = [column for column in columns if column is not None]
+        columns += [name for name in encoder.extra_columns if name in rows["train"].table.column_names]
+        texts = list(dict.fromkeys(column for column in columns if column is not None))
         tokenizer = tokenizers.train(config.model.tokenizer, rows["train"], texts, cache)
+        if encoder.special_tokens:
+            tokenizer.add_special_tokens({"additional_special_tokens": list(encoder.special_tokens)})
     encoding = encoder(tokenizer, data, found)
     encoded = {split: encode.encode(part, data, encoding, cache, split) for split, part in rows.items()}
     return Text(splits=encoded, rows=rows, encoding=encoding, stream=stream)

@@ -24,6 +24,8 @@ def generated(
     `types` are the columns' types (names of plain ones, or features). Written under another name and renamed: a killed run leaves no
     half of a table, and of two that write the same at once either is right.
     """
+    # a list among the arguments would be dealt out: the generator would be called once with each of its items
+    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     features = datasets.Features({name: datasets.Value(kind) if isinstance(kind, str) else kind for name, kind in types.items()})
     file = folder / f"{identity}.arrow"
     if not file.is_file():

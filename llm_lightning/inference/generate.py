@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +13,15 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, TextStreamer
 
 from llm_lightning.config import DataConfig, GenerateConfig
+from llm_lightning.data.conversations import Conversation, Message
 from llm_lightning.data.encodings import text_of
-from llm_lightning.data.encodings.chat import Message, conversation
+from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow
 from llm_lightning.errors import UserError
-from llm_lightning.inference.predict import Row, usable
-from llm_lightning.models.generate import as_published, continued
+from llm_lightning.inference.predict import Row, usable, without_label
+from llm_lightning.models.generate import as_published, continued, positions
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -28,35 +33,56 @@ class Generator:
     settings: GenerateConfig
     data: DataConfig = field(default_factory=lambda: DataConfig(source="files"))
 
+    def __post_init__(self) -> None:
+        self._encoder = None if self.tokenizer.chat_template is None else Encoder(self.tokenizer, without_label(self.data))
+        self._notes: Counter[str] = Counter()
+
     def __call__(self, rows: list[Row]) -> list[Row]:
         """`text` for the prompt (or conversation) of each row; a row without one has `error`, or raises UserError."""
         prompts, said = usable(rows, lambda number, row: self.tokens(self._asked(row)), self.data)
+        self._report_notes(len(rows))
         found = list(continued(self.model, list(prompts.values()), self.tokenizer.pad_token_id, **self.options()).values())
         texts = self.tokenizer.batch_decode(found, skip_special_tokens=True) if found else []
         said |= {number: {"text": self._stopped(text)} for number, text in zip(prompts, texts, strict=True)}
         return [said[number] for number in range(len(rows))]
 
-    def _asked(self, row: Row) -> str | list[Message]:
-        value, column = row.get(self.data.columns.text), self.data.columns.text
-        return conversation(value, column, answered=False) if isinstance(value, list) else text_of(column, value)
+    def _asked(self, row: Row) -> str | Conversation:
+        """Return what a row asks: text as it is, and a conversation in the shapes of training data. Raises BadRow for what is neither."""
+        columns = self.data.columns
+        value = row.get(columns.text)
+        extra = {name: row[name] for name in Encoder.extra_columns if row.get(name) is not None}
+        pair = None if columns.text_pair is None else row.get(columns.text_pair)
+        if self._encoder is None or (self.settings.raw and isinstance(value, str)):
+            if isinstance(value, list | dict):
+                raise BadRow("the model has no chat template, so that a prompt is text and no conversation")
+            return text_of(columns.text, value)
+        return self._encoder.read(value, pair, None, extra)[0]
 
-    def tokens(self, asked: str | list[Message]) -> list[int]:
-        """The tokens of a prompt or a conversation, the last ones of as many as the model has positions for."""
-        if self.tokenizer.chat_template is None or (isinstance(asked, str) and self.settings.raw):
+    def tokens(self, asked: str | Conversation) -> list[int]:
+        """Return the tokens of a prompt or a conversation, the last ones of as many as the model has positions for."""
+        if self._encoder is None or (isinstance(asked, str) and self.settings.raw):
             if not isinstance(asked, str):
                 raise BadRow("the model has no chat template, so that a prompt is text and no conversation")
             ids = self.tokenizer(asked)["input_ids"] or [self.tokenizer.bos_token_id]
         else:
-            messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        most = getattr(self.model.config, "max_position_embeddings", None)
+            conversation = Conversation([{"role": "user", "content": asked}], [False]) if isinstance(asked, str) else asked
+            self._notes.update(conversation.notes)
+            ids = self._encoder.prompt(conversation)
+        most = positions(self.model.config)
         room = len(ids) if most is None else most - self.settings.max_new_tokens
         if room < 1:
             raise UserError(
                 f"generate.max_new_tokens={self.settings.max_new_tokens}: the model has {most} positions in all; lower it."
             )
+        if len(ids) > room:
+            self._notes[f"a prompt is cut at its beginning to {room} tokens, as the model has {most} positions"] += 1
         return ids[-room:]
+
+    def _report_notes(self, rows: int) -> None:
+        """Say what was left out of the prompts of some rows."""
+        for note, count in self._notes.items():
+            log.warning("in %s of %s rows %s", count, rows, note)
+        self._notes.clear()
 
     def options(self) -> dict[str, Any]:
         """What transformers' generate is told."""
@@ -69,9 +95,15 @@ class Generator:
         kept = {"top_k": given.top_k or 0, "top_p": given.top_p, "min_p": given.min_p}
         return options | {"do_sample": True, "temperature": given.temperature, **kept}
 
-    def say(self, asked: str | list[Message], show: bool = True) -> str:
-        """What the model says, shown as it comes where `show`."""
-        ids = torch.tensor([self.tokens(asked)], device=self.model.device)
+    def say(self, asked: str | list[Message] | Conversation, show: bool = True) -> str:
+        """What the model says, shown as it comes where `show`. Raises UserError where the chat template cannot render it."""
+        try:
+            if isinstance(asked, list):
+                asked = self._asked({self.data.columns.text: asked})
+            ids = torch.tensor([self.tokens(asked)], device=self.model.device)
+        except BadRow as problem:
+            raise UserError(f"{problem}.") from problem
+        self._report_notes(1)
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if show else None
         with torch.inference_mode(), as_published(self.model):
             found = self.model.generate(  # type: ignore[operator]
@@ -103,7 +135,7 @@ class Generator:
                 messages = []
             elif said:
                 messages.append({"role": "user", "content": said})
-                messages.append({"role": "assistant", "content": self.say(messages)})
+                messages.append({"role": "assistant", "content": self.say([*messages])})
 
     def _stopped(self, text: str) -> str:
         """The text before the first stop string."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,8 +36,10 @@ def continued(
     """The tokens that a decoder writes behind each prompt, of any number and lengths, by the prompt's place.
 
     `settings` are those of generate. Prompts of like lengths are gone on with together. `shared`: every rank is called with the same
-    prompts, and goes on with its share of them, in the same groups as one process, so that the texts are the same.
+    prompts, and goes on with its share of them, in the same groups as one process, so that the texts are the same. Where the model has a
+    limit of positions, a group writes at the most as many tokens as are left behind its longest prompt, which has to leave one.
     """
+    limit = positions(model.config)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     groups = [order[start : start + AT_ONCE] for start in range(0, len(order), AT_ONCE)]
     rank, world = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
@@ -52,10 +55,62 @@ def continued(
         mask = torch.tensor([[0] * before + [1] * len(prompt) for prompt, before in rows], device=model.device)
         with as_published(model):
             arguments = {"input_ids": ids, "attention_mask": mask, "pad_token_id": pad, **_together(model), **settings}
+            if limit is not None and arguments.get("max_new_tokens") is not None:
+                arguments["max_new_tokens"] = min(arguments["max_new_tokens"], limit - longest)
             whole = model.generate(**arguments)  # type: ignore[operator]
         if not is_blank:
             found |= zip(part, whole[:, longest:].tolist(), strict=True)
     return {i: found[i] for i in sorted(found)}
+
+
+def positions(model_config: Any) -> int | None:
+    """Return how many tokens a model can be given at once; None where its architecture has no limit."""
+    limit = getattr(model_config, "max_position_embeddings", None)  # GPT-2 maps n_positions to this name
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    behind_padding = model_config.model_type in (
+        "roberta",
+        "xlm-roberta",
+        "camembert",
+    )  # whose positions start behind the padding's
+    return limit - model_config.pad_token_id - 1 if behind_padding else limit
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Prompts that leave a model room to write."""
+
+    prompts: list[list[int]]
+    cut: int
+    """Prompts of which only the last tokens are left."""
+    short: int
+    """Prompts behind which there is room for fewer tokens than were asked for."""
+
+    def describe(self, model_config: Any, new_tokens: int) -> str:
+        """Return what was cut, as a sentence; an empty text where nothing was."""
+        parts = []
+        if self.cut:
+            parts.append(
+                f"{self.cut} of {len(self.prompts)} prompts are longer than the model is given at once and lose their beginning"
+            )
+        if self.short:
+            parts.append(
+                f"behind {self.short} of {len(self.prompts)} prompts the model's {positions(model_config)} positions leave no room for "
+                f"{new_tokens} tokens, and what is written there is shorter"
+            )
+        return "; ".join(parts)
+
+
+def fit(model_config: Any, prompts: list[list[int]], new_tokens: int, longest: int | None = None) -> Fitted:
+    """Cut prompts at their beginning, to `longest` tokens and so that an eighth of the positions, or `new_tokens`, are left behind them."""
+    limit = positions(model_config)
+    bounds = [longest] if longest is not None else []
+    bounds += [limit - max(1, min(new_tokens, limit // 8))] if limit is not None else []
+    if not bounds:
+        return Fitted(prompts, 0, 0)
+    fitted = [prompt[-min(bounds) :] for prompt in prompts]
+    short = 0 if limit is None else sum(len(prompt) + new_tokens > limit for prompt in fitted)
+    return Fitted(fitted, sum(len(prompt) > min(bounds) for prompt in prompts), short)
 
 
 def _together(model: PreTrainedModel) -> dict[str, Any]:

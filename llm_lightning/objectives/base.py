@@ -196,6 +196,10 @@ class Objective(lightning.LightningModule):
         no values of single examples are kept."""
         return self._batches
 
+    def describe_writing(self) -> str | None:
+        """Return what the run says before it trains of the texts that its evaluations will write; None where they write none."""
+        return None
+
     def samples(self) -> list[dict[str, str]]:
         """What the model makes of a few fixed prompts, each a `prompt`, a `text` and where there is one the `reference`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from itertools import islice
 from typing import Annotated, Any
 
@@ -12,13 +13,15 @@ from torch import Tensor
 from torchmetrics.functional.text import rouge_score
 
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.encodings.chat import Encoder, Message
+from llm_lightning.data.conversations import Conversation
+from llm_lightning.data.encodings.chat import Encoder
+from llm_lightning.data.examples import BadRow, Example
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import Text
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import token_loss
-from llm_lightning.models.generate import continued, until
+from llm_lightning.models.generate import Fitted, continued, fit, until
 from llm_lightning.objectives.base import SAMPLED, SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import perplexity
 from llm_lightning.signatures import Range
@@ -74,14 +77,15 @@ class Instruction(Objective):
 
     def complete_states(self, states: States) -> None:
         """Answer the first conversations of the split, each rank its share of them, and score the answers."""
-        examples = list(islice(self.text.examples(self.split), self.answered)) if self.final else []
-        asked = [example.text[: _last(example.text)] for example in examples]
-        for number, answer in self.answer(asked, shared=True).items():
-            wanted, said = examples[number].text[len(asked[number])]["content"].strip(), answer.strip()
-            rouge = float(rouge_score([said], [[wanted]], rouge_keys="rougeL")["rougeL_fmeasure"])
-            scores = {"rouge_l": np.array([rouge]), "exact_match": np.array([float(said == wanted)])}
+        if not self.final:
+            return
+        prompts, examples = self._prompts(self.split, self.answered)
+        for number, answer in self.answer(prompts, shared=True).items():
+            reference, said = self._encoder().answer(examples[number].text), answer.strip()
+            rouge = float(rouge_score([said], [[reference]], rouge_keys="rougeL")["rougeL_fmeasure"])
+            scores = {"rouge_l": np.array([rouge]), "exact_match": np.array([float(said == reference)])}
             states["answers"].update(np.array([number]), **scores)
-            sample = {"prompt": asked[number][-1]["content"], "reference": wanted, "answer": said}
+            sample = {"prompt": _asked(examples[number].text), "reference": reference, "answer": said}
             states["samples"].update(np.array([number]), np.zeros(1), np.ones(1, dtype=bool), lambda _, sample=sample: sample)
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
@@ -97,31 +101,65 @@ class Instruction(Objective):
         return super().details() | self._tables
 
     def samples(self) -> list[dict[str, str]]:
-        examples = list(islice(self.text.examples("validation"), SAMPLES))
-        asked = [example.text[: _last(example.text)] for example in examples]
-        said = self.answer(asked, max_new_tokens=min(self.max_answer, SAMPLED))
+        prompts, examples = self._prompts("validation", SAMPLES)
+        answers = self.answer(prompts, max_new_tokens=min(self.max_answer, SAMPLED))
         return [
-            {
-                "prompt": messages[-1]["content"] if messages else "",
-                "reference": example.text[len(messages)]["content"],
-                "text": text,
-            }
-            for messages, example, text in zip(asked, examples, said.values(), strict=True)
+            {"prompt": _asked(examples[number].text), "reference": self._encoder().answer(examples[number].text), "text": text}
+            for number, text in answers.items()
         ]
 
-    def answer(self, conversations: list[list[Message]], shared: bool = False, **settings: Any) -> dict[int, str]:
-        """Return the model's next message in each conversation, by its place; greedy unless `settings`, those of generate, say otherwise.
+    def describe_writing(self) -> str | None:
+        """Return how many conversations will be answered, and for how many of them the model has too few positions, which is logged."""
+        parts = []
+        for split in self.text.splits:
+            if split == "train" or not self.answered:
+                continue
+            prompts, examples = self._prompts(split, self.answered)
+            cut = self._fit(prompts, self.max_answer).describe(self.model.config, self.max_answer)
+            if unanswerable := len(examples) - len(prompts):
+                cut = f"{unanswerable} conversations begin with their only answer, and are not answered" + (
+                    f"; {cut}" if cut else ""
+                )
+            if cut:
+                log.warning("answers to %s: %s (objective.max_answer=%s)", split, cut, self.max_answer)
+            parts.append(f"{len(prompts)} conversations of {split}" + (f": {cut}" if cut else ""))
+        return "; ".join(parts) or None
 
-        `shared`: every rank is called with the same conversations, and answers its share of them.
+    def answer(self, prompts: dict[int, list[int]], shared: bool = False, **settings: Any) -> dict[int, str]:
+        """Return the model's next message behind each prompt, under its key; greedy unless `settings`, those of generate, say otherwise.
+
+        `shared`: every rank is called with the same prompts, and answers its share of them.
         """
         encoder, tokenizer = self._encoder(), self.text.tokenizer
         settings = {"max_new_tokens": self.max_answer, "do_sample": False, **settings}
-        ends = encoder.ends()
-        prompts = [encoder.prompt(messages) for messages in conversations]
+        ends, keys = encoder.ends(), list(prompts)
+        fitted = self._fit(prompts, settings["max_new_tokens"]).prompts
         with torch.no_grad(), self.precision_context():
-            found = continued(self.model, prompts, tokenizer.pad_token_id, shared, eos_token_id=sorted(ends), **settings)
-        texts = (tokenizer.decode(until(tokens, ends), skip_special_tokens=True) for tokens in found.values())
-        return dict(zip(found, texts, strict=True))
+            tokens = continued(self.model, fitted, tokenizer.pad_token_id, shared, eos_token_id=sorted(ends) or None, **settings)
+        decoded = {keys[i]: tokenizer.decode(until(written, ends), skip_special_tokens=True) for i, written in tokens.items()}
+        return {key: encoder.without_end(text) for key, text in decoded.items()}
+
+    def _prompts(self, split: str, most: int) -> tuple[dict[int, list[int]], list[Example]]:
+        """Return (the prompts of the first conversations of a split by their places, the conversations); what begins with its only answer
+        has no prompt."""
+        encoder, prompts = self._encoder(), {}
+        examples = list(islice(self._used(split), most))
+        for number, example in enumerate(examples):
+            try:
+                prompts[number] = encoder.prompt(example.text.before(example.text.last_answer))
+            except BadRow:  # no message before the answer, which most templates want
+                continue
+        return prompts, examples
+
+    def _used(self, split: str) -> Iterator[Example]:
+        """Yield the conversations of a split that became sequences: a template may have refused others."""
+        rows = self.text.splits[split].rows
+        assert rows is not None
+        used = set(rows[: self.answered + SAMPLES].tolist())
+        return (example for example in self.text.examples(split) if example.row in used)
+
+    def _fit(self, prompts: dict[int, list[int]], new_tokens: int) -> Fitted:
+        return fit(self.model.config, list(prompts.values()), new_tokens, self.text.encoding.data.block_size)
 
     def _encoder(self) -> Encoder:
         assert isinstance(self.text.encoding, Encoder)
@@ -139,6 +177,7 @@ class Instruction(Objective):
         return "".join(pieces) + ("»" if own else "")
 
 
-def _last(messages: list[Message]) -> int:
-    """The place of the assistant's last message."""
-    return max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+def _asked(conversation: Conversation) -> str:
+    """Return what was said last before the last answer."""
+    place = conversation.last_answer
+    return str(conversation.messages[place - 1]["content"] or "") if place else ""

@@ -17,7 +17,7 @@ from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.metrics.text import CorpusScores
 from llm_lightning.models.forward import written_logits
-from llm_lightning.models.generate import until, written
+from llm_lightning.models.generate import positions, until, written
 from llm_lightning.objectives.base import SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import perplexity
 from llm_lightning.signatures import Range
@@ -92,6 +92,8 @@ class Translation(Objective):
         """The best translation of each source that beam search finds."""
         tokenizer = self.text.tokenizer
         most = min(2 * batch.longest + 10, self.text.encoding.data.block_size)
+        if (limit := positions(self.model.config)) is not None:
+            most = min(most, limit)
         settings: dict[str, Any] = {"num_beams": self.beams, "max_new_tokens": most, "do_sample": False}
         if self.beams > 1:
             settings |= {"length_penalty": self.length_penalty, "early_stopping": True}

@@ -70,6 +70,7 @@ KEYS: dict[Kind, tuple[str, ...]] = {
             "data.labels",
             "data.labels.*",
             "data.tags",
+            "data.roles.*",
             "data.validation_fraction",
             "data.on_bad_row",
             "data.block_size",

@@ -80,7 +80,13 @@ class Preflight:
     def model_checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         if self.objective.auto_class == "AutoModelForCausalLM":
             yield "no look ahead", self.causality
+        if type(self.objective).describe_writing is not Objective.describe_writing:
+            yield "texts to be written", self.writing
         yield "checkpoint written and read", self.checkpoint
+
+    def writing(self) -> str:
+        """The model has positions for the texts that evaluations will write."""
+        return self.objective.describe_writing() or "nothing is written"
 
     def tokenizer(self) -> str:
         """Every id that the data holds must be one of the model's."""

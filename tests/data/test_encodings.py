@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import datasets
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from llm_lightning.config import ColumnsConfig, DataConfig, TokenizerConfig
 from llm_lightning.data import tokenizers
-from llm_lightning.data.encodings import chat, spans, translation, words
+from llm_lightning.data.encodings import spans, translation, words
 from llm_lightning.data.examples import BadRow, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import IGNORED
@@ -104,96 +103,6 @@ def test_answers_that_are_not_where_they_are_said_to_be(value: Any, expected: st
     with pytest.raises(BadRow) as error:
         encoder.read("Where was it?", "It was in it.", value)
     assert expected in str(error.value)
-
-
-# ---- conversations ----
-
-MARKED = (
-    "{% for m in messages %}[{{ m['role'] }}] {% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{{ eos_token }}"
-    "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %} {% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
-)
-PLAIN = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-FORGETFUL = (  # as templates of models that reason: what an earlier turn thought is left out
-    "{% for m in messages %}[{{ m['role'] }}] {% if m['role'] == 'assistant' and not loop.last %}"
-    "{{ m['content'].split('</think>')[-1] }}{{ eos_token }}{% else %}{{ m['content'] }}{% if m['role'] == 'assistant' %}"
-    "{{ eos_token }}{% endif %}{% endif %} {% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
-)
-TALK = [
-    {"role": "system", "content": "some words"},
-    {"role": "user", "content": "more words"},
-    {"role": "assistant", "content": "and some"},
-    {"role": "user", "content": "and some"},
-    {"role": "assistant", "content": "words and more words"},
-]
-
-
-def talking(template: str | None, **options: Any) -> chat.Encoder:
-    tokenizer = copy.deepcopy(bpe())
-    tokenizer.chat_template = template
-    return chat.Encoder(tokenizer, DataConfig(block_size=256, **options), KNOWN)
-
-
-def learnt(encoder: chat.Encoder, messages: list[dict[str, str]]) -> list[str]:
-    """What of a conversation is learnt, each stretch as text."""
-    found = encoder([Example(0, messages)], None)
-    (tokens,), (targets,) = found.tokens, found.token_targets
-    assert all(target in (token, IGNORED) for token, target in zip(tokens, targets, strict=True))
-    stretches: list[list[int]] = []
-    for before, target in zip([IGNORED, *targets], targets, strict=False):
-        if target != IGNORED:
-            if before == IGNORED:
-                stretches.append([])
-            stretches[-1].append(target)
-    return [encoder.tokenizer.decode(stretch) for stretch in stretches]
-
-
-@pytest.mark.parametrize("template", [MARKED, PLAIN, None], ids=["marked", "unmarked", "ours"])
-def test_only_what_the_assistant_says_is_learnt(template: str | None) -> None:
-    end = bpe().eos_token
-    said = learnt(talking(template), TALK)
-    assert [text.lstrip() for text in said] == [f"and some{end}", f"words and more words{end}"]
-
-
-def test_both_ways_to_the_mask_give_the_same() -> None:
-    marked, plain = (talking(template)([Example(0, TALK)], None) for template in (MARKED, PLAIN))
-    assert marked.tokens == plain.tokens
-    assert marked.token_targets == plain.token_targets
-
-
-def test_a_template_that_rewrites_earlier_turns_teaches_what_it_shows() -> None:
-    messages = [dict(message) for message in TALK]
-    messages[2]["content"] = "some words</think>and some"
-    said = learnt(talking(FORGETFUL), messages)
-    assert [text.replace(bpe().eos_token, "").strip() for text in said] == ["and some", "words and more words"]
-
-
-def test_instruction_input_and_output_are_a_conversation() -> None:
-    columns = ColumnsConfig(text="instruction", text_pair="input", label="output")
-    messages, _, _ = talking(None, columns=columns).read("Do it.", "some words", "Done.")
-    assert messages == [{"role": "user", "content": "Do it.\n\nsome words"}, {"role": "assistant", "content": "Done."}]
-    assert talking(None, columns=columns).read("Do it.", "", "Done.")[0][0]["content"] == "Do it."
-
-
-BAD_TALK = [
-    ("words", "holds no conversation"),
-    ([], "holds no conversation"),
-    ([{"role": "usr", "content": "a"}], "message 1: unknown role 'usr'"),
-    ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}], "message 2: the assistant says nothing"),
-    ([{"role": "user", "content": "a"}], "the assistant says nothing"),
-    ([3], "message 1: expected {role, content}, found int"),
-]
-
-
-@pytest.mark.parametrize(("value", "expected"), BAD_TALK)
-def test_conversations_that_are_none(value: Any, expected: str) -> None:
-    with pytest.raises(BadRow) as error:
-        talking(None).read(value, None, None)
-    assert expected in str(error.value)
-
-
-def test_sharegpt_names_are_understood() -> None:
-    value = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
-    assert talking(None).read(value, None, None)[0] == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
 # ---- translation ----

@@ -103,3 +103,27 @@ def test_what_cannot_be_asked_for_is_said(writer: Path) -> None:
         start(load(["task=generate", f"run={writer}", "prompt=a", "generate.max_new_tokens=9999"]))
     with pytest.raises(UserError, match=r"generate\.temperature=-1.0: expected a number at least 0"):
         load(["task=generate", f"run={writer}", "prompt=a", "generate.temperature=-1"])
+
+
+def test_rows_of_conversations_are_answered_in_the_shapes_of_training(
+    talker: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns = json.loads((talker.parent / "tasks.jsonl").read_text().splitlines()[0])["messages"]
+    shapes = [
+        turns[:3],
+        [{"from": "human" if m["role"] == "user" else "gpt", "value": m["content"]} for m in turns[:3]],
+        json.dumps(turns[:3]),
+        {"conversation": turns[:3]},
+        turns,  # answered already
+        [m | {"content": [{"type": "text", "text": m["content"]}]} for m in turns[:3]],
+        turns[0]["content"],
+    ]
+    (tmp_path / "ask.jsonl").write_text("\n".join(json.dumps({"messages": shape}) for shape in shapes))
+    given = [f"data.predict={tmp_path}/ask.jsonl", f"out={tmp_path}/out.jsonl", "generate.temperature=0", "trainer.progress=none"]
+    start(load(["task=generate", f"run={talker}", "generate.max_new_tokens=40", *given]))
+    answers = [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert answers == [turns[3]["content"]] * 6 + [turns[1]["content"]]
+    assert "in 1 of 7 rows the answer at the end is left out, as the model writes its own" in caplog.text
+    (tmp_path / "ask.jsonl").write_text(json.dumps({"messages": [{"role": "usr", "content": "a"}]}))
+    with pytest.raises(UserError, match=r"ask.jsonl, line 1: column 'messages', message 1: unknown role 'usr'"):
+        start(load(["task=generate", f"run={talker}", *given]))

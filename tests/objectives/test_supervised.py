@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import GPT2Config, T5Config, T5ForConditionalGeneration, XLNetConfig
 
 from llm_lightning.cli import load
 from llm_lightning.data.collate import MicroBatch
@@ -22,8 +22,10 @@ from llm_lightning.data.module import DataModule
 from llm_lightning.data.tag_schemes import TagScheme
 from llm_lightning.errors import UserError
 from llm_lightning.metrics.ranking import best_threshold
+from llm_lightning.models.generate import fit
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.classification import Classification
+from llm_lightning.objectives.instruction import Instruction
 from llm_lightning.run import built, evaluate, prepared
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT, Runner, published
@@ -319,3 +321,72 @@ def test_a_row_with_nothing_to_learn_is_an_error_or_counted(cache: Path, tmp_pat
         made(cache, *arguments)
     _, data = made(cache, *arguments, "data.on_bad_row=skip")
     assert data.text.splits["train"].facts.skipped == 1
+
+
+def long_tasks(folder: Path, sizes: list[int]) -> list[str]:
+    """Conversations whose prompts have so many words."""
+    turns = [[{"role": "user", "content": " ".join(["word"] * size)}, {"role": "assistant", "content": "yes no"}] for size in sizes]
+    (folder / "long.jsonl").write_text("\n".join(json.dumps({"messages": messages}) for messages in turns))
+    files = [f"data.train={folder}/long.jsonl", f"data.validation={folder}/long.jsonl"]
+    model = [
+        "model=gpt_tiny",
+        "++model.config={n_layer: 2, n_embd: 32, n_head: 2, n_positions: 64}",
+        "model.tokenizer.vocab_size=400",
+    ]
+    return ["task=finetune", "objective=instruction", *files, *model, "data.block_size=64"]
+
+
+def test_answers_are_as_long_as_the_models_positions_allow_and_it_is_said(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, _ = made(cache, *long_tasks(tmp_path, [1, 5, 20, 45, 50]))
+    assert isinstance(ours, Instruction)
+    found = ours.describe_writing()
+    expected = "behind 5 of 5 prompts the model's 64 positions leave no room for 256 tokens, and what is written there is shorter"
+    assert found == f"5 conversations of validation: {expected}"
+    assert f"answers to validation: {expected} (objective.max_answer=256)" in caplog.text
+    prompts, examples = ours._prompts("validation", 50)
+    assert [len(example.text.messages) for example in examples] == [2] * 5
+    twin = published(ours.model.eval())
+    tokenizer, answers = ours.text.tokenizer, ours.answer(prompts)
+    longest = max(map(len, prompts.values()))
+    for number, prompt in prompts.items():
+        settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id, "max_new_tokens": 64 - longest}
+        ids = torch.tensor([prompt])
+        whole = twin.generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=tokenizer.eos_token_id, **settings)[0]
+        assert answers[number] == tokenizer.decode(whole[len(prompt) :], skip_special_tokens=True)
+
+
+def test_prompts_that_leave_no_room_lose_their_beginning() -> None:
+    config = GPT2Config(n_positions=64)
+    prompts = [list(range(size)) for size in (10, 56, 57, 90)]
+    fitted = fit(config, prompts, 256)
+    assert fitted.prompts == [prompts[0], prompts[1], prompts[2][1:], prompts[3][34:]]
+    assert (fitted.cut, fitted.short) == (2, 4)
+    assert fit(config, prompts, 4).prompts == [prompts[0], prompts[1], prompts[2], prompts[3][30:]]
+    assert fit(config, prompts, 4, longest=20).prompts == [prompts[0], *(prompt[-20:] for prompt in prompts[1:])]
+    unlimited = XLNetConfig()
+    assert fit(unlimited, prompts, 256).describe(unlimited, 256) == ""
+
+
+def test_a_run_with_long_prompts_and_the_default_length_of_answers_ends(run: Runner, tmp_path: Path) -> None:
+    training = ["trainer.max_epochs=null", "trainer.max_steps=2", "batch.sequences=4", "trainer.validate_every_steps=2"]
+    summary = run(*long_tasks(tmp_path, [5, 45, 50, 50]), *training, f"run_dir={tmp_path}/run")
+    assert "validation/rouge_l" in summary["metrics"]
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 4
+    assert {sample["reference"] for sample in samples} == {"yes no"}
+
+
+def test_translations_are_as_long_as_the_models_positions_allow(cache: Path, tmp_path: Path) -> None:
+    for side in ("en", "de"):
+        (tmp_path / f"train.{side}").write_text("\n".join(["word " * 30] * 20))
+    task = ["task=finetune", "objective=translation", "data=parallel", f"data.train={tmp_path}/train"]
+    task += ["data.columns.text=en", "data.columns.label=de", *TINY_MARIAN]
+    small, data = made(cache, *task, "++model.config.max_position_embeddings=40", "data.block_size=40")
+    small.model.save_pretrained(tmp_path / "small")
+    data.text.tokenizer.save_pretrained(tmp_path / "small")
+    ours, data = made(cache, *task, f"model.name_or_path={tmp_path}/small", "data.block_size=128")
+    batch = data.longest_rows(2)
+    assert 2 * batch.longest + 10 > 40  # tokens that would be written, were there positions for them
+    assert len(ours.predict(batch)) == 2

@@ -7,6 +7,7 @@ word, `spans` an answer inside a context, `translation` a text for a text, `chat
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -50,6 +51,8 @@ class Encoding:
     """Whether a sequence ends with what the model is to write, and is given it only as such."""
     label_is_text: ClassVar[bool] = False
     """Whether a tokenizer has to know the labels' words too."""
+    special_tokens: ClassVar[tuple[str, ...]] = ()
+    """Texts that a tokenizer which is trained for the run knows as one token each."""
     extra_columns: ClassVar[tuple[str, ...]] = ()
     """Columns that `read` takes where a row has them, beside those of the config: the `tools` of a conversation."""
 
@@ -58,6 +61,8 @@ class Encoding:
         self.tokenizer, self.data, self.labels = tokenizer, data, labels
         self.truncated = 0
         """Texts cut so far."""
+        self.notes: Counter[str] = Counter()
+        """What was left out of rows, each a clause that goes on from "in 3 of 20 rows", with the number of rows."""
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()  # which many checkpoints bring along, and which would drop the rest of a document
         self._backend.no_padding()

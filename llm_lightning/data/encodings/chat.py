@@ -1,33 +1,26 @@
-"""Conversations, rendered by the tokenizer's chat template; what the assistant says is what is learnt.
-
-A template may mark the assistant's part itself ({% generation %}). Where it does not, the conversation is rendered up to before each
-of the assistant's messages and up to behind it: what comes between is the assistant's.
-"""
+"""Conversations, rendered by the tokenizer's chat template; what the assistant says is what is learnt."""
 
 from __future__ import annotations
 
+import logging
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from llm_lightning.config import DataConfig
-from llm_lightning.data.encodings import Encoding, Sequences, structured, text_of
+from llm_lightning.data.chat_template import HEADERS, ChatTemplate, Rendered
+from llm_lightning.data.conversations import BESIDE, LEARNT, Conversation, Message, Reader
+from llm_lightning.data.encodings import Encoding, Sequences
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.rows import Rows
-from llm_lightning.errors import UserError, listed, nearest
 
-ROLES = ("system", "user", "assistant", "tool")
-SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
-"""Names of roles in ShareGPT's files."""
-TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>\n"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}"
-    "{% else %}{{ message['content'] }}{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-"""For tokenizers that have none."""
+log = logging.getLogger(__name__)
 
-Message = dict[str, str]
+FIELDS = frozenset({"role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id", "id", "type"})
+"""Fields of messages that are used, or that say nothing of what is said."""
 
 
 class Encoder(Encoding):
@@ -36,117 +29,163 @@ class Encoder(Encoding):
     next_token = True
     templated = True
     label_is_text = True
+    special_tokens = HEADERS
+    extra_columns = (*BESIDE, "history", "input")
 
     def __init__(self, tokenizer: Any, data: DataConfig, labels: Labels | None = None) -> None:
         super().__init__(tokenizer, data, labels)
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = TEMPLATE
-        self.marked = "{% generation" in tokenizer.chat_template.replace("{%-", "{%")
-        """Whether the template says which part is the assistant's."""
+        self._backend.post_processor = (
+            None  # that of GPT-2 takes blanks out of the offsets, so that indentation would not be learnt
+        )
+        self.template = ChatTemplate(tokenizer)
+        if self.template.extended is not None:
+            log.warning(
+                "the chat template has no generation prompt: %r is added to it, behind which answers begin", self.template.extended
+            )
+        self._reader = Reader(data.roles)
 
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         return Labels((), ())
 
-    def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[list[Message], None, None]:
-        columns = self.data.columns
-        if columns.label is None:
-            return conversation(text, columns.text, answered=self.labels is not None), None, None
-        said = text_of(columns.text, text)
-        said += f"\n\n{pair}" if isinstance(pair, str) and pair.strip() else ""
-        messages = [{"role": "user", "content": said}]
-        if self.labels is not None:
-            messages.append({"role": "assistant", "content": text_of(columns.label, value)})
-        return messages, None, None
+    def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[Conversation, None, None]:
+        """Return the conversation of a row: of its messages, or of an instruction (with its input) or a prompt, and the answer to it.
+
+        Without `labels` it ends with what is to be answered.
+        """
+        columns, extra, reader = self.data.columns, extra or {}, self._reader
+        reader.start()
+        is_answered = self.labels is not None
+        is_prompt = columns.label is not None or not is_answered
+        messages = reader.messages(text, columns.text, "user" if is_prompt else None)
+        if is_prompt:
+            if pair is not None:
+                _add_input(messages, pair, columns.text_pair)
+            elif "input" in extra and columns.text == "instruction":
+                _add_input(messages, extra["input"], "input")
+            if columns.label is not None:
+                messages = [message | {LEARNT: False} if message["role"] == "assistant" else message for message in messages]
+            messages = reader.history(extra.get("history")) + messages
+            if is_answered:
+                messages += reader.completion(value, columns.label, messages)
+        unused = {"input": columns.text != "instruction" or pair is not None, "history": not is_prompt}
+        reader.notes += [f"the column '{name}' is not used" for name in extra if unused.get(name)]
+        return reader.conversation(messages, extra, is_answered), None, None
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
-        found, size = Sequences([], []), self.data.block_size + 1
+        rendered = []
         for example in batch:
-            tokens, said = self.rendered(example.text)
+            try:
+                rendered.append((example, self.template.locate(example.text)))
+            except BadRow as problem:
+                if bad is not None:
+                    bad.add(example.row, str(problem))
+        sequences, size = Sequences([], []), self.data.block_size + 1
+        for example, (tokens, targets) in zip([e for e, _ in rendered], self._tokenize([r for _, r in rendered]), strict=True):
             self.truncated += len(tokens) > size
-            targets = [token if own else IGNORED for token, own in zip(tokens[:size], said, strict=False)]
-            if all(target == IGNORED for target in targets[1:]):
+            if all(target == IGNORED for target in targets[1:size]):
                 if bad is not None:
                     cut = f", cut at data.block_size={self.data.block_size}," if len(tokens) > size else ""
                     bad.add(example.row, f"the conversation{cut} holds nothing that the assistant says")
                 continue
-            found.tokens.append(tokens[:size])
-            found.token_targets.append(targets)
-            found.examples.append(example)
-        return found
+            sequences.tokens.append(tokens[:size])
+            sequences.token_targets.append(targets[:size])
+            sequences.examples.append(example)
+            if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in targets[:size]:
+                self.notes["an answer has characters that the tokenizer does not know"] += 1
+        for example, conversation in rendered:
+            self.notes.update({*example.text.notes, *conversation.notes, *self._ignored(example.text)})
+        return sequences
 
-    def rendered(self, messages: list[Message]) -> tuple[list[int], list[bool]]:
-        """(tokens, whether each is the assistant's) of a conversation. Raises UserError where the template cannot render it so."""
-        try:
-            if self.marked:
-                given = self.tokenizer.apply_chat_template(
-                    messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-                )
-                return given["input_ids"], [bool(own) for own in given["assistant_masks"]]
-            whole = self.template(messages)
-            parts = [self._part(messages, i, whole) for i, message in enumerate(messages) if message["role"] == "assistant"]
-        except Exception as error:  # jinja's, or whatever a template raises of itself
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"the chat template cannot render a conversation of {_roles(messages)}: {error}") from error
-        encoded = self._backend.encode(whole, add_special_tokens=False)
-        return encoded.ids, [any(end > start and at < stop for start, stop in parts) for at, end in encoded.offsets]
+    def targets(self, conversation: Conversation) -> tuple[list[int], list[int]]:
+        """Return (tokens, the target of each) of a conversation. Raises BadRow where the template cannot render it so."""
+        return next(iter(self._tokenize([self.template.locate(conversation)])))
 
-    def prompt(self, messages: list[Message]) -> list[int]:
-        """The tokens of a conversation up to where the assistant speaks next, the last ones of as many as fit into a block."""
-        ids = self._backend.encode(self.template(messages, add_generation_prompt=True), add_special_tokens=False).ids
-        return ids[-self.data.block_size :]
+    def prompt(self, conversation: Conversation) -> list[int]:
+        """Return the tokens of a conversation up to where the assistant writes next. Raises BadRow where the template cannot render it."""
+        ids: list[int] = self._backend.encode(self.template.render(conversation), add_special_tokens=False).ids
+        return ids
+
+    def answer(self, conversation: Conversation) -> str:
+        """Return the last answer that is learnt as the tokenizer gives it back, without the tokens that end it."""
+        _, targets = self.targets(conversation)
+        stop = max(i for i, target in enumerate(targets) if target != IGNORED) + 1
+        start = max((i for i, target in enumerate(targets[:stop]) if target == IGNORED), default=-1) + 1
+        text = self.tokenizer.decode(targets[start:stop], skip_special_tokens=True)
+        return self.without_end(text).strip()
 
     def ends(self) -> set[int]:
-        """The tokens that end what the assistant says: the end of text, and what the template puts behind an answer."""
-        tokens, said = self.rendered([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-        last = [token for token, own in zip(tokens, said, strict=True) if own][-1]
-        return {self.tokenizer.eos_token_id, *({last} & set(self.tokenizer.all_special_ids))} - {None}
+        """Return the tokens that end what the assistant says: the end of text, and what the template puts behind an answer."""
+        special = set(self.tokenizer.all_special_ids)
+        behind = {token for token in self._backend.encode(self._end(), add_special_tokens=False).ids if token in special}
+        return (behind | {self.tokenizer.eos_token_id}) - {None}
 
-    def _part(self, messages: list[Message], i: int, whole: str) -> tuple[int, int]:
-        """The characters of the whole that message i, the assistant's, and the end of its turn take."""
-        before, behind = self.template(messages[:i], add_generation_prompt=True), self.template(messages[: i + 1])
-        if whole.startswith(behind) and behind.startswith(before):
-            return len(before), len(behind.rstrip())  # blanks behind a turn are no part of it
-        said = messages[i]["content"].split("</think>")[-1].strip()  # earlier turns may be shown without what led to them
-        start = whole.find(said, len(before) if whole.startswith(before) else 0)
-        if start < 0:
-            raise UserError(f"the chat template does not show what the assistant says in message {i + 1} of {_roles(messages)}")
-        stop, end = start + len(said), self.tokenizer.eos_token
-        return start, stop + len(end) if end and whole.startswith(end, stop) else stop
+    def without_end(self, text: str) -> str:
+        """Return what the assistant wrote up to the end of its turn, where that is plain text to the tokenizer."""
+        end = self._end().strip()
+        return (
+            text.partition(end)[0]
+            if end and not self.ends() & set(self._backend.encode(end, add_special_tokens=False).ids)
+            else text
+        )
 
-    def template(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        return text
+    def _end(self) -> str:
+        """Return the text that the template puts behind an answer."""
+        conversation = Conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "qz7"}], [False, True])
+        try:
+            rendered = self.template.locate(conversation)
+        except BadRow:
+            return ""
+        start, stop = rendered.answers[-1]
+        return rendered.text[start:stop].rpartition("qz7")[2]
+
+    def _ignored(self, conversation: Conversation) -> set[str]:
+        names = {name for message in conversation.messages for name in message} - FIELDS
+        unused = (name for name in names if not name.startswith("__") and not self.template.mentions(name, conversation.tools))
+        return {f"a message has the field '{name}', which is not used" for name in unused}
+
+    def _tokenize(self, rendered: list[Rendered]) -> list[tuple[list[int], list[int]]]:
+        """Return (tokens, targets) of each conversation. A target is a token of an answer, which holds nothing else but blanks."""
+        encodings = self._backend.encode_batch([conversation.text for conversation in rendered], add_special_tokens=False)
+        return [self._with_targets(*pair) for pair in zip(rendered, encodings, strict=True)]
+
+    def _with_targets(self, rendered: Rendered, encoding: Any) -> tuple[list[int], list[int]]:
+        text, ids, offsets = rendered.text, encoding.ids, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        edges = sorted({edge for span in rendered.answers for edge in span if _joins(text, edge, rendered.answers, offsets)})
+        if edges:  # a token with the end of one's words and the beginning of the other's: cut the text there
+            ids, pieces = [], [0, *edges, len(text)]
+            parts = []
+            for start, stop in pairwise(pieces):
+                piece = self._backend.encode(text[start:stop], add_special_tokens=False)
+                ids += piece.ids
+                parts.append(np.array(piece.offsets, dtype=np.int64).reshape(-1, 2) + start)
+            offsets = np.concatenate(parts)
+        targets = [IGNORED] * len(ids)
+        for start, stop in rendered.answers:
+            first, last = _tokens_of(offsets, start, stop)
+            targets[first:last] = ids[first:last]
+        return ids, targets
 
 
-def conversation(value: Any, column: str | None, answered: bool) -> list[Message]:
-    """Messages {role, content} of a row, also as ShareGPT has them ({from, value}).
-
-    Raises BadRow for what is none, an unknown role, and, where it has to be `answered`, a conversation without the assistant.
-    """
-    value = structured(value)
-    if isinstance(value, str) and value.strip() and not answered:
-        return [{"role": "user", "content": value}]
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"column '{column}' holds no conversation: expected a list of {{role, content}}")
-    messages = []
-    for number, message in enumerate(value, 1):
-        if not isinstance(message, dict):
-            raise BadRow(f"column '{column}', message {number}: expected {{role, content}}, found {type(message).__name__}")
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        role = SPEAKERS.get(str(role), role)
-        if role not in ROLES:
-            raise BadRow(
-                f"column '{column}', message {number}: unknown role '{role}'; there are {listed(ROLES)}{nearest(str(role), ROLES)}"
-            )
-        if not isinstance(content, str) or (role == "assistant" and not content.strip()):
-            raise BadRow(f"column '{column}', message {number}: the {role} says nothing (content is {content!r})")
-        messages.append({"role": role, "content": content})
-    if answered and all(message["role"] != "assistant" for message in messages):
-        raise BadRow(f"column '{column}': the assistant says nothing, so there is nothing to learn")
-    return messages
+def _add_input(messages: list[Message], value: Any, column: str | None) -> None:
+    """Put an input below the instruction, the last message. Raises BadRow where it is no text."""
+    if not isinstance(value, str):
+        raise BadRow(f"column '{column}' holds {type(value).__name__}, not text")
+    if value.strip():
+        messages[-1] = messages[-1] | {"content": f"{messages[-1]['content']}\n\n{value}"}
 
 
-def _roles(messages: list[Message]) -> str:
-    return ", ".join(message["role"] for message in messages)
+def _tokens_of(offsets: np.ndarray, start: int, stop: int) -> tuple[int, int]:
+    """Return (first, behind the last) of the tokens that hold characters of a span; `offsets` (tokens, 2) are in order."""
+    first = int(np.searchsorted(offsets[:, 1], start, side="right"))
+    return first, max(first, int(np.searchsorted(offsets[:, 0], stop, side="left")))
+
+
+def _joins(text: str, edge: int, answers: list[tuple[int, int]], offsets: np.ndarray) -> bool:
+    """Return whether a token reaches over an edge of an answer, and has more than blanks on the side that is not the answer's."""
+    token = int(np.searchsorted(offsets[:, 1], edge, side="right"))
+    if token == len(offsets) or offsets[token, 0] >= edge:
+        return False
+    begins = any(start == edge for start, _ in answers)
+    outside = text[offsets[token, 0] : edge] if begins else text[edge : offsets[token, 1]]
+    return bool(outside.strip())

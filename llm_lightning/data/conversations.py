@@ -1,0 +1,380 @@
+"""Conversations in the shapes that files have, read into one: messages {role, content, tool_calls, reasoning_content} and tools.
+
+Read are OpenAI's messages, ShareGPT's {from, value}, turns of {input, output}, a prompt with its completion (text or messages), Alpaca's
+history of pairs, content in parts, calls of functions under both of OpenAI's names, and answers that are not to be learnt (weight 0).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llm_lightning.checks import ROLES
+from llm_lightning.data.examples import BadRow
+from llm_lightning.errors import listed, nearest
+
+CALLS = ("function_call", "tool_call")
+"""Names of roles whose text is a call of a function, as JSON."""
+ROLE_NAMES = {
+    **{role: role for role in ROLES},
+    **dict.fromkeys(("human", "prompter", "customer"), "user"),
+    **dict.fromkeys(("gpt", "ai", "bot", "model", "chatgpt", "chatbot", "bing", "bard", "claude"), "assistant"),
+    **dict.fromkeys(CALLS, "assistant"),
+    **dict.fromkeys(("developer",), "system"),
+    **dict.fromkeys(("observation", "function", "ipython", "tool_response", "tool_result", "function_response"), "tool"),
+}
+"""Names of roles in files, in lower case, and the role of a chat template that each stands for; data.roles adds to them."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+WEIGHTS = ("weight", "train", "training", "trainable", "loss")
+"""Fields of a message that say whether it is learnt."""
+TURNS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("query", "response"), ("question", "answer"))
+"""Keys of an object that holds a message of the user's and the answer to it."""
+BESIDE = ("tools", "functions", "system", "system_prompt")
+"""Columns, or keys of an object, that may stand beside messages."""
+LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+"""Keys of an object that holds the list of messages."""
+
+NULL_ARGUMENT = (
+    "a function is called with an argument that is null; a parquet file fills missing ones so, unless they are JSON text"
+)
+LEARNT, TEXT = "__learnt__", "__text__"
+"""Keys that a message has here alone: whether it is learnt, while it is read; and the text in the file of what is a call."""
+
+Message = dict[str, Any]
+"""`role`, `content` (text, or None beside tool_calls), perhaps `tool_calls`, `reasoning_content`, and whatever else the file has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What is said by whom, in order."""
+
+    messages: list[Message]
+    learnt: list[bool]
+    """Of each message whether it is learnt."""
+    tools: list[dict[str, Any]] | None = None
+    """Descriptions of functions that may be called, as OpenAI's API has them."""
+    notes: tuple[str, ...] = ()
+    """What is left out of the row, each a clause; equal ones are counted over the rows."""
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    @property
+    def last_answer(self) -> int:
+        """The place of the last message that is learnt."""
+        return max(i for i, is_learnt in enumerate(self.learnt) if is_learnt)
+
+    def before(self, place: int) -> Conversation:
+        """Return the conversation up to a message, without the message."""
+        return Conversation(self.messages[:place], [False] * place, self.tools)
+
+
+class Reader:
+    """Reads values of a table into messages; `roles` are names of roles beside the usual ones."""
+
+    def __init__(self, roles: Mapping[str, str]) -> None:
+        self.roles = ROLE_NAMES | {name.lower(): role for name, role in roles.items()}
+        self.start()
+
+    def start(self) -> None:
+        """Begin a row."""
+        self.notes: list[str] = []
+        self.beside: dict[str, Any] = {}
+        """What an object with the messages has beside them, as columns may have it."""
+
+    def conversation(self, messages: list[Message], extra: Mapping[str, Any], is_answered: bool) -> Conversation:
+        """Return messages with the tools and the system prompt that stand in columns beside them (`extra`).
+
+        Where it is no `is_answered` conversation, the assistant's messages at its end are left out, as they are what is asked for.
+
+        Raises BadRow where an answered one has nothing to learn, or another has no message.
+        """
+        extra = {**self.beside, **extra}
+        messages = self._with_system(messages, extra)
+        learnt = [message.pop(LEARNT, message["role"] == "assistant") for message in messages]
+        notes = self.notes
+        if not is_answered:
+            size = len(messages)
+            while messages and messages[-1]["role"] == "assistant":
+                messages.pop()
+            if len(messages) < size:
+                notes.append("the answer at the end is left out, as the model writes its own")
+            if not messages:
+                raise BadRow("the conversation has no message that could be answered")
+        elif not any(learnt):
+            is_unlearnt = any(message["role"] == "assistant" for message in messages)
+            reason = "every answer is marked as one that is not learnt" if is_unlearnt else "the assistant says nothing"
+            raise BadRow(f"{reason}, so there is nothing to learn")
+        return Conversation(messages, learnt[: len(messages)], read_tools(extra), tuple(notes))
+
+    def messages(self, value: Any, column: str | None, role: str | None = None) -> list[Message]:
+        """Return the messages of a value; text is one message of `role`, where that is given.
+
+        Raises BadRow for what is no conversation, with the number of the message that is none.
+        """
+        parsed = parsed_structure(value)
+        if isinstance(parsed, dict):
+            parsed = self._unpack(parsed)
+        if isinstance(value, str) and role is not None and not _has_messages(parsed):
+            if not value.strip():
+                raise BadRow(f"column '{column}' is empty")
+            return [{"role": role, "content": value}]
+        if role is not None and not (
+            _has_messages(parsed) or (isinstance(parsed, list) and any(isinstance(m, dict) for m in parsed))
+        ):
+            raise BadRow(
+                f"column '{column}' is empty" if value is None else f"column '{column}' holds {type(value).__name__}, not text"
+            )
+        if not isinstance(parsed, list) or not parsed:
+            raise BadRow(f"column '{column}' holds no conversation: expected a list of {{role, content}}")
+        messages: list[Message] = []
+        for number, item in enumerate(parsed, 1):
+            messages += self._read_item(item, f"column '{column}', message {number}")
+        return messages
+
+    def completion(self, value: Any, column: str | None, prompt: list[Message]) -> list[Message]:
+        """Return the messages that answer a prompt. Some files repeat the prompt in front of them.
+
+        Raises BadRow where something else stands in front of the answer.
+        """
+        messages = self.messages(value, column, "assistant")
+        shown = [{name: item for name, item in message.items() if name != LEARNT} for message in messages]
+        for size in (len(prompt), 0):
+            before = [{name: item for name, item in message.items() if name != LEARNT} for message in prompt[:size]]
+            if size < len(messages) and shown[:size] == before and messages[size]["role"] == "assistant":
+                return messages[size:]
+        role = messages[0]["role"]
+        raise BadRow(f"column '{column}' begins with a message of the {role}'s that is not the prompt; it has to be the answer")
+
+    def history(self, value: Any) -> list[Message]:
+        """Return the messages of earlier turns: pairs of what the user and the assistant said, or messages."""
+        parsed = parsed_structure(value)
+        if not parsed:
+            return []
+        if not isinstance(parsed, list):
+            raise BadRow("column 'history' holds no list of [question, answer]")
+        if _has_messages(parsed):
+            return self.messages(parsed, "history")
+        messages: list[Message] = []
+        for number, pair in enumerate(parsed, 1):
+            if not (
+                isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) and text.strip() for text in pair)
+            ):
+                raise BadRow(f"column 'history', turn {number}: expected [question, answer], two texts")
+            messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+        return messages
+
+    def _unpack(self, parsed: dict[str, Any]) -> Any:
+        """Return the list of messages that an object has; what else it has goes to `beside`, or is noted."""
+        if {"role", "from"} & set(parsed):
+            return [parsed]
+        key = next((name for name in LISTS if name in parsed), None)
+        if key is None:
+            return parsed
+        for name, item in parsed.items():
+            if name in BESIDE:
+                self.beside[name] = item
+            elif name not in (key, "id") and not _is_empty(item):
+                self.notes.append(f"a conversation has the field '{name}', which is not used")
+        return parsed_structure(parsed[key])
+
+    def _with_system(self, messages: list[Message], extra: Mapping[str, Any]) -> list[Message]:
+        for column in ("system", "system_prompt"):
+            text = extra.get(column)
+            if text is None or (isinstance(text, str) and not text.strip()):
+                continue
+            if not isinstance(text, str):
+                raise BadRow(f"column '{column}' holds {type(text).__name__}, not text")
+            if messages and messages[0]["role"] == "system":
+                if messages[0]["content"] != text:
+                    raise BadRow(f"column '{column}' and the first message are both a system prompt, and differ: leave one out")
+            else:
+                messages = [{"role": "system", "content": text}, *messages]
+        return messages
+
+    def _read_item(self, item: Any, place: str) -> list[Message]:
+        if not isinstance(item, dict):
+            raise BadRow(f"{place}: expected {{role, content}}, found {type(item).__name__}")
+        if item.get("role", item.get("from")) is not None:
+            return [self._read_message(item, place)]
+        pair = next((keys for keys in TURNS if all(item.get(key) is not None for key in keys)), None)
+        if pair is None:
+            raise BadRow(f"{place}: expected {{role, content}}, found the fields {listed(item) or 'none'}")
+        turn = [{"role": "user", "content": item[pair[0]]}, {"role": "assistant", "content": item[pair[1]]}]
+        if item.get("system"):
+            turn.insert(0, {"role": "system", "content": item["system"]})
+        for name in sorted(key for key, value in item.items() if key not in (*pair, "system") and not _is_empty(value)):
+            self.notes.append(f"a turn has the field '{name}', which is not used")
+        return [self._read_message(message, place) for message in turn]
+
+    def _read_message(self, item: dict[str, Any], place: str) -> Message:
+        fields = {name: value for name, value in item.items() if not _is_empty(value)}
+        source = str(item.get("role", item.get("from")))
+        for name in ("role", "from", "content", "value"):
+            fields.pop(name, None)
+        role = self.roles.get(source.strip().lower())
+        if role is None:
+            names = sorted(self.roles)
+            raise BadRow(
+                f"{place}: unknown role '{source}'; understood are {listed(names, len(names))}."
+                f"{nearest(source.lower(), names)} Map it with 'data.roles={{{source}: user}}' (or system, assistant, tool)"
+            )
+        content = next((item[name] for name in ("content", "value", "text") if item.get(name) is not None), None)
+        if "content" not in item and "value" not in item:
+            fields.pop("text", None)
+        is_learnt = _is_learnt(fields, role, place)
+        if is_learnt and role != "assistant":
+            self.notes.append(f"a message of the {role}'s is marked to be learnt, and is not: only the assistant's are")
+        message: Message = {"role": role, "content": content, **fields}
+        for name in REASONING:
+            if name in message:
+                reasoning = message.pop(name)
+                if not isinstance(reasoning, str):
+                    raise BadRow(f"{place}: '{name}' holds {type(reasoning).__name__}, not text")
+                message.setdefault("reasoning_content", reasoning)
+        if isinstance(content, list) and (role != "tool" or any(isinstance(part, dict) and "type" in part for part in content)):
+            _join_parts(message, place)
+        elif role == "tool" and content is not None and not isinstance(content, str):
+            message["content"] = json.dumps(content, ensure_ascii=False)  # results of functions are often objects
+        if (calls := read_calls(message, place)) is not None:
+            if role != "assistant":
+                raise BadRow(f"{place}: the {role} calls a function, which only the assistant can")
+            message["tool_calls"] = calls
+            if any(_has_null(call["function"]["arguments"]) for call in calls):
+                self.notes.append(NULL_ARGUMENT)
+        elif source.strip().lower() in CALLS and (call := as_call(message["content"])) is not None:
+            message |= {"content": None, "tool_calls": call, TEXT: message["content"]}
+        content = message["content"]
+        is_blank = content is None or (isinstance(content, str) and not content.strip())
+        if is_blank and "tool_calls" in message:
+            message["content"] = None
+        elif not isinstance(content, str) or (role == "assistant" and is_blank):
+            raise BadRow(f"{place}: the {role} says nothing (content is {item.get('content', item.get('value'))!r})")
+        return message if is_learnt is None or role != "assistant" else message | {LEARNT: is_learnt}
+
+
+def parsed_structure(value: Any) -> Any:
+    """Return the list or object that a text holds, as JSON or in Python's notation, which csv files have; other values as they are."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        pass
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
+
+
+def read_tools(extra: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the functions that may be called, of a column `tools` or `functions`; bare descriptions are wrapped as the API has them."""
+    for column in ("tools", "functions"):
+        tools = parsed_structure(extra.get(column))
+        if _is_empty(tools):
+            continue
+        tools = [tools] if isinstance(tools, dict) else tools
+        if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+            raise BadRow(
+                f"column '{column}' holds no list of functions: expected [{{type: function, function: {{name, parameters}}}}]"
+            )
+        return [tool if "name" not in tool else {"type": "function", "function": tool} for tool in tools]
+    return None
+
+
+def read_calls(message: Message, place: str) -> list[dict[str, Any]] | None:
+    """Take `tool_calls` or `function_call` out of a message; return {type, function: {name, arguments}} of each, arguments as objects."""
+    single = parsed_structure(message.pop("function_call", None))
+    calls = parsed_structure(message.pop("tool_calls", None)) or ([single] if single else None)
+    if calls is None:
+        return None
+    calls = [calls] if isinstance(calls, dict) else calls
+    if not isinstance(calls, list):
+        raise BadRow(f"{place}: tool_calls is no list of {{function: {{name, arguments}}}}")
+    read = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not (isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"]):
+            raise BadRow(f"{place}: a call in tool_calls has no name; expected {{function: {{name, arguments}}}}")
+        arguments = function.get("arguments", function.get("parameters", {}))
+        whole = (
+            {} if function is call else {name: value for name, value in call.items() if value is not None and name != "function"}
+        )
+        read.append({"type": "function", **whole, "function": {"name": function["name"], "arguments": _arguments(arguments)}})
+    return read
+
+
+def as_call(text: Any) -> list[dict[str, Any]] | None:
+    """Return the calls that a text is (an object or a list of {name, arguments}); None where it is something else."""
+    calls = parsed_structure(text)
+    calls = [calls] if isinstance(calls, dict) else calls
+    keys = ({"name", "arguments"}, {"name", "parameters"})
+    if not isinstance(calls, list) or not calls or not all(isinstance(call, dict) and set(call) in keys for call in calls):
+        return None
+    return read_calls({"tool_calls": calls}, "the call")
+
+
+def _arguments(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        return value
+
+
+def _has_messages(value: Any) -> bool:
+    """Return whether a value is a list of messages or turns, and not a list that an answer is made of."""
+    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
+        return False
+    return all({"role", "from"} & set(item) and {"content", "value", "tool_calls", "function_call"} & set(item) for item in value)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and len(value) == 0)
+
+
+def _has_null(value: Any) -> bool:
+    return isinstance(value, dict) and any(item is None for item in value.values())
+
+
+def _is_learnt(fields: dict[str, Any], role: str, place: str) -> bool | None:
+    """Take the fields that say whether a message is learnt out of it; None where it has none."""
+    answer = None
+    for name in WEIGHTS:
+        if name not in fields:
+            continue
+        value = fields.pop(name)
+        value = (
+            {"true": True, "false": False, "0": False, "1": True}.get(value.strip().lower(), value)
+            if isinstance(value, str)
+            else value
+        )
+        if value not in (0, 1):
+            raise BadRow(f"{place}: {name} is {value!r}; it is 0 or 1, true or false")
+        answer = bool(value) if answer is None else answer and bool(value)
+    return answer
+
+
+def _join_parts(message: Message, place: str) -> None:
+    """Join content that is a list of parts; thoughts become reasoning. Raises BadRow for what is no text."""
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in message["content"]:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        text = (
+            part
+            if isinstance(part, str)
+            else part.get("text" if kind != "thinking" else "thinking")
+            if isinstance(part, dict)
+            else None
+        )
+        if kind not in ("text", "input_text", "output_text", "thinking") or not isinstance(text, str):
+            raise BadRow(f"{place}: a part of the content is of type '{kind}', and only text can be learnt")
+        (thoughts if kind == "thinking" else texts).append(text)
+    message["content"] = "\n".join(texts)
+    if thoughts:
+        message.setdefault("reasoning_content", "\n".join(thoughts))
