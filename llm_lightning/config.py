@@ -77,6 +77,11 @@ class DataConfig:
     """Encoding of text files that are not UTF-8 and have no byte order mark: `cp1252`, `gb18030`, … Files that are UTF-8 are read so."""
     document: str = bounded("file", Choice("file", "blank_line", "line"))
     """What one document of a plain-text file is."""
+    labels: Any = None
+    """Label names: a list in the order of the label values, or a mapping from value to name, `{neg: Negative, pos: Positive}`. By default
+    the values themselves, sorted."""
+    tags: str = bounded("auto", Choice(*TAG_SCHEMES))
+    """How tags mark spans (tagging); `auto` recognises it from the tags, `none` scores words alone, as for parts of speech."""
     roles: dict[str, str] = field(default_factory=dict)
     """Roles of conversations by their names in the data, `{function_call: assistant, observation: tool}`; the usual names are known."""
     validation_fraction: float = bounded(0.1, Range(0, 1, open=True))
