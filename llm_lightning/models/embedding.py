@@ -47,6 +47,14 @@ class Embedding(nn.Embedding):
         self.weight.grad.index_add_(0, self.written[-1], slopes.flatten(0, -2))
 
 
+def count_rows(model: PreTrainedModel) -> int | None:
+    """Return how many token ids a model has embeddings for; None where it hashes ids (CANINE)."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[arg-type]
+    except (NotImplementedError, AttributeError):
+        return None
+
+
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, embedding: Embedding) -> Tensor:
