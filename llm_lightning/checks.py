@@ -99,6 +99,10 @@ def _model(config: Config) -> Iterator[str]:
     elif not model.architecture:
         yield "model: one of model.architecture (from scratch), model.name_or_path or model.init_from is needed."
     yield from _adapter(config)
+    encoding = signatures.constants(str(config.objective.get("_target_"))).get("encoding")
+    if encoding != "translation" and (config.data.prefix is not None or any(vars(config.data.languages).values())):
+        key = "data.prefix" if config.data.prefix is not None else "data.languages"
+        yield f"{key}: only objective=translation has such a setting; leave it out."
 
 
 def _adapter(config: Config) -> Iterator[str]:
@@ -151,7 +155,7 @@ def _data(config: Config) -> Iterator[str]:
     if not (config.model.name_or_path or config.model.init_from):
         for key in ("n_positions", "max_position_embeddings"):
             positions = config.model.config.get(key)
-            if isinstance(positions, int) and data.block_size > positions:
+            if isinstance(positions, int) and 0 < positions < data.block_size:
                 yield f"data.block_size={data.block_size}: the model has {positions} positions (model.config.{key}); change one of the two."
     if isinstance(config.batch.micro_tokens, int) and config.batch.micro_tokens < data.block_size:
         yield (

@@ -109,7 +109,10 @@ def _read_file(loader: ConfigLoader, path: str, package: str) -> Layer:
     model = OmegaConf.to_container(model, resolve=False)
     assert isinstance(model, dict)
     return Layer(
-        path, {key: model[key] for key in ORIGINS if model.get(key) is not None}, model.get("config") or {}, family=model.get("family")
+        path,
+        {key: model[key] for key in ORIGINS if model.get(key) is not None},
+        model.get("config") or {},
+        family=model.get("family"),
     )
 
 

@@ -19,7 +19,10 @@ SMALL = "model.config={n_layer: 2, n_embd: 64, n_head: 2}"
     [
         ((), GPT_TINY),
         ((*FINETUNE, "model.architecture=gpt2", SMALL), {"n_layer": 2, "n_embd": 64, "n_head": 2}),
-        ((*FINETUNE, "model.architecture=gpt2", SMALL, "~model.config.intermediate_size"), {"n_layer": 2, "n_embd": 64, "n_head": 2}),
+        (
+            (*FINETUNE, "model.architecture=gpt2", SMALL, "~model.config.intermediate_size"),
+            {"n_layer": 2, "n_embd": 64, "n_head": 2},
+        ),
         ((*FINETUNE, "model.architecture=gpt2", "+model.config.n_layer=2"), {"n_layer": 2}),
         (("model.architecture=llama",), {}),
         (("model=gpt_tiny", "model.architecture=llama", "+model.config.hidden_size=64"), {"hidden_size": 64}),
@@ -27,7 +30,10 @@ SMALL = "model.config={n_layer: 2, n_embd: 64, n_head: 2}"
         (("model.architecture=gpt2", "model.config.n_layer=2"), GPT_TINY | {"n_layer": 2}),
         (("+model.config.num_hidden_layers=2",), {k: v for k, v in GPT_TINY.items() if k != "n_layer"} | {"num_hidden_layers": 2}),
         (("~model.config.n_positions",), {k: v for k, v in GPT_TINY.items() if k != "n_positions"}),
-        (("recipe=demo_pretrain",), {"num_hidden_layers": 3, "hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3}),
+        (
+            ("recipe=demo_pretrain",),
+            {"num_hidden_layers": 3, "hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3},
+        ),
         (("model.name_or_path=some/model", "+model.config.summary_first_dropout=0.2"), {"summary_first_dropout": 0.2}),
         (("model.config.n_layer=2", "+model.config.num_hidden_layers=2"), None),
     ],
@@ -45,7 +51,10 @@ def test_the_settings_of_the_runs_own_architecture_hold(overrides: tuple[str, ..
     ("overrides", "parts"),
     [
         (("model.config.n_layer=2", "+model.config.num_hidden_layers=3"), ("n_layer=2", "num_hidden_layers=3", "one of them")),
-        (("model=gpt2", "model.architecture=llama"), ("model.architecture=llama", "openai-community/gpt2", "model.name_or_path=null")),
+        (
+            ("model=gpt2", "model.architecture=llama"),
+            ("model.architecture=llama", "openai-community/gpt2", "model.name_or_path=null"),
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(overrides: tuple[str, ...], parts: tuple[str, ...]) -> None:

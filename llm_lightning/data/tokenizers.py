@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +17,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llm_lightning.config import TokenizerConfig
 from llm_lightning.data.rows import Rows
-from llm_lightning.errors import UserError
+from llm_lightning.errors import UserError, first_line
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or it warns when a loader worker forks
 
+FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "*.tiktoken", "tekken.json")
+NO_FILES = (
+    "model.name_or_path={name}: there are no tokenizer files (tokenizer.json, vocab.txt, spiece.model, …); copy those of the model that it "
+    "was trained from beside config.json."
+)
 ENOUGH = 50_000_000  # characters; more text changes a vocabulary of this size very little
 
 
@@ -46,8 +53,10 @@ def load(folder_or_name: str, trust_remote_code: bool = False) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a checkpoint's own code, damaged files, missing packages: each has exceptions of its own
         raise UserError(unreachable(folder_or_name, error)) from error
+    if tokenizer.is_fast and not set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), "▁"}:
+        raise UserError(NO_FILES.format(name=folder_or_name))  # transformers makes one of special tokens alone
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
@@ -55,17 +64,35 @@ def load(folder_or_name: str, trust_remote_code: bool = False) -> Any:
 
 def unreachable(name: str, error: Exception) -> str:
     """The message where a checkpoint cannot be loaded: what to do without a connection."""
-    reason = str(error).strip().splitlines()[0]
-    if Path(name).expanduser().is_dir():
+    reason, text = first_line(error), str(error)
+    if "trust_remote_code" in text:
+        return f"model.name_or_path={name}: the checkpoint has code of its own; read it, then let it run with model.trust_remote_code=true."
+    is_folder = Path(name).expanduser().is_dir()
+    if is_folder and "okeniz" in text and not any(any(Path(name).expanduser().glob(pattern)) for pattern in FILES):
+        return NO_FILES.format(name=name)
+    of_sentencepiece = "entencepiece" in text.lower() or "build an AutoTokenizer" in text
+    if of_sentencepiece and importlib.util.find_spec("sentencepiece") is None:
+        return f"model.name_or_path={name}: its tokenizer needs a package: pip install sentencepiece ({reason})."
+    if is_folder:
         return f"model.name_or_path={name}: the folder cannot be loaded ({reason})."
     return (
-        f"model.name_or_path={name}: cannot be loaded from the Hugging Face hub ({reason}). Check the name; without a connection, "
-        f"download the model elsewhere and give its folder: model.name_or_path=<folder with config.json>."
+        f"model.name_or_path={name}: cannot be loaded from the Hugging Face hub ({reason}). Check the name; a gated or private model "
+        f"needs a login (hf auth login); without a connection, download the model elsewhere and give its folder: "
+        f"model.name_or_path=<folder with config.json>."
     )
 
 
 def identity(tokenizer: Any) -> str:
-    """Hash of everything that decides which tokens a text becomes; a call's truncation and padding stay in the backend, and do not."""
+    """Hash of everything that decides which tokens a text becomes; a call's truncation and padding stay in the backend, and do not.
+
+    A tokenizer in Python is hashed by the files that it saves, which hold its class, its vocabulary and its settings.
+    """
+    if not tokenizer.is_fast:
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+            contents = [(file.name.encode(), file.read_bytes()) for file in files]
+        return xxhash.xxh3_128(b"\0".join(part for content in contents for part in content)).hexdigest()
     state = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     return xxhash.xxh3_128(json.dumps(state).encode()).hexdigest()
 

@@ -17,6 +17,7 @@ from llm_lightning.data.examples import BadRow
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import Row, usable
 from llm_lightning.models.generate import as_published, continued
+from llm_lightning.models.positions import positions_of
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Generator:
             messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        most = getattr(self.model.config, "max_position_embeddings", None)
+        most = positions_of(self.model.config)
         room = len(ids) if most is None else most - self.settings.max_new_tokens
         if room < 1:
             raise UserError(

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
@@ -64,7 +63,9 @@ def count_positions(model: PreTrainedModel) -> int | None:
 
 def positions_of(config: Any) -> int | None:
     """Return the number of positions that a config names; None where it names none, and for positions that are only relative."""
-    limit = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))  # GPT-2 maps its name; XLNet answers -1
+    limit = getattr(
+        config, "max_position_embeddings", getattr(config, "max_seq_len", None)
+    )  # GPT-2 maps its name; XLNet answers -1
     if getattr(config, "relative_attention", False) and not getattr(config, "position_biased_input", True):  # DeBERTa
         return None
     return limit if isinstance(limit, int) and limit > 0 else None
@@ -72,4 +73,3 @@ def positions_of(config: Any) -> int | None:
 
 def _stop(module: Any, args: Any) -> None:
     raise _Reached
-

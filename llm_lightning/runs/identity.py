@@ -62,6 +62,7 @@ KEYS: dict[Kind, tuple[str, ...]] = {
             "data.quotes",
         ),
         *("data.document", "data.labels", "data.validation_fraction", "data.on_bad_row", "data.block_size", "data.overlap"),
+        *("data.languages.source", "data.languages.target", "data.prefix"),
         *("data.share", "data.per_class", "data.fold"),
     ),
     Kind.ORIGIN: ("model.name_or_path", "model.init_from"),

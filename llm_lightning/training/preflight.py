@@ -25,6 +25,7 @@ from llm_lightning.data.encode import Encoded
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
+from llm_lightning.models import embedding
 from llm_lightning.models.forward import token_logits
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.evaluation import score_batches
@@ -86,8 +87,8 @@ class Preflight:
         """Every id that the data holds must be one of the model's."""
         tokenizer = self.data.text.tokenizer
         largest = max(int(split.tokens.max()) for split in self.data.text.splits.values())
-        rows = self.objective.model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
-        if largest >= rows:
+        rows = embedding.count_rows(self.objective.model)
+        if rows is not None and largest >= rows:
             raise UserError(f"the data holds token {largest}, and the model has embeddings for {rows}")
         unknown = 0.0
         if tokenizer.unk_token_id is not None:
@@ -96,7 +97,7 @@ class Preflight:
             raise UserError(
                 f"{unknown:.0%} of the tokens are unknown to it: its files are missing, or it belongs to another language"
             )
-        return f"{len(tokenizer):,} entries, embeddings for {rows:,}, {unknown:.2%} of the tokens unknown"
+        return f"{len(tokenizer):,} entries, embeddings for {'any' if rows is None else f'{rows:,}'}, {unknown:.2%} of the tokens unknown"
 
     def batch(self, split: str) -> str:
         """One batch, decoded with its targets marked; every sequence needs one."""

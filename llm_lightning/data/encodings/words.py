@@ -26,6 +26,8 @@ class Encoder(documents.Encoder):
     Without labels the target of a word is its number, which says what a prediction is of.
     """
 
+    needs_offsets = True
+
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         return labels.find(data, train, listed_words, complete=_with_insides)
