@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llm_lightning.config import TokenizerConfig
@@ -34,7 +35,7 @@ def train(config: TokenizerConfig, rows: Rows, columns: list[str], cache_dir: Pa
 
     Byte-level BPE (Radford et al. 2019) or lower-cased WordPiece (Devlin et al. 2019).
     """
-    identity = xxhash.xxh3_128(f"3 {config} {rows.fingerprint} {columns}".encode()).hexdigest()
+    identity = xxhash.xxh3_128(f"4 {config} {rows.fingerprint} {columns}".encode()).hexdigest()
     file = cache_dir / "tokenizers" / f"{identity}.json"
     if not file.is_file():
         tokenizer = {"bpe": _train_bpe, "wordpiece": _train_wordpiece}[config.kind](config, lambda: _texts(rows, columns))
@@ -70,6 +71,10 @@ def unreachable(name: str, error: Exception) -> str:
     is_folder = Path(name).expanduser().is_dir()
     if is_folder and "okeniz" in text and not any(any(Path(name).expanduser().glob(pattern)) for pattern in FILES):
         return NO_FILES.format(name=name)
+    if is_folder and (pointer := _find_pointer(Path(name).expanduser())) is not None:
+        return (
+            f"model.name_or_path={name}: {pointer.name} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull."
+        )
     of_sentencepiece = "entencepiece" in text.lower() or "build an AutoTokenizer" in text
     if of_sentencepiece and importlib.util.find_spec("sentencepiece") is None:
         return f"model.name_or_path={name}: its tokenizer needs a package: pip install sentencepiece ({reason})."
@@ -80,6 +85,12 @@ def unreachable(name: str, error: Exception) -> str:
         f"needs a login (hf auth login); without a connection, download the model elsewhere and give its folder: "
         f"model.name_or_path=<folder with config.json>."
     )
+
+
+def _find_pointer(folder: Path) -> Path | None:
+    """Return a file that a clone without Git LFS left in place of a large one."""
+    small = (file for file in sorted(folder.iterdir()) if file.is_file() and file.stat().st_size < 1000)
+    return next((file for file in small if file.read_bytes().startswith(b"version https://git-lfs")), None)
 
 
 def identity(tokenizer: Any) -> str:
@@ -165,19 +176,24 @@ def _train_bpe(config: TokenizerConfig, texts: Callable[[], Iterator[list[str]]]
 
 
 def _train_wordpiece(config: TokenizerConfig, texts: Callable[[], Iterator[list[str]]]) -> Tokenizer:
-    """The trainer numbers the pieces inside words at random and breaks ties by number: so they are given to it in fixed order."""
-    special, most = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], 1000
+    """Train WordPiece whose alphabet fits into half of the vocabulary, its most frequent characters before the others.
+
+    The trainer numbers the pieces inside words at random and breaks ties by number: so they are given to it in fixed order. Raises
+    UserError where the vocabulary is too small for the characters of the texts.
+    """
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.normalizer = _normalizer()
     characters = Counter(
         c for batch in texts() for text in batch for c in tokenizer.normalizer.normalize_str(text) if not c.isspace()
     )
-    alphabet = sorted(sorted(characters), key=lambda c: -characters[c])[:most]
+    alphabet, pieces = _alphabet(characters, config.vocab_size, len(special))
+    tokenizer.pre_tokenizer = _words(alphabet)
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.vocab_size,
-        special_tokens=[*special, *(f"##{c}" for c in alphabet)],
-        limit_alphabet=most,
+        special_tokens=[*special, *pieces],
+        limit_alphabet=len(alphabet),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts(), trainer)
@@ -190,6 +206,54 @@ def _train_wordpiece(config: TokenizerConfig, texts: Callable[[], Iterator[list[
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return wordpiece
+
+
+WORD = 100
+"""Characters after which an unbroken word is cut, as in Thai: WordPiece has one [UNK] for a longer one."""
+COVERED = 0.999
+"""Share of the characters of the training texts that a vocabulary has to be able to spell."""
+STANDALONE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ffff]")
+"""Chinese characters, which BERT's normalizer puts blanks around: none is ever inside of a word."""
+
+
+def _normalizer() -> normalizers.Normalizer:
+    """Lower case without accents, as BERT has it; but the marks of Thai, Hindi or Japanese, which are letters there, stay."""
+    accents = Regex(r"[\u0300-\u036f]")  # of Latin, Greek and Cyrillic
+    bert = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    return normalizers.Sequence([bert, normalizers.NFD(), normalizers.Replace(accents, ""), normalizers.NFC()])
+
+
+def _words(alphabet: list[str]) -> pre_tokenizers.PreTokenizer:
+    """Words and marks as BERT has them. A character outside of the alphabet stands alone, so that one [UNK] is for it and not its word."""
+    others = Regex("[^" + "".join(f"\\x{{{ord(c):x}}}" for c in alphabet) + "]")
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(others, "isolated"), pre_tokenizers.FixedLength(length=WORD)]
+    )
+
+
+def _alphabet(characters: Counter[str], vocab_size: int, special: int) -> tuple[list[str], list[str]]:
+    """Return (the characters that the tokenizer can spell, their forms inside of words), both by frequency.
+
+    A character takes two entries, one where it only stands alone.
+    """
+    room, total = (vocab_size - special) // 2, max(characters.total(), 1)
+    alphabet: list[str] = []
+    spelt, entries = 0, 0
+    for c in sorted(sorted(characters), key=lambda c: -characters[c]):
+        entries += 1 if STANDALONE.match(c) else 2
+        if entries > room and spelt >= COVERED * total:
+            break
+        alphabet.append(c)
+        spelt += characters[c]
+    pieces = [f"##{c}" for c in alphabet if not STANDALONE.match(c)]
+    least = special + len(alphabet) + len(pieces)
+    if least > vocab_size:
+        raise UserError(
+            f"model.tokenizer.vocab_size={vocab_size}: the training texts have {len(characters):,} different characters, and "
+            f"{COVERED:.1%} of the text takes {least:,} entries; set at least {2 * least:,}, or model.tokenizer.kind=bpe, which spells "
+            f"rare characters in bytes."
+        )
+    return alphabet, pieces
 
 
 def _wrapped(kind: str, tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

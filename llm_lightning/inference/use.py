@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -89,14 +91,17 @@ def export(config: Config) -> dict[str, Any]:
     else:
         model = build.reload(weights, auto_class(weights, config.model.trust_remote_code), config.model.trust_remote_code)
         tokenizer = tokenizers.load(weights, config.model.trust_remote_code)
-        exports.export(model, tokenizer, out)
+        with tempfile.TemporaryDirectory() as scratch:  # a model that cannot be exported leaves no folder
+            if config.export.format == "onnx":
+                from llm_lightning.inference import onnx
+
+                onnx.export(model, tokenizer, Path(scratch))
+            exports.export(model, tokenizer, out)
+            for file in Path(scratch).iterdir():  # two, where the weights are large
+                shutil.move(file, out / file.name)
         card = Path(weights) / "README.md"
         if card.is_file():
             (out / card.name).write_bytes(card.read_bytes())
-        if config.export.format == "onnx":
-            from llm_lightning.inference import onnx
-
-            onnx.export(model, tokenizer, out)
     print(f"{config.export.format}: {out}", file=sys.stderr)
     return {"export": str(out)}
 

@@ -89,7 +89,9 @@ KINDS = {"mbart": ("en_XX", "de_DE"), "mbart50": ("en_XX", "de_DE"), "nllb": ("e
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_and_loss_are_those_of_hugging_face(kind: str, translator: Callable[[str], list[str]], cache: Path, tmp_path: Path) -> None:
+def test_batches_and_loss_are_those_of_hugging_face(
+    kind: str, translator: Callable[[str], list[str]], cache: Path, tmp_path: Path
+) -> None:
     arguments = translator(kind)
     objective, data = made(cache, *arguments, "data.languages={source: en, target: de}")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / kind)
@@ -106,12 +108,17 @@ def test_batches_and_loss_are_those_of_hugging_face(kind: str, translator: Calla
     objective.eval()
     loss, _ = objective.score(batch)
     labels = padded([torch.tensor(target) for target in targets], -100)
-    given = {name: padded([torch.tensor(row) for row in expected[name]], fill) for name, fill in (("input_ids", 1), ("attention_mask", 0))}
+    given = {
+        name: padded([torch.tensor(row) for row in expected[name]], fill)
+        for name, fill in (("input_ids", 1), ("attention_mask", 0))
+    }
     assert float(loss) == pytest.approx(float(theirs.eval()(**given, labels=labels).loss) * len(batch.targets), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_export_translates_with_its_languages(kind: str, translator: Callable[[str], list[str]], run: Runner, tmp_path: Path) -> None:
+def test_an_export_translates_with_its_languages(
+    kind: str, translator: Callable[[str], list[str]], run: Runner, tmp_path: Path
+) -> None:
     languages = "data.languages={source: en, target: de}"
     run(*translator(kind), languages, "trainer.precision=32-true", f"run_dir={tmp_path}/run", "data.block_size=16")
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "hf").eval()
