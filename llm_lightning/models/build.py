@@ -51,6 +51,7 @@ def build(
     auto = getattr(transformers, auto_class)
     origin = checkpoint(config)
     model_config = _loaded_config(config, origin, settings) if origin else _new_config(config, tokenizer, settings)
+    _check_end(model_config, auto_class, tokenizer)
     model_config.pad_token_id = tokenizer.pad_token_id  # decoder classifiers find the last real token by it
     if type(model_config) not in auto._model_mapping and auto_class not in getattr(model_config, "auto_map", {}):
         raise UserError(f"model type '{model_config.model_type}' has no {auto_class} head: choose another model or objective.")
@@ -164,11 +165,29 @@ def _new_config(config: ModelConfig, tokenizer: Any, settings: dict[str, Any]) -
     check_settings(default, config.config)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     if default.is_encoder_decoder:
-        special |= {"decoder_start_token_id": tokenizer.pad_token_id, "forced_eos_token_id": tokenizer.eos_token_id}
+        special["eos_token_id"] = _end(tokenizer)
+        special |= {"decoder_start_token_id": tokenizer.pad_token_id, "forced_eos_token_id": special["eos_token_id"]}
     try:
         return AutoConfig.for_model(str(config.architecture), vocab_size=len(tokenizer), **special, **config.config, **settings)
     except Exception as error:
         raise UserError(f"model.architecture={config.architecture}: {first_line(error)}") from error
+
+
+def _end(tokenizer: Any) -> int | None:
+    """Return the token that ends a text: [SEP] where there is no end-of-text token."""
+    end: int | None = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    return end
+
+
+def _check_end(model_config: Any, auto_class: str, tokenizer: Any) -> None:
+    """Raise UserError where an encoder-decoder would look in vain for the end of a text, at which it reads the class."""
+    if not (model_config.is_encoder_decoder and auto_class == "AutoModelForSequenceClassification"):
+        return
+    if model_config.eos_token_id is None or model_config.eos_token_id not in tokenizer("text")["input_ids"]:
+        raise UserError(
+            f"model type '{model_config.model_type}' reads the class of a text at its end-of-text token, which the tokenizer does not put "
+            f"there; choose another model, or where it is trained from scratch model.tokenizer.kind=wordpiece."
+        )
 
 
 def _limit_length(model: PreTrainedModel, tokenizer: Any, longest: int) -> None:
