@@ -62,7 +62,7 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
         ) from error
     if not difference <= TOLERANCE:
         raise RunError(
-            f"export.format=onnx: ONNX Runtime's logits of {kind} are off by {difference:.2g} of the largest; nothing was exported."
+            f"export.format=onnx: {kind} in ONNX Runtime: logits are off by {difference:.2g} of the largest; nothing was exported."
         )
     log.info("onnx: the logits are torch's, to %.1e of the largest", difference)
 

@@ -190,7 +190,7 @@ def test_the_prefix_of_a_checkpoint_is_named_and_put_before_each_source(
     assert "\"data.prefix='translate English to German: '\"" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        objective, data = made(cache, *arguments, "data.prefix='translate English to German: '")
+        _, data = made(cache, *arguments, "data.prefix='translate English to German: '")
     assert "data.prefix" not in caplog.text
     first = data.text.splits["train"]
     assert first[0][: first.second[0]].tolist() == tokenizer(f"translate English to German: {TEXTS[0][0]}")["input_ids"]
