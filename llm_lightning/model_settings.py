@@ -34,6 +34,7 @@ class Layer:
     settings: dict[str, Any] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
     """Settings that the command line takes away: `~model.config.n_layer`."""
+    names_family: bool = False
     family: str | None = None
 
 
@@ -61,7 +62,7 @@ def merge_layers(layers: list[Layer]) -> tuple[dict[str, Any], str | None]:
         if before is not None and after != before:
             settings = {}
             family = family if after is None or after[0] != "architecture" else None
-        family = layer.family or family
+        family = layer.family if layer.names_family else family
         origins, names = changed, _names(after)
         values: dict[str, tuple[str, Any]] = {}
         for key, value in layer.settings.items():
@@ -108,12 +109,8 @@ def _read_file(loader: ConfigLoader, path: str, package: str) -> Layer:
         return Layer(path)
     model = OmegaConf.to_container(model, resolve=False)
     assert isinstance(model, dict)
-    return Layer(
-        path,
-        {key: model[key] for key in ORIGINS if model.get(key) is not None},
-        model.get("config") or {},
-        family=model.get("family"),
-    )
+    origins = {key: model[key] for key in ORIGINS if model.get(key) is not None}
+    return Layer(path, origins, model.get("config") or {}, names_family="family" in model, family=model.get("family"))
 
 
 def _plain(content: Any) -> Any:
@@ -128,7 +125,8 @@ def _read_overrides(overrides: list[Override]) -> Layer:
         if name in ORIGINS:
             layer.origins[name] = None if override.is_delete() else override.value()
         elif name == "family":
-            layer.family = override.value()
+            value = override.value()
+            layer.names_family, layer.family = True, None if value is None or override.is_delete() else str(value)
         if key != "model.config" and not key.startswith("model.config."):
             continue
         path = key.removeprefix("model.config").removeprefix(".")

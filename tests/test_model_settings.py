@@ -65,6 +65,7 @@ def test_settings_that_contradict_each_other_are_refused(overrides: tuple[str, .
 
 def test_a_presets_family_goes_with_its_architecture() -> None:
     assert load([*FINETUNE, "model.architecture=gpt2"]).model.family is None
+    assert load([*FINETUNE, "model.family=null"]).model.family is None
     assert load([*FINETUNE, "model.architecture=bert"]).model.family == "encoder"
 
 
