@@ -7,6 +7,7 @@ mistakes.
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -91,14 +92,53 @@ def _model(config: Config) -> Iterator[str]:
                 f"give a run folder such as runs/<date>/<time>-pretrain-docs-gpt_tiny."
             )
     elif model.name_or_path:
-        path = Path(model.name_or_path).expanduser()
-        is_path = model.name_or_path.startswith((".", "/", "~")) or model.name_or_path.count("/") > 1
-        if is_path and not (path / "config.json").is_file():
-            found = "has no config.json" if path.is_dir() else "does not exist"
-            yield f"model.name_or_path={model.name_or_path}: the folder {found}; give a Hugging Face folder or a hub name."
+        yield from _checkpoint(model.name_or_path)
     elif not model.architecture:
         yield "model: one of model.architecture (from scratch), model.name_or_path or model.init_from is needed."
     yield from _adapter(config)
+    encoding = signatures.constants(str(config.objective.get("_target_"))).get("encoding")
+    if encoding != "translation" and (config.data.prefix is not None or any(vars(config.data.languages).values())):
+        key = "data.prefix" if config.data.prefix is not None else "data.languages"
+        yield f"{key}: only objective=translation has such a setting; leave it out."
+
+
+OTHER_FORMATS = {
+    ".gguf": "GGUF is llama.cpp's format of quantised weights; give the Hugging Face folder that it was made from",
+    ".ckpt": "this is a training state; give the folder of a model, for a run of ours model.init_from=<run folder>",
+    ".pth": "these are weights without a config; save the model with save_pretrained(<folder>)",
+    ".pt": "these are weights without a config; save the model with save_pretrained(<folder>)",
+    ".bin": "these are weights without their config; give the folder that has config.json",
+    ".safetensors": "these are weights without their config; give the folder that has config.json",
+    ".onnx": "ONNX files cannot be trained; give the Hugging Face folder that it was made from",
+    ".h5": "these are TensorFlow's weights; give a folder with model.safetensors or pytorch_model.bin",
+    ".msgpack": "these are Flax's weights; give a folder with model.safetensors or pytorch_model.bin",
+}
+"""Files that people have for a model, and what to do with them."""
+
+
+def _checkpoint(name: str) -> Iterator[str]:
+    """What `model.name_or_path` names, where it is a path and no Hugging Face folder."""
+    path, key = Path(name).expanduser(), f"model.name_or_path={name}"
+    if path.is_file():
+        yield f"{key}: {OTHER_FORMATS.get(path.suffix, 'this is a file; give the folder that has config.json')}."
+    elif (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        base = (
+            json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+            or "its base model"
+        )
+        yield (
+            f"{key}: this is an adapter for {base}, without that model's weights. Merge the two (peft's merge_and_unload, then "
+            f"save_pretrained) and give that folder; the hf/ folder of a run of ours is merged already."
+        )
+    elif path.is_dir() and not (path / "config.json").is_file():
+        if (path / "hf" / "config.json").is_file():
+            yield f"{key}: this is a run of ours; give model.init_from={name}."
+            return
+        endings = {file.suffix for file in path.iterdir()} & {".gguf", ".ckpt", ".pth", ".pt", ".onnx", ".msgpack", ".h5"}
+        reason = f" ({OTHER_FORMATS[min(endings)]})" if endings else ""
+        yield f"{key}: the folder has no config.json{reason}; give a Hugging Face folder or a hub name."
+    elif not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        yield f"{key}: the folder does not exist; give a Hugging Face folder or a hub name."
 
 
 def _adapter(config: Config) -> Iterator[str]:
@@ -162,7 +202,7 @@ def _data(config: Config) -> Iterator[str]:
     if not (config.model.name_or_path or config.model.init_from):
         for key in ("n_positions", "max_position_embeddings"):
             positions = config.model.config.get(key)
-            if isinstance(positions, int) and data.block_size > positions:
+            if isinstance(positions, int) and 0 < positions < data.block_size:
                 yield f"data.block_size={data.block_size}: the model has {positions} positions (model.config.{key}); change one of the two."
     if isinstance(config.batch.micro_tokens, int) and config.batch.micro_tokens < data.block_size:
         yield (

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llm_lightning import checks, config, distributed
 from llm_lightning.config import CONF
 from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError, listed, nearest
+from llm_lightning.model_settings import resolve_settings
 from llm_lightning.redact import redacted
 from llm_lightning.stored import STORED, stored
 
@@ -59,7 +60,7 @@ def _job(node: DictConfig) -> None:
         if node.task in STORED:
             chosen = stored(node.task, node.run, overrides)
         else:
-            chosen = compose(node, dict(hydra_config.runtime.choices))
+            chosen = compose(node, dict(hydra_config.runtime.choices), overrides)
             checks.check(chosen)
         sweep = None
         if elsewhere and chosen.run_dir is not None:
@@ -125,12 +126,12 @@ def load(overrides: list[str]) -> config.Config:
     try:
         with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             node = hydra.compose("config", overrides, return_hydra_config=True)
-        choices = dict(node.hydra.runtime.choices)
-        OmegaConf.set_struct(node, False)
-        del node["hydra"]
-        if node.task in STORED:
-            return stored(node.task, node.run, overrides)
-        chosen = compose(node, choices)
+            choices = dict(node.hydra.runtime.choices)
+            OmegaConf.set_struct(node, False)
+            del node["hydra"]
+            if node.task in STORED:
+                return stored(node.task, node.run, overrides)
+            chosen = compose(node, choices, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
     finally:
@@ -139,9 +140,10 @@ def load(overrides: list[str]) -> config.Config:
     return chosen
 
 
-def compose(node: DictConfig, choices: dict[str, str]) -> config.Config:
-    """The node with what only the program knows, as typed dataclasses."""
+def compose(node: DictConfig, choices: dict[str, str], overrides: list[str]) -> config.Config:
+    """Return the node as typed dataclasses, with what only the program knows, and the model's settings without those of another model."""
     OmegaConf.set_struct(node, False)
+    node.model.config, node.model.family = resolve_settings(GlobalHydra.instance().config_loader(), "config", overrides)
     node.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
     node.command = shlex.join(["python", *sys.argv]) if sys.argv[0].endswith(".py") else shlex.join(sys.argv)
     return config.typed(node)

@@ -48,6 +48,14 @@ class ColumnsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LanguagesConfig:
+    source: str | None = None
+    """Language of the source, as the tokenizer of a multilingual translator names it (`en_XX`, `eng_Latn`), or short (`en`)."""
+    target: str | None = None
+    """Language that is written."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     source: str = MISSING
     """Module of `llm_lightning/data/sources/` that reads the rows."""
@@ -88,6 +96,10 @@ class DataConfig:
     """Share of train that becomes validation where there is no validation split."""
     on_bad_row: str = bounded("error", Choice("error", "skip"))
     """`error` stops at the first unusable row; `skip` leaves such rows out, counts them and says so."""
+    languages: LanguagesConfig = field(default_factory=LanguagesConfig)
+    """Languages of a translation by mBART, M2M100 or NLLB, which mark each text with its own."""
+    prefix: str | None = None
+    """Text before each source of a translation, such as T5's `translate English to German: `."""
     block_size: int = bounded(512, Range(8))
     """Longest sequence, in tokens; memory of a micro-batch grows with it."""
     overlap: int | None = bounded(None, Range(0))

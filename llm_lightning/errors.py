@@ -45,3 +45,9 @@ def listed(names: Iterable[str], most: int = 12) -> str:
     names = list(names)
     more = f", … ({len(names) - most} more)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+    """Return what an exception of another library says, in one line of at most `most` characters; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".")[:most] if lines else type(error).__name__

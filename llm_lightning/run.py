@@ -188,8 +188,9 @@ def evaluate(config: Config) -> dict[str, Any]:
     folder = Path(str(config.run)).expanduser()
     record.start_log(folder)
     log.info("evaluate: %s", folder)
-    text, objective, data = prepared(config, tokenizer=tokenizers.load(str(folder / "hf")))
+    text, objective, data = prepared(config, tokenizer=tokenizers.load(str(folder / "hf"), config.model.trust_remote_code))
     objective.model = build.reload(folder / "hf", objective.auto_class, config.model.trust_remote_code)
+    objective.adapt(objective.model)
     require_same_labels(objective.model, text.label_names)
     engine = trainer.build(config.trainer, folder, 1, 1, [], [])
     metrics = evaluate_splits(engine, objective, data)[0] | objective.summary()
@@ -225,7 +226,9 @@ def require_same_data(text: Text) -> None:
 
 def modelled(config: ModelConfig, text: Text, objective: Objective, data: DataModule) -> PreTrainedModel:
     """The model that the objective needs for the data."""
-    return build.build(config, objective.auto_class, text.tokenizer, data.longest_input, objective.head())
+    model = build.build(config, objective.auto_class, text.tokenizer, data.longest_input, objective.head())
+    objective.adapt(model)
+    return model
 
 
 def built(config: Config, text: Text, objective: Objective, data: DataModule) -> PreTrainedModel:

@@ -85,16 +85,8 @@ def encode(rows: Rows, data: DataConfig, encoding: Encoding, cache_dir: Path, sp
     """
     one_stream = bool(getattr(encoding, "one_stream", False))
     template = encoding.tokenizer.chat_template if encoding.templated else None
-    settings = (
-        data.columns,
-        data.block_size,
-        data.overlap,
-        one_stream,
-        data.on_bad_row,
-        encoding.labels,
-        template,
-        sorted(data.roles.items()),
-    )
+    marks = (data.languages, data.prefix) if encoding.translates else (sorted(data.roles.items()),) if encoding.templated else ()
+    settings = (*marks, data.columns, data.block_size, data.overlap, one_stream, data.on_bad_row, encoding.labels, template)
     identity = f"{FORMAT} {rows.fingerprint} {tokenizers.identity(encoding.tokenizer)} {type(encoding).__module__} {settings}"
     folder = cache_dir / "encoded" / xxhash.xxh3_128(identity.encode()).hexdigest()
     if not _whole(folder):

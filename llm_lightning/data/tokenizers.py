@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import xxhash
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llm_lightning.config import TokenizerConfig
 from llm_lightning.data.rows import Rows
-from llm_lightning.errors import UserError
+from llm_lightning.errors import UserError, first_line
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or it warns when a loader worker forks
 
+FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "*.tiktoken", "tekken.json")
+NO_FILES = (
+    "model.name_or_path={name}: there are no tokenizer files (tokenizer.json, vocab.txt, spiece.model, …); copy those of the model that it "
+    "was trained from beside config.json."
+)
 ENOUGH = 50_000_000  # characters; more text changes a vocabulary of this size very little
 
 
@@ -27,7 +35,7 @@ def train(config: TokenizerConfig, rows: Rows, columns: list[str], cache_dir: Pa
 
     Byte-level BPE (Radford et al. 2019) or lower-cased WordPiece (Devlin et al. 2019).
     """
-    identity = xxhash.xxh3_128(f"3 {config} {rows.fingerprint} {columns}".encode()).hexdigest()
+    identity = xxhash.xxh3_128(f"4 {config} {rows.fingerprint} {columns}".encode()).hexdigest()
     file = cache_dir / "tokenizers" / f"{identity}.json"
     if not file.is_file():
         tokenizer = {"bpe": _train_bpe, "wordpiece": _train_wordpiece}[config.kind](config, lambda: _texts(rows, columns))
@@ -46,8 +54,10 @@ def load(folder_or_name: str, trust_remote_code: bool = False) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a checkpoint's own code, damaged files, missing packages: each has exceptions of its own
         raise UserError(unreachable(folder_or_name, error)) from error
+    if tokenizer.is_fast and not set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), "▁"}:
+        raise UserError(NO_FILES.format(name=folder_or_name))  # transformers makes one of special tokens alone
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
@@ -55,17 +65,45 @@ def load(folder_or_name: str, trust_remote_code: bool = False) -> Any:
 
 def unreachable(name: str, error: Exception) -> str:
     """The message where a checkpoint cannot be loaded: what to do without a connection."""
-    reason = str(error).strip().splitlines()[0]
-    if Path(name).expanduser().is_dir():
+    reason, text = first_line(error), str(error)
+    if "trust_remote_code" in text:
+        return f"model.name_or_path={name}: the checkpoint has code of its own; read it, then let it run with model.trust_remote_code=true."
+    is_folder = Path(name).expanduser().is_dir()
+    if is_folder and "okeniz" in text and not any(any(Path(name).expanduser().glob(pattern)) for pattern in FILES):
+        return NO_FILES.format(name=name)
+    if is_folder and (pointer := _find_pointer(Path(name).expanduser())) is not None:
+        return (
+            f"model.name_or_path={name}: {pointer.name} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull."
+        )
+    of_sentencepiece = "entencepiece" in text.lower() or "build an AutoTokenizer" in text
+    if of_sentencepiece and importlib.util.find_spec("sentencepiece") is None:
+        return f"model.name_or_path={name}: its tokenizer needs a package: pip install sentencepiece ({reason})."
+    if is_folder:
         return f"model.name_or_path={name}: the folder cannot be loaded ({reason})."
     return (
-        f"model.name_or_path={name}: cannot be loaded from the Hugging Face hub ({reason}). Check the name; without a connection, "
-        f"download the model elsewhere and give its folder: model.name_or_path=<folder with config.json>."
+        f"model.name_or_path={name}: cannot be loaded from the Hugging Face hub ({reason}). Check the name; a gated or private model "
+        f"needs a login (hf auth login); without a connection, download the model elsewhere and give its folder: "
+        f"model.name_or_path=<folder with config.json>."
     )
 
 
+def _find_pointer(folder: Path) -> Path | None:
+    """Return a file that a clone without Git LFS left in place of a large one."""
+    small = (file for file in sorted(folder.iterdir()) if file.is_file() and file.stat().st_size < 1000)
+    return next((file for file in small if file.read_bytes().startswith(b"version https://git-lfs")), None)
+
+
 def identity(tokenizer: Any) -> str:
-    """Hash of everything that decides which tokens a text becomes; a call's truncation and padding stay in the backend, and do not."""
+    """Hash of everything that decides which tokens a text becomes; a call's truncation and padding stay in the backend, and do not.
+
+    A tokenizer in Python is hashed by the files that it saves, which hold its class, its vocabulary and its settings.
+    """
+    if not tokenizer.is_fast:
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+            contents = [(file.name.encode(), file.read_bytes()) for file in files]
+        return xxhash.xxh3_128(b"\0".join(part for content in contents for part in content)).hexdigest()
     state = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     return xxhash.xxh3_128(json.dumps(state).encode()).hexdigest()
 
@@ -138,19 +176,24 @@ def _train_bpe(config: TokenizerConfig, texts: Callable[[], Iterator[list[str]]]
 
 
 def _train_wordpiece(config: TokenizerConfig, texts: Callable[[], Iterator[list[str]]]) -> Tokenizer:
-    """The trainer numbers the pieces inside words at random and breaks ties by number: so they are given to it in fixed order."""
-    special, most = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], 1000
+    """Train WordPiece whose alphabet fits into half of the vocabulary, its most frequent characters before the others.
+
+    The trainer numbers the pieces inside words at random and breaks ties by number: so they are given to it in fixed order. Raises
+    UserError where the vocabulary is too small for the characters of the texts.
+    """
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.normalizer = _normalizer()
     characters = Counter(
         c for batch in texts() for text in batch for c in tokenizer.normalizer.normalize_str(text) if not c.isspace()
     )
-    alphabet = sorted(sorted(characters), key=lambda c: -characters[c])[:most]
+    alphabet, pieces = _alphabet(characters, config.vocab_size, len(special))
+    tokenizer.pre_tokenizer = _words(alphabet)
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.vocab_size,
-        special_tokens=[*special, *(f"##{c}" for c in alphabet)],
-        limit_alphabet=most,
+        special_tokens=[*special, *pieces],
+        limit_alphabet=len(alphabet),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts(), trainer)
@@ -163,6 +206,54 @@ def _train_wordpiece(config: TokenizerConfig, texts: Callable[[], Iterator[list[
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return wordpiece
+
+
+WORD = 100
+"""Characters after which an unbroken word is cut, as in Thai: WordPiece has one [UNK] for a longer one."""
+COVERED = 0.999
+"""Share of the characters of the training texts that a vocabulary has to be able to spell."""
+STANDALONE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ffff]")
+"""Chinese characters, which BERT's normalizer puts blanks around: none is ever inside of a word."""
+
+
+def _normalizer() -> normalizers.Normalizer:
+    """Lower case without accents, as BERT has it; but the marks of Thai, Hindi or Japanese, which are letters there, stay."""
+    accents = Regex(r"[\u0300-\u036f]")  # of Latin, Greek and Cyrillic
+    bert = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    return normalizers.Sequence([bert, normalizers.NFD(), normalizers.Replace(accents, ""), normalizers.NFC()])
+
+
+def _words(alphabet: list[str]) -> pre_tokenizers.PreTokenizer:
+    """Words and marks as BERT has them. A character outside of the alphabet stands alone, so that one [UNK] is for it and not its word."""
+    others = Regex("[^" + "".join(f"\\x{{{ord(c):x}}}" for c in alphabet) + "]")
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(others, "isolated"), pre_tokenizers.FixedLength(length=WORD)]
+    )
+
+
+def _alphabet(characters: Counter[str], vocab_size: int, special: int) -> tuple[list[str], list[str]]:
+    """Return (the characters that the tokenizer can spell, their forms inside of words), both by frequency.
+
+    A character takes two entries, one where it only stands alone.
+    """
+    room, total = (vocab_size - special) // 2, max(characters.total(), 1)
+    alphabet: list[str] = []
+    spelt, entries = 0, 0
+    for c in sorted(sorted(characters), key=lambda c: -characters[c]):
+        entries += 1 if STANDALONE.match(c) else 2
+        if entries > room and spelt >= COVERED * total:
+            break
+        alphabet.append(c)
+        spelt += characters[c]
+    pieces = [f"##{c}" for c in alphabet if not STANDALONE.match(c)]
+    least = special + len(alphabet) + len(pieces)
+    if least > vocab_size:
+        raise UserError(
+            f"model.tokenizer.vocab_size={vocab_size}: the training texts have {len(characters):,} different characters, and "
+            f"{COVERED:.1%} of the text takes {least:,} entries; set at least {2 * least:,}, or model.tokenizer.kind=bpe, which spells "
+            f"rare characters in bytes."
+        )
+    return alphabet, pieces
 
 
 def _wrapped(kind: str, tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

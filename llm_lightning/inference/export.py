@@ -42,8 +42,9 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
         return
     with _in_place_of(folder) as partial, quiet_transformers():
         model.save_pretrained(partial)
-        tokenizer.backend_tokenizer.no_truncation()  # the settings of our last call are not the tokenizer's
-        tokenizer.backend_tokenizer.no_padding()
+        if tokenizer.is_fast:  # the settings of our last call are not the tokenizer's
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(partial)
 
 

@@ -19,7 +19,8 @@ from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import Row, usable, without_label
-from llm_lightning.models.generate import as_published, continued, positions
+from llm_lightning.models.generate import as_published, continued
+from llm_lightning.models.positions import positions_of
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Generator:
             conversation = Conversation([{"role": "user", "content": asked}], [False]) if isinstance(asked, str) else asked
             self._notes.update(conversation.notes)
             ids = self._encoder.prompt(conversation)
-        most = positions(self.model.config)
+        most = positions_of(self.model.config)
         room = len(ids) if most is None else most - self.settings.max_new_tokens
         if room < 1:
             raise UserError(

@@ -98,9 +98,14 @@ class Likelihood(Loaded):
         """The two as one text; the choice's tokens are those that reach behind the context."""
         tokenizer, start = self.objective.text.tokenizer, self.objective.text.encoding.start  # type: ignore[attr-defined]
         text = context + choice if context[-1:].isspace() or choice[:1].isspace() else f"{context} {choice}"
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"evaluate.choices: {type(tokenizer).__name__} has no fast form, which alone tells where a choice begins."
+            )
         found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         before = sum(end <= len(context) for _, end in found["offset_mapping"])
-        return [start, *found["input_ids"]], before + 1
+        lead = [] if start is None else [start]
+        return [*lead, *found["input_ids"]], before + len(lead)
 
     def sums(self, parts: list[Scored]) -> np.ndarray:
         """(parts,) Σ log p(token | tokens before it) over the tokens of each part that count."""

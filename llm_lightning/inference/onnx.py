@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -13,15 +16,16 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
-from llm_lightning.errors import RunError
+from llm_lightning.errors import RunError, first_line
 from llm_lightning.models.forward import is_unpadded
+from llm_lightning.models.positions import count_positions
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-3
 """How far logits may be from torch's, of the largest of them."""
-TEXTS = (["a short text", "and another one that is a little longer than the first"], ["one"])
-"""What the two are compared on: another number of rows, and another length, than the model is traced with."""
+LENGTHS = ((2, 9), (1, 2), (3, 33), (2, 130))
+"""Numbers of texts, and of words in the longest of each, that the two are compared on. The model is traced with the first."""
 
 
 class Logits(nn.Module):
@@ -32,33 +36,51 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, *inputs: Tensor) -> Any:
-        names = ("input_ids", "attention_mask", "decoder_input_ids")
-        found = self.model(**dict(zip(names, inputs, strict=False)), use_cache=False) if self.writes else self.model(*inputs)
+        options = {"use_cache": False} if "use_cache" in inspect.signature(self.model.forward).parameters else {}
+        found = self.model(**dict(zip(inputs_of(self.model), inputs, strict=True)), **options)
         return (found.start_logits, found.end_logits) if "start_logits" in found else found.logits
-
-    @property
-    def writes(self) -> bool:
-        return bool(self.model.config.is_encoder_decoder) or self.model.can_generate()
 
 
 def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Write model.onnx into the folder. Raises RunError where ONNX Runtime's logits are not torch's."""
+    """Write model.onnx into the folder.
+
+    Raises RunError where the model cannot be exported, or where ONNX Runtime's logits are not torch's: then the file is not to be kept.
+    """
     if is_unpadded(model):
         model.set_attn_implementation("sdpa")
-    function, file = Logits(model.eval()), folder / "model.onnx"
-    names = ["input_ids", "attention_mask", *(["decoder_input_ids"] if model.config.is_encoder_decoder else [])]
-    outputs = ["start_logits", "end_logits"] if "QuestionAnswering" in type(model).__name__ else ["logits"]
+    function, file, kind = Logits(model.eval()), folder / "model.onnx", type(model).__name__
+    try:
+        _trace(function, tokenizer, file)
+    except Exception as error:  # of torch.export, of the translation to ONNX, of a model's own code
+        raise RunError(f"export.format=onnx: {kind} cannot be exported ({_reason(error)}); nothing was exported.") from error
+    try:
+        difference = _check(function, tokenizer, file)
+    except Exception as error:
+        raise RunError(
+            f"export.format=onnx: ONNX Runtime cannot run {kind} on texts of other lengths than the one it was traced with "
+            f"({_reason(error)}); nothing was exported."
+        ) from error
+    if not difference <= TOLERANCE:
+        raise RunError(
+            f"export.format=onnx: {kind} in ONNX Runtime: logits are off by {difference:.2g} of the largest; nothing was exported."
+        )
+    log.info("onnx: the logits are torch's, to %.1e of the largest", difference)
+
+
+def _trace(function: Logits, tokenizer: Any, file: Path) -> None:
+    names = inputs_of(function.model)
+    outputs = ["start_logits", "end_logits"] if "QuestionAnswering" in type(function.model).__name__ else ["logits"]
     rows, tokens, written = Dim("rows"), Dim("tokens"), Dim("written")
     dims = [{0: rows, 1: written if name.startswith("decoder") else tokens} for name in names]
     quiet = logging.getLogger("onnxscript")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.inference_mode():
+        with warnings.catch_warnings(), torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 function,
-                given(model, tokenizer, TEXTS[0]),
+                given(function.model, tokenizer, texts_of(*LENGTHS[0])),
                 file,
                 input_names=names,
                 output_names=outputs,
@@ -68,27 +90,50 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
             )
     finally:
         quiet.setLevel(level)
-    for texts in TEXTS:
-        difference = _difference(function, file, names, given(model, tokenizer, texts))
-        if difference > TOLERANCE:
-            file.unlink()
-            raise RunError(f"{file}: ONNX Runtime's logits are off by {difference:.2g} of the largest; nothing was exported.")
-    log.info("onnx: the logits are torch's, to %.1e of the largest", difference)
+
+
+def _check(function: Logits, tokenizer: Any, file: Path) -> float:
+    """Return the largest difference of the logits on texts of several numbers and lengths, as many tokens as the model takes."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    limit = min(count_positions(function.model) or tokenizer.model_max_length, tokenizer.model_max_length)
+    differences = []
+    for count, words in LENGTHS:
+        inputs = [value[:, :limit] for value in given(function.model, tokenizer, texts_of(count, words))]
+        differences.append(_difference(function, session, inputs_of(function.model), tuple(inputs)))
+    return float(np.max(differences))  # NaN where one is
+
+
+def inputs_of(model: PreTrainedModel) -> list[str]:
+    """Return the names of the inputs: a decoder's where there is one that writes."""
+    writes = model.config.is_encoder_decoder and model.can_generate()
+    return ["input_ids", "attention_mask", *(["decoder_input_ids"] if writes else [])]
+
+
+def texts_of(count: int, words: int) -> list[str]:
+    """Return `count` texts, the longest of `words` words."""
+    pool = ["a", "short", "text", "and", "another", "one", "that", "is", "a", "little", "longer", "than", "the", "first"]
+    return [" ".join(pool[(i + row) % len(pool)] for i in range(max(words - 3 * row, 1))) for row in range(count)]
+
+
+def _reason(error: BaseException) -> str:
+    """Return the deepest cause of an exception in one line: torch wraps it in reports of several pages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def given(model: PreTrainedModel, tokenizer: Any, texts: list[str]) -> tuple[Tensor, ...]:
     """Texts as padded rows, and for an encoder-decoder the beginning of what it writes."""
     found = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
     inputs = (found["input_ids"], found["attention_mask"])
-    if not model.config.is_encoder_decoder:
+    if len(inputs_of(model)) == len(inputs):
         return inputs
     return *inputs, torch.full((len(texts), 3), model.config.decoder_start_token_id)
 
 
-def _difference(function: nn.Module, file: Path, names: list[str], inputs: tuple[Tensor, ...]) -> float:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+def _difference(function: nn.Module, session: Any, names: list[str], inputs: tuple[Tensor, ...]) -> float:
     theirs = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
     with torch.inference_mode():
         ours = function(*inputs)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -24,6 +26,7 @@ from llm_lightning.inference.generate import Generator, plain_generation
 from llm_lightning.inference.likelihood import Likelihood
 from llm_lightning.inference.predict import Predictor, Row, paths_of, rows_of, without_label, write
 from llm_lightning.models import build
+from llm_lightning.models.positions import positions_of
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.reporting import record
@@ -52,7 +55,7 @@ def generate(config: Config) -> dict[str, Any]:
 def evaluate(config: Config) -> dict[str, Any]:
     """How likely a causal model finds the files of evaluate.text, and the choices of evaluate.choices."""
     likelihood, wanted = likelihoods(config), config.evaluate
-    positions = getattr(likelihood.objective.model.config, "max_position_embeddings", None) or WINDOW
+    positions = positions_of(likelihood.objective.model.config) or wanted.window or WINDOW
     window = wanted.window or min(positions, WINDOW)
     if window > positions:
         raise UserError(f"evaluate.window={window}: the model has {positions} positions; lower it.")
@@ -88,14 +91,17 @@ def export(config: Config) -> dict[str, Any]:
     else:
         model = build.reload(weights, auto_class(weights, config.model.trust_remote_code), config.model.trust_remote_code)
         tokenizer = tokenizers.load(weights, config.model.trust_remote_code)
-        exports.export(model, tokenizer, out)
+        with tempfile.TemporaryDirectory() as scratch:  # a model that cannot be exported leaves no folder
+            if config.export.format == "onnx":
+                from llm_lightning.inference import onnx
+
+                onnx.export(model, tokenizer, Path(scratch))
+            exports.export(model, tokenizer, out)
+            for file in Path(scratch).iterdir():  # two, where the weights are large
+                shutil.move(file, out / file.name)
         card = Path(weights) / "README.md"
         if card.is_file():
             (out / card.name).write_bytes(card.read_bytes())
-        if config.export.format == "onnx":
-            from llm_lightning.inference import onnx
-
-            onnx.export(model, tokenizer, out)
     print(f"{config.export.format}: {out}", file=sys.stderr)
     return {"export": str(out)}
 
@@ -107,7 +113,9 @@ def predictor(config: Config) -> Predictor:
     """The objective of config.run, ready to predict."""
     weights = weights_of(config)
     objective_class: type[Objective] = get_object(config.objective["_target_"])
-    encoding = encodings.named(objective_class.encoding)(tokenizers.load(weights), without_label(config.data))
+    encoding = encodings.named(objective_class.encoding)(
+        tokenizers.load(weights, config.model.trust_remote_code), without_label(config.data)
+    )
     objective: Objective = made(config.objective, Text({}, {}, encoding))
     return Predictor(objective, config.batch, *_ready(config, objective, weights))
 
@@ -119,14 +127,15 @@ def generator(config: Config) -> Generator:
     torch.manual_seed(config.seed)
     model = build.reload(weights, "AutoModelForCausalLM", config.model.trust_remote_code).eval()
     plain_generation(model)
-    return Generator(model, tokenizers.load(weights), config.generate, config.data)
+    return Generator(model, tokenizers.load(weights, config.model.trust_remote_code), config.generate, config.data)
 
 
 def likelihoods(config: Config) -> Likelihood:
     """The causal model of config.run, ready to weigh text."""
     weights = weights_of(config)
     _require_causal(weights, config)
-    objective = CausalLM(Text({}, {}, encodings.named(CausalLM.encoding)(tokenizers.load(weights), config.data)))
+    tokenizer = tokenizers.load(weights, config.model.trust_remote_code)
+    objective = CausalLM(Text({}, {}, encodings.named(CausalLM.encoding)(tokenizer, config.data)))
     return Likelihood(objective, config.batch, *_ready(config, objective, weights))
 
 
@@ -156,6 +165,7 @@ def _require_causal(weights: str, config: Config) -> None:
 def _ready(config: Config, objective: Objective, weights: str) -> tuple[Callable[[], AbstractContextManager[Any]], torch.device]:
     """Load the objective's model for what the config says of the hardware: (the context that it runs in, its device)."""
     objective.model = build.reload(weights, objective.auto_class, config.model.trust_remote_code)
+    objective.adapt(objective.model)
     engine = trainer.build(replace(config.trainer, devices=1), Path.cwd(), 1, 1, [], [])
     engine.precision_plugin.convert_module(objective)
     objective.to(engine.strategy.root_device).eval()

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 
 from llm_lightning.config import ModelConfig
 from llm_lightning.data import tokenizers
-from llm_lightning.errors import UserError, listed, nearest
+from llm_lightning.errors import UserError, first_line, listed, nearest
 from llm_lightning.models import adapter, dropout, embedding
 from llm_lightning.models import head as head_rows
 from llm_lightning.models.forward import unpadded
+from llm_lightning.models.positions import count_positions
+from llm_lightning.models.settings import check_settings
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +52,17 @@ def build(
     auto = getattr(transformers, auto_class)
     origin = checkpoint(config)
     model_config = _loaded_config(config, origin, settings) if origin else _new_config(config, tokenizer, settings)
-    _check_length(model_config, longest)
-    _limit_tokenizer(tokenizer, model_config)
+    _check_end(model_config, auto_class, tokenizer)
     model_config.pad_token_id = tokenizer.pad_token_id  # decoder classifiers find the last real token by it
     if type(model_config) not in auto._model_mapping and auto_class not in getattr(model_config, "auto_map", {}):
         raise UserError(f"model type '{model_config.model_type}' has no {auto_class} head: choose another model or objective.")
     if origin is None:
         try:
-            return _trained(config, auto.from_config(model_config), [])
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"model.config: {str(error).splitlines()[0]}.") from error
+            model = auto.from_config(model_config)
+        except Exception as error:  # whatever a model's code says to settings that do not go together
+            raise UserError(f"model.config: {first_line(error)}.") from error
+        _limit_length(model, tokenizer, longest)
+        return _trained(config, model, [])
     with quiet_transformers():
         try:
             model, info = auto.from_pretrained(
@@ -72,17 +74,16 @@ def build(
                 output_loading_info=True,
                 **_quantized(config, auto, model_config),
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except Exception as error:  # a checkpoint's own code, damaged files, missing packages: each has exceptions of its own
             raise UserError(tokenizers.unreachable(origin, error)) from error
     new = _check_weights(model, info, origin)
     if "id2label" in settings:
         before = _loaded_config(config, origin, {}).id2label
         new += head_rows.fit_rows(model, before, list(settings["id2label"].values()), new)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} entries, and the model {model.get_input_embeddings().num_embeddings}: "
-            f"they do not belong together."
-        )
+    rows = embedding.count_rows(model)
+    if rows is not None and len(tokenizer) > rows:
+        raise UserError(f"the tokenizer has {len(tokenizer)} entries, and the model {rows}: they do not belong together.")
+    _limit_length(model, tokenizer, longest)
     return _trained(config, model.train(), new)  # from_pretrained leaves dropout off, and Lightning keeps what it finds
 
 
@@ -97,8 +98,8 @@ def reload(folder: Path | str, auto_class: str, trust_remote_code: bool) -> PreT
         try:
             auto = getattr(transformers, auto_class)
             return _quick(auto.from_pretrained(folder, dtype="float32", trust_remote_code=trust_remote_code))
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"{folder}: the weights cannot be loaded ({str(error).splitlines()[0]}).") from error
+        except Exception as error:
+            raise UserError(f"{folder}: the weights cannot be loaded ({first_line(error)}).") from error
 
 
 def _trained(config: ModelConfig, model: PreTrainedModel, new: list[str]) -> PreTrainedModel:
@@ -134,9 +135,14 @@ def _quick(model: PreTrainedModel) -> PreTrainedModel:
 
 def _loaded_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -> Any:
     try:
-        return AutoConfig.from_pretrained(origin, trust_remote_code=config.trust_remote_code, **settings)
-    except (OSError, ValueError) as error:
+        model_config = AutoConfig.from_pretrained(origin, trust_remote_code=config.trust_remote_code)
+    except Exception as error:
         raise UserError(tokenizers.unreachable(origin, error)) from error
+    check_settings(model_config, config.config)
+    try:
+        return AutoConfig.from_pretrained(origin, trust_remote_code=config.trust_remote_code, **{**config.config, **settings})
+    except Exception as error:
+        raise UserError(f"model.config: {first_line(error)}") from error
 
 
 def _check_weights(model: PreTrainedModel, info: dict[str, Any], origin: str) -> list[str]:
@@ -159,44 +165,49 @@ def _new_config(config: ModelConfig, tokenizer: Any, settings: dict[str, Any]) -
     if architecture not in CONFIG_MAPPING:
         hint = nearest(architecture, CONFIG_MAPPING)
         raise UserError(f"model.architecture={architecture}: transformers has no such model type.{hint}")
-    known = AutoConfig.for_model(architecture)
-    for key in config.config:
-        if key == "vocab_size":
-            raise UserError("model.config.vocab_size: the tokenizer says how many there are; set model.tokenizer.vocab_size.")
-        if not hasattr(known, key):
-            names = [*known.to_dict(), *known.attribute_map]
-            raise UserError(f"model.config.{key}: {config.architecture} has no such setting.{nearest(key, names)}")
+    default = AutoConfig.for_model(architecture)
+    check_settings(default, config.config)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    if known.is_encoder_decoder:
-        special |= {"decoder_start_token_id": tokenizer.pad_token_id, "forced_eos_token_id": tokenizer.eos_token_id}
+    if default.is_encoder_decoder:
+        special["eos_token_id"] = _end(tokenizer)
+        special |= {"decoder_start_token_id": tokenizer.pad_token_id, "forced_eos_token_id": special["eos_token_id"]}
     try:
         return AutoConfig.for_model(str(config.architecture), vocab_size=len(tokenizer), **special, **config.config, **settings)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"model.architecture={config.architecture}: {str(error).splitlines()[0][:300]}") from error
+    except Exception as error:
+        raise UserError(f"model.architecture={config.architecture}: {first_line(error)}") from error
 
 
-def _positions(model_config: Any) -> int | None:
-    """The longest sequence in tokens, where the architecture has a limit."""
-    limit = getattr(model_config, "max_position_embeddings", None)  # GPT-2 maps n_positions to this name
-    if limit is not None and model_config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        return int(limit) - model_config.pad_token_id - 1  # their positions start behind the padding's
-    return limit
+def _end(tokenizer: Any) -> int | None:
+    """Return the token that ends a text: [SEP] where there is no end-of-text token."""
+    end: int | None = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    return end
 
 
-def _limit_tokenizer(tokenizer: Any, model_config: Any) -> None:
-    """A tokenizer that was trained here learns the model's limit, so that an export cuts longer texts."""
-    limit = _positions(model_config)
-    if limit is not None and tokenizer.model_max_length > limit:
-        tokenizer.model_max_length = limit
+def _check_end(model_config: Any, auto_class: str, tokenizer: Any) -> None:
+    """Raise UserError where an encoder-decoder would look in vain for the end of a text, at which it reads the class."""
+    if not (model_config.is_encoder_decoder and auto_class == "AutoModelForSequenceClassification"):
+        return
+    if model_config.eos_token_id is None or model_config.eos_token_id not in tokenizer("text")["input_ids"]:
+        raise UserError(
+            f"model type '{model_config.model_type}' reads the class of a text at its end-of-text token, which the tokenizer does not put "
+            f"there; choose another model, or where it is trained from scratch model.tokenizer.kind=wordpiece."
+        )
 
 
-def _check_length(model_config: Any, longest: int) -> None:
-    limit = _positions(model_config)
-    if limit is not None and longest > limit:
+def _limit_length(model: PreTrainedModel, tokenizer: Any, longest: int) -> None:
+    """Raise UserError where the data is longer than the model has positions.
+
+    A tokenizer that was trained here learns the limit, so that an export cuts longer texts.
+    """
+    limit = count_positions(model)
+    if limit is None:
+        return
+    if longest > limit:
         raise UserError(
             f"data.block_size: there are sequences of {longest} tokens, and the model has {limit} positions; "
             f"set data.block_size={limit}."
         )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,19 @@ class Embedding(nn.Embedding):
         self.weight.grad.index_add_(0, self.written[-1], slopes.flatten(0, -2))
 
 
+def count_rows(model: PreTrainedModel) -> int | None:
+    """Return how many token ids a model has embeddings for; None where it hashes ids (CANINE)."""
+    table = _table(model)
+    return None if table is None else int(table.weight.shape[0])
+
+
+def _table(model: PreTrainedModel) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+
+
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, embedding: Embedding) -> Tensor:
@@ -64,7 +77,7 @@ class _Rows(torch.autograd.Function):
 @contextmanager
 def written_only(model: PreTrainedModel, parameters: list[Tensor]) -> Generator[list[Tensor], None, None]:
     """The parameters, and in place of our embeddings one whose gradient is their written rows; what is done to these, is done to them."""
-    ours = model.get_input_embeddings()
+    ours = _table(model)
     if not isinstance(ours, Embedding) or ours.gradient is None or ours.weight.grad is not ours.gradient:
         yield parameters
         return
@@ -77,7 +90,7 @@ def written_only(model: PreTrainedModel, parameters: list[Tensor]) -> Generator[
 
 def replace(model: PreTrainedModel) -> None:
     """Have the model's token embeddings be ours, unless they are tied to its head: then the head's gradient fills them anyway."""
-    plain, head = model.get_input_embeddings(), model.get_output_embeddings()
+    plain, head = _table(model), model.get_output_embeddings()
     if type(plain) is nn.Embedding and (head is None or head.weight is not plain.weight):
         ours = Embedding(plain.num_embeddings, plain.embedding_dim, plain.padding_idx, device="meta")
         ours.weight = plain.weight

@@ -186,9 +186,10 @@ def _flat(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
 def padded(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
     """A model's keyword arguments for one row a sequence, padded on the right."""
     place = (sequence_of(batch), batch.position_ids)
+    width = max(batch.longest, getattr(model.config, "downsampling_rate", 1))  # CANINE pools so many characters to one
 
     def rows(values: Tensor, filler: int) -> Tensor:
-        return values.new_full((len(batch.indices), batch.longest), filler).index_put(place, values)
+        return values.new_full((len(batch.indices), width), filler).index_put(place, values)
 
     given = {"input_ids": rows(batch.input_ids, model.config.pad_token_id or 0)}
     given["attention_mask"] = rows(torch.ones_like(batch.input_ids), 0)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from llm_lightning import distributed
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.models.forward import is_unpadded, padded
+from llm_lightning.models.positions import positions_of
 
 AT_ONCE = 16  # prompts that are gone on with together
 
@@ -39,7 +40,7 @@ def continued(
     prompts, and goes on with its share of them, in the same groups as one process, so that the texts are the same. Where the model has a
     limit of positions, a group writes at the most as many tokens as are left behind its longest prompt, which has to leave one.
     """
-    limit = positions(model.config)
+    limit = positions_of(model.config)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     groups = [order[start : start + AT_ONCE] for start in range(0, len(order), AT_ONCE)]
     rank, world = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
@@ -63,19 +64,6 @@ def continued(
     return {i: found[i] for i in sorted(found)}
 
 
-def positions(model_config: Any) -> int | None:
-    """Return how many tokens a model can be given at once; None where its architecture has no limit."""
-    limit = getattr(model_config, "max_position_embeddings", None)  # GPT-2 maps n_positions to this name
-    if not isinstance(limit, int) or limit <= 0:
-        return None
-    behind_padding = model_config.model_type in (
-        "roberta",
-        "xlm-roberta",
-        "camembert",
-    )  # whose positions start behind the padding's
-    return limit - model_config.pad_token_id - 1 if behind_padding else limit
-
-
 @dataclass(frozen=True)
 class Fitted:
     """Prompts that leave a model room to write."""
@@ -95,7 +83,7 @@ class Fitted:
             )
         if self.short:
             parts.append(
-                f"behind {self.short} of {len(self.prompts)} prompts the model's {positions(model_config)} positions leave no room for "
+                f"behind {self.short} of {len(self.prompts)} prompts the model's {positions_of(model_config)} positions leave no room for "
                 f"{new_tokens} tokens, and what is written there is shorter"
             )
         return "; ".join(parts)
@@ -103,7 +91,7 @@ class Fitted:
 
 def fit(model_config: Any, prompts: list[list[int]], new_tokens: int, longest: int | None = None) -> Fitted:
     """Cut prompts at their beginning, to `longest` tokens and so that an eighth of the positions, or `new_tokens`, are left behind them."""
-    limit = positions(model_config)
+    limit = positions_of(model_config)
     bounds = [longest] if longest is not None else []
     bounds += [limit - max(1, min(new_tokens, limit // 8))] if limit is not None else []
     if not bounds:

@@ -74,6 +74,9 @@ class Objective(lightning.LightningModule):
         names = self.text.label_names
         return {} if names is None else build.classes(names)
 
+    def adapt(self, model: PreTrainedModel) -> None:
+        """Set in a model's configs, which are exported, what the objective's data decides beside its head."""
+
     def predict(self, batch: MicroBatch) -> list[Any]:
         """What the model says of each sequence of a batch, in their order there; rows need no label for it."""
         raise UserError(f"task=predict: {type(self).__name__} has no predictions of rows; generate text with task=generate.")

@@ -11,7 +11,8 @@ from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import Text
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import token_loss
-from llm_lightning.models.generate import continued, positions
+from llm_lightning.models.generate import continued
+from llm_lightning.models.positions import positions_of
 from llm_lightning.objectives.base import SAMPLED, SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import bits_per_byte, perplexity, unigram_entropy
 
@@ -49,7 +50,7 @@ class CausalLM(Objective):
         held, tokenizer = self.text.splits["validation"], self.text.tokenizer
         places = np.linspace(0, len(held) - 1, min(SAMPLES, len(held))).astype(int)
         prompts = [held[i][: min(PROMPT, len(held[i]) // 2)].tolist() for i in places if len(held[i]) > 1]
-        room = (positions(self.model.config) or PROMPT + SAMPLED) - max(map(len, prompts), default=0)
+        room = (positions_of(self.model.config) or PROMPT + SAMPLED) - max(map(len, prompts), default=0)
         settings: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_k": 0, "max_new_tokens": min(SAMPLED, room)}
         found = list(continued(self.model, prompts, tokenizer.pad_token_id, **settings).values()) if room > 0 else []
         decoded = (tokenizer.batch_decode(part, skip_special_tokens=True) for part in (prompts, found))

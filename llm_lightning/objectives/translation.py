@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import islice
 from typing import Annotated, Any
 
@@ -9,18 +10,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from llm_lightning.data.collate import EVALUATION, Collator, MicroBatch
 from llm_lightning.data.examples import Example
+from llm_lightning.data.languages import has_languages, language_id
 from llm_lightning.data.module import Text
+from llm_lightning.errors import UserError, listed
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.metrics.text import CorpusScores
 from llm_lightning.models.forward import written_logits
-from llm_lightning.models.generate import positions, until, written
+from llm_lightning.models.generate import until, written
+from llm_lightning.models.positions import positions_of
 from llm_lightning.objectives.base import SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import perplexity
 from llm_lightning.signatures import Range
+
+log = logging.getLogger(__name__)
 
 SHOWN = 20  # translations that are kept to be read
 
@@ -51,6 +58,46 @@ class Translation(Objective):
         super().__init__(text)
         self.label_smoothing, self.beams, self.length_penalty = label_smoothing, beams, length_penalty
         self._tables: dict[str, Any] = {}
+
+    def adapt(self, model: PreTrainedModel) -> None:
+        """Have the model begin what it writes with the target's language, also where others load an export of it."""
+        tokenizer, generation = self.text.tokenizer, model.generation_config
+        assert generation is not None
+        if has_languages(tokenizer):
+            language = language_id(tokenizer, tokenizer.tgt_lang)
+            marks = tokenizer(text_target="", verbose=False)["input_ids"]
+            if marks[-1] == language:  # mBART: it is behind each text, from where its training moves it to the front
+                model.config.decoder_start_token_id = generation.decoder_start_token_id = language
+                generation.forced_bos_token_id = None
+            else:
+                generation.forced_bos_token_id = language
+        if model.config.decoder_start_token_id is None:
+            names = ("bos_token_id", "cls_token_id", "pad_token_id")
+            starts = [generation.decoder_start_token_id, *(getattr(tokenizer, name) for name in names)]
+            start = next((token for token in starts if token is not None), None)
+            if start is None:
+                raise UserError("objective=translation: the model has no decoder_start_token_id; set it in its config.json.")
+            if generation.decoder_start_token_id is None:
+                log.warning(
+                    "model: its config has no decoder_start_token_id; translations begin with %s",
+                    tokenizer.convert_ids_to_tokens(start),
+                )
+            model.config.decoder_start_token_id = generation.decoder_start_token_id = start
+        self._name_prefixes(model)
+
+    def _name_prefixes(self, model: PreTrainedModel) -> None:
+        """Log the texts that the checkpoint wants before each source, where data.prefix is not set."""
+        if self.text.encoding.data.prefix is not None:
+            return
+        tasks = getattr(model.config, "task_specific_params", None) or {}
+        prefixes = [task["prefix"] for task in tasks.values() if isinstance(task, dict) and task.get("prefix")]
+        codes = getattr(self.text.tokenizer, "supported_language_codes", None) or []  # of Marian's models for several languages
+        if prefixes or codes:
+            log.warning(
+                "data.prefix is not set, and the checkpoint was trained with %s before each source: \"data.prefix='%s'\" for example",
+                listed([f"'{prefix}'" for prefix in prefixes or codes], 6),
+                prefixes[0] if prefixes else f"{codes[0]} ",
+            )
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
         """(summed loss, nothing); without smoothing where the model is evaluated."""
@@ -92,13 +139,17 @@ class Translation(Objective):
         """The best translation of each source that beam search finds."""
         tokenizer = self.text.tokenizer
         most = min(2 * batch.longest + 10, self.text.encoding.data.block_size)
-        if (limit := positions(self.model.config)) is not None:
+        if (limit := positions_of(self.model.config)) is not None:
             most = min(most, limit)
         settings: dict[str, Any] = {"num_beams": self.beams, "max_new_tokens": most, "do_sample": False}
         if self.beams > 1:
             settings |= {"length_penalty": self.length_penalty, "early_stopping": True}
         found = written(self.model, batch, **settings)
-        return tokenizer.batch_decode([until(ids, {tokenizer.eos_token_id}) for ids in found], skip_special_tokens=True)
+        texts = [until(ids, {tokenizer.eos_token_id}) for ids in found]
+        if has_languages(tokenizer):  # whose tokens M2M100's tokenizer does not count among the special ones
+            language = language_id(tokenizer, tokenizer.tgt_lang)
+            texts = [[token for token in ids if token != language] for ids in texts]
+        return tokenizer.batch_decode(texts, skip_special_tokens=True)
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         found = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}

@@ -25,6 +25,7 @@ from llm_lightning.data.encode import Encoded
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
+from llm_lightning.models import embedding
 from llm_lightning.models.forward import token_logits
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.evaluation import score_batches
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 SHOWN = 2  # sequences of a batch that are decoded
 WIDE = 400  # characters of a decoded sequence
+SAMPLE = 100_000  # tokens that are looked through for unknown ones
+UNKNOWN = 0.01  # their share above which the run says so
 LARGE = 2 << 30  # bytes of weights above which only task=check writes and reads a whole checkpoint
 
 
@@ -92,17 +95,41 @@ class Preflight:
         """Every id that the data holds must be one of the model's."""
         tokenizer = self.data.text.tokenizer
         largest = max(int(split.tokens.max()) for split in self.data.text.splits.values())
-        rows = self.objective.model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
-        if largest >= rows:
+        rows = embedding.count_rows(self.objective.model)
+        if rows is not None and largest >= rows:
             raise UserError(f"the data holds token {largest}, and the model has embeddings for {rows}")
         unknown = 0.0
         if tokenizer.unk_token_id is not None:
-            unknown = float((self.data.text.splits["train"].tokens[:100_000] == tokenizer.unk_token_id).mean())
+            unknown = float((self.data.text.splits["train"].tokens[:SAMPLE] == tokenizer.unk_token_id).mean())
         if unknown > 0.5:
             raise UserError(
                 f"{unknown:.0%} of the tokens are unknown to it: its files are missing, or it belongs to another language"
             )
-        return f"{len(tokenizer):,} entries, embeddings for {rows:,}, {unknown:.2%} of the tokens unknown"
+        if unknown > UNKNOWN:
+            log.warning(
+                "tokenizer: %s of the training tokens are %s, text that it cannot spell%s; choose a model of the texts' language, or where "
+                "it is trained here model.tokenizer.kind=bpe",
+                f"{unknown:.1%}",
+                tokenizer.unk_token,
+                self.unknown_examples(),
+            )
+        return f"{len(tokenizer):,} entries, embeddings for {'any' if rows is None else f'{rows:,}'}, {unknown:.2%} of the tokens unknown"
+
+    def unknown_examples(self) -> str:
+        """Return a few words of the training texts that hold something unknown, as a message has them."""
+        split, tokenizer = self.data.text.splits["train"], self.data.text.tokenizer
+        words: dict[str, None] = {}
+        if split.rows is not None:
+            places = np.flatnonzero(split.tokens[:SAMPLE] == tokenizer.unk_token_id)
+            sequences = np.unique(np.searchsorted(split.starts, places, side="right") - 1)[:20]
+            for row in np.unique(np.asarray(split.rows)[sequences]):
+                text = self.data.text.shown("train", int(row))
+                words |= dict.fromkeys(
+                    word
+                    for word in text.split()
+                    if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+                )
+        return f" ({', '.join(repr(shortened(word)) for word in list(words)[:3])})" if words else ""
 
     def batch(self, split: str) -> str:
         """One batch, decoded with its targets marked; every sequence needs one."""

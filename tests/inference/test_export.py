@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, pipeline
+from transformers import AutoModel, AutoTokenizer, ByT5Tokenizer, T5Config, T5ForSequenceClassification, pipeline
 
 import llm_lightning
 from llm_lightning.cli import load
@@ -87,7 +87,44 @@ def test_a_file_whose_logits_are_others_is_not_kept(
     monkeypatch.setattr(onnx, "TOLERANCE", -1.0)
     with pytest.raises(RunError, match="logits are off by"):
         export(classifier, "onnx", tmp_path / "onnx")
-    assert not (tmp_path / "onnx" / "model.onnx").exists()
+    assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.parametrize("step", ["_trace", "_check"])
+def test_a_model_that_cannot_be_exported_leaves_nothing(
+    step: str,
+    classifier: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: object) -> None:
+        try:
+            raise TypeError("an operator is missing\nand three pages more")
+        except TypeError as error:
+            raise ValueError("a report of several pages") from error
+
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "mine.txt").write_text("kept")
+    monkeypatch.setattr(onnx, step, fail)
+    with pytest.raises(
+        RunError, match=r"BertForSequenceClassification.*\(TypeError: an operator is missing\); nothing was exported"
+    ):
+        export(classifier, "onnx", tmp_path / "onnx")
+    assert [file.name for file in (tmp_path / "onnx").iterdir()] == ["mine.txt"]
+
+
+def test_onnx_of_an_encoder_decoder_that_classifies(tmp_path: Path) -> None:
+    """T5 reads the class at the end of the text that its decoder repeats: no input of the file is the decoder's."""
+    sizes = {"d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8, "vocab_size": 384, "decoder_start_token_id": 0}
+    model, tokenizer = T5ForSequenceClassification(T5Config(**sizes)).eval(), ByT5Tokenizer()
+    onnx.export(model, tokenizer, tmp_path)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    assert [each.name for each in session.get_inputs()] == ["input_ids", "attention_mask"]
+    for texts in (TEXTS, TEXTS[:1]):
+        rows = tokenizer(texts, padding=True, return_tensors="pt")
+        (logits,) = session.run(None, {name: rows[name].numpy() for name in ("input_ids", "attention_mask")})
+        with torch.inference_mode():
+            assert logits == pytest.approx(model(**rows).logits.numpy(), abs=1e-4)
 
 
 def test_what_cannot_be_exported_is_said(classifier: Path, minilm: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -19,6 +19,7 @@ from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.literals import parse_literal
 from llm_lightning.data.rows import Rows
+from llm_lightning.errors import UserError
 
 NO_TOKEN = "the text has no token of the tokenizer's (it may be made of invisible characters)"
 
@@ -53,6 +54,8 @@ class Encoding:
     """Whether a tokenizer has to know the labels' words too."""
     special_tokens: ClassVar[tuple[str, ...]] = ()
     """Texts that a tokenizer which is trained for the run knows as one token each."""
+    needs_offsets: ClassVar[bool] = False
+    """Whether targets are placed by the characters that tokens stand for, which tokenizers in Python do not tell."""
     extra_columns: ClassVar[tuple[str, ...]] = ()
     """Columns that `read` takes where a row has them, beside those of the config: the `tools` of a conversation."""
 
@@ -63,6 +66,13 @@ class Encoding:
         """Texts cut so far."""
         self.notes: Counter[str] = Counter()
         """What was left out of rows, each a clause that goes on from "in 3 of 20 rows", with the number of rows."""
+        if not tokenizer.is_fast:
+            if self.needs_offsets:
+                raise UserError(
+                    f"{type(tokenizer).__name__} has no fast form, which alone tells the characters of each token, as tagging, question "
+                    f"answering and conversations need; choose a model with a fast tokenizer (tokenizer.json)."
+                )
+            return
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()  # which many checkpoints bring along, and which would drop the rest of a document
         self._backend.no_padding()
@@ -90,6 +100,9 @@ class Encoding:
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids without special tokens, on all cores; without the offsets that transformers' own call computes."""
+        if not self.tokenizer.is_fast:
+            ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+            return ids
         return [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _text(self, value: Any) -> str:

@@ -26,6 +26,7 @@ FIELDS = frozenset({"role", "content", "tool_calls", "reasoning_content", "name"
 class Encoder(Encoding):
     """A conversation to one sequence of n+1 tokens; the targets are the assistant's, and their end."""
 
+    needs_offsets = True
     next_token = True
     templated = True
     label_is_text = True

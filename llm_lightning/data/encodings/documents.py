@@ -25,8 +25,8 @@ class Encoder(Encoding):
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
         found = Sequences([], [])
         for example, ids in zip(batch, self.tokenize([e.text for e in batch]), strict=True):
-            if ids:
-                pieces = list(self.pieces(example, ids))
+            pieces = list(self.pieces(example, ids)) if ids else []
+            if pieces:
                 found.tokens.extend(pieces)
                 found.examples.extend([example] * len(pieces))
                 self.last = ids[-1]

@@ -32,6 +32,8 @@ class Window:
 class Encoder(Encoding):
     """A question with its context to one window or several."""
 
+    needs_offsets = True
+
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         return Labels((), ())

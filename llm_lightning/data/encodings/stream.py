@@ -5,6 +5,7 @@ A block of n+1 tokens has n targets, and neighbours share one token, so that eve
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from llm_lightning.config import DataConfig
 from llm_lightning.data.encodings import documents
 from llm_lightning.data.examples import Example
 from llm_lightning.data.labels import Labels
+
+log = logging.getLogger(__name__)
 
 
 class Encoder(documents.Encoder):
@@ -24,14 +27,17 @@ class Encoder(documents.Encoder):
         self.one_stream = data.packing == "concat"
         self.end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
         self.start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end
+        if self.end is None:
+            log.warning("%s has no end-of-text token: documents follow each other without one", type(tokenizer).__name__)
 
     def pieces(self, example: Example, ids: list[int]) -> Iterator[list[int]]:
-        close = [self.end] if example.ends else []
+        close = [self.end] if example.ends and self.end is not None else []
         if self.one_stream:
-            lead = [self.start] if self.start != self.end and not example.continues else []
+            lead = [self.start] if self.start is not None and self.start != self.end and not example.continues else []
             yield [*lead, *ids, *close]
             return
         # a piece begins with the last token of the one before, so that every token is a target
-        document = [self.last if example.continues else self.start, *ids, *close]
+        lead = [self.last] if example.continues else [] if self.start is None else [self.start]
+        document = [*lead, *ids, *close]
         block = self.data.block_size
         yield from (document[i : i + block + 1] for i in range(0, len(document) - 1, block))

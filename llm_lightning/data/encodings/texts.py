@@ -38,7 +38,9 @@ class Encoder(Encoding):
         paired = batch[0].text_pair is not None
         pairs = [e.text_pair for e in batch] if paired else None
         size = self.data.block_size
-        encoded = self.tokenizer([e.text for e in batch], pairs, truncation=True, max_length=size)
+        encoded = self.tokenizer(
+            [e.text for e in batch], pairs, truncation=True, max_length=size, return_special_tokens_mask=paired
+        )
         tokens = encoded["input_ids"]
         full = [i for i, ids in enumerate(tokens) if len(ids) == size]
         whole = self.tokenizer([batch[i].text for i in full], pairs and [pairs[i] for i in full], verbose=False) if full else None
@@ -51,7 +53,7 @@ class Encoder(Encoding):
         return Sequences(
             tokens=[tokens[i] for i in kept],
             examples=[batch[i] for i in kept],
-            second=[_second(encoded.sequence_ids(i)) for i in kept] if paired else [],
+            second=[_second(encoded, i) for i in kept] if paired else [],
             labels=[] if self.labels is None else [batch[i].label for i in kept],
         )
 
@@ -66,6 +68,12 @@ def index(known: Labels, column: str | None, value: Any) -> int:
     return found
 
 
-def _second(parts: list[int | None]) -> int:
-    """Index of the first token of the second text: where token type 1 begins."""
-    return next((i for i, part in enumerate(parts) if part == 1), len(parts))
+def _second(encoded: Any, i: int) -> int:
+    """Return the index of the first token of the second text of sequence i: where token type 1 begins."""
+    if encoded.is_fast:
+        return next((place for place, part in enumerate(encoded.sequence_ids(i)) if part == 1), len(encoded["input_ids"][i]))
+    special = encoded["special_tokens_mask"][
+        i
+    ]  # a tokenizer in Python: the second text is the last run of tokens that are not special
+    last = max(place for place, is_special in enumerate(special) if not is_special)
+    return max((place + 1 for place, is_special in enumerate(special[:last]) if is_special), default=len(special))

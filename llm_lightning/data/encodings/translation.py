@@ -8,14 +8,29 @@ from llm_lightning.config import DataConfig
 from llm_lightning.data.encodings import NO_TOKEN, Encoding, Sequences, text_of
 from llm_lightning.data.examples import BadRows, Example
 from llm_lightning.data.labels import Labels
+from llm_lightning.data.languages import has_languages, set_languages
 from llm_lightning.data.rows import Rows
+from llm_lightning.errors import UserError
 
 
 class Encoder(Encoding):
-    """Source and target, each with the tokenizer's special tokens and cut at a block; the target ends with the end-of-text token."""
+    """Source and target, each with the tokenizer's special tokens and cut at a block.
+
+    A target begins and ends as `text_target` of the tokenizer has it: with its language and the end-of-text token, where there are such.
+    """
 
     translates = True
     label_is_text = True
+
+    def __init__(self, tokenizer: Any, data: DataConfig, labels: Labels | None = None) -> None:
+        super().__init__(tokenizer, data, labels)
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"objective=translation: {type(tokenizer).__name__} has no end-of-text token, so that a translation would never end; "
+                f"choose another model, or model.tokenizer.kind=bpe."
+            )
+        set_languages(tokenizer, data.languages)
+        self.special = frozenset(tokenizer.all_special_ids)
 
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
@@ -25,23 +40,30 @@ class Encoder(Encoding):
         return self._text(text), None, None if self.labels is None else text_of(self.data.columns.label, value)
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
-        found, size = Sequences([], []), self.data.block_size
-        sources = self.tokenizer([example.text for example in batch], verbose=False)["input_ids"]
+        found, size, prefix = Sequences([], []), self.data.block_size, self.data.prefix or ""
+        sources = self.tokenizer([prefix + example.text for example in batch], verbose=False)["input_ids"]
         targets: list[list[int]] = [[] for _ in batch]
         if self.labels is not None:
             targets = self.tokenizer(text_target=[example.label for example in batch], verbose=False)["input_ids"]
-        end = self.tokenizer.eos_token_id
+            if not has_languages(self.tokenizer):  # which put the language behind the end
+                end = self.tokenizer.eos_token_id
+                targets = [target if target[-1:] == [end] else [*target, end] for target in targets]
         for example, source, target in zip(batch, sources, targets, strict=True):
             if not source:
                 if bad is not None:
                     bad.add(example.row, NO_TOKEN)
                 continue
             self.truncated += len(source) > size or len(target) > size
-            if len(source) > size:
-                source = [*source[: size - 1], source[-1]]  # the last is the one that ends a text, where the tokenizer has such
-            if self.labels is not None:
-                target = [*(target[:-1] if target[-1:] == [end] else target)[: size - 1], end]
-            found.tokens.append([*source, *target])
+            source = self._cut(source, size)
+            found.tokens.append([*source, *self._cut(target, size)])
             found.second.append(len(source))
             found.examples.append(example)
         return found
+
+    def _cut(self, tokens: list[int], size: int) -> list[int]:
+        """Return at most `size` tokens; the special ones at the end stay."""
+        if len(tokens) <= size:
+            return tokens
+        end = next((place for place in reversed(range(len(tokens))) if tokens[place] not in self.special), -1) + 1
+        ending = tokens[end:]
+        return [*tokens[: size - len(ending)], *ending] if len(ending) < size else tokens[:size]

@@ -30,6 +30,8 @@ class Encoder(documents.Encoder):
     Without labels the target of a word is its number, which says what a prediction is of.
     """
 
+    needs_offsets = True
+
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         _require_sentences(data, train)

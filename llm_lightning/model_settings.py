@@ -1,0 +1,158 @@
+"""Which settings of `model.config` hold: those given for the architecture or the checkpoint that the run has, not for another one.
+
+Presets, recipes and the command line each may name an architecture (or a checkpoint) and settings for it. They are merged in Hydra's
+order; whoever names another architecture starts with no settings. Two names of one setting (`n_layer` and `num_hidden_layers` of GPT-2)
+replace each other. Nothing here imports transformers: its `attribute_map` is read from source.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from llm_lightning.errors import UserError
+
+ORIGINS = ("init_from", "name_or_path", "architecture")
+"""What the weights come from; where a config names several, the first of them holds."""
+
+
+@dataclass
+class Layer:
+    """What one option file, or the command line, says of the model."""
+
+    name: str
+    origins: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    deleted: set[str] = field(default_factory=set)
+    """Settings that the command line takes away: `~model.config.n_layer`."""
+    names_family: bool = False
+    family: str | None = None
+
+
+def resolve_settings(loader: ConfigLoader, config_name: str, overrides: list[str]) -> tuple[dict[str, Any], str | None]:
+    """Return `model.config` and `model.family` of a command line.
+
+    Raises UserError where it names a setting twice, or an architecture beside a checkpoint.
+    """
+    defaults = loader.compute_defaults_list(config_name, overrides, RunMode.RUN)
+    files = [default for default in defaults.defaults if not str(default.package).startswith("hydra")]
+    layers = [_read_file(loader, str(default.config_path), default.package or "") for default in files]
+    return merge_layers([*layers, _read_overrides(defaults.config_overrides)])
+
+
+def merge_layers(layers: list[Layer]) -> tuple[dict[str, Any], str | None]:
+    """Return the settings and the family that hold after all layers; the last of them is the command line."""
+    origins: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    family: str | None = None
+    for layer in layers:
+        changed = {**origins, **layer.origins}
+        before, after = _origin(origins), _origin(changed)
+        if layer is layers[-1]:
+            _require_effect(layer, changed, after)
+        if before is not None and after != before:
+            settings = {}
+            family = family if after is None or after[0] != "architecture" else None
+        family = layer.family if layer.names_family else family
+        origins, names = changed, _names(after)
+        values: dict[str, tuple[str, Any]] = {}
+        for key, value in layer.settings.items():
+            other, equal = values.setdefault(names.get(key, key), (key, value))
+            if equal != value:
+                raise UserError(
+                    f"model.config.{other}={equal} and model.config.{key}={value} are two names of one setting; give one of them."
+                )
+        replaced = {key for key in settings if names.get(key, key) in values and key not in layer.settings}
+        settings = _merge({key: settings[key] for key in settings if key not in replaced | layer.deleted}, layer.settings)
+    return settings, family
+
+
+def _require_effect(layer: Layer, origins: dict[str, Any], origin: tuple[str, Any] | None) -> None:
+    """Raise UserError where the command line names an architecture and a checkpoint that is loaded instead."""
+    asked = layer.origins.get("architecture")
+    if asked is not None and origin is not None and origin[0] != "architecture":
+        raise UserError(
+            f"model.architecture={asked}: model.{origin[0]}={origin[1]} is loaded, whose architecture is its own; leave one of the two "
+            f"out (model.{origin[0]}=null trains from scratch)."
+        )
+
+
+def _origin(origins: dict[str, Any]) -> tuple[str, Any] | None:
+    return next(((key, origins[key]) for key in ORIGINS if origins.get(key) is not None), None)
+
+
+def _names(origin: tuple[str, Any] | None) -> dict[str, str]:
+    return attribute_map(str(origin[1])) if origin is not None and origin[0] == "architecture" else {}
+
+
+def _merge(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = OmegaConf.to_container(OmegaConf.merge(settings, more), resolve=False)  # type: ignore[assignment]
+    return merged
+
+
+def _read_file(loader: ConfigLoader, path: str, package: str) -> Layer:
+    result = loader.repository.load_config(path)  # type: ignore[attr-defined]
+    content = result.config if result is not None else {}
+    node = OmegaConf.create()
+    OmegaConf.update(node, package, content, force_add=True) if package else node.merge_with(_plain(content))
+    model = OmegaConf.select(node, "model")
+    if not isinstance(model, DictConfig):
+        return Layer(path)
+    model = OmegaConf.to_container(model, resolve=False)
+    assert isinstance(model, dict)
+    origins = {key: model[key] for key in ORIGINS if model.get(key) is not None}
+    return Layer(path, origins, model.get("config") or {}, names_family="family" in model, family=model.get("family"))
+
+
+def _plain(content: Any) -> Any:
+    return OmegaConf.to_container(content, resolve=False, throw_on_missing=False) if isinstance(content, DictConfig) else content
+
+
+def _read_overrides(overrides: list[Override]) -> Layer:
+    layer = Layer("the command line")
+    for override in overrides:
+        key = override.key_or_group
+        name = key.removeprefix("model.")
+        if name in ORIGINS:
+            layer.origins[name] = None if override.is_delete() else override.value()
+        elif name == "family":
+            value = override.value()
+            layer.names_family, layer.family = True, None if value is None or override.is_delete() else str(value)
+        if key != "model.config" and not key.startswith("model.config."):
+            continue
+        path = key.removeprefix("model.config").removeprefix(".")
+        node = OmegaConf.create(layer.settings)
+        if override.is_delete():
+            layer.deleted.add(path)
+            layer.settings.pop(path, None)
+            continue
+        value = override.value()
+        if path:
+            OmegaConf.update(node, path, value, force_add=True)
+        elif value is not None:
+            node.merge_with(value)
+        layer.settings = OmegaConf.to_container(node, resolve=False)  # type: ignore[assignment]
+    return layer
+
+
+@cache
+def attribute_map(architecture: str) -> dict[str, str]:
+    """Return the other names of a model type's settings -> the name that its config class has, `num_hidden_layers` -> `n_layer`."""
+    spec = find_spec("transformers")
+    folder = Path(str(spec.origin)).parent / "models" / architecture.replace("-", "_") if spec is not None else None
+    names: dict[str, str] = {}
+    for file in sorted(folder.glob("configuration_*.py")) if folder is not None else []:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
+            if isinstance(target, ast.Name) and target.id == "attribute_map":
+                names |= ast.literal_eval(node.value)  # type: ignore[attr-defined]
+    return names
