@@ -31,7 +31,9 @@ def read_answers(value: Any, context: str, column: str | None, start: Any = None
     where `is_impossible` contradicts the answers.
     """
     impossible = _flag(is_impossible)
-    pairs = list(_pairs(value, column, start))
+    is_text = isinstance(value, str) and trim(value)[1] in context  # and no list, though it may begin with a bracket
+    is_blank = value is None or (isinstance(value, str) and not value.strip() and start is None)
+    pairs = [] if is_blank else list(_pairs(value if is_text else _parse(value), column, _parse(start)))
     if value is None and impossible is None:
         raise BadRow(f"column '{column}' has no answers; {ADVICE}")
     answers = []
@@ -50,9 +52,8 @@ def read_answers(value: Any, context: str, column: str | None, start: Any = None
 def is_answered(value: Any, is_impossible: Any = None) -> bool:
     """Return whether a row says anything of its answer: that there is one, or by `is_impossible` that there is none."""
     value = _parse(value)
-    if isinstance(value, dict):
-        value = value.get("text")
-    texts = value if isinstance(value, list) else [value]
+    value = value.get("text") if isinstance(value, dict) else value
+    texts = value if isinstance(value, list | np.ndarray) else [value]
     texts = [text.get("text") if isinstance(text, dict) else text for text in texts]
     return str(is_impossible).lower() in ("true", "1", "1.0") or any(text is not None and trim(str(text))[1] for text in texts)
 
@@ -101,13 +102,10 @@ def _parse(value: Any) -> Any:
 
 def _pairs(value: Any, column: str | None, start: Any) -> Iterator[tuple[str, int | None]]:
     """Yield (text, offset) of each answer as it stands in the row."""
-    value, start = _parse(value), _parse(start)
     if isinstance(value, dict):
         start = next((value[key] for key in ("answer_start", "answer_starts", "start") if value.get(key) is not None), start)
         value = value.get("text")
-    if value is None or value == "" or value == [] or isinstance(value, np.ndarray):
-        yield from ((("", place) for place in _offsets(start, 1)) if value == "" and start is not None else ())
-        return
+    value, start = (item.tolist() if isinstance(item, np.ndarray) else item for item in (value, start))
     items = value if isinstance(value, list) else [value]
     for item, place in zip(items, _offsets(start, len(items)), strict=True):
         if isinstance(item, dict):

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from llm_lightning.data.examples import BadRows, Example
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError
 
-FORMAT = 4
+FORMAT = 5
 BATCH_ROWS, BATCH_CHARACTERS = 1000, 1 << 20  # the tokenizers library needs some hundred bytes a character
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ class Facts:
     truncated: int
     skipped: int
     skipped_first: list[str]
+    notes: dict[str, int] = field(default_factory=dict)
+    """What else there is to say of rows: the end of a sentence -> how many rows it begins with."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ def encode(rows: Rows, data: DataConfig, encoding: Encoding, cache_dir: Path, sp
     one_stream = bool(getattr(encoding, "one_stream", False))
     template = encoding.tokenizer.chat_template if encoding.templated else None
     settings = (data.columns, data.block_size, data.overlap, one_stream, data.on_bad_row, encoding.labels, template)
-    identity = f"{FORMAT} {rows.fingerprint} {tokenizers.identity(encoding.tokenizer)} {type(encoding).__module__} {settings}"
+    special = sorted((name, str(token)) for name, token in encoding.tokenizer.special_tokens_map.items())  # the ends of texts, say
+    tokenizer = f"{tokenizers.identity(encoding.tokenizer)} {special}"
+    identity = f"{FORMAT} {rows.fingerprint} {tokenizer} {type(encoding).__module__} {settings}"
     folder = cache_dir / "encoded" / xxhash.xxh3_128(identity.encode()).hexdigest()
     if not _whole(folder):
         log.info("encoding %s: %s rows", split, f"{len(rows):,}")
@@ -118,6 +122,7 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
     folder.mkdir(parents=True)
     kind = np.uint16 if len(encoding.tokenizer) <= 1 << 16 else np.uint32
     bad, count, size, truncated = BadRows(rows, data), 0, 0, encoding.truncated
+    encoding.notes.clear()
     parts: dict[str, list[np.ndarray]] = {"lengths": [], "rows": [], "second": [], "labels": []}
     with (folder / "tokens.bin").open("wb") as file, (folder / "token_targets.bin").open("wb") as targets:
         for batch in _batches(examples.read(rows, data, encoding, bad)):
@@ -134,7 +139,7 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
             np.save(folder / f"{name}.npy", np.concatenate(arrays_) if arrays_ else np.empty(0, np.int32))
     lengths = np.load(folder / "lengths.npy")
     np.save(folder / "starts.npy", np.cumsum(lengths, dtype=np.int64) - lengths)
-    facts = Facts(count, size, encoding.truncated - truncated, bad.count, bad.first)
+    facts = Facts(count, size, encoding.truncated - truncated, bad.count, bad.first, dict(+encoding.notes))
     (folder / "facts.json").write_text(json.dumps(asdict(facts) | {"dtype": kind.__name__}))
 
 
@@ -236,6 +241,8 @@ def _announce(facts: Facts, split: str, data: DataConfig) -> None:
             named,
             "; …" if facts.skipped > len(facts.skipped_first) else "",
         )
+    for note, number in facts.notes.items():
+        log.warning("%s: %s of %s rows %s", split, f"{number:,}", f"{facts.rows:,}", note)
     if facts.truncated:
         log.warning(
             "%s: %s of %s texts are longer than data.block_size=%s tokens and were cut",

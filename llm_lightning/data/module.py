@@ -25,7 +25,7 @@ from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.plan import Plan, evaluation, most_rows
 from llm_lightning.data.reader_state import ReaderState
-from llm_lightning.data.rows import Rows, require_columns
+from llm_lightning.data.rows import PROBLEM, Rows, require_columns
 from llm_lightning.data.streaming import Stream, StreamedSteps, open_stream, reading_ranks
 from llm_lightning.errors import UserError
 from llm_lightning.machine import cores
@@ -103,10 +103,11 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
         for note in part.notes:
             log.warning("%s: %s", split, note)
         require_columns(split, data, part.table.column_names)
+    column = data.columns.label
     rows = splits.with_validation(loaded, data, encoder.one_label)
     found = encoder.find_labels(data, rows["train"])
-    if data.columns.label is not None and found is not None:
-        rows = {split: part for split, part in rows.items() if split == "train" or _is_labelled(part, data.columns.label, split)}
+    if column is not None and found is not None:
+        rows = {split: part for split, part in rows.items() if _is_scored(split, part, encoder, column)}
     return _encoded(config, rows, encoder, found, tokenizer, None)
 
 
@@ -123,13 +124,22 @@ def _encoded(
     return Text(splits=encoded, rows=rows, encoding=encoding, stream=stream)
 
 
-def _is_labelled(rows: Rows, column: str, split: str) -> bool:
-    """Hub data sets hide the labels of their test split behind -1: such a split cannot be evaluated."""
-    plain = isinstance(rows.table.features[column], datasets.Value | datasets.ClassLabel)
-    hidden = plain and set(rows.table.unique(column)) == {-1}
-    if hidden:
-        log.warning("%s has no labels (they are all -1, as hub benchmarks hide them): it is not evaluated", split)
-    return not hidden
+def _is_scored(split: str, rows: Rows, encoder: type[Encoding], column: str) -> bool:
+    """Return whether a split has labels. Raises UserError where training or validation needs them and has none."""
+    if (PROBLEM in rows.table.column_names and rows.table.data.column(PROBLEM).null_count < len(rows)) or encoder.is_labelled(
+        rows, column
+    ):
+        return True  # rows with a problem are reported where they are read
+    first = f"{rows.where(0)} is the first"
+    if split == "test":
+        log.warning("test: no row has a label in column '%s' (%s): the split is not evaluated", column, first)
+        return False
+    if split == "validation":
+        raise UserError(
+            f"validation: no row has a label in column '{column}' ({first}), and it is to choose the best weights; give a labelled file "
+            f"with data.validation=<file>, or leave it out, and a part of train is used. task=predict reads files without labels."
+        )
+    raise UserError(f"train: no row has a label in column '{column}' ({first}): there is nothing to learn.")
 
 
 class DataModule(lightning.LightningDataModule):

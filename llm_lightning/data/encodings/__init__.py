@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import datasets
 import numpy as np
 from tokenizers import Tokenizer
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data.examples import BadRow, BadRows, Example
-from llm_lightning.data.labels import Labels
+from llm_lightning.data.labels import Labels, canonical
 from llm_lightning.data.rows import Rows
 
 NO_TOKEN = "the text has no token of the tokenizer's (it may be made of invisible characters)"
@@ -58,9 +60,18 @@ class Encoding:
         self.tokenizer, self.data, self.labels = tokenizer, data, labels
         self.truncated = 0
         """Texts cut so far."""
+        self.notes: Counter[str] = Counter()
+        """What else the run says of the rows encoded so far: the end of a sentence that begins with their number."""
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()  # which many checkpoints bring along, and which would drop the rest of a document
         self._backend.no_padding()
+
+    @staticmethod
+    def is_labelled(rows: Rows, column: str) -> bool:
+        """Return whether any row of a split has a label: hub data sets hide those of their test split behind -1, files leave them blank."""
+        if isinstance(rows.table.features[column], datasets.Value | datasets.ClassLabel):
+            return any(canonical(value) not in ("", "-1") for value in rows.table.unique(column))
+        return any(value is not None for value in rows.table[column])
 
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
