@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.text import rouge_score
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.encodings.chat import Encoder, Message
@@ -17,6 +16,8 @@ from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import Text
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
+from llm_lightning.metrics.text import rouge_l
+from llm_lightning.metrics.words import describe_words
 from llm_lightning.models.forward import token_loss
 from llm_lightning.models.generate import continued, until
 from llm_lightning.objectives.base import SAMPLED, SAMPLES, Evaluation, Objective
@@ -78,8 +79,7 @@ class Instruction(Objective):
         asked = [example.text[: _last(example.text)] for example in examples]
         for number, answer in self.answer(asked, shared=True).items():
             wanted, said = examples[number].text[len(asked[number])]["content"].strip(), answer.strip()
-            rouge = float(rouge_score([said], [[wanted]], rouge_keys="rougeL")["rougeL_fmeasure"])
-            scores = {"rouge_l": np.array([rouge]), "exact_match": np.array([float(said == wanted)])}
+            scores = {"rouge_l": np.array([rouge_l(said, wanted)]), "exact_match": np.array([float(said == wanted)])}
             states["answers"].update(np.array([number]), **scores)
             sample = {"prompt": asked[number][-1]["content"], "reference": wanted, "answer": said}
             states["samples"].update(np.array([number]), np.zeros(1), np.ones(1, dtype=bool), lambda _, sample=sample: sample)
@@ -90,7 +90,10 @@ class Instruction(Objective):
             found["rouge_l"] = 100 * sum(scores["rouge_l"].tolist()) / len(scores["rouge_l"])
             found["exact_match"] = sum(scores["exact_match"].tolist()) / len(scores["exact_match"])
             examples = states["answers"].table(lambda columns: columns | {"rouge_l": 100 * columns["rouge_l"]})
-            self._tables = {"samples": [sample for _, sample in states["samples"].rows()], "examples": examples}
+            samples = [sample for _, sample in states["samples"].rows()]
+            compared = describe_words(sample["reference"] for sample in samples)
+            log.info("%s: ROUGE-L compares %s", self.split, compared)
+            self._tables = {"compared": {"rouge_l": compared}, "samples": samples, "examples": examples}
         return found
 
     def details(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import islice
 from typing import Annotated, Any
 
@@ -15,12 +16,14 @@ from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
-from llm_lightning.metrics.text import CorpusScores
+from llm_lightning.metrics.text import SAMPLE, CorpusScores
 from llm_lightning.models.forward import written_logits
 from llm_lightning.models.generate import until, written
 from llm_lightning.objectives.base import SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import perplexity
 from llm_lightning.signatures import Range
+
+log = logging.getLogger(__name__)
 
 SHOWN = 20  # translations that are kept to be read
 
@@ -62,7 +65,11 @@ class Translation(Objective):
     def build_states(self) -> States:
         if not self.final:
             return {}
-        return {"scores": CorpusScores(), "examples": Rows(len(self.text.splits[self.split])), "samples": TopRows(SHOWN)}
+        return {
+            "scores": CorpusScores(self._references()),
+            "examples": Rows(len(self.text.splits[self.split])),
+            "samples": TopRows(SHOWN),
+        }
 
     def evaluate_batch(self, batch: MicroBatch) -> tuple[Tensor, list[str]]:
         """(summed loss, the translations in the last evaluation of a run)."""
@@ -102,9 +109,21 @@ class Translation(Objective):
         found = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
         if self.final:
             found |= states["scores"].scores()
+            compared = {"bleu": states["scores"].describe(), "chrf": "characters"}
+            log.info("%s: BLEU compares %s", self.split, compared["bleu"])
             samples = [sample for _, sample in states["samples"].rows()]
-            self._tables = {"samples": samples, "examples": states["examples"].table(), **states["examples"].sampled()}
+            self._tables = {
+                "compared": compared,
+                "samples": samples,
+                "examples": states["examples"].table(),
+                **states["examples"].sampled(),
+            }
         return found
+
+    def _references(self) -> list[str]:
+        """Return the first references of the split, which are the same on every rank."""
+        column = self.text.encoding.data.columns.label
+        return [text for text in self.text.rows[self.split].table[:SAMPLE][column] if isinstance(text, str)]
 
     def details(self) -> dict[str, Any]:
         return super().details() | self._tables

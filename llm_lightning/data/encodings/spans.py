@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.encodings import Encoding, Sequences, text_of
 from llm_lightning.data.answers import Answer, is_answered, read_answers
+from llm_lightning.data.encodings import Encoding, Sequences, text_of
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.rows import Rows
