@@ -17,6 +17,7 @@ from llm_lightning import distributed, launch
 from llm_lightning.config import AdapterConfig, Config, ModelConfig, cache_folder, plain
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text, prepare
+from llm_lightning.data.preview import show_rows
 from llm_lightning.errors import OtherRankFailed, Stopped, UserError
 from llm_lightning.inference import use
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
@@ -89,6 +90,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     text, objective, data = prepared(config)
     model = built(config, text, objective, data)
     facts = about.describe(config, text, data, model)
+    show_rows(data)
 
     shared = distributed.is_shared(folder)
     best = Best(folder, model, text.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
@@ -179,6 +181,7 @@ def check(config: Config) -> dict[str, Any]:
         record.start_log(folder)
         text, objective, data = prepared(config)
         about.describe(config, text, data, built(config, text, objective, data))
+        show_rows(data)
         engine = trainer.build(config.trainer, folder, data.total_steps, data.validate_every, [], [])
         return {"checks": [vars(outcome) for outcome in preflight.run(folder, data, objective, engine, thorough=True)]}
 

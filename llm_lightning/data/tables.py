@@ -20,6 +20,8 @@ def generated(
     A UserError that is raised by `rows` comes out as it is.
     """
     features = datasets.Features({name: datasets.Value(kind) if isinstance(kind, str) else kind for name, kind in types.items()})
+    # `datasets` takes a list among the arguments for shards, and would call `rows` once with each item
+    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     try:
         if next(rows(**arguments), None) is None:  # from_generator fails on this
             return datasets.Dataset.from_dict({name: [] for name in types}, features)

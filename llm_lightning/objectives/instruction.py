@@ -12,7 +12,6 @@ from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.encodings.chat import Encoder, Message
-from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import Text
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
@@ -53,18 +52,6 @@ class Instruction(Objective):
         self.chunked_loss = chunked_loss
         self.answered, self.max_answer = answered, max_answer
         self._tables: dict[str, Any] = {"samples": [], "examples": {}}
-
-    def head(self) -> dict[str, Any]:
-        """Nothing of its own; says what of the text is learnt."""
-        train = self.text.splits["train"]
-        assert train.token_targets is not None
-        learnt = float((train.token_targets != IGNORED).mean())
-        log.info(
-            "instruction: %.0f%% of the tokens are the assistant's and are learnt, those in «» of:\n%s",
-            100 * learnt,
-            self._marked(),
-        )
-        return {}
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
         """(summed loss, nothing)."""
@@ -129,17 +116,6 @@ class Instruction(Objective):
     def _encoder(self) -> Encoder:
         assert isinstance(self.text.encoding, Encoder)
         return self.text.encoding
-
-    def _marked(self) -> str:
-        """The first training conversation, what is learnt of it in «»."""
-        train, pieces = self.text.splits["train"], []
-        assert train.token_targets is not None
-        targets = train.token_targets[: train.lengths[0]]
-        own = False
-        for token, target in zip(train[0].tolist(), targets.tolist(), strict=True):
-            pieces.append(("" if own == (target != IGNORED) else "«" if not own else "»") + self.text.tokenizer.decode([token]))
-            own = target != IGNORED
-        return "".join(pieces) + ("»" if own else "")
 
 
 def _last(messages: list[Message]) -> int:
