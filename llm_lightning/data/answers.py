@@ -26,9 +26,9 @@ def read_answers(value: Any, context: str, column: str | None, start: Any = None
     """Return the answers of a row; none where the row says that there is none.
 
     `value` is {text: […], answer_start: […]}, a list of {text, answer_start}, one of these, a text or a list of texts; any of it may be
-    JSON or Python inside a text. `start` is the row's own column of offsets, where it has one, `is_impossible` what it says of the question.
-    An offset may be missing, or -1, where the answer is in the context once. Raises BadRow where an answer is not where it should be, or
-    where `is_impossible` contradicts the answers.
+    JSON or Python inside a text. `start` is the row's own column of offsets, where it has one, and `is_impossible` what it says of the
+    question. An offset may be missing, or -1, where the answer is in the context once. Raises BadRow where an answer is not where it
+    should be, or where `is_impossible` contradicts the answers.
     """
     impossible = _flag(is_impossible)
     is_text = isinstance(value, str) and trim(value)[1] in context  # and no list, though it may begin with a bracket

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +36,9 @@ def show_rows(data: DataModule) -> None:
     """Log the first rows of train, and to the log file alone those of the other splits."""
     for split, encoded in data.text.splits.items():
         shown = "\n".join(f"  {number}. {row}" for number, row in enumerate(decode_rows(data, split), 1))
-        log.info("%s, as the model learns it%s:\n%s", split, _count_targets(encoded, data), shown, extra={"file_only": split != "train"})
+        log.info(
+            "%s, as the model learns it%s:\n%s", split, _count_targets(encoded, data), shown, extra={"file_only": split != "train"}
+        )
 
 
 def decode_rows(data: DataModule, split: str, count: int = ROWS) -> list[str]:
@@ -147,7 +149,7 @@ def _tag_words(data: DataModule, tokens: np.ndarray, targets: np.ndarray, names:
     bounds = [*(int(i) for i in np.flatnonzero(targets != IGNORED)), len(tokens)]
     yield from [_decode(data, tokens[: bounds[0]])] if bounds[0] > 0 else []
     special = set(data.text.tokenizer.all_special_ids)
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(bounds):
         stop = next((i for i in range(start + 1, end) if int(tokens[i]) in special), end)
         yield f"{_decode(data, tokens[start:stop]).strip()}/{names[targets[start]]}"
         yield from [_decode(data, tokens[stop:end])] if stop < end else []

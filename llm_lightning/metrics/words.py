@@ -32,12 +32,8 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 def is_latin(texts: Iterable[str]) -> bool:
     """Return whether no text has a letter of another script than Latin."""
-    characters = {character for text in texts if not text.isascii() for character in text}
-    return all(
-        "LATIN" in unicodedata.name(c, "")
-        for c in characters
-        if not c.isascii() and unicodedata.category(c) in ("Lo", "Lu", "Ll", "Lm")
-    )
+    letters = {c for text in texts if not text.isascii() for c in text if not c.isascii() and c.isalpha()}
+    return all("LATIN" in unicodedata.name(letter, "") for letter in letters)
 
 
 def split_words(text: str) -> list[str]:

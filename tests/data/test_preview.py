@@ -55,9 +55,19 @@ def prepare(objective: str, tmp_path: Path, *overrides: str) -> DataModule:
     file.write_text(f"[{','.join(lines)}]" if objective == "question_answering" else "\n".join(lines))
     source = {"question_answering": "squad", "instruction": "chat"}.get(objective, "files")
     task = "pretrain" if objective.endswith("_lm") else "finetune"
-    tiny = {"instruction": TINY_GPT, "causal_lm": TINY_GPT, "translation": ["model.tokenizer.vocab_size=400"]}.get(objective, TINY_BERT)
+    tiny = {"instruction": TINY_GPT, "causal_lm": TINY_GPT, "translation": ["model.tokenizer.vocab_size=400"]}.get(
+        objective, TINY_BERT
+    )
     label = ["data.columns.label=label"] if source == "files" and task == "finetune" else []
-    given = [f"task={task}", f"objective={objective}", f"data={source}", f"data.train={file}", f"data.validation={file}", *tiny, *label]
+    given = [
+        f"task={task}",
+        f"objective={objective}",
+        f"data={source}",
+        f"data.train={file}",
+        f"data.validation={file}",
+        *tiny,
+        *label,
+    ]
     return prepared(load([*given, "data.block_size=64", f"cache_dir={tmp_path}/cache", *overrides]))[2]
 
 
@@ -105,7 +115,9 @@ def test_long_rows_are_cut_and_marks_stay_in_pairs(tmp_path: Path, monkeypatch: 
     assert " … " in row
 
 
-def test_train_is_shown_and_the_other_splits_go_to_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_is_shown_and_the_other_splits_go_to_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logging.getLogger("llm_lightning"), "propagate", True)
     caplog.set_level(logging.INFO)
     data = prepare("instruction", tmp_path)
