@@ -38,7 +38,6 @@ NOT_RUN = {
     r"task=chat": "reads what somebody types; tests/inference/test_generate.py",
     r"benchmarks/": "measures for minutes; tests/test_benchmarks.py",
     r"resume=runs/mine/checkpoints/step-00001000": "needs a run of a thousand steps; tests/end_to_end/test_chaos.py",
-    r"model/adapter=qlora": "needs bitsandbytes and a GPU",
     r"<your arguments>|--help": "prints and trains nothing; tests/test_config.py",
     r"make (demo|setup|test|bench|lint|types|format|help|dashboard)": "installs packages, or needs a key; its commands are looked at",
 }
@@ -132,7 +131,9 @@ def arguments(command: str) -> list[str]:
     words = [first_choice(word) for word in words]
     if any(word.startswith("sweep=optuna") for word in words):
         words = [word for word in words if "interval(" not in word]
-    base = [] if any(word.startswith(("task=", "recipe=")) for word in words) else list(REVIEWS)
+    base = list(REVIEWS) if "data=files" in words or not any(word.startswith(("task=", "recipe=")) for word in words) else []
+    if "model/adapter" in text and "model.name_or_path" not in text:
+        base.append("model.name_or_path=runs/reader/hf")
     named = {word.partition("=")[0] for word in words}
     return [*(word for word in base if word.partition("=")[0] not in named), *words]
 
@@ -156,6 +157,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reviews: Path,
         shutil.copy(corpus, folder / name)
     for name in ("reviews.csv", "new.csv", "data/train.csv"):
         shutil.copy(reviews, folder / name)
+    for name in ("MSRpar.train.tsv", "MSRpar.test.tsv", "test_2016_flickr.en", "test_2016_flickr.de"):
+        (folder / "data" / name).write_text("what the check of a command looks for\n")
     (folder / "data" / "train.conll").write_text("Ann\tB-person\nsleeps\tO\n\n" * 30)
     (folder / "prompts.jsonl").write_text('{"text": "the cat"}\n{"text": "a dog"}\n')
     (folder / "questions.jsonl").write_text('{"text": "the cat", "choices": ["sees rain.", "x"], "label": 0}\n' * 2)
@@ -223,7 +226,8 @@ def small(words: list[str], cache: Path) -> Config:
         words += ["data=text", "data.train=corpus/a.txt", "data.document=line"]
     if config.data.source == "docs_topics":
         words += REVIEWS[1:]
-    return load([*words, *SMALL, *([] if config.run_dir else [f"run_dir=runs/{abs(hash(tuple(words)))}"])])
+    tiny = {"encoder": TINY_BERT, "decoder": TINY_GPT}.get(str(config.model.family), []) if config.model.architecture else []
+    return load([*words, *tiny[1:], *SMALL, *([] if config.run_dir else [f"run_dir=runs/{abs(hash(tuple(words)))}"])])
 
 
 @pytest.mark.parametrize("command", [c for c in TRAIN if not_run(c.text) is None and not REFUSED & set(arguments(c.text))], ids=str)

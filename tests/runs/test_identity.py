@@ -231,7 +231,7 @@ def test_a_run_goes_on_wherever_its_model_is_and_refuses_another(
     weights = load_file("job/model/model.safetensors")
     original = Path("job/model/model.safetensors").read_bytes()
     save_file({name: tensor + 1e-3 for name, tensor in weights.items()}, "job/model/model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"pretrained weights are not the same \(.*and is job/model"):
+    with pytest.raises(UserError, match="the pretrained weights are not the same"):
         run(*longer)
     Path("job/model/model.safetensors").write_bytes(original)
     tokenizer = json.loads(Path("job/model/tokenizer.json").read_text())
