@@ -17,6 +17,7 @@ from llm_lightning import distributed, launch
 from llm_lightning.config import AdapterConfig, Config, ModelConfig, cache_folder, plain
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text, prepare
+from llm_lightning.data.preview import show_rows
 from llm_lightning.errors import OtherRankFailed, Stopped, UserError
 from llm_lightning.inference import use
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
@@ -73,13 +74,19 @@ def train_unless_finished(config: Config, sweep: str | None, judge: Callable[[in
     if summary is None:
         log.info("run: %s", folder)
         summary = train(config, folder, sweep, judge)
-    elif distributed.is_rank_zero():
-        log.info("run: %s is finished already; to train it again, give another run_dir", folder)
-        if not (folder / "report.html").is_file():  # killed while it was written
-            record.publish(folder)
+    else:
+        announce_finished(folder)
     if distributed.is_rank_zero():
         record.forget_launch(config)
     return summary
+
+
+def announce_finished(folder: Path) -> None:
+    """Say that there is nothing to do, and write a report that is missing."""
+    if distributed.is_rank_zero():
+        log.info("run: %s is finished already; to train it again, give another run_dir", folder)
+        if not (folder / "report.html").is_file():  # killed while it was written
+            record.publish(folder)
 
 
 def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
@@ -89,15 +96,22 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     text, objective, data = prepared(config)
     model = built(config, text, objective, data)
     facts = about.describe(config, text, data, model)
+    show_rows(data)
 
     shared = distributed.is_shared(folder)
-    best = Best(folder, model, text.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
     identity = record.identity(config) | {
         "data": text.fingerprints,
         "weights": fingerprint_weights(build.checkpoint(config.model)) if distributed.is_rank_zero() else None,
         "precision": trainer.resolve_precision(config.trainer),
         "total_steps": data.total_steps,
     }
+    done: dict[str, Any] | None = distributed.broadcast(
+        record.finished(folder, config, identity) if distributed.is_rank_zero() else None
+    )
+    if done is not None:  # with the same files elsewhere
+        announce_finished(folder)
+        return done
+    best = Best(folder, model, text.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
     resume = resume_point(config.resume, folder, shared, identity)
     if distributed.is_rank_zero():
         record.write_config(folder, config)
@@ -157,6 +171,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             "seconds": {"setup": setup - compiling, "compile": compiling, "train": trained, "total": total},
             "energy": energy.stop(monitor.tokens),
             "seed": config.seed,
+            "weights": identity["weights"],
             "machine": about.machine(engine),
             "versions": identity["versions"],
             "git": identity["git"],
@@ -179,6 +194,7 @@ def check(config: Config) -> dict[str, Any]:
         record.start_log(folder)
         text, objective, data = prepared(config)
         about.describe(config, text, data, built(config, text, objective, data))
+        show_rows(data)
         engine = trainer.build(config.trainer, folder, data.total_steps, data.validate_every, [], [])
         return {"checks": [vars(outcome) for outcome in preflight.run(folder, data, objective, engine, thorough=True)]}
 

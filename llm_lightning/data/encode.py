@@ -87,7 +87,9 @@ def encode(rows: Rows, data: DataConfig, encoding: Encoding, cache_dir: Path, sp
     template = encoding.tokenizer.chat_template if encoding.templated else None
     marks = (data.languages, data.prefix) if encoding.translates else (sorted(data.roles.items()),) if encoding.templated else ()
     settings = (*marks, data.columns, data.block_size, data.overlap, one_stream, data.on_bad_row, encoding.labels, template)
-    identity = f"{FORMAT} {rows.fingerprint} {tokenizers.identity(encoding.tokenizer)} {type(encoding).__module__} {settings}"
+    special = sorted((name, str(token)) for name, token in encoding.tokenizer.special_tokens_map.items())  # the ends of texts, say
+    tokenizer = f"{tokenizers.identity(encoding.tokenizer)} {special}"
+    identity = f"{FORMAT} {rows.fingerprint} {tokenizer} {type(encoding).__module__} {settings}"
     folder = cache_dir / "encoded" / xxhash.xxh3_128(identity.encode()).hexdigest()
     if not _whole(folder):
         log.info("encoding %s: %s rows", split, f"{len(rows):,}")
@@ -122,6 +124,7 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
     encoding.notes.clear()
     kind = np.uint16 if len(encoding.tokenizer) <= 1 << 16 else np.uint32
     bad, count, size, truncated = BadRows(rows, data), 0, 0, encoding.truncated
+    encoding.notes.clear()
     parts: dict[str, list[np.ndarray]] = {"lengths": [], "rows": [], "second": [], "labels": []}
     with (folder / "tokens.bin").open("wb") as file, (folder / "token_targets.bin").open("wb") as targets:
         for batch in _batches(examples.read(rows, data, encoding, bad)):
@@ -138,7 +141,7 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
             np.save(folder / f"{name}.npy", np.concatenate(arrays_) if arrays_ else np.empty(0, np.int32))
     lengths = np.load(folder / "lengths.npy")
     np.save(folder / "starts.npy", np.cumsum(lengths, dtype=np.int64) - lengths)
-    facts = Facts(count, size, encoding.truncated - truncated, bad.count, bad.first, dict(encoding.notes))
+    facts = Facts(count, size, encoding.truncated - truncated, bad.count, bad.first, dict(+encoding.notes))
     (folder / "facts.json").write_text(json.dumps(asdict(facts) | {"dtype": kind.__name__}))
 
 
@@ -240,8 +243,8 @@ def _announce(facts: Facts, split: str, data: DataConfig) -> None:
             named,
             "; …" if facts.skipped > len(facts.skipped_first) else "",
         )
-    for note, count in facts.notes.items():
-        log.warning("%s: in %s of %s rows %s", split, count, facts.rows, note)
+    for note, number in facts.notes.items():
+        log.warning("%s: in %s of %s rows %s", split, f"{number:,}", f"{facts.rows:,}", note)
     if facts.truncated:
         log.warning(
             "%s: %s of %s texts are longer than data.block_size=%s tokens and were cut",

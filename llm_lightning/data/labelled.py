@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.label_values import canonical
+from llm_lightning.data.label_values import canonical, is_unlabelled
 from llm_lightning.data.labels import count_values
-from llm_lightning.data.rows import Rows, column_values, label_columns
+from llm_lightning.data.rows import PROBLEM, Rows, column_values, label_columns
 from llm_lightning.errors import UserError, listed
+
+if TYPE_CHECKING:
+    from llm_lightning.data.encodings import Encoding
 
 log = logging.getLogger(__name__)
 
 
-def drop_unlabelled(splits: dict[str, Rows], data: DataConfig, is_labelled: Callable[[Any], bool]) -> dict[str, Rows]:
-    """Return the splits that have labels, and train; what is left out is logged. `is_labelled` looks at the value of a row.
+def drop_unlabelled(splits: dict[str, Rows], data: DataConfig, encoding: type[Encoding]) -> dict[str, Rows]:
+    """Return the splits that have labels; what is left out is logged. `encoding` tells labels from signs that there is none.
 
-    Raises UserError where `data.validation` names a split without labels: it cannot choose the weights.
+    Raises UserError where train has no labels, or where `data.validation` names a split without labels: it cannot choose the weights.
     """
     if data.columns.label is None:
         return splits
     labelled = {}
     for split, rows in splits.items():
-        reason = None if split == "train" else _find_reason(rows, splits["train"], data.columns.label, is_labelled)
+        reason = _find_reason(rows, splits["train"], data.columns.label, encoding)
         if reason is None:
             labelled[split] = rows
+        elif split == "train":
+            raise UserError(f"{rows.where(0)}: {reason}: train has no label, so there is nothing to learn.")
         elif split == "validation" and data.validation is not None:
             raise UserError(
-                f"data.validation: {rows.where(0)}: {reason}, and the weights are chosen by labels; give rows that have them, or "
-                f"leave data.validation out: then a part of train is used."
+                f"data.validation: {rows.where(0)}: {reason}, and validation chooses the weights by them; give rows with labels, or "
+                f"leave data.validation out: then a part of train is used. task=predict reads files without labels."
             )
         else:
             effect = "a part of train is used instead" if split == "validation" else "it is not evaluated"
@@ -38,26 +43,30 @@ def drop_unlabelled(splits: dict[str, Rows], data: DataConfig, is_labelled: Call
     return labelled
 
 
-def _find_reason(rows: Rows, train: Rows, label: Any, is_labelled: Callable[[Any], bool]) -> str | None:
-    """Return why a split has no labels; None where at least one row has one."""
+def _find_reason(rows: Rows, train: Rows, label: Any, encoding: type[Encoding]) -> str | None:
+    """Return why a split has no labels; None where at least one row has one, or is malformed, which is reported where it is read."""
     columns = label_columns(label)
     if absent := [column for column in columns if column not in rows.table.column_names]:
         return f"there is no column {listed(map(repr, absent))}"
-    hidden = False
-    for value in _values(rows, label):
-        if is_labelled(value):
+    if PROBLEM in rows.table.column_names and rows.table.data.column(PROBLEM).null_count < len(rows):
+        return None
+    is_hidden = False
+    for value, extra in _values(rows, label, encoding.extra_columns):
+        if encoding.is_labelled(value, extra):
             return None
-        hidden |= canonical(value) not in ("", "[]")
-    if hidden and any(canonical(value) == "-1" for value in _values(train, label)):  # then -1 is a label
+        is_hidden |= canonical(value) not in ("", "[]") and is_unlabelled(value)
+    if is_hidden and any(canonical(value) == "-1" for value, _ in _values(train, label, ())):  # then -1 is a label
         return None
     named = f"column {listed(map(repr, columns))}"
-    return f"{named} holds -1 alone, as benchmarks hide labels" if hidden else f"{named} is empty"
+    return f"{named} holds -1 alone, as benchmarks hide labels" if is_hidden else f"{named} is empty"
 
 
-def _values(rows: Rows, label: Any) -> Iterator[Any]:
-    """Yield the values of the label of all rows; equal ones may be left out."""
-    if isinstance(label, str):
-        yield from (value for value, _ in count_values(rows, label))
+def _values(rows: Rows, label: Any, extra_columns: tuple[str, ...]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield (value of the label, values of the extra columns) of all rows; equal ones may be left out."""
+    extra = [name for name in extra_columns if name in rows.table.column_names]
+    if isinstance(label, str) and not extra:
+        yield from ((value, {}) for value, _ in count_values(rows, label))
         return
-    for block in rows.table.select_columns(label_columns(label)).iter(batch_size=1000):
-        yield from column_values(block, label)
+    for block in rows.table.select_columns([*label_columns(label), *extra]).iter(batch_size=1000):
+        for i, value in enumerate(column_values(block, label)):
+            yield value, {name: block[name][i] for name in extra if block[name][i] is not None}

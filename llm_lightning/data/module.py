@@ -109,7 +109,7 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
     for split, part in loaded.items():
         for note in part.notes:
             log.warning("%s: %s", split, note)
-    loaded = drop_unlabelled(loaded, data, encoder.is_labelled)
+    loaded = drop_unlabelled(loaded, data, encoder)
     found = encoder.find_labels(data, loaded["train"])  # before a part is cut off, which may have all rows of a rare label
     rows = splits.with_validation(loaded, data, encoder.one_label)
     return _encoded(config, rows, encoder, found, tokenizer, None)

@@ -10,16 +10,16 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.text import rouge_score
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.conversations import Conversation
 from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow, Example
-from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import Text
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
+from llm_lightning.metrics.text import rouge_l
+from llm_lightning.metrics.words import describe_words
 from llm_lightning.models.forward import token_loss
 from llm_lightning.models.generate import Fitted, continued, fit, until
 from llm_lightning.objectives.base import SAMPLED, SAMPLES, Evaluation, Objective
@@ -56,18 +56,6 @@ class Instruction(Objective):
         self.answered, self.max_answer = answered, max_answer
         self._tables: dict[str, Any] = {"samples": [], "examples": {}}
 
-    def head(self) -> dict[str, Any]:
-        """Nothing of its own; says what of the text is learnt."""
-        train = self.text.splits["train"]
-        assert train.token_targets is not None
-        learnt = float((train.token_targets != IGNORED).mean())
-        log.info(
-            "instruction: %.0f%% of the tokens are the assistant's and are learnt, those in «» of:\n%s",
-            100 * learnt,
-            self._marked(),
-        )
-        return {}
-
     def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
         """(summed loss, nothing)."""
         return token_loss(self.model, batch, self.chunked_loss), None
@@ -82,8 +70,7 @@ class Instruction(Objective):
         prompts, examples = self._prompts(self.split, self.answered)
         for number, answer in self.answer(prompts, shared=True).items():
             reference, said = self._encoder().answer(examples[number].text), answer.strip()
-            rouge = float(rouge_score([said], [[reference]], rouge_keys="rougeL")["rougeL_fmeasure"])
-            scores = {"rouge_l": np.array([rouge]), "exact_match": np.array([float(said == reference)])}
+            scores = {"rouge_l": np.array([rouge_l(said, reference)]), "exact_match": np.array([float(said == reference)])}
             states["answers"].update(np.array([number]), **scores)
             sample = {"prompt": _asked(examples[number].text), "reference": reference, "answer": said}
             states["samples"].update(np.array([number]), np.zeros(1), np.ones(1, dtype=bool), lambda _, sample=sample: sample)
@@ -94,7 +81,10 @@ class Instruction(Objective):
             found["rouge_l"] = 100 * sum(scores["rouge_l"].tolist()) / len(scores["rouge_l"])
             found["exact_match"] = sum(scores["exact_match"].tolist()) / len(scores["exact_match"])
             examples = states["answers"].table(lambda columns: columns | {"rouge_l": 100 * columns["rouge_l"]})
-            self._tables = {"samples": [sample for _, sample in states["samples"].rows()], "examples": examples}
+            samples = [sample for _, sample in states["samples"].rows()]
+            compared = describe_words(sample["reference"] for sample in samples)
+            log.info("%s: ROUGE-L compares %s", self.split, compared)
+            self._tables = {"compared": {"rouge_l": compared}, "samples": samples, "examples": examples}
         return found
 
     def details(self) -> dict[str, Any]:
@@ -164,17 +154,6 @@ class Instruction(Objective):
     def _encoder(self) -> Encoder:
         assert isinstance(self.text.encoding, Encoder)
         return self.text.encoding
-
-    def _marked(self) -> str:
-        """The first training conversation, what is learnt of it in «»."""
-        train, pieces = self.text.splits["train"], []
-        assert train.token_targets is not None
-        targets = train.token_targets[: train.lengths[0]]
-        own = False
-        for token, target in zip(train[0].tolist(), targets.tolist(), strict=True):
-            pieces.append(("" if own == (target != IGNORED) else "«" if not own else "»") + self.text.tokenizer.decode([token]))
-            own = target != IGNORED
-        return "".join(pieces) + ("»" if own else "")
 
 
 def _asked(conversation: Conversation) -> str:

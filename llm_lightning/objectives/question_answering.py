@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
+from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.text import squad
 
 from llm_lightning import distributed
 from llm_lightning.data.collate import MicroBatch
@@ -17,9 +18,13 @@ from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
 from llm_lightning.metrics.rows import SCORED, Rows, TopRows
 from llm_lightning.metrics.state import States, merge_over_ranks
+from llm_lightning.metrics.text import SAMPLE, answer_agreements
+from llm_lightning.metrics.words import describe_words, is_latin, split_words
 from llm_lightning.models.forward import sequence_of, span_logits
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.signatures import Range
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 200  # questions whose windows are made again together
 
@@ -115,7 +120,11 @@ class QuestionAnswering(Objective):
         merge_over_ranks(answers.values(), self.device)
         columns = answers["scores"].columns()
         if self.final:
+            sample = (text for example in islice(self.text.examples(self.split), SAMPLE) for _, text in example.label)
+            compared = describe_words(sample)
+            log.info("%s: F1 and exact match compare %s", self.split, compared)
             self._details = {
+                "compared": {"f1": compared, "exact_match": compared},
                 "mistakes": [mistake for _, mistake in answers["mistakes"].rows()],
                 "examples": answers["scores"].table(),
                 **answers["scores"].sampled(),
@@ -146,7 +155,8 @@ class QuestionAnswering(Objective):
                 continue
             rng, said, known = np.random.default_rng(0), [], []
             for example in self.text.examples(split):
-                words = example.text_pair.split()
+                context = example.text_pair
+                words = context.split() if is_latin([context]) else split_words(context) or context.split()
                 start = int(rng.integers(len(words)))
                 said.append(" ".join(words[start : start + int(rng.integers(1, 6))]))
                 known.append([text for _, text in example.label])
@@ -191,14 +201,14 @@ def best_span(logits: np.ndarray, start: int, stop: int, longest: int) -> tuple[
 
 
 def agreement(said: list[str], known: list[list[str]]) -> dict[str, float]:
-    """The means of `agreements`."""
-    return {name: float(np.mean(values)) if values else 0.0 for name, values in agreements(said, known).items()}
+    """Return the means of `answer_agreements`."""
+    return {name: float(np.mean(values)) if values else 0.0 for name, values in answer_agreements(said, known).items()}
 
 
 def _count(answers: States, examples: list[Example], said: list[str]) -> None:
     """Add the scores of some answers to the states, and those that have no word of the right one."""
     known = [[text for _, text in example.label] for example in examples]
-    scores = {name: np.array(values) for name, values in agreements(said, known).items()}
+    scores = {name: np.array(values) for name, values in answer_agreements(said, known).items()}
     rows = np.array([example.row for example in examples])
     answers["scores"].update(rows, **scores)
     answers["mistakes"].update(
@@ -211,20 +221,3 @@ def _count(answers: States, examples: list[Example], said: list[str]) -> None:
             "said": said[i] or "no answer",
         },
     )
-
-
-def agreements(said: list[str], known: list[list[str]]) -> dict[str, list[float]]:
-    """SQuAD's exact match and F1 of each answer, as shares; a question without an answer agrees with none alone (Rajpurkar et al. 2018)."""
-    exact, f1 = [], []
-    for answer, answers in zip(said, known, strict=True):
-        if not answers or not answer:
-            exact.append(float(not answers and not answer))
-            f1.append(exact[-1])
-            continue
-        scores = squad(
-            [{"prediction_text": answer, "id": "0"}],
-            [{"answers": {"answer_start": [0] * len(answers), "text": answers}, "id": "0"}],
-        )
-        exact.append(float(scores["exact_match"]) / 100)
-        f1.append(float(scores["f1"]) / 100)
-    return {"f1": f1, "exact_match": exact}

@@ -19,7 +19,7 @@ from llm_lightning.data.module import Text
 from llm_lightning.errors import UserError, listed
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
-from llm_lightning.metrics.text import CorpusScores
+from llm_lightning.metrics.text import SAMPLE, CorpusScores
 from llm_lightning.models.forward import written_logits
 from llm_lightning.models.generate import until, written
 from llm_lightning.models.positions import positions_of
@@ -109,7 +109,11 @@ class Translation(Objective):
     def build_states(self) -> States:
         if not self.final:
             return {}
-        return {"scores": CorpusScores(), "examples": Rows(len(self.text.splits[self.split])), "samples": TopRows(SHOWN)}
+        return {
+            "scores": CorpusScores(self._references()),
+            "examples": Rows(len(self.text.splits[self.split])),
+            "samples": TopRows(SHOWN),
+        }
 
     def evaluate_batch(self, batch: MicroBatch) -> tuple[Tensor, list[str]]:
         """(summed loss, the translations in the last evaluation of a run)."""
@@ -155,9 +159,21 @@ class Translation(Objective):
         found = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
         if self.final:
             found |= states["scores"].scores()
+            compared = {"bleu": states["scores"].describe(), "chrf": "characters"}
+            log.info("%s: BLEU compares %s", self.split, compared["bleu"])
             samples = [sample for _, sample in states["samples"].rows()]
-            self._tables = {"samples": samples, "examples": states["examples"].table(), **states["examples"].sampled()}
+            self._tables = {
+                "compared": compared,
+                "samples": samples,
+                "examples": states["examples"].table(),
+                **states["examples"].sampled(),
+            }
         return found
+
+    def _references(self) -> list[str]:
+        """Return the first references of the split, which are the same on every rank."""
+        column = self.text.encoding.data.columns.label
+        return [text for text in self.text.rows[self.split].table[:SAMPLE][column] if isinstance(text, str)]
 
     def details(self) -> dict[str, Any]:
         return super().details() | self._tables

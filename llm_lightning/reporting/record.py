@@ -26,7 +26,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.redact import redacted
 from llm_lightning.reporting.card import write_card
 from llm_lightning.reporting.report import write_report
-from llm_lightning.runs.identity import has_same_result
+from llm_lightning.runs.identity import has_same_contents, has_same_result
 
 log = logging.getLogger(__name__)
 
@@ -100,14 +100,18 @@ def scratch_folder(config: Config) -> Iterator[Path]:
         yield Path(folder)
 
 
-def finished(folder: Path, config: Config) -> dict[str, Any] | None:
-    """The summary of the run in the folder where it is done and the config is the same; None where there is something to do."""
+def finished(folder: Path, config: Config, run: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """The summary of the run in the folder where it is done and the config is the same; None where there is something to do.
+
+    Where `run`, its identity, is given, its data and its pretrained weights are compared by content, wherever they are.
+    """
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         stored: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except (OSError, ValueError):
         return None
-    return summary if has_same_result(stored, plain(config)) else None
+    is_same = has_same_result(stored, plain(config)) if run is None else has_same_contents(summary, stored, run)
+    return summary if is_same else None
 
 
 def identity(config: Config) -> dict[str, Any]:

@@ -130,8 +130,14 @@ def select(config: dict[str, Any], kinds: Collection[Kind]) -> dict[str, Any]:
 
 
 def has_same_result(stored: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Return whether a finished run with the nested config `stored` answers the config `now`."""
+    """Return whether a finished run with the nested config `stored` answers the config `now`, whose files have the same names."""
     return not _changes(stored, now, RESULT)
+
+
+def has_same_contents(summary: dict[str, Any], stored: dict[str, Any], run: dict[str, Any]) -> bool:
+    """Return whether a finished run answers `run` (`config`, and by content `data` and `weights`), whatever its files are called now."""
+    contents = [(summary.get("data") or {}).get("fingerprints"), summary.get("weights")]
+    return contents == [run["data"], run["weights"]] and not _changes(stored, run["config"], RESULT - {Kind.DATA, Kind.ORIGIN})
 
 
 def configuration(config: dict[str, Any], fingerprints: dict[str, str] | str) -> str:
@@ -226,7 +232,7 @@ def _changed_data(stored: dict[str, Any], run: dict[str, Any]) -> tuple[list[str
     if isinstance(before, str):  # of a version that recorded the training data's only
         log.warning("resume: the checkpoint does not say what was in the validation and test data; they are taken for the same")
         before = {split: before if split == "train" else fingerprint for split, fingerprint in now.items()}
-    names = "; ".join(_changes(stored["config"], run["config"], {Kind.DATA})) or "its content changed"
+    names = "; ".join(_changes(stored["config"], run["config"], {Kind.DATA})) or "its content changed, or that of the tokenizer"
     splits = dict.fromkeys(TITLES[split] for split in {**before, **now} if before.get(split) != now.get(split))
     changed = [f"the {' and '.join(splits)} data is not the same ({names})"] if splits else []
     return (changed, []) if "training" in splits else ([], changed)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import xxhash
 
-PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_config.json")
+PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "adapter_config.json", "*.py")
 IGNORED = ("transformers_version", "_name_or_path")  # of config.json: they change with the program that writes it
 BLOCK, BLOCKS = 1 << 16, 64
 """Bytes of a sample of a file, and samples: training changes nearly every weight, so that 4 MiB of a file tell two apart."""

@@ -35,8 +35,7 @@ from llm_lightning.training.memory import peak
 
 log = logging.getLogger(__name__)
 
-SHOWN = 2  # sequences of a batch that are decoded
-WIDE = 400  # characters of a decoded sequence
+WIDE = 400  # characters of a message
 SAMPLE = 100_000  # tokens that are looked through for unknown ones
 UNKNOWN = 0.01  # their share above which the run says so
 LARGE = 2 << 30  # bytes of weights above which only task=check writes and reads a whole checkpoint
@@ -132,12 +131,12 @@ class Preflight:
         return f" ({', '.join(repr(shortened(word)) for word in list(words)[:3])})" if words else ""
 
     def batch(self, split: str) -> str:
-        """One batch, decoded with its targets marked; every sequence needs one."""
+        """One batch with targets."""
         encoded = self.data.text.splits[split]
         batch = self.data.collator(encoded, list(np.arange(min(4, len(encoded)))[:, None]), 0)
         if batch.target_count == 0:
             raise UserError(f"the first sequences of {split} have no target")
-        return "\n".join(decoded(batch, number, self.data) for number in range(min(SHOWN, len(batch.indices))))
+        return f"{len(batch.indices)} sequences of {len(batch.input_ids)} tokens with {batch.target_count} targets"
 
     def labels(self, split: str) -> str:
         """Labels in range, and how they are spread."""
@@ -347,37 +346,6 @@ def table(outcomes: list[Outcome]) -> str:
     with console.capture() as captured:
         console.print(rows)
     return captured.get()
-
-
-def decoded(batch: MicroBatch, number: int, data: DataModule) -> str:
-    """A sequence of the batch as text: tokens that are targets in «», a class after an arrow."""
-    tokenizer = data.text.tokenizer
-    start, end = batch.cu_seqlens[number : number + 2].tolist()
-    ids, names = batch.input_ids[start:end].tolist(), data.text.label_names
-    if batch.cu_targets is not None:
-        written = batch.targets[batch.cu_targets[number] : batch.cu_targets[number + 1]]
-        return f"{shortened(tokenizer.decode(ids))} → {shortened(tokenizer.decode(written))}"
-    if data.text.splits["train"].labels is not None:
-        return f"{shortened(tokenizer.decode(ids))} → {_target(batch.targets[number], names)}"
-    if batch.target_places is None:
-        return f"{tokenizer.decode(ids[:1])}«{shortened(tokenizer.decode(batch.targets[start:end]))}»"
-    targets = dict(zip(batch.target_places.tolist(), batch.targets.tolist(), strict=True))
-    if names is not None:
-        tagged = [
-            tokenizer.decode([token]) + (f"/{names[targets[i]]}" if i in targets else "") for i, token in enumerate(ids, start)
-        ]
-        return shortened(" ".join(tagged))
-    pieces = [
-        f"«{tokenizer.decode([targets[i]])}»" if i in targets else tokenizer.decode([ids[i - start]]) for i in range(start, end)
-    ]
-    return shortened(" ".join(pieces))
-
-
-def _target(target: torch.Tensor, names: tuple[str, ...] | None) -> str:
-    """The class of a sequence, its classes, or its numbers."""
-    if names is None:
-        return str(target.tolist())
-    return names[int(target)] if target.ndim == 0 else ", ".join(names[i] for i in target.nonzero().flatten()) or "none"
 
 
 def label_counts(split: Encoded, classes: int) -> np.ndarray:

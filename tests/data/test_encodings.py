@@ -93,7 +93,7 @@ BAD_ANSWERS = [
     ({"text": ["was", "in"], "answer_start": [3]}, "2 answers and 1 offsets"),
     ("i", "more than once"),
     ([{"text": ""}], "an answer is empty"),
-    ([3], "holds no answers"),
+    ([None], "holds no answers"),
 ]
 
 

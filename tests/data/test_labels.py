@@ -366,19 +366,19 @@ def test_a_split_without_labels_is_not_evaluated(
     hidden: list[Any], encoder: type[encodings.Encoding], caplog: pytest.LogCaptureFixture
 ) -> None:
     splits = {"train": rows(["0", "1"]), "validation": rows(["1", "0"]), "test": rows(hidden)}
-    assert set(drop_unlabelled(splits, DATA, encoder.is_labelled)) == {"train", "validation"}
+    assert set(drop_unlabelled(splits, DATA, encoder)) == {"train", "validation"}
     assert "test has no labels (column 'label'" in caplog.text
     assert "it is not evaluated" in caplog.text
     splits = {"train": rows(["0", "1"]), "validation": rows(hidden)}
-    assert set(drop_unlabelled(splits, DATA, encoder.is_labelled)) == {"train"}  # a part of train is cut off then
+    assert set(drop_unlabelled(splits, DATA, encoder)) == {"train"}  # a part of train is cut off then
     with pytest.raises(UserError, match=r"data\.validation: train\.csv, line 2: .*the weights are chosen by labels"):
-        drop_unlabelled(splits, replace(DATA, validation="v.csv"), encoder.is_labelled)
+        drop_unlabelled(splits, replace(DATA, validation="v.csv"), encoder)
 
 
 def test_splits_with_labels_stay(caplog: pytest.LogCaptureFixture) -> None:
     for values, train in ((["", "1"], ["0", "1"]), (["-1", "-1"], ["-1", "1"]), ([-1, -1], [-1, 1])):
         splits = {"train": rows(train), "test": rows(values)}
-        assert set(drop_unlabelled(splits, DATA, texts.Encoder.is_labelled)) == {"train", "test"}
+        assert set(drop_unlabelled(splits, DATA, texts.Encoder)) == {"train", "test"}
     assert caplog.text == ""
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llm_lightning.cli import load
 from llm_lightning.config import Config, plain
@@ -23,7 +26,7 @@ from llm_lightning.runs.identity import KEYS, Kind, configuration, kind_of, requ
 from llm_lightning.runs.weights import fingerprint_weights
 from llm_lightning.training.checkpoints import saved
 
-from ..conftest import ROOT, TINY_GPT, Runner
+from ..conftest import ROOT, TINY_BERT, TINY_GPT, Runner
 from ..end_to_end.test_runs import losses, same_weights
 
 RUN = ["task=pretrain", "data=text", "data.document=line", "data.block_size=32", "batch.sequences=4", *TINY_GPT]
@@ -115,7 +118,7 @@ def test_data_is_compared_by_content(caplog: pytest.LogCaptureFixture) -> None:
         assert ("task=evaluate run=runs/x" in str(error.value)) == (split != "train")
     without = described()
     del without["data"]["test"]
-    with pytest.raises(UserError, match=r"the test data is not the same \(its content changed\)"):
+    with pytest.raises(UserError, match=r"the test data is not the same \(its content changed"):
         require_same_run(Path("x"), described(), without)
     require_same_run(Path("x"), described() | {"data": "1"}, described())  # as earlier versions wrote it
     assert "does not say what was in the validation and test data" in caplog.text
@@ -197,6 +200,45 @@ def test_a_run_moves_with_its_data_and_refuses_other_data(
     del contents["run"]["weights"], contents["run"]["precision"]
     torch.save(contents, state)
     assert run(*given)["steps"] == 8
+
+
+def test_a_run_goes_on_wherever_its_model_is_and_refuses_another(
+    reviews: Path, run: Runner, killed: Callable[..., None], tmp_path: Path
+) -> None:
+    """The same folder renamed, behind a link, by a relative path or with new file times; then other content at the same place."""
+    data = ["task=finetune", "data=files", f"data.train={reviews}", "data.columns.text=body", "data.columns.label=stars"]
+    data += ["batch.sequences=16", "checkpoint.every_steps=2", "trainer.max_epochs=null", "trainer.validate_every_steps=4"]
+    run(*data, *TINY_BERT, "trainer.max_steps=2", "run_dir=pretrained")
+    shutil.copytree("pretrained/hf", "model")
+    for key, value, moved in (("name_or_path", "model", "job/model"), ("init_from", "pretrained", "elsewhere/pretrained")):
+        folder = Path(f"run-{key}").absolute()
+        killed(*data, f"model.{key}={value}", f"run_dir={folder}", "trainer.max_steps=4", after=2)
+        Path(moved).parent.mkdir()
+        Path(value).rename(moved)
+        os.utime(moved)
+        arguments = [*data, f"run_dir={folder}", "trainer.max_steps=4"]
+        first = run(*arguments, f"model.{key}={moved}")
+        assert "continuing from" in (folder / "train.log").read_text()
+        Path("link").symlink_to(Path(moved).absolute())
+        written = (folder / "hf" / "model.safetensors").stat().st_mtime_ns
+        for place in ("link", f"./{moved}", Path(moved).absolute()):
+            assert run(*arguments, f"model.{key}={place}") == first
+        assert (folder / "train.log").read_text().count("is finished already") == 3
+        assert (folder / "hf" / "model.safetensors").stat().st_mtime_ns == written
+        Path("link").unlink()
+
+    longer = [*data, "run_dir=run-name_or_path", "trainer.max_steps=6", "model.name_or_path=job/model"]
+    weights = load_file("job/model/model.safetensors")
+    original = Path("job/model/model.safetensors").read_bytes()
+    save_file({name: tensor + 1e-3 for name, tensor in weights.items()}, "job/model/model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="the pretrained weights are not the same"):
+        run(*longer)
+    Path("job/model/model.safetensors").write_bytes(original)
+    tokenizer = json.loads(Path("job/model/tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    Path("job/model/tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match="the training and validation data is not the same"):
+        run(*longer)
 
 
 # ---- the others that read the table ----

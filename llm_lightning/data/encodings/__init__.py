@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -83,9 +84,9 @@ class Encoding:
         return None
 
     @staticmethod
-    def is_labelled(value: Any) -> bool:
-        """Return whether the value of a row's label is one, and not a sign that the label was held back."""
-        return True
+    def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
+        """Return whether the value of a row's label is one, and not a sign that the label was held back; `extra` as for `read`."""
+        return value is not None and value != ""
 
     def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[Any, Any, Any]:
         """Return (text, text_pair, label) of an example from a row's values; the last is None without `labels`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ class Encoder(texts.Encoder):
         return LabelSets(found.names, found.values, found.spellings, layout)
 
     @staticmethod
-    def is_labelled(value: Any) -> bool:
+    def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
         return not is_unlabelled(structured(value))
 
     def label(self, known: Labels, value: Any) -> list[int]:

@@ -6,17 +6,18 @@ window twice: no answer here (Devlin et al. 2019, section 4.3).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.encodings import Encoding, Sequences, structured, text_of
+from llm_lightning.data.answers import Answer, is_answered, read_answers
+from llm_lightning.data.encodings import Encoding, Sequences, text_of
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.rows import Rows
 
-Answer = tuple[int, str]
-"""Where it begins in the context, in characters, and its text."""
+SEVERAL = "there are several different answers; the first that is whole in a window is learnt"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Encoder(Encoding):
     """A question with its context to one window or several."""
 
     needs_offsets = True
+    extra_columns = ("answer_start", "answer_starts", "is_impossible")
+
+    @staticmethod
+    def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
+        """Return whether a question has an answer, or says by is_impossible that it has none."""
+        return is_answered(value, extra.get("is_impossible"))
 
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
@@ -51,17 +58,26 @@ class Encoder(Encoding):
                 f"the question has {size} tokens, and data.block_size={self.data.block_size} with data.overlap={self.overlap} "
                 f"leaves no room for its context"
             )
-        return question, context, None if self.labels is None else answers(value, context, self.data.columns.label)
+        if self.labels is None:
+            return question, context, None
+        extra = extra or {}
+        start = extra.get("answer_start", extra.get("answer_starts"))
+        return question, context, read_answers(value, context, self.data.columns.label, start, extra.get("is_impossible"))
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
         found = Sequences([], [])
         for example, windows in zip(batch, self.windows(batch), strict=True):
-            for window in windows:
-                found.tokens.append(window.tokens)
-                found.examples.append(example)
-                found.second.append(window.second)
-                if self.labels is not None:
-                    found.labels.append(target(window, example.label))
+            if self.labels is not None:
+                try:
+                    found.labels += targets(windows, example.label)
+                except BadRow as problem:
+                    if bad is not None:
+                        bad.add(example.row, str(problem))
+                    continue
+                self.notes[SEVERAL] += len({text for _, text in example.label}) > 1
+            found.tokens += [window.tokens for window in windows]
+            found.second += [window.second for window in windows]
+            found.examples += [example] * len(windows)
         return found
 
     def windows(self, batch: list[Example]) -> list[list[Window]]:
@@ -83,52 +99,39 @@ class Encoder(Encoding):
         return found
 
 
-def target(window: Window, known: list[Answer]) -> list[int]:
-    """[first token, last token] of the first answer; [0, 0] where there is none or it is not whole in the window."""
-    if not known:
-        return [0, 0]
-    start, end = known[0][0], known[0][0] + len(known[0][1])
-    places = [i for i, span in enumerate(window.spans) if span is not None and span[1] > start and span[0] < end]
-    if not places or window.spans[places[0]][0] > start or window.spans[places[-1]][1] < end:  # type: ignore[index]
-        return [0, 0]
-    return [places[0], places[-1]]
+def cover(windows: list[Window], answer: Answer) -> list[list[int] | None]:
+    """Return for each window of a question [first token, last token] of an answer, None where it is not whole there.
 
-
-def answers(value: Any, context: str, column: str | None) -> list[Answer]:
-    """The answers of a row, as SQuAD has them: {text: […], answer_start: […]} or a list of {text, answer_start}; none where it is empty.
-
-    Raises BadRow where an answer is not where it is said to be.
+    What the tokenizer drops (invisible characters, accents) lies in no token: the answer's tokens are those that any window has of it.
     """
-    value = structured(value)
-    if value is None or value == "":
-        return []
-    if isinstance(value, str):
-        value = [{"text": value}]
-    if isinstance(value, dict):
-        texts, starts = value.get("text"), value.get("answer_start")
-        texts = [texts] if isinstance(texts, str) else list(texts or [])
-        starts = [None] * len(texts) if starts is None else [starts] if isinstance(starts, int) else list(starts)
-        if len(texts) != len(starts):
-            raise BadRow(f"column '{column}' has {len(texts)} answers and {len(starts)} offsets")
-        value = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
-    if not isinstance(value, list) or not all(isinstance(item, dict) and isinstance(item.get("text"), str) for item in value):
-        raise BadRow(f"column '{column}' holds no answers: expected {{text: […], answer_start: […]}}")
-    return [_placed(item["text"], item.get("answer_start"), context) for item in value]
+    start, end = answer[0], answer[0] + len(answer[1])
+    places = [[i for i, span in enumerate(w.spans) if span is not None and span[1] > start and span[0] < end] for w in windows]
+    bounds = [(w.spans[at[0]][0], w.spans[at[-1]][1]) if at else None for w, at in zip(windows, places, strict=True)]  # type: ignore[index]
+    inside = [bound for bound in bounds if bound is not None]
+    whole = (min(first for first, _ in inside), max(last for _, last in inside)) if inside else None
+    most = max(map(len, places))
+    return [
+        [at[0], at[-1]] if bound is not None and bound == whole and len(at) == most else None
+        for at, bound in zip(places, bounds, strict=True)
+    ]
 
 
-def _placed(text: str, start: int | None, context: str) -> Answer:
-    if not text.strip():
-        raise BadRow("an answer is empty")
-    found = context.find(text)
-    if found < 0:
-        raise BadRow(f"the answer '{text}' is not in the context")
-    if start is None:
-        if context.find(text, found + 1) >= 0:
-            raise BadRow(f"the answer '{text}' is in the context more than once, and answer_start does not say which")
-        return found, text
-    if not 0 <= start <= len(context) - len(text):
-        raise BadRow(f"answer_start={start} with the answer '{text}' lies outside the context of {len(context)} characters")
-    if context[start : start + len(text)] != text:
-        there = context[start : start + len(text)]
-        raise BadRow(f"at answer_start={start} the context has '{there}' and not the answer '{text}', which is at {found}")
-    return start, text
+def targets(windows: list[Window], known: list[Answer]) -> list[list[int]]:
+    """Return for each window of a question [first token, last token] of the first answer that is whole in a window.
+
+    [0, 0] stands for windows without it, and for all windows of a question without an answer. Raises BadRow where no answer is whole in
+    a window.
+    """
+    for answer in known:
+        found = cover(windows, answer)
+        if any(found):
+            return [[0, 0] if place is None else place for place in found]
+    if not known:
+        return [[0, 0]] * len(windows)
+    start, end = known[0][0], known[0][0] + len(known[0][1])
+    if not any(span is not None and span[1] > start and span[0] < end for window in windows for span in window.spans):
+        raise BadRow(f"the answer '{known[0][1]}' has no token of the tokenizer's")
+    raise BadRow(
+        f"the answer, of {len(known[0][1])} characters, is whole in no window: raise data.overlap, the tokens that windows share, or "
+        f"data.block_size"
+    )

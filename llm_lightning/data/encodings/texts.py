@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llm_lightning.config import DataConfig
@@ -24,7 +25,7 @@ class Encoder(Encoding):
         return labels.find(data, train)
 
     @staticmethod
-    def is_labelled(value: Any) -> bool:
+    def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
         return not is_unlabelled(value)
 
     def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[str, str | None, Any]:

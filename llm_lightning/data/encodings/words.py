@@ -6,6 +6,7 @@ belongs to the word that its last character lies in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -38,7 +39,7 @@ class Encoder(documents.Encoder):
         return labels.find(data, train, listed_words, complete=lambda tags: _complete(tags, data))
 
     @staticmethod
-    def is_labelled(value: Any) -> bool:
+    def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
         return not is_unlabelled(listed_words(value))
 
     def read(

@@ -1,8 +1,18 @@
-"""SQuAD files (version 1.1 and 2.0): articles of paragraphs with questions, and their answers inside the paragraph."""
+"""Questions about texts, with answers inside them: SQuAD files (1.1 and 2.0) and the shapes that other programs write.
+
+A file is a JSON document or, as .jsonl, one a line. Each of these is read wherever it stands, in a list, under `data`, or alone:
+
+- an article: `{"title", "paragraphs": [paragraph, …]}` (SQuAD, CUAD, CMRC 2018, KorQuAD);
+- a paragraph: `{"context", "qas": [question, …]}` (simpletransformers);
+- a question with its text: `{"context", "question", "answers"}` (the `datasets` library, PaddleNLP, DuReader).
+
+What the answers of a question may look like is up to the encoding `spans`, which reads them from tables too.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,63 +25,153 @@ from llm_lightning.data.paths import content_hash, split_files
 from llm_lightning.data.rows import PROBLEM, Rows, joined
 from llm_lightning.data.sources.files import lines
 from llm_lightning.data.tables import generated
-from llm_lightning.errors import UserError
+from llm_lightning.errors import UserError, listed
 
 FOLDS = 5
+ENDINGS = (".json", ".jsonl")
+UNREAD = "__unread__"
+"""Column with the names of a question's keys that are not read, joined by blanks."""
+FILE_LINE = "__file_line__"
+"""Column with the line of a question in its file; null where the file is one document."""
+IDS, ANSWERS, STARTS = ("id", "qid", "question_id"), ("answers", "answer"), ("answer_start", "answer_starts")
 TYPES = {
     "title": "string",
     "id": "string",
     "context": "string",
     "question": "string",
     "answers": datasets.Json(),
+    "answer_start": datasets.Json(),
+    "is_impossible": datasets.Json(),
+    UNREAD: "string",
+    FILE_LINE: "int64",
     PROBLEM: "string",
 }
+EXPECTED = "expected articles with paragraphs, paragraphs with context and qas, or rows with context, question and answers"
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """A row a question: id, title of the article, context, question, answers {text, answer_start}.
+    """Return a row for each question: id, title of the article, context, question, answers and where they begin.
 
     With data.fold=k one file is all splits: articles are dealt into fifths in their order; k is test, the one behind it validation.
     """
-    read = {split: joined([_read(f, cache_dir) for f in files]) for split, files in split_files(data, (".json",)).items()}
+    read = {split: joined([_read(f, cache_dir) for f in files]) for split, files in split_files(data, ENDINGS).items()}
     return read if data.fold is None else _folded(read["train"], data.fold)
 
 
 def _read(path: Path, cache_dir: Path) -> Rows:
-    identity = content_hash([path], "squad")
+    identity = content_hash([path], "squad 2")
     table = generated(rows, TYPES, cache_dir / "rows" / identity, identity, path=path)
     if len(table) == 0:
         raise UserError(f"{path}: there is no question in the file.")
-    names = table.data.column("id")
-    return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, question {names[i].as_py()}")
+    names, numbers = table.data.column("id"), table.data.column(FILE_LINE)
+
+    def where(i: int) -> str:
+        line, name = numbers[i].as_py(), names[i].as_py()
+        place = str(path) if line is None else f"{path}, line {line}"
+        return f"{place}, question {name if name is not None else f'number {i + 1}'}"
+
+    return Rows(table=table, fingerprint=identity, where=where, notes=tuple(_describe(path, table)))
+
+
+def _describe(path: Path, table: datasets.Dataset) -> Iterator[str]:
+    """Yield what the user has to know of how the file was read."""
+    unread: Counter[str] = Counter()
+    for item in table.data.column(UNREAD).value_counts().to_pylist():
+        unread.update(dict.fromkeys((item["values"] or "").split(), item["counts"]))
+    if unread:
+        counts = listed(f"{key} ({count:,})" for key, count in unread.most_common())
+        yield f"{path}: keys of questions that are not read, with their number: {counts}."
+    names = Counter(name for name in table.data.column("id").to_pylist() if name is not None)
+    if repeated := [name for name, count in names.items() if count > 1]:
+        total = sum(names[name] for name in repeated)
+        yield f"{path}: {total:,} questions share their id with another ({listed(repeated, 3)}); each is a row of its own."
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        articles = json.loads("".join(lines(path)))["data"]
-        for article in articles:
-            for paragraph in article["paragraphs"]:
-                for asked in paragraph["qas"]:
-                    answers = asked.get("answers", [])
-                    yield {
-                        "title": article.get("title") or _beginning(article),
-                        "id": str(asked["id"]),
-                        "context": paragraph["context"],
-                        "question": asked["question"],
-                        "answers": [{"text": a["text"], "answer_start": a["answer_start"]} for a in answers],
-                        PROBLEM: None,
-                    }
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from error
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: this is no SQuAD file: expected data, paragraphs, qas with id, question and answers ({error})."
-        ) from None
+    """Yield the questions of a file, in their order. A question that cannot be one has a problem in place of its values.
+
+    Raises UserError where the file is no JSON, or where nothing in it is a question.
+    """
+    for line, document in _documents(path):
+        items = document.get("data", document) if isinstance(document, dict) else document
+        for number, item in enumerate(items if isinstance(items, list) else [items], 1):
+            place = f"entry {number}" if line is None else f"line {line}"
+            if not isinstance(item, dict) or not {"paragraphs", "qas", "question"} & item.keys():
+                keys = f"an object with {listed(item) or 'no keys'}" if isinstance(item, dict) else type(item).__name__
+                raise UserError(f"{path}, {place}: this is no question of SQuAD's kind: {EXPECTED}, and there is {keys}.")
+            for paragraph in _list(item.get("paragraphs", [item])):
+                yield from (row | {FILE_LINE: line} for row in _questions(paragraph, _title(item)))
 
 
-def _beginning(article: dict[str, Any]) -> str:
-    """A name for an article without a title: the beginning of its first paragraph."""
-    return str(article["paragraphs"][0]["context"])[:80]
+def _documents(path: Path) -> Iterator[tuple[int | None, Any]]:
+    """Yield (line, value) of each JSON document of a file; the line is None where the file is one document."""
+    by_line = ".jsonl" in path.suffixes
+    texts = enumerate(lines(path), 1) if by_line else [(0, "".join(lines(path)))]
+    for number, text in texts:
+        if not text.strip() and by_line:
+            continue
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            hint = "" if by_line or error.msg != "Extra data" else "; one object a line belongs in a .jsonl file"
+            line = number if by_line else error.lineno
+            raise UserError(f"{path}, line {line}: not valid JSON ({error.msg}){hint}.") from None
+        if by_line and isinstance(value, dict) and value.keys() == {"header"}:
+            raise UserError(f"{path}, line {number}: this is a file of MRQA, which is not read; {EXPECTED}.")
+        yield (number if by_line else None), value
+
+
+def _questions(paragraph: Any, title: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a paragraph, or the row of a question that has its context beside it."""
+    if not isinstance(paragraph, dict):
+        yield _problem(title, None, f"a paragraph is {type(paragraph).__name__}; {EXPECTED}")
+        return
+    context = paragraph.get("context")
+    for asked in _list(paragraph.get("qas", [paragraph])):
+        if not isinstance(asked, dict):
+            yield _problem(title, None, f"a question is {type(asked).__name__}, and expected is an object")
+            continue
+        keys = {kind: _first(asked, kind) for kind in (IDS, ANSWERS, STARTS)}
+        name = None if keys[IDS] is None else str(asked[keys[IDS]])
+        question = asked.get("question")
+        for key, value in (("context", context), ("question", question)):
+            if not isinstance(value, str):
+                missing = "is missing" if value is None else f"is {type(value).__name__}, not text"
+                yield _problem(title, name, f"its {key} {missing}")
+                break
+        else:
+            read = {"title", "context", "question", "is_impossible", *keys.values()}
+            yield {
+                "title": title,
+                "id": name,
+                "context": context,
+                "question": question,
+                "answers": asked.get(keys[ANSWERS]),
+                "answer_start": asked.get(keys[STARTS]),
+                "is_impossible": asked.get("is_impossible"),
+                UNREAD: " ".join(sorted(asked.keys() - read)),
+                PROBLEM: None,
+            }
+
+
+def _first(asked: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    """Return the first of some names that a question has a value under."""
+    return next((name for name in names if asked.get(name) is not None), None)
+
+
+def _problem(title: str, name: str | None, problem: str) -> dict[str, Any]:
+    return dict.fromkeys(TYPES) | {"title": title, "id": name, PROBLEM: problem}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _title(item: dict[str, Any]) -> str:
+    """Return a name for an article: its title, or else the beginning of its first context."""
+    first = _list(item.get("paragraphs", [item]))[:1]
+    context = first[0].get("context") if first and isinstance(first[0], dict) else None
+    return str(item.get("title") or str(context)[:80])
 
 
 def _folded(rows: Rows, fold: int) -> dict[str, Rows]:
@@ -86,4 +186,5 @@ def _folded(rows: Rows, fold: int) -> dict[str, Rows]:
 
 
 def _part(rows: Rows, places: np.ndarray, name: str) -> Rows:
-    return Rows(rows.table.select(places), f"{rows.fingerprint}-{name}", lambda i: rows.where(int(places[i])))
+    notes = rows.notes if name.endswith("train") else ()
+    return Rows(rows.table.select(places), f"{rows.fingerprint}-{name}", lambda i: rows.where(int(places[i])), notes)
