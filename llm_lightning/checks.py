@@ -6,7 +6,6 @@ mistakes.
 
 from __future__ import annotations
 
-import glob
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -15,14 +14,13 @@ from typing import Any
 
 from llm_lightning import distributed, signatures
 from llm_lightning.config import CONF, OPEN_GROUPS, AdapterConfig, Config, DataConfig, SweepConfig
+from llm_lightning.data import paths
 from llm_lightning.errors import UserError, listed, nearest
 from llm_lightning.machine import cores
 
 SOURCES = Path(__file__).parent / "data" / "sources"
 OF_FILES = ("files", "text", "conll", "squad", "parallel", "self_instruct")
 """Sources that need to be told what to read; one that you add says so by itself, when it is asked for its rows."""
-SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-"""What the file of a split may be called in data.dir."""
 
 
 def check(config: Config) -> None:
@@ -127,13 +125,13 @@ def _data(config: Config) -> Iterator[str]:
         yield f"data.source={data.source}: there is no such source; there are {listed(sources)}.{nearest(data.source, sources)}"
     if data.dir is not None and not (folder := Path(data.dir).expanduser()).is_dir():
         yield f"data.dir={data.dir}: no such folder."
-    elif data.dir is not None and data.train is None and not any(folder.glob("train.*")):
+    elif data.dir is not None and data.train is None and not paths.has_split(folder, "train"):
         yield f"data.dir={data.dir}: there is no file named train.* in it; name it with data.train=<file>."
     elif data.source in OF_FILES or (data.source == "hub" and data.dir is not None):
         if data.train is None and data.dir is None:
             chosen = config.choices.get("data", data.source)
             yield f"data.train is not set: data={chosen} reads files; give data.train=<file, glob or folder> or data.dir=<folder>."
-        yield from _files(data)
+        yield from paths.mistakes(data)
     elif data.source == "hub" and data.name is None:
         yield "data.name is not set: data=hub needs data.name=<data set on the hub>, such as data.name=glue data.config=sst2."
     for key, owner in {"share": "docs", "per_class": "docs_topics", "document": "text", "fold": "squad"}.items():
@@ -164,7 +162,7 @@ def _predict(config: Config) -> Iterator[str]:
     source = config.data.predict
     if source is None:
         yield "data.predict is not set: task=predict needs data.predict=<file, glob or - for standard input>."
-    elif source != "-" and not glob.glob(str(Path(source).expanduser()), recursive=True):
+    elif source != "-" and not paths.match(source):
         yield f"data.predict={source}: no such file."
     if config.out is None and config.run_folder is None:
         yield "out is not set: give out=<file.jsonl or file.parquet>."
@@ -181,7 +179,7 @@ def _likelihood(config: Config) -> Iterator[str]:
     wanted = config.evaluate
     for key in ("text", "choices"):
         files = getattr(wanted, key)
-        if files is not None and not glob.glob(str(Path(files).expanduser()), recursive=True):
+        if files is not None and not paths.match(files):
             yield f"evaluate.{key}={files}: no such file."
     if wanted.window and wanted.stride and wanted.stride > wanted.window:
         yield f"evaluate.stride={wanted.stride}: windows of evaluate.window={wanted.window} tokens would leave some out; lower it."
@@ -196,28 +194,6 @@ def _export(config: Config) -> Iterator[str]:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if config.export.format == "onnx" and missing:
         yield f"export.format=onnx: needs {listed(missing)}; pip install 'llm_lightning[onnx]'."
-
-
-def _files(data: DataConfig) -> Iterator[str]:
-    for split in ("train", "validation", "test"):
-        value = getattr(data, split)
-        for name in value if isinstance(value, list) else [value] if value is not None else []:
-            files = f"{name}.{data.columns.text}" if data.source == "parallel" else str(name)
-            if not glob.glob(str(located(data, files)), recursive=True):
-                yield f"data.{split}={files}: no such file{_similar(data, files)}."
-
-
-def located(data: DataConfig, name: str) -> Path:
-    """A file name of the config as a path: relative names start at data.dir where that is given."""
-    path = Path(name).expanduser()
-    return Path(data.dir).expanduser() / path if data.dir and not path.is_absolute() else path
-
-
-def _similar(data: DataConfig, name: str) -> str:
-    folder = located(data, name).parent
-    if not folder.is_dir():
-        return f" (the folder {folder} does not exist)"
-    return nearest(Path(name).name, [p.name for p in folder.iterdir()]).rstrip("?").replace(" Did", "; did")
 
 
 def _fit(config: Config) -> Iterator[str]:

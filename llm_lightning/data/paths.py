@@ -1,67 +1,226 @@
-"""Which files a split is made of, and what their content is called."""
+"""Which files the names in a config stand for, which split each is of, and what their content is called. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import xxhash
 
-from llm_lightning.checks import SPLITS, located
 from llm_lightning.config import DataConfig
-from llm_lightning.errors import UserError, listed
+from llm_lightning.data.compression import ending, open_file, stem
+from llm_lightning.errors import UserError, listed, nearest
 
-FORMAT = 2  # of the rows that are kept under such a hash
+__all__ = ["SPLITS", "content_hash", "ending", "expand", "located", "match", "open_file", "split_files", "stem"]
+
+log = logging.getLogger(__name__)
+
+FORMAT = 3  # of the rows that are kept under such a hash
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+"""What the file or the folder of a split may be called in data.dir."""
+_WORDS = {word: split for split, words in SPLITS.items() for word in words}
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.|$)")
+"""How the hub numbers the parts of a split: train-00000-of-00002.parquet."""
+
+
+def located(data: DataConfig, name: str) -> Path:
+    """Return a file name of the config as a path: relative names start at data.dir where that is set."""
+    path = Path(name).expanduser()
+    return Path(data.dir).expanduser() / path if data.dir and not path.is_absolute() else path
+
+
+def match(name: str | Path, folder: str | Path | None = None) -> list[Path]:
+    """Return what `name` stands for, sorted: the file or folder of this very name, else all that match it as a pattern; [] for none.
+
+    A relative name starts at `folder` where that is given; the folder is never taken for a pattern. A name that is written with other
+    code points than on the disk (macOS takes `é` apart) stands for the same file.
+    """
+    path = Path(name).expanduser()
+    base = None if folder is None or path.is_absolute() else Path(folder).expanduser()
+    for form in (str(path), unicodedata.normalize("NFC", str(path)), unicodedata.normalize("NFD", str(path))):
+        literal = Path(form) if base is None else base / form
+        if literal.exists():
+            return [literal]
+    pattern = str(path) if base is None else f"{glob.escape(str(base))}/{path}"
+    return sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.exists())
+
+
+def expand(
+    key: str, name: str | Path, endings: tuple[str, ...] | None = None, folder: str | Path | None = None, log_notes: bool = False
+) -> list[Path]:
+    """Return the files that `name`, the value of the config's `key`, stands for, sorted.
+
+    A folder stands for the files below it, those with one of `endings` where these are given; hidden files and those of systems and
+    editors are left out. `log_notes` names in the log what is left out. Raises UserError where there is no file.
+    """
+    matches = match(name, folder)
+    if not matches:
+        raise UserError(f"{key}={name}: {_no_file(str(name), folder)}.")
+    files: list[Path] = []
+    for path in matches:
+        if path.is_dir():
+            files += _files_below(path, endings, key, log_notes) if len(matches) == 1 else []
+        elif not path.is_file():
+            raise UserError(
+                f"{key}={name}: this is no file but a pipe or a device, which cannot be read twice; write it to a file first."
+            )
+        elif len(matches) == 1 or not _is_of_system(path):
+            files.append(path)
+    if not files:
+        raise UserError(f"{key}={name}: only folders match this pattern, and no file.")
+    return files
+
+
+def _no_file(name: str, folder: str | Path | None) -> str:
+    """Return why there is no such file, and which one may be meant."""
+    if re.match(r"[a-z][a-z0-9+]*://", name):
+        return "this is an address; download the file, and give its path"
+    path = Path(name).expanduser() if folder is None else Path(folder).expanduser() / Path(name).expanduser()
+    if not path.parent.is_dir():
+        has_pattern = glob.has_magic(str(path.parent))
+        return "no such file" if has_pattern else f"no such file (the folder {path.parent} does not exist)"
+    hint = nearest(path.name, [p.name for p in path.parent.iterdir()])
+    return "no such file" + hint.rstrip("?").replace(" Did", "; did")
+
+
+def _files_below(folder: Path, endings: tuple[str, ...] | None, key: str, log_notes: bool) -> list[Path]:
+    """Return the files in a folder and below. Raises UserError where none has one of `endings`, or where they are of several splits."""
+    files, others = [], []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        is_read = not _is_of_system(path.relative_to(folder)) and (endings is None or ending(path) in endings)
+        (files if is_read else others).append(path)
+    if not files:
+        present = f"; there are {_count_endings(others)}" if others else ""
+        raise UserError(f"{key}={folder}: there is no {listed(endings or ('file',))} file in this folder{present}.")
+    if key == "data.train":
+        splits = Counter(split for path in files if (split := split_of(path.relative_to(folder))) is not None)
+        if "train" in splits and len(splits) > 1:
+            held_out = next(path for path in files if split_of(path.relative_to(folder)) not in (None, "train"))
+            raise UserError(
+                f"{key}={folder}: the folder holds files of other splits too ({held_out.relative_to(folder)}); data.dir={folder} "
+                f"takes each file for its split, or name the files of train."
+            )
+    if others and log_notes:
+        log.warning("%s=%s: %s files are read; not read are %s", key, folder, len(files), _count_endings(others))
+    return files
+
+
+def _is_of_system(path: Path) -> bool:
+    """Return whether a file is hidden, or left by a system or an editor: .DS_Store, ._x.csv, ~$x.csv, Thumbs.db, __MACOSX/…"""
+    parts = [part for part in path.parts if part not in (".", "..")] if not path.is_absolute() else [path.name]
+    return any(part.startswith((".", "~$", "__MACOSX")) for part in parts) or path.name.lower() in ("thumbs.db", "desktop.ini")
+
+
+def _count_endings(paths: list[Path]) -> str:
+    """Return names of a few files, or the counts of their endings."""
+    if len(paths) <= 3:
+        return listed(path.name for path in paths)
+    kinds = ("hidden or system files" if _is_of_system(Path(path.name)) else path.suffix or "without an ending" for path in paths)
+    counts = Counter(kinds)
+    return listed(f"{count} {name}" for name, count in counts.most_common())
+
+
+def split_of(path: Path) -> str | None:
+    """Return the split that a file's name says it is of, else the one that the closest folder's name says; None where none does.
+
+    A name says so by a word between signs: train.csv, data/test-00000-of-00001.parquet, my_dev.jsonl, train/part1.txt.
+    """
+    for name in (stem(path), *reversed(path.parent.parts)):
+        splits = {_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _WORDS}
+        if len(splits) == 1:
+            return splits.pop()
+    return None
 
 
 def split_files(data: DataConfig, endings: Iterable[str]) -> dict[str, list[Path]]:
-    """Files of each split: those the config names, else those of data.dir that are named after the split.
+    """Return the files of each split: those that the config names, else those below data.dir that are named after the split.
 
-    A folder stands for all files below it with one of `endings`. Raises UserError where a name matches nothing, or where
-    data.dir holds several files for a split.
+    A folder stands for all files below it with one of `endings` (of what is in a file, whether it is compressed or not). Raises
+    UserError where a name matches nothing, or where it is open which files of data.dir are a split.
     """
+    endings = tuple(endings)
     splits = {}
-    for split, stems in SPLITS.items():
+    for split in SPLITS:
         named = getattr(data, split)
         if named is not None:
             names = named if isinstance(named, list) else [named]
-            splits[split] = [path for name in names for path in _expand(located(data, str(name)), split, tuple(endings))]
-        elif data.dir is not None:
-            folder = Path(data.dir).expanduser()
-            found = [p for stem in stems for p in sorted(folder.glob(f"{stem}.*")) if p.suffix.lower() in endings]
-            if len(found) > 1:
-                several = listed(path.name for path in found)
-                raise UserError(
-                    f"data.dir={data.dir}: several files could be {split} ({several}); name it with data.{split}=<file>."
-                )
-            if found:
-                splits[split] = found
+            folder = data.dir or None
+            splits[split] = [path for name in names for path in expand(f"data.{split}", str(name), endings, folder, log_notes=True)]
+        elif data.dir is not None and (files := _files_of(split, Path(data.dir).expanduser(), endings)):
+            splits[split] = files
     if "train" not in splits:
         raise UserError(
-            f"data.dir={data.dir}: there is no train file in it (train.csv, train.tsv, …); name it with data.train=<file>."
+            f"data.dir={data.dir}: there is no train file in it (train{endings[0]}, data/train-00000-of-00001{endings[0]}, …); name it "
+            f"with data.train=<file>."
         )
     return splits
 
 
-def _expand(path: Path, split: str, endings: tuple[str, ...]) -> list[Path]:
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
-        if not found:
-            raise UserError(f"data.{split}={path}: there is no {listed(endings)} file in this folder.")
-        return found
-    found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    if not found:
-        raise UserError(f"data.{split}={path}: no such file.")
-    return found
+def _files_of(split: str, folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Return the files of a split in data.dir: <split>.*, else the parts that are named after it there or below."""
+    direct = [p for word in SPLITS[split] for p in sorted(folder.glob(f"{word}.*")) if p.is_file() and ending(p) in endings]
+    if len(direct) == 1:
+        return direct
+    files = direct or [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and ending(path) in endings
+        and not _is_of_system(path.relative_to(folder))
+        and split_of(path.relative_to(folder)) == split
+    ]
+    if len(files) > 1 and not _are_parts(files):
+        several = listed(str(path.relative_to(folder)) for path in files)
+        raise UserError(f"data.dir={folder}: several files could be {split} ({several}); name it with data.{split}=<file>.")
+    for path in files:
+        if shard := _SHARD.search(path.name):
+            missing = int(shard[2]) - len({p.name for p in files if (m := _SHARD.search(p.name)) and m[2] == shard[2]})
+            if missing > 0:
+                raise UserError(f"{path}: {missing} of the {int(shard[2])} parts of {split} are missing beside it.")
+    if len(files) > 1:
+        log.info("data.dir=%s: %s is made of %s files, %s to %s", folder, split, len(files), files[0].name, files[-1].name)
+    return files
+
+
+def _are_parts(files: list[Path]) -> bool:
+    """Return whether the files, of one folder and kind, are parts of one split: named alike but for numbers, or in the split's folder."""
+    if len({(path.parent, ending(path)) for path in files}) > 1:
+        return False
+    alike = len({re.sub(r"\d+", "#", stem(path)) for path in files}) == 1
+    return alike or (split_of(Path(stem(files[0]))) is None and len({split_of(Path(stem(path))) for path in files}) == 1)
 
 
 def content_hash(paths: Iterable[Path], *settings: object) -> str:
-    """Identity of the files' bytes and of the settings they are read with; the files' names and places do not count."""
+    """Return an identity of the files' bytes and kinds, and of the settings they are read with; their names and places do not count."""
     digest = xxhash.xxh3_128(repr((FORMAT, *settings)).encode())
     for path in paths:
+        digest.update(f"{ending(path)}\0".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+def has_split(folder: Path, split: str) -> bool:
+    """Return whether a file in a folder or below is named after a split, whatever its ending."""
+    return any(split_of(path.relative_to(folder)) == split for path in folder.rglob("*") if path.is_file())
+
+
+def mistakes(data: DataConfig) -> Iterator[str]:
+    """Yield a sentence for every name of a file in the config that stands for no file."""
+    for split in SPLITS:
+        value = getattr(data, split)
+        for name in value if isinstance(value, list) else [value] if value is not None else []:
+            file = f"{name}.{data.columns.text}" if data.source == "parallel" else str(name)
+            if not match(file, data.dir):
+                yield f"data.{split}={file}: {_no_file(file, data.dir)}."

@@ -7,8 +7,8 @@ from pathlib import Path
 import datasets
 import xxhash
 
-from llm_lightning.checks import SPLITS
 from llm_lightning.config import DataConfig
+from llm_lightning.data.paths import SPLITS
 from llm_lightning.data.rows import Rows
 from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError, listed, nearest

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.checks import SPLITS, located
 from llm_lightning.config import DataConfig
-from llm_lightning.data.paths import content_hash
+from llm_lightning.data.paths import SPLITS, content_hash, located
 from llm_lightning.data.rows import LINE, Rows
 from llm_lightning.data.sources.files import lines
 from llm_lightning.data.tables import generated
