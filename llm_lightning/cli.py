@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 failed; 2 the user's input or configuration is wrong; 3 st
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import shlex
@@ -18,14 +19,16 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llm_lightning import checks, config, distributed
 from llm_lightning.config import CONF
-from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError, listed, nearest
+from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError
+from llm_lightning.explain import explain
+from llm_lightning.overrides import quote_overrides
 from llm_lightning.redact import redacted
 from llm_lightning.stored import STORED, stored
 
@@ -36,7 +39,11 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we word them ourselves
     if distributed.is_launched():  # torch warns, with a C++ stack, of each connection that a rank's end breaks
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for stream in (sys.stdout, sys.stderr):  # LC_ALL=C: what a model writes must not end in an error of the terminal's encoding
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() in ("ascii", "ansi_x3.4-1968", "us-ascii"):
+            stream.reconfigure(encoding="utf-8")
     with worded():
+        sys.argv[1:] = quote_overrides(sys.argv[1:])
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
 
 
@@ -115,11 +122,12 @@ def _from_hydra(error: Exception) -> bool:
 
 
 def load(overrides: list[str]) -> config.Config:
-    """The checked config of a command line, for use from Python: `load(["task=finetune", "data=sst2"])`.
+    """Return the checked config of a command line, for use from Python: `load(["task=finetune", "data=sst2"])`.
 
     Raises UserError where the command line is wrong.
     """
     register()
+    overrides = quote_overrides(overrides)
     outer = GlobalHydra.instance().hydra  # of a sweep, which loads the configs of its jobs
     GlobalHydra.instance().clear()
     try:
@@ -132,7 +140,7 @@ def load(overrides: list[str]) -> config.Config:
             return stored(node.task, node.run, overrides)
         chosen = compose(node, choices)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
+        raise UserError(explain(error, in_shell=False)) from error
     finally:
         GlobalHydra.instance().hydra = outer
     checks.check(chosen)
@@ -145,37 +153,3 @@ def compose(node: DictConfig, choices: dict[str, str]) -> config.Config:
     node.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
     node.command = shlex.join(["python", *sys.argv]) if sys.argv[0].endswith(".py") else shlex.join(sys.argv)
     return config.typed(node)
-
-
-def explain(error: Exception) -> str:
-    """One message for the user: which key, what was found, what is allowed, the nearest valid name."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        options = listed(error.options, 40)
-        return f"{group}={option}: there is no such option; {group} can be {options}.{nearest(option, error.options)}"
-    if isinstance(error, OverrideParseException):
-        key, equals, value = str(error.override).partition("=")
-        quoted = f"\"{key}='{value}'\"" if equals else "key=value, or group=option"
-        return f"{error.override}: this cannot be read; values with spaces or special characters need quotes: {quoted}."
-    if isinstance(error, ConfigCompositionException) and str(error).startswith("Could not override"):
-        key = str(getattr(cause, "full_key", None) or str(error).split("'")[1])
-        return _unknown_key(key)
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}."
-    return str(error)
-
-
-def _unknown_key(key: str) -> str:
-    """The message for a key that the schema does not have."""
-    node, known = config.schema(), ""
-    parts = key.split(".")
-    for part in parts[:-1]:
-        child = node.get(part)
-        if not isinstance(child, DictConfig):
-            break
-        node, known = child, f"{known}{part}."
-    unknown = parts[known.count(".")]
-    valid = sorted(map(str, node)) + ([p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"] if not known else [])
-    guess = nearest(unknown, valid).replace("'", f"'{known}", 1)
-    return f"{key}: there is no such key; {known.rstrip('.') or 'the config'} has {listed(sorted(set(valid)), 40)}.{guess}"

@@ -16,7 +16,7 @@ from llm_lightning.config import DataConfig
 from llm_lightning.data.compression import ending, open_file, stem
 from llm_lightning.errors import UserError, listed, nearest
 
-__all__ = ["SPLITS", "content_hash", "ending", "expand", "located", "match", "open_file", "split_files", "stem"]
+__all__ = ["SPLITS", "content_hash", "ending", "expand", "located", "match", "missing", "open_file", "split_files", "stem"]
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,11 @@ def expand(
     if not files:
         raise UserError(f"{key}={name}: only folders match this pattern, and no file.")
     return files
+
+
+def missing(key: str, name: str) -> str:
+    """Return the sentence for a value of `key` that stands for no file."""
+    return f"{key}={name}: {_no_file(name, None)}."
 
 
 def _no_file(name: str, folder: str | Path | None) -> str:
