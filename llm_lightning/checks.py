@@ -187,8 +187,10 @@ def _generate(config: Config) -> Iterator[str]:
     elif config.prompt_file not in (None, "-"):
         file = Path(str(config.prompt_file)).expanduser()
         if not file.exists() or file.is_dir():
-            yield paths.missing("prompt_file", str(config.prompt_file)) if not file.exists() else (
-                f"prompt_file={config.prompt_file}: this is a folder; give a file."
+            yield (
+                paths.missing("prompt_file", str(config.prompt_file))
+                if not file.exists()
+                else (f"prompt_file={config.prompt_file}: this is a folder; give a file.")
             )
 
 

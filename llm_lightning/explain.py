@@ -43,7 +43,7 @@ def _unreadable(override: str, in_shell: bool) -> str:
     if not equals:
         hint = """ A text with blanks is quoted as a whole: "prompt=…".""" if in_shell else ""
         return f"{message}an argument is key=value, or group=option.{hint}"
-    if is_text(key.lstrip("+")) or key.lstrip("+").partition(".")[0] in OPEN_GROUPS and not value.startswith(("[", "{")):
+    if is_text(key.lstrip("+")) or (key.lstrip("+").partition(".")[0] in OPEN_GROUPS and not value.startswith(("[", "{"))):
         quoted = write_override(key, value)
         return f"{message}write it as {shlex.quote(quoted) if in_shell else repr(quoted)}."
     return f"{message}a list is [a,b], a mapping {{a: 1, b: 2}}, and text with other signs in them is quoted: ['a (1)','b']."

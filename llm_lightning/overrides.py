@@ -15,6 +15,7 @@ Quoting what is quoted changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -96,10 +97,8 @@ def _quote_element(element: str, kind: str) -> str:
     """An element of a list; in lists of texts, double quotes are those of JSON, so that "\\n" is the end of a line."""
     text = unquote(element)
     if kind == "texts" and element.startswith('"') and text != element:
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             text = json.loads(element)
-        except json.JSONDecodeError:
-            pass
     if not _interpolates(text):
         text = _escape_interpolations(text, is_quoted=text != element)
     return text if _is_plain(text) else QuotedString(text, Quote.single).with_quotes()
@@ -151,7 +150,8 @@ def _escape_interpolations(text: str, is_quoted: bool) -> str:
 
 def _split(value: str) -> list[str]:
     """Return the parts of a value between commas outside of quotes and brackets; quotes and brackets count at the start of a part."""
-    parts, rest = [], value
+    parts: list[str] = []
+    rest = value
     whole = re.compile(rf"\s*(?:{_QUOTED}|\[[^\]]*\])\s*(?=,|$)", re.DOTALL)
     while True:
         match = whole.match(rest)

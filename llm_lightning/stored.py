@@ -20,7 +20,10 @@ from llm_lightning.overrides import parse_overrides
 
 STORED = ("evaluate", "predict", "generate", "chat", "export")
 """The tasks that begin with a finished run."""
-CHANGEABLE = ("data.", "batch.", "trainer.", "cache_dir", "debug", "out", "prompt=", "prompt_file=", "generate.", "evaluate.", "export.", "seed=")
+CHANGEABLE = (
+    *("data.", "batch.", "trainer.", "cache_dir", "debug", "out", "prompt=", "prompt_file=", "generate.", "evaluate.", "export."),
+    "seed=",
+)
 """What may be changed for them: other files, other batch sizes, other hardware."""
 OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
     "ForSequenceClassification": {
