@@ -6,7 +6,7 @@ import shlex
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 
 from llm_lightning import config
 from llm_lightning.config import CONF, OPEN_GROUPS
@@ -31,6 +31,10 @@ def explain(error: Exception, in_shell: bool = True) -> str:
         return _unknown_key(key)
     if isinstance(cause, ConfigKeyError) and cause.full_key:
         return _unknown_key(str(cause.full_key))
+    if isinstance(cause, InterpolationKeyError) and cause.full_key:
+        return (
+            f"{cause.full_key}: {cause.msg}; ${{…}} stands for another key, and ${{oc.env:NAME}} for a variable of the environment."
+        )
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}."
     return str(error)

@@ -84,7 +84,7 @@ def _quote_value(key: str, kind: str, value: str, folder: str | None) -> str:
         return value
     is_file = key != "prompt" and (_is_file(value, None) or (key.startswith("data.") and _is_file(value, folder)))
     if kind != "text" and not is_file and (elements := _elements(value)) is not None:
-        return f"[{','.join(_quote_element(element, kind) for element in elements)}]"
+        return f"[{','.join(_quote_element(element, kind, folder) for element in elements)}]"
     if kind == "texts":
         return value  # one text, or a mapping: the schema says whether that will do
     text = value if is_file else unquote(value)
@@ -93,13 +93,13 @@ def _quote_value(key: str, kind: str, value: str, folder: str | None) -> str:
     return text if _is_plain(text) else _quote_text(text)
 
 
-def _quote_element(element: str, kind: str) -> str:
-    """An element of a list; in lists of texts, double quotes are those of JSON, so that "\\n" is the end of a line."""
+def _quote_element(element: str, kind: str, folder: str | None) -> str:
+    """Quote an element of a list; in lists of texts, double quotes are those of JSON, so that "\\n" is the end of a line."""
     text = unquote(element)
     if kind == "texts" and element.startswith('"') and text != element:
         with contextlib.suppress(json.JSONDecodeError):
             text = json.loads(element)
-    if not _interpolates(text):
+    if not _interpolates(text) or (kind == "files" and (_is_file(text, None) or _is_file(text, folder))):
         text = _escape_interpolations(text, is_quoted=text != element)
     return text if _is_plain(text) else QuotedString(text, Quote.single).with_quotes()
 

@@ -335,7 +335,7 @@ def test_a_run_with_wandb_switched_off(
     folder = tmp_path / variable  # whose name holds an equals sign
     run(*RUN, f"data.train={corpus}", "trainer.max_steps=2", f"run_dir={folder}")
     log = (folder / "train.log").read_text()
-    assert log.count(variable) == 1 + log.count(f"run: {folder}") + log.count(f"weights: {folder}") + log.count(f"sync {folder}")
+    assert log.count(f"({variable}") == 1
     is_off = value in ("true", "disabled")
     assert (folder / "wandb").exists() != is_off
     assert ("wandb sync" in log) != is_off
