@@ -32,9 +32,8 @@ def explain(error: Exception, in_shell: bool = True) -> str:
     if isinstance(cause, ConfigKeyError) and cause.full_key:
         return _unknown_key(str(cause.full_key))
     if isinstance(cause, InterpolationKeyError) and cause.full_key:
-        return (
-            f"{cause.full_key}: {cause.msg}; ${{…}} stands for another key, and ${{oc.env:NAME}} for a variable of the environment."
-        )
+        hint = "${…} stands for another key, and ${oc.env:NAME} for a variable of the environment"
+        return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}; {hint}."
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}."
     return str(error)

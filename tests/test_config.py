@@ -64,7 +64,6 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
     (["cache_dir=/proc/cache"], ["cache_dir=/proc/cache", "cannot be written", "cache_dir=<folder>"]),
     (["run_dir=/proc/run"], ["run_dir=/proc/run", "cannot be written"]),
     (["run_dir=/dev/null/run"], ["run_dir=/dev/null/run", "/dev/null is a file"]),
-    (["task=generate", "run=nowhere"], ["run=nowhere", "not a run folder"]),
     (["run_dir="], ["run_dir is empty"]),
     (["run=runs/x"], ["only task=evaluate, predict, generate, chat and export read a run", "model.init_from=runs/x"]),
     (["optimizer.lr=inf"], ["optimizer.lr=inf", "a number above 0"]),
