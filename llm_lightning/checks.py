@@ -205,7 +205,11 @@ def _folders(config: Config) -> Iterator[str]:
             yield f"run_dir is not set, and runs/ cannot be written here ({reason}); give run_dir=<folder>."
     elif not Path(config.run_dir).expanduser().is_file() and (reason := write_error(Path(config.run_dir).expanduser())):
         yield f"run_dir={config.run_dir}: the folder cannot be written ({reason}); give another."
-    if reason := write_error(cache_folder(config)):
+    try:
+        reason = write_error(cache_folder(config))
+    except RuntimeError:  # of expanduser: a user of a container has no home
+        reason = "there is no home folder"
+    if reason:
         yield f"cache_dir={config.cache_dir}: the folder cannot be written ({reason}); give another with cache_dir=<folder>."
 
 

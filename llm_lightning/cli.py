@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 failed; 2 the user's input or configuration is wrong; 3 st
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import logging
@@ -39,12 +40,18 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we word them ourselves
     if distributed.is_launched():  # torch warns, with a C++ stack, of each connection that a rank's end breaks
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    for stream in (sys.stdout, sys.stderr):  # LC_ALL=C: what a model writes must not end in an error of the terminal's encoding
-        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() in ("ascii", "ansi_x3.4-1968", "us-ascii"):
-            stream.reconfigure(encoding="utf-8")
+    _use_utf8()
     with worded():
         sys.argv[1:] = quote_overrides(sys.argv[1:])
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
+
+
+def _use_utf8() -> None:
+    """Read and write text as UTF-8 also where LC_ALL=C says ASCII; a byte that is none becomes U+FFFD, and no error in mid-chat."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else None
+            stream.reconfigure(encoding=encoding, errors="replace" if stream is sys.stdin else "backslashreplace")
 
 
 def register() -> None:

@@ -55,7 +55,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 def write_override(key: str, value: str) -> str:
     """Return the override that sets a key to a text, whatever the text holds."""
-    return f"{key}={_quote_text(value)}"
+    return f"{key}={value if _is_plain(value) else _quote_text(_escape_interpolations(value, is_quoted=False))}"
 
 
 def is_text(key: str) -> bool:

@@ -6,7 +6,6 @@ white space, and the last line needs no end. Standard input and pipes may hold J
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import sys
@@ -82,7 +81,7 @@ def _require_text(first: str, row: Row, column: str, place: str) -> None:
             f"{place}: the lines are JSON objects with the column '{column}': give the file a name that ends in .jsonl."
         )
     for delimiter in ",;\t|":
-        names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        names = [name.strip(" \r\"'") for name in first.split(delimiter)]
         if len(names) > 1 and column in names:
             raise UserError(
                 f"{place}: the first line is the header of a table (it names the column '{column}'); give the table as a file that ends "
