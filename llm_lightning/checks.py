@@ -21,6 +21,8 @@ from llm_lightning.errors import UserError, listed, nearest
 from llm_lightning.machine import cores
 
 SOURCES = Path(__file__).parent / "data" / "sources"
+OUT = (".jsonl", ".parquet")
+"""How the name of a file of predictions ends."""
 OF_FILES = ("files", "text", "conll", "squad", "parallel", "self_instruct")
 """Sources that need to be told what to read; one that you add says so by itself, when it is asked for its rows."""
 
@@ -168,6 +170,8 @@ def _predict(config: Config) -> Iterator[str]:
         yield paths.missing("data.predict", source)
     if config.out is None and config.run_folder is None:
         yield "out is not set: give out=<file.jsonl or file.parquet>."
+    elif config.out is not None and Path(config.out).suffix not in OUT:
+        yield f"out={config.out}: expected a name that ends in {listed(OUT)}."
     else:
         yield from _result(config, "predictions.jsonl")
 
@@ -184,6 +188,8 @@ def _generate(config: Config) -> Iterator[str]:
         yield f"{' and '.join(present)} are both set: give one of them."
     elif config.data.predict is not None:
         yield from _predict(config)
+    elif config.out is not None:
+        yield f"out={config.out}: what goes on with one prompt is written to the terminal; leave it out (> <file> keeps it)."
     elif config.prompt_file not in (None, "-"):
         file = Path(str(config.prompt_file)).expanduser()
         if not file.exists() or file.is_dir():
@@ -250,6 +256,7 @@ def _likelihood(config: Config) -> Iterator[str]:
             yield paths.missing(f"evaluate.{key}", files)
     if wanted.window and wanted.stride and wanted.stride > wanted.window:
         yield f"evaluate.stride={wanted.stride}: windows of evaluate.window={wanted.window} tokens would leave some out; lower it."
+    yield from _result(config, "likelihood.json")
 
 
 def _export(config: Config) -> Iterator[str]:

@@ -226,6 +226,7 @@ def test_prompts_of_files(finished: Path, tmp_path: Path) -> None:
         ([f"prompt_file={tmp_path}/latn.txt"], "did you mean 'latin.txt'"),
         (["prompt_file=x", "prompt=y"], "prompt and prompt_file are both set"),
         ([], "prompt_file=<file>"),
+        (["prompt=x", "out=said.jsonl"], "written to the terminal"),
     ]:
         with pytest.raises(UserError, match=message):
             load(["task=generate", f"run={finished}", *wrong])
@@ -262,7 +263,7 @@ def test_the_run_of_a_stored_task_and_its_files(finished: Path, tmp_path: Path) 
     for wrong, message in [
         (f"data.predict={tmp_path}/row [1].jsonl", r"did you mean 'rows \[1\].jsonl'"),
         ("out=/proc/x/said.jsonl", "out=/proc/x/said.jsonl: its folder cannot be written"),
-        (f"out={tmp_path}", "this is a folder; give a file"),
+        ("out=said.csv", "out=said.csv: expected a name that ends in .jsonl, .parquet"),
         ("data.predictt=x", r"data.predictt: there is no such key.*Did you mean 'data.predict'"),
         ("batch.sequences=ten", "batch.sequences"),
     ]:
@@ -282,3 +283,30 @@ def test_a_prompt_with_an_apostrophe_from_the_shell(
     result = command("task=generate", f"run={finished}", "prompt=What's new?", "generate.heat=1")
     assert result.returncode == 2
     assert result.stderr.strip().startswith("error: generate.heat: there is no such key")
+
+
+def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    with pytest.raises(UserError, match=r"cache_dir=~/.cache/llm_lightning: the folder cannot be written .*cache_dir=<folder>"):
+        load(["task=pretrain"])
+    assert load(["task=pretrain", f"cache_dir={tmp_path}/a b, c"]).cache_dir == f"{tmp_path}/a b, c"
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.chdir("/proc")
+    with pytest.raises(UserError, match=r"run_dir is not set, and runs/ cannot be written here .*run_dir=<folder>"):
+        load(["task=pretrain", f"cache_dir={tmp_path}"])
+
+
+def test_a_home_that_cannot_be_written_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['train.py', 'task=pretrain']\n"
+        "from llm_lightning.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert stop.code == 2\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'datasets', 'pandas', 'wandb', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    environment = os.environ | {"HOME": "/dev/null", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "cache_dir=<folder>" in result.stderr

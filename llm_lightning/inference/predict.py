@@ -21,6 +21,7 @@ from typing import Any
 import xxhash
 from tqdm import tqdm
 
+from llm_lightning.checks import OUT
 from llm_lightning.config import DataConfig
 from llm_lightning.data.examples import BadRow, Example
 from llm_lightning.data.paths import ending, expand, match
@@ -35,7 +36,6 @@ FORMAT = 2  # of how rows are counted: a partial output of another one is not re
 PLAIN = ("", ".txt", ".text", ".md", ".rst")
 """Endings of text with a row a line; other unknown endings are read alike, which is said."""
 CONLL = (".conll", ".iob", ".iob2", ".bio")
-OUT = (".jsonl", ".parquet")
 
 Row = dict[str, Any]
 
