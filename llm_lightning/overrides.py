@@ -63,6 +63,15 @@ def is_text(key: str) -> bool:
     return _kind(key) is not None
 
 
+def escape_interpolations(settings: Any) -> Any:
+    """Return plain containers whose texts OmegaConf reads as they are."""
+    if isinstance(settings, dict):
+        return {key: escape_interpolations(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [escape_interpolations(value) for value in settings]
+    return _escape_interpolations(settings, is_quoted=False) if isinstance(settings, str) else settings
+
+
 def _quote_override(argument: str, sweeps: bool, folder: str | None) -> str:
     plus, key, value = re.fullmatch(r"(\+{0,2})([\w.]*)=(.*)|.*", argument, re.DOTALL).groups()  # type: ignore[union-attr]
     kind = None if key is None else _kind(key)

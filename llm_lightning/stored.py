@@ -16,7 +16,7 @@ from llm_lightning import checks
 from llm_lightning.config import Config, schema, typed
 from llm_lightning.errors import UserError
 from llm_lightning.explain import explain
-from llm_lightning.overrides import parse_overrides
+from llm_lightning.overrides import escape_interpolations, parse_overrides
 
 STORED = ("evaluate", "predict", "generate", "chat", "export")
 """The tasks that begin with a finished run."""
@@ -77,7 +77,10 @@ def _of_folder(folder: Path) -> Any:
         raise UserError(
             f"run={folder}: the run has no weights yet (no hf/config.json); finish it with the same command and resume=auto."
         )
-    return OmegaConf.load(folder / "config.yaml")
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise UserError(f"run={folder}: its config.yaml is no mapping of settings.")
+    return escape_interpolations(config)
 
 
 def _of_model(task: str, name: str, changes: list[str]) -> dict[str, Any]:

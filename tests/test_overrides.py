@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,20 @@ def test_a_variable_of_the_environment_in_a_path() -> None:
     with pytest.raises(UserError, match=r"run_dir: Interpolation key 'HOME' not found; .*\$\{oc.env:NAME\}"):
         load(["run_dir=${HOME}/runs"])
     assert load(["run_dir=${oc.env:HOME}/runs"]).run_dir == f"{os.environ['HOME']}/runs"
+
+
+def test_a_stored_run_has_the_names_that_it_was_given(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_lightning.reporting import record
+
+    for name in NAMES:
+        (tmp_path / name).write_text("text,label\na,b\nc,d\n")
+    names = [f"{tmp_path}/{name}" for name in NAMES]
+    base = load(["task=finetune", "data=files", "data.columns.label=label", f"data.train={tmp_path / 'a b.csv'}"])
+    for text in ("1e3", "x ${", "1_000", "null", "2020-01-01", "${HOME}"):
+        data = replace(base.data, train=names, validation=names[0], columns=replace(base.data.columns, text=text, label="0x1f"))
+        record.write_config(finished, replace(base, data=data, prompt=text))
+        config = stored.stored("predict", str(finished), ["batch.sequences=3"], checked=False)
+        assert (config.data, config.prompt, config.batch.sequences) == (data, text, 3)
 
 
 def test_lists_patterns_null_and_interpolations_keep_their_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
