@@ -47,7 +47,14 @@ def main() -> None:
 
 
 def _use_utf8() -> None:
-    """Read and write text as UTF-8 also where LC_ALL=C says ASCII; a byte that is none becomes U+FFFD, and no error in mid-chat."""
+    """Read and write names and text as UTF-8 also where LC_ALL=C says ASCII; a byte that is none becomes U+FFFD, and no error in mid-chat.
+
+    The mode of an interpreter is fixed at its start, so that it starts anew, in this process: libraries cannot write to a folder `données`
+    whose name is no text to Python.
+    """
+    if codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else None

@@ -325,3 +325,14 @@ def test_a_home_that_cannot_be_written_is_refused_before_torch_is_imported(tmp_p
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert "cache_dir=<folder>" in result.stderr
+
+
+def test_names_and_text_are_utf8_in_any_locale(command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    (tmp_path / "données").mkdir()
+    (tmp_path / "données" / "avis.csv").touch()
+    asked = f"data.train={tmp_path}/données/avi.csv"
+    result = command(
+        "task=finetune", "data=files", "data.columns.label=l", asked, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"
+    )
+    assert result.returncode == 2
+    assert result.stderr.strip() == f"error: {asked}: no such file; did you mean 'avis.csv'."
