@@ -14,6 +14,7 @@ from llm_lightning.inference import use
 from llm_lightning.inference.generate import Generator
 from llm_lightning.inference.likelihood import Likelihood
 from llm_lightning.inference.predict import Predictor
+from llm_lightning.inference.text_rows import EMPTY, has_half_surrogate
 from llm_lightning.run import run
 from llm_lightning.training import trainer
 
@@ -38,16 +39,21 @@ class Model:
         self.run, self.overrides = run, overrides
 
     def predict(self, rows: list[str] | list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """A prediction for each text, or for each row with the columns that the model was trained on. Raises UserError for a bad row."""
+        """Return a prediction for each text, or for each row with the columns that the model was trained on.
+
+        A blank text has `error` instead, as a blank line of a file has. Raises UserError for a bad row.
+        """
         column = self._predictor.objective.text.encoding.data.columns.text
-        given = [{column: row} if isinstance(row, str) else dict(row) for row in rows]
-        return self._predictor([{"where": f"row {number}", **row} for number, row in enumerate(given)])
+        tables = [{column: row, EMPTY: not row.strip()} if isinstance(row, str) else dict(row) for row in rows]
+        return self._predictor([{"where": f"row {number}", **row} for number, row in enumerate(tables)])
 
     def generate(self, prompt: str | list[dict[str, str]], **settings: Any) -> str:
-        """How a prompt, or a conversation of {"role", "content"} messages, goes on; `settings` are those of the config's `generate`.
+        """Return how a prompt, or a conversation of {"role", "content"} messages, goes on; `settings` are those of the config's `generate`.
 
-        Raises UserError for a setting that there is not, or a conversation that is none.
+        Raises UserError for a setting that there is not, a conversation that is none, or text that is no Unicode.
         """
+        if has_half_surrogate(prompt):
+            raise UserError("the prompt holds half of a surrogate pair, which is no character.")
         known = vars(self._generator.settings)
         if unknown := settings.keys() - known.keys():
             raise UserError(f"generate.{min(unknown)}: there is no such setting; there are {', '.join(known)}.")

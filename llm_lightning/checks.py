@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
+import tempfile
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_lightning import distributed, signatures
-from llm_lightning.config import CONF, OPEN_GROUPS, AdapterConfig, Config, DataConfig, SweepConfig
+from llm_lightning.config import CONF, OPEN_GROUPS, AdapterConfig, Config, DataConfig, SweepConfig, cache_folder
 from llm_lightning.data import paths
 from llm_lightning.errors import UserError, listed, nearest
 from llm_lightning.machine import cores
 
 SOURCES = Path(__file__).parent / "data" / "sources"
+OUT = (".jsonl", ".parquet")
+"""How the name of a file of predictions ends."""
 OF_FILES = ("files", "text", "conll", "squad", "parallel", "self_instruct")
 """Sources that need to be told what to read; one that you add says so by itself, when it is asked for its rows."""
 ROLES = ("system", "user", "assistant", "tool")
@@ -31,7 +35,9 @@ def check(config: Config) -> None:
     mistakes = list(_values(config))
     if not mistakes:
         weighs = config.task == "evaluate" and config.evaluate.weighs
-        checks = OF_STORED.get("weigh" if weighs else config.task, [_groups, _model, _data, _fit, _labels, _trainer, _resume])
+        checks = OF_STORED.get(
+            "weigh" if weighs else config.task, [_groups, _model, _data, _fit, _labels, _trainer, _resume, _folders]
+        )
         mistakes = [mistake for find in checks for mistake in find(config)]
     if mistakes:
         raise UserError("\n".join(mistakes))
@@ -49,7 +55,7 @@ def _values(config: Any, prefix: str = "") -> Iterator[str]:
         value, key = getattr(config, f.name), f"{prefix}{f.name}"
         rule = f.metadata.get("rule")
         if value == "":
-            yield f"{key} is empty; leave it out, or give {key}=null."
+            yield f"{key} is empty; leave it out{'' if key == 'prompt' else f', or give {key}=null'}."
             continue
         if is_dataclass(value):
             yield from _values(value, key + ".")
@@ -224,16 +230,85 @@ def _predict(config: Config) -> Iterator[str]:
     if source is None:
         yield "data.predict is not set: task=predict needs data.predict=<file, glob or - for standard input>."
     elif source != "-" and not paths.match(source):
-        yield f"data.predict={source}: no such file."
+        yield paths.missing("data.predict", source)
     if config.out is None and config.run_folder is None:
         yield "out is not set: give out=<file.jsonl or file.parquet>."
+    elif config.out is not None and Path(config.out).suffix not in OUT:
+        yield f"out={config.out}: expected a name that ends in {listed(OUT)}."
+    else:
+        yield from _result(config, "predictions.jsonl")
 
 
 def _generate(config: Config) -> Iterator[str]:
-    if (config.prompt is None) == (config.data.predict is None):
-        yield 'prompt is not set: task=generate needs prompt="…", or data.predict=<file> with a prompt a row.'
-    elif config.prompt is None:
+    sources = {"prompt": config.prompt, "prompt_file": config.prompt_file, "data.predict": config.data.predict}
+    present = [key for key, value in sources.items() if value is not None]
+    if not present:
+        yield (
+            'prompt is not set: task=generate needs prompt="…", prompt_file=<file> (- for standard input), or data.predict=<file> with '
+            "a prompt a row."
+        )
+    elif len(present) > 1:
+        yield f"{' and '.join(present)} are both set: give one of them."
+    elif config.data.predict is not None:
         yield from _predict(config)
+    elif config.out is not None:
+        yield f"out={config.out}: what goes on with one prompt is written to the terminal; leave it out (> <file> keeps it)."
+    elif config.prompt_file not in (None, "-"):
+        file = Path(str(config.prompt_file)).expanduser()
+        if not file.exists() or file.is_dir():
+            yield (
+                paths.missing("prompt_file", str(config.prompt_file))
+                if not file.exists()
+                else (f"prompt_file={config.prompt_file}: this is a folder; give a file.")
+            )
+
+
+def _folders(config: Config) -> Iterator[str]:
+    """Can what the run writes be written?"""
+    if config.task == "evaluate":
+        folder = config.run_folder
+        if folder is not None and (reason := write_error(folder)):
+            yield f"run={config.run}: the folder cannot be written ({reason}), and task=evaluate puts its result there; copy the run."
+    elif config.run_dir is None:
+        if reason := write_error(Path("runs")):
+            yield f"run_dir is not set, and runs/ cannot be written here ({reason}); give run_dir=<folder>."
+    elif not Path(config.run_dir).expanduser().is_file() and (reason := write_error(Path(config.run_dir).expanduser())):
+        yield f"run_dir={config.run_dir}: the folder cannot be written ({reason}); give another."
+    try:
+        reason = write_error(cache_folder(config))
+    except RuntimeError:  # of expanduser: a user of a container has no home
+        reason = "there is no home folder"
+    if reason:
+        yield f"cache_dir={config.cache_dir}: the folder cannot be written ({reason}); give another with cache_dir=<folder>."
+
+
+def _result(config: Config, name: str) -> Iterator[str]:
+    """Can the file that `out` names be written, or `name` in the run folder?"""
+    if config.out is None:
+        if config.run_folder is not None and (reason := write_error(config.run_folder)):
+            yield f"run={config.run}: the folder cannot be written ({reason}); give out=<file> for {name}."
+        return
+    file = Path(config.out).expanduser()
+    if file.is_dir():
+        yield f"out={config.out}: this is a folder; give a file, {file / name} for example."
+    elif reason := write_error(file.parent):
+        yield f"out={config.out}: its folder cannot be written ({reason}); give another."
+
+
+def write_error(folder: Path) -> str | None:
+    """Return why no file can be written to a folder, or to the first one above it that exists; None where one can.
+
+    A file without a name is made there for a moment: the mode of a folder says nothing of a read-only disk, and nothing to root.
+    """
+    try:
+        while not folder.exists():
+            folder = folder.absolute().parent
+        if not folder.is_dir():
+            return f"{folder} is a file"
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
 
 
 def _likelihood(config: Config) -> Iterator[str]:
@@ -241,15 +316,22 @@ def _likelihood(config: Config) -> Iterator[str]:
     for key in ("text", "choices"):
         files = getattr(wanted, key)
         if files is not None and not paths.match(files):
-            yield f"evaluate.{key}={files}: no such file."
+            yield paths.missing(f"evaluate.{key}", files)
     if wanted.window and wanted.stride and wanted.stride > wanted.window:
         yield f"evaluate.stride={wanted.stride}: windows of evaluate.window={wanted.window} tokens would leave some out; lower it."
+    yield from _result(config, "likelihood.json")
 
 
 def _export(config: Config) -> Iterator[str]:
     run = config.run_folder
     if config.out is None and run is None:
         yield "out is not set: give out=<folder>."
+    else:
+        folder = Path(config.out).expanduser() if config.out else Path(str(run))
+        if folder.is_file():
+            yield f"out={config.out}: this is a file; give a folder."
+        elif reason := write_error(folder):
+            yield f"{f'out={config.out}' if config.out else f'run={config.run}'}: cannot be written ({reason}); give out=<folder>."
     if config.export.format == "adapter" and (run is None or not (run / "adapter" / "adapter_config.json").is_file()):
         yield f"export.format=adapter: run={config.run} has no adapter; it was trained without (model/adapter=none)."
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -351,7 +433,7 @@ def _resume(config: Config) -> Iterator[str]:
     if config.run is not None and config.task != "evaluate":
         yield (
             f"run={config.run}: only task=evaluate, predict, generate, chat and export read a run; to start from its weights, give "
-            f"model.init_from={config.run}."
+            f"{shlex.quote(f'model.init_from={config.run}')}."
         )
     if config.run_dir is not None and Path(config.run_dir).expanduser().is_file():
         yield f"run_dir={config.run_dir}: this is a file; give a folder."

@@ -5,7 +5,9 @@ Exit codes: 0 done; 1 failed; 2 the user's input or configuration is wrong; 3 st
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import logging
 import os
 import shlex
@@ -18,15 +20,17 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llm_lightning import checks, config, distributed
 from llm_lightning.config import CONF
-from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError, listed, nearest
+from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError
+from llm_lightning.explain import explain
 from llm_lightning.model_settings import resolve_settings
+from llm_lightning.overrides import quote_overrides
 from llm_lightning.redact import redacted
 from llm_lightning.stored import STORED, stored
 
@@ -37,8 +41,25 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we word them ourselves
     if distributed.is_launched():  # torch warns, with a C++ stack, of each connection that a rank's end breaks
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    _use_utf8()
     with worded():
+        sys.argv[1:] = quote_overrides(sys.argv[1:])
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
+
+
+def _use_utf8() -> None:
+    """Read and write names and text as UTF-8 also where LC_ALL=C says ASCII; a byte that is none becomes U+FFFD, and no error in mid-chat.
+
+    The mode of an interpreter is fixed at its start, so that it starts anew, in this process: libraries cannot write to a folder `données`
+    whose name is no text to Python.
+    """
+    if codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else None
+            stream.reconfigure(encoding=encoding, errors="replace" if stream is sys.stdin else "backslashreplace")
 
 
 def register() -> None:
@@ -116,11 +137,12 @@ def _from_hydra(error: Exception) -> bool:
 
 
 def load(overrides: list[str]) -> config.Config:
-    """The checked config of a command line, for use from Python: `load(["task=finetune", "data=sst2"])`.
+    """Return the checked config of a command line, for use from Python: `load(["task=finetune", "data=sst2"])`.
 
     Raises UserError where the command line is wrong.
     """
     register()
+    overrides = quote_overrides(overrides)
     outer = GlobalHydra.instance().hydra  # of a sweep, which loads the configs of its jobs
     GlobalHydra.instance().clear()
     try:
@@ -133,7 +155,7 @@ def load(overrides: list[str]) -> config.Config:
                 return stored(node.task, node.run, overrides)
             chosen = compose(node, choices, overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
+        raise UserError(explain(error, in_shell=False)) from error
     finally:
         GlobalHydra.instance().hydra = outer
     checks.check(chosen)
@@ -147,37 +169,3 @@ def compose(node: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     node.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
     node.command = shlex.join(["python", *sys.argv]) if sys.argv[0].endswith(".py") else shlex.join(sys.argv)
     return config.typed(node)
-
-
-def explain(error: Exception) -> str:
-    """One message for the user: which key, what was found, what is allowed, the nearest valid name."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        options = listed(error.options, 40)
-        return f"{group}={option}: there is no such option; {group} can be {options}.{nearest(option, error.options)}"
-    if isinstance(error, OverrideParseException):
-        key, equals, value = str(error.override).partition("=")
-        quoted = f"\"{key}='{value}'\"" if equals else "key=value, or group=option"
-        return f"{error.override}: this cannot be read; values with spaces or special characters need quotes: {quoted}."
-    if isinstance(error, ConfigCompositionException) and str(error).startswith("Could not override"):
-        key = str(getattr(cause, "full_key", None) or str(error).split("'")[1])
-        return _unknown_key(key)
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}."
-    return str(error)
-
-
-def _unknown_key(key: str) -> str:
-    """The message for a key that the schema does not have."""
-    node, known = config.schema(), ""
-    parts = key.split(".")
-    for part in parts[:-1]:
-        child = node.get(part)
-        if not isinstance(child, DictConfig):
-            break
-        node, known = child, f"{known}{part}."
-    unknown = parts[known.count(".")]
-    valid = sorted(map(str, node)) + ([p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"] if not known else [])
-    guess = nearest(unknown, valid).replace("'", f"'{known}", 1)
-    return f"{key}: there is no such key; {known.rstrip('.') or 'the config'} has {listed(sorted(set(valid)), 40)}.{guess}"

@@ -72,8 +72,8 @@ class DataConfig:
     test: Any = None
     """The same for test; not evaluated where there is none."""
     predict: str | None = None
-    """What task=predict, and task=generate without a prompt, read: a file, a glob, or - for standard input; tables, or plain text
-    with a row a line."""
+    """What task=predict, and task=generate without a prompt, read: a file, a glob, or - for standard input (a pipe will do too);
+    tables, or plain text with a row a line."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     column_names: list[str] | None = None
     """Names of the columns of files without a header."""
@@ -319,7 +319,9 @@ class Config:
     """The run folder that task=evaluate, predict, generate, chat and export read; a Hugging Face folder or a hub name will do too,
     but for the repetition of a run's own evaluation."""
     prompt: str | None = None
-    """What task=generate goes on with."""
+    """What task=generate goes on with, character for character; - reads standard input."""
+    prompt_file: str | None = None
+    """A file that holds the prompt, all of it, line ends and blanks included; - for standard input."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

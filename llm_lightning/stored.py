@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llm_lightning import checks
 from llm_lightning.config import Config, schema, typed
 from llm_lightning.errors import UserError
+from llm_lightning.explain import explain
+from llm_lightning.overrides import escape_interpolations, parse_overrides
 
 STORED = ("evaluate", "predict", "generate", "chat", "export")
 """The tasks that begin with a finished run."""
-CHANGEABLE = ("data.", "batch.", "trainer.", "cache_dir", "debug", "out", "prompt=", "generate.", "evaluate.", "export.", "seed=")
+CHANGEABLE = (
+    *("data.", "batch.", "trainer.", "cache_dir", "debug", "out", "prompt=", "prompt_file=", "generate.", "evaluate.", "export."),
+    "seed=",
+)
 """What may be changed for them: other files, other batch sizes, other hardware."""
 OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
     "ForSequenceClassification": {
@@ -52,12 +58,14 @@ def stored(task: str, run: str | None, overrides: list[str], checked: bool = Tru
         node = OmegaConf.merge(
             schema(), _of_folder(folder) if (folder / "config.yaml").is_file() else _of_model(task, run, changes)
         )
-        node.merge_with_dotlist(changes)
-        config = typed(node)  # type: ignore[arg-type]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(
-            f"run={run}: its config.yaml, with what the command line changes, cannot be read ({str(error).splitlines()[0]})."
-        ) from error
+        raise UserError(f"run={run}: its config.yaml cannot be read ({str(error).splitlines()[0]}).") from error
+    try:
+        for key, value in parse_overrides(changes).items():
+            OmegaConf.update(node, key, value, merge=True)
+        config = typed(node)  # type: ignore[arg-type]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, in_shell=False)) from error
     config = replace(config, task=task, run=run)
     if checked:
         checks.check(config)
@@ -69,7 +77,10 @@ def _of_folder(folder: Path) -> Any:
         raise UserError(
             f"run={folder}: the run has no weights yet (no hf/config.json); finish it with the same command and resume=auto."
         )
-    return OmegaConf.load(folder / "config.yaml")
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise UserError(f"run={folder}: its config.yaml is no mapping of settings.")
+    return escape_interpolations(config)
 
 
 def _of_model(task: str, name: str, changes: list[str]) -> dict[str, Any]:

@@ -50,8 +50,11 @@ def test_predictions_are_those_of_the_command_line(classifier: Path, tmp_path: P
     assert [{"row": i, **row} for i, row in enumerate(said)] == written
     assert [row["label"] for row in said] == ["good", "bad"]
     assert model.predict([{"body": text} for text in texts]) == said
+    assert model.predict(["a great film", " ", "", "quite awful plot"]) == [said[0], *[{"error": "the row is empty"}] * 2, said[1]]
     with pytest.raises(UserError, match="row 1: column 'body' is empty"):
-        model.predict(["a film", " "])
+        model.predict([{"body": "a film"}, {"body": " "}])
+    with pytest.raises(UserError, match="row 0: it holds half of a surrogate pair"):
+        model.predict(["a \ud83d"])
 
 
 def test_text_is_that_of_the_command_line(corpus: Path, tmp_path: Path) -> None:

@@ -17,7 +17,19 @@ from llm_lightning.config import DataConfig
 from llm_lightning.data.compression import COMPRESSED, ending, open_file, stem
 from llm_lightning.errors import UserError, listed, nearest
 
-__all__ = ["SPLITS", "content_hash", "ending", "expand", "located", "match", "open_file", "split_files", "stem", "with_compressed"]
+__all__ = [
+    "SPLITS",
+    "content_hash",
+    "ending",
+    "expand",
+    "located",
+    "match",
+    "missing",
+    "open_file",
+    "split_files",
+    "stem",
+    "with_compressed",
+]
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +101,11 @@ def expand(
         others = [path for path in matches if path not in files]
         log.warning("%s=%s: %s files are read; not read are %s", key, name, len(files), listed((path.name for path in others), 4))
     return files
+
+
+def missing(key: str, name: str) -> str:
+    """Return the sentence for a value of `key` that stands for no file."""
+    return f"{key}={name}: {_no_file(name, None)}."
 
 
 def _no_file(name: str, folder: str | Path | None) -> str:

@@ -16,7 +16,7 @@ import datasets
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data.labels import canonical
-from llm_lightning.data.paths import split_files
+from llm_lightning.data.paths import ending, split_files
 from llm_lightning.data.rows import LINE, PROBLEM, Rows
 from llm_lightning.data.sources.files import TABLES, lines
 from llm_lightning.errors import UserError
@@ -112,12 +112,12 @@ def _names_in_file(data: DataConfig) -> list[str]:
     if data.train is None and data.dir is None:
         return []
     path: Path = split_files(data, TABLES)["train"][0]
-    ending = Path(path.name.lower().removesuffix(".gz")).suffix
-    if ending not in (".csv", ".tsv", ".jsonl"):
+    suffix = ending(path)
+    if suffix not in (".csv", ".tsv", ".jsonl"):
         return []
     first = next(lines(path), "")
-    if ending == ".jsonl":
+    if suffix == ".jsonl":
         value = json.loads(first)
         return list(value) if isinstance(value, dict) else []
-    delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if ending == ".tsv" else ",")
+    delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if suffix == ".tsv" else ",")
     return data.column_names or next(csv.reader([first], delimiter=delimiter), [])

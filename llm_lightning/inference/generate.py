@@ -38,6 +38,10 @@ class Generator:
         self._encoder = None if self.tokenizer.chat_template is None else Encoder(self.tokenizer, without_label(self.data))
         self._notes: Counter[str] = Counter()
 
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        return () if self._encoder is None else Encoder.extra_columns
+
     def __call__(self, rows: list[Row]) -> list[Row]:
         """`text` for the prompt (or conversation) of each row; a row without one has `error`, or raises UserError."""
         prompts, said = usable(rows, lambda number, row: self.tokens(self._asked(row)), self.data)

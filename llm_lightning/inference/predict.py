@@ -2,41 +2,62 @@
 
 Rows are taken some thousands at a time: inside, sequences are sorted by length and go through the model without padding; outside, what
 is written has the order of what was read, and memory is bounded whatever the file. What was written stays: a run that was killed, or
-that met a bad row, goes on behind it.
+that met a bad row, goes on behind it, but for standard input and pipes, which cannot be compared with what was read before. Every row
+has a result: a blank line of text one with `error`.
 """
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import xxhash
 from tqdm import tqdm
 
+from llm_lightning.checks import OUT
 from llm_lightning.config import DataConfig
 from llm_lightning.data.examples import BadRow, Example
+from llm_lightning.data.paths import ending, expand, match
 from llm_lightning.data.rows import LINE, PROBLEM
 from llm_lightning.data.sentences import group_rows
 from llm_lightning.data.sources import conll, files, squad
 from llm_lightning.errors import UserError, listed
 from llm_lightning.inference.loaded import Loaded
+from llm_lightning.inference.text_rows import EMPTY, STANDARD_INPUT, has_half_surrogate, read_plain_text, read_stream
 
 CHUNK = 4096
-PLAIN = (".txt", ".md")
-OUT = (".jsonl", ".parquet")
+FORMAT = 2  # of how rows are counted: a partial output of another one is not resumed
+PLAIN = ("", ".txt", ".text", ".md", ".rst")
+"""Endings of text with a row a line; other unknown endings are read alike, which is said."""
+CONLL = (".conll", ".iob", ".iob2", ".bio")
 
 Row = dict[str, Any]
 
 
+class Predict(Protocol):
+    """A prediction, or a text, for each row."""
+
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """Columns that are read where rows have them, beside those of the config."""
+        ...
+
+    def __call__(self, rows: list[Row]) -> list[Row]: ...
+
+
 class Predictor(Loaded):
     """What turns rows into predictions."""
+
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        return self.objective.text.encoding.extra_columns
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         """A prediction for each row; a row that cannot be used has `error` instead, or, unless data.on_bad_row=skip, raises UserError."""
@@ -50,7 +71,8 @@ class Predictor(Loaded):
         encoding = self.objective.text.encoding
         columns = encoding.data.columns
         pair = None if columns.text_pair is None else row.get(columns.text_pair)
-        return Example(number, *encoding.read(row.get(columns.text), pair, None))
+        extra = {name: row[name] for name in encoding.extra_columns if row.get(name) is not None}
+        return Example(number, *encoding.read(row.get(columns.text), pair, None, extra))
 
     def _parts(self, examples: list[Example]) -> Iterator[tuple[Example, list[Any]]]:
         """The predictions of the sequences that each example becomes."""
@@ -73,7 +95,14 @@ def usable(rows: list[Row], read: Callable[[int, Row], Any], data: DataConfig) -
     values: dict[int, Any] = {}
     errors: dict[int, Row] = {}
     for number, row in enumerate(rows):
+        if row.get(EMPTY):
+            errors[number] = {"error": "the row is empty"}
+            continue
         try:
+            if has_half_surrogate(row):
+                raise BadRow(
+                    "it holds half of a surrogate pair (\\ud83d, for example, without its second half), which is no character"
+                )
             if row.get(PROBLEM) is not None:
                 raise BadRow(row[PROBLEM])
             values[number] = read(number, row)
@@ -84,7 +113,7 @@ def usable(rows: list[Row], read: Callable[[int, Row], Any], data: DataConfig) -
     return values, errors
 
 
-def write(predict: Callable[[list[Row]], list[Row]], data: DataConfig, out: Path, model: str, shown: bool) -> int:
+def write(predict: Predict, data: DataConfig, out: Path, model: str, shown: bool) -> int:
     """What `predict` says of every row of `data.predict` (a file, a glob, or `-`), into `out`; returns how many rows there are.
 
     `model` names the weights: what another model, or other files, have begun is not gone on with.
@@ -97,7 +126,7 @@ def write(predict: Callable[[list[Row]], list[Row]], data: DataConfig, out: Path
     done = _done(partial, told, identity)
     out.parent.mkdir(parents=True, exist_ok=True)
     told.write_text(json.dumps(identity), encoding="utf-8")
-    rows = (row for path in paths for row in rows_of(path, data))
+    rows = (row for path in paths for row in rows_of(path, data, predict.extra_columns))
     with partial.open("a", encoding="utf-8") as file, tqdm(initial=done, unit="row", disable=not shown, dynamic_ncols=True) as bar:
         number = sum(1 for _ in islice(rows, done))
         while chunk := list(islice(rows, CHUNK)):
@@ -119,18 +148,28 @@ def write(predict: Callable[[list[Row]], list[Row]], data: DataConfig, out: Path
 
 
 def paths_of(key: str, source: str) -> list[Path | None]:
-    """The files that a key of the config names; None stands for standard input."""
-    if source == "-":
+    """Return the files that a key of the config names, or a pipe alone; None stands for standard input. Raises UserError for none."""
+    if source in STANDARD_INPUT:
         return [None]
-    found = sorted(Path(name) for name in glob.glob(str(Path(source).expanduser()), recursive=True) if Path(name).is_file())
-    if not found:
-        raise UserError(f"{key}={source}: no such file.")
-    return list(found)
+    matches = match(source)
+    if len(matches) == 1 and _is_pipe(matches[0]):
+        return list(matches)
+    is_folder = len(matches) == 1 and matches[0].is_dir()
+    return list(expand(key, source, (*files.TABLES, *CONLL, *PLAIN) if is_folder else None))
+
+
+def _is_pipe(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _identity(paths: list[Path | None], model: str, data: DataConfig) -> list[str]:
-    stats = ["-" if path is None else f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
-    return [*stats, model, xxhash.xxh3_128(repr(data).encode()).hexdigest()]
+    stats = [
+        f"stream {uuid.uuid4()}"  # never that of an earlier run
+        if path is None or _is_pipe(path)
+        else f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+        for path in paths
+    ]
+    return [*stats, model, xxhash.xxh3_128(f"{FORMAT} {data!r}".encode(errors="surrogateescape")).hexdigest()]
 
 
 def _done(partial: Path, told: Path, identity: list[str]) -> int:
@@ -152,34 +191,46 @@ def _done(partial: Path, told: Path, identity: list[str]) -> int:
         return 0
 
 
-def rows_of(path: Path | None, data: DataConfig) -> Iterator[Row]:
+def rows_of(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...] = ()) -> Iterator[Row]:
     """Rows with their place; values are not looked at yet."""
     name = "standard input" if path is None else str(path)
-    values = _values(path, data)
+    values = _values(path, data, extra_columns)
     if path is not None and data.columns.sentence is not None and data.source != "conll":
         values = (row for _, row in group_rows(values, data, lambda i: f"{name}, row {i + 1}"))
     for number, row in enumerate(values, 1):
         yield row | {"where": f"{name}, line {row.get(LINE, number)}"}
 
 
-def _values(path: Path | None, data: DataConfig) -> Iterator[Row]:
-    if path is not None and conll.is_to_predict(path, data):
-        yield from conll.rows_to_predict(path, data)
-    elif path is None or path.suffix.lower() in PLAIN:
-        lines = files.lines(path) if path is not None else iter(sys.stdin)
-        for number, line in enumerate(lines, 1):
-            if path is None and line.lstrip().startswith("{"):
-                yield files.from_line(line, data, number)
-            elif line.strip():
-                yield {data.columns.text: line.rstrip("\r\n"), LINE: number}
-    elif path.suffix.lower() in (".parquet", ".arrow"):
-        yield from files.batches(path, data)
-    elif data.source == "squad" and path.suffix.lower() == ".json":
-        yield from squad.rows(path)
-    elif path.suffix.lower() in files.TABLES:
-        yield from files.rows(path, data, None)
-    else:
-        raise UserError(f"data.predict={path}: cannot read '{path.suffix}' files; {listed([*files.TABLES, *PLAIN])} can be read.")
+def _values(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...]) -> Iterator[Row]:
+    if path is None:
+        return read_stream(sys.stdin.buffer, data, "standard input", extra_columns)
+    if _is_pipe(path):
+        return _read_pipe(path, data, extra_columns)
+    if conll.is_to_predict(path, data):
+        return conll.rows_to_predict(path, data)
+    kind = ending(path)
+    if data.source == "squad" and kind in (".json", ".jsonl"):
+        return squad.rows(path)
+    if kind in files.TABLES:
+        return files.rows(path, data, extra_columns)
+    if kind not in PLAIN and not (data.source == "parallel" and kind == f".{data.columns.text}".lower()):
+        _require_no_binary(path, kind)
+        print(f"{path}: read as plain text, a row a line; tables end in {listed(files.TABLES)}", file=sys.stderr)
+    return read_plain_text(path, data)
+
+
+def _read_pipe(path: Path, data: DataConfig, extra_columns: tuple[str, ...]) -> Iterator[Row]:
+    """Yield the rows of a named pipe, or of one of the shell's: `<(zcat rows.jsonl.gz)`."""
+    if ending(path) in files.TABLES and ending(path) != ".jsonl":
+        raise UserError(f"data.predict={path}: a pipe holds plain text or JSON rows; write the table to a file first.")
+    with path.open("rb") as stream:
+        yield from read_stream(stream, data, str(path), extra_columns)
+
+
+def _require_no_binary(path: Path, kind: str) -> None:
+    with path.open("rb") as file:
+        if b"\0" in file.read(1 << 12):
+            raise UserError(f"data.predict={path}: cannot read '{kind}' files; {listed([*files.TABLES, *PLAIN[1:]])} can be read.")
 
 
 def _to_parquet(lines: Path, out: Path) -> None:

@@ -18,13 +18,15 @@ from transformers import AutoConfig
 from llm_lightning.config import ColumnsConfig, Config
 from llm_lightning.data import encodings, tokenizers
 from llm_lightning.data.module import Text
+from llm_lightning.data.paths import expand
 from llm_lightning.data.rows import CONTINUES
 from llm_lightning.data.sources import text
 from llm_lightning.errors import UserError
 from llm_lightning.inference import export as exports
 from llm_lightning.inference.generate import Generator, plain_generation
 from llm_lightning.inference.likelihood import Likelihood
-from llm_lightning.inference.predict import Predictor, Row, paths_of, rows_of, without_label, write
+from llm_lightning.inference.predict import Predict, Predictor, rows_of, without_label, write
+from llm_lightning.inference.text_rows import read_prompt
 from llm_lightning.models import build
 from llm_lightning.models.positions import positions_of
 from llm_lightning.objectives.base import Objective
@@ -44,12 +46,20 @@ def predict(config: Config) -> dict[str, Any]:
 
 def generate(config: Config) -> dict[str, Any]:
     """Text that goes on with a prompt or with each row of data.predict, or a conversation at the terminal."""
+    prompt = _prompt(config) if config.task == "generate" else None  # first: it may be no text
     generate = generator(config)
     if config.task == "chat":
         return {"messages": generate.chat()}
-    if config.prompt is not None:
-        return {"text": generate.say(config.prompt)}
+    if prompt is not None:
+        return {"text": generate.say(prompt)}
     return _written(config, generate)
+
+
+def _prompt(config: Config) -> str | None:
+    """Return the text of prompt or prompt_file; None where there is a prompt a row of data.predict."""
+    if config.prompt_file is not None:
+        return read_prompt("prompt_file", config.prompt_file)
+    return read_prompt("prompt", "-") if config.prompt == "-" else config.prompt
 
 
 def evaluate(config: Config) -> dict[str, Any]:
@@ -63,8 +73,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     if wanted.text:
 
         def pieces() -> Iterator[tuple[str, bool]]:
-            for path in paths_of("evaluate.text", str(wanted.text)):
-                assert path is not None
+            for path in expand("evaluate.text", str(wanted.text)):
                 for piece in text.documents(path, config.data.document):
                     yield piece["text"], piece[CONTINUES]
 
@@ -72,7 +81,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         found |= {f"text/{name}": value for name, value in of_text.items()}
     if wanted.choices:
         data = replace(config.data, columns=ColumnsConfig(text="text", text_pair="choices", label="label"))
-        rows = (row for path in paths_of("evaluate.choices", wanted.choices) for row in rows_of(path, data))
+        rows = (row for path in expand("evaluate.choices", wanted.choices) for row in rows_of(path, data))
         found |= {f"choices/{name}": value for name, value in likelihood.of_choices(rows, data).items()}
     print("\n".join(f"  {name:<28} {value:.6g}" for name, value in found.items()), file=sys.stderr)
     if config.out or config.run_folder:
@@ -172,7 +181,7 @@ def _ready(config: Config, objective: Objective, weights: str) -> tuple[Callable
     return engine.precision_plugin.val_step_context, engine.strategy.root_device
 
 
-def _written(config: Config, predict: Callable[[list[Row]], list[Row]]) -> dict[str, Any]:
+def _written(config: Config, predict: Predict) -> dict[str, Any]:
     """How many rows were predicted, and where they are."""
     out = _out(config, "predictions.jsonl")
     identity = f"{weights_of(config)} {config.generate} {config.seed}"

@@ -13,7 +13,7 @@ from typing import Any
 from llm_lightning.config import LoggerConfig
 from llm_lightning.errors import RunError, UserError
 from llm_lightning.reporting.table import SCORES, WRITTEN
-from llm_lightning.training.wandb_mode import mode
+from llm_lightning.training.wandb_mode import read_mode
 
 NAME = "llm_lightning"
 SPLITS = ("validation", "test")
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--entity", help="user or team; by default that of the key")
     options = parser.parse_args()
     try:
-        if mode() != "online":
+        if read_mode().name != "online":
             made = workspace(options.entity or "<entity>", options.project)
             print("no W&B key is configured: this is what would be sent", file=sys.stderr)
             print(json.dumps(made._spec, indent=2))  # built through W&B's own schema, which refuses what it does not know

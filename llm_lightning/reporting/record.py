@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from omegaconf import OmegaConf
+import yaml
 
 from llm_lightning import distributed
 from llm_lightning.config import Config, plain
@@ -107,8 +107,8 @@ def finished(folder: Path, config: Config, run: dict[str, Any] | None = None) ->
     """
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        stored: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (OSError, ValueError):
+        stored: Any = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
         return None
     is_same = has_same_result(stored, plain(config)) if run is None else has_same_contents(summary, stored, run)
     return summary if is_same else None
@@ -174,7 +174,8 @@ def _new_folder(config: Config) -> Path:
 def write_config(folder: Path, config: Config) -> None:
     """config.yaml of a run that begins or goes on; a summary from before it is not its own any more."""
     (folder / "summary.json").unlink(missing_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(config))), encoding="utf-8")
+    text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)  # not OmegaConf's: a path may hold ${
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -191,7 +192,7 @@ def start_log(folder: Path) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     rank = distributed.rank()
-    file = logging.FileHandler(folder / "train.log", encoding="utf-8", delay=rank > 0)
+    file = logging.FileHandler(folder / "train.log", encoding="utf-8", errors="backslashreplace", delay=rank > 0)
     file.setFormatter(_Redacted("%(asctime)s %(levelname)s " + (f"rank {rank}: " if rank else "") + "%(message)s"))
     file.setLevel(logging.ERROR if rank else logging.INFO)
     logger.addHandler(file)

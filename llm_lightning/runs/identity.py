@@ -101,7 +101,7 @@ KEYS: dict[Kind, tuple[str, ...]] = {
         *("logger.entity", "logger.artifacts", "sweep.method", "sweep.choices", "sweep.space.*", "sweep.trials", "sweep.prune"),
         *("sweep.jobs", "sweep.redo"),
     ),
-    Kind.OTHER_TASKS: ("run", "prompt", "out", "data.predict", "generate.*", "evaluate.*", "export.*"),
+    Kind.OTHER_TASKS: ("run", "prompt", "prompt_file", "out", "data.predict", "generate.*", "evaluate.*", "export.*"),
 }
 """Every config key, by what it decides; `a.*` stands for all keys below `a`.
 

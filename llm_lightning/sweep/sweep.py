@@ -27,6 +27,7 @@ from hydra.plugins.launcher import Launcher
 from llm_lightning import checks, cli, distributed
 from llm_lightning.config import Config, SweepConfig
 from llm_lightning.errors import UserError
+from llm_lightning.overrides import write_override
 from llm_lightning.redact import redacted
 from llm_lightning.reporting import record
 from llm_lightning.reporting.leaderboard import write_comparison
@@ -79,7 +80,7 @@ class Sweep:
     def _job(self, name: str, point: dict[str, Any]) -> Job:
         own, folder = space.overrides(self.dimensions, point), self.folder / name
         trains = not any(f"task={task}" in self.fixed for task in STORED)
-        return Job(name, tuple(own), [*self.fixed, *own, *([f"run_dir={_quoted(str(folder))}"] if trains else [])], folder)
+        return Job(name, tuple(own), [*self.fixed, *own, *([write_override("run_dir", str(folder))] if trains else [])], folder)
 
     def run_grid(self) -> None:
         jobs = self.grid()
@@ -270,12 +271,6 @@ def _named(point: dict[str, str]) -> str:
         value.split()[0] if key == "choice" else f"{key.rpartition('.')[2]}-{Path(value).name}" for key, value in point.items()
     )
     return re.sub(r"[^\w.+-]", "-", "_".join(parts))[:LONGEST] or "run"
-
-
-def _quoted(path: str) -> str:
-    """As Hydra reads it on a command line."""
-    escaped = path.replace("'", "\\'")
-    return path if re.fullmatch(r"[\w./+:%@-]+", path) else f"'{escaped}'"
 
 
 def _maximizes(config: Config) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,27 @@ from lightning.pytorch.loggers.logger import Logger
 from llm_lightning.config import LoggerConfig
 from llm_lightning.training.csv_logger import CSVLogger
 from llm_lightning.training.wandb_logger import WandbLogger
+from llm_lightning.training.wandb_mode import read_mode
+
+log = logging.getLogger(__name__)
 
 
 def build(
     config: LoggerConfig, folder: Path, settings: dict[str, Any], tags: list[str], group: str | None, monitor: str, maximize: bool
 ) -> list[Logger]:
-    """The loggers of a run. `group` gathers a sweep's runs; `monitor` is the metric that decides which weights are the best."""
+    """Build the loggers of a run. `group` gathers a sweep's runs; `monitor` is the metric that decides which weights are the best.
+
+    What a variable of the environment says of W&B is named once; where it switches W&B off, nothing of it is imported or written.
+    """
     loggers: list[Logger] = [CSVLogger(folder)]
-    if config.name == "wandb":
+    if config.name != "wandb":
+        return loggers
+    mode = read_mode()
+    if mode.name == "disabled":
+        log.info("wandb: switched off (%s); metrics are in metrics.csv", mode.reason)
+    else:
+        if mode.name == "offline" and mode.reason:
+            log.info("wandb: offline (%s)", mode.reason)
         loggers.append(WandbLogger(config, folder, settings, tags, group, monitor, maximize))
     return loggers
 

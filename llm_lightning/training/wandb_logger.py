@@ -26,7 +26,7 @@ from llm_lightning.config import LoggerConfig, flat
 from llm_lightning.errors import Pruned, Stopped
 from llm_lightning.redact import redacted
 from llm_lightning.training import wandb_artifacts, wandb_charts
-from llm_lightning.training.wandb_mode import mode
+from llm_lightning.training.wandb_mode import read_mode
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class WandbLogger(Logger):
             return
         for variable, value in (("WANDB_SILENT", "true"), ("WANDB_ERROR_REPORTING", "false")):  # before it is imported
             os.environ.setdefault(variable, value)
-        wanted = mode()
+        wanted = read_mode().name
         for chosen in (wanted, "offline") if wanted == "online" else (wanted,):
             before = set(self.folder.glob("wandb/run-*-*"))
             try:
@@ -134,7 +134,7 @@ class WandbLogger(Logger):
         import wandb
 
         name = self.folder.name if self.group is None else f"{self.group}/{self.folder.name}"
-        with _command_line_without_secrets():
+        with _command_line_without_secrets(), _mode_variable(chosen):
             run = wandb.init(
                 id=_run_id(self.folder),
                 resume="allow",
@@ -228,6 +228,19 @@ def _command_line_without_secrets() -> Iterator[None]:
         yield
     finally:
         sys.argv = arguments
+
+
+@contextlib.contextmanager
+def _mode_variable(chosen: str) -> Iterator[None]:
+    """Set WANDB_MODE to the mode chosen from it: W&B refuses a value that is none of its own, also where it is told another."""
+    before = os.environ.get("WANDB_MODE")
+    if before:
+        os.environ["WANDB_MODE"] = chosen
+    try:
+        yield
+    finally:
+        if before:
+            os.environ["WANDB_MODE"] = before
 
 
 def _run_id(folder: Path) -> str:

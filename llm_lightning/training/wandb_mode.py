@@ -1,18 +1,49 @@
-"""Whether W&B can be reached with what is configured on this machine."""
+"""Decide how W&B is used with what is configured on this machine: online, offline or not at all."""
 
 from __future__ import annotations
 
 import configparser
 import netrc
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
+TRUE = ("1", "true", "yes", "on", "y", "t")
+MODES = {
+    **dict.fromkeys(("online", "run", "shared"), "online"),
+    **dict.fromkeys(("offline", "dryrun"), "offline"),
+    **dict.fromkeys(("disabled", "disable", "off", "none", "false", "no", "0"), "disabled"),
+}
+"""What people set WANDB_MODE to, in W&B's present words, its earlier ones, and those of other switches."""
 
-def mode() -> str:
-    """`WANDB_MODE` where it is set, but never one that would ask for a key: offline where there is none."""
-    wanted = os.environ.get("WANDB_MODE") or "online"
-    return wanted if wanted != "online" or _has_key() else "offline"
+
+@dataclass(frozen=True)
+class WandbMode:
+    """How W&B is used: `online`, `offline`, `shared` or `disabled`; `reason` says why where a variable or a file decides it."""
+
+    name: str
+    reason: str = ""
+
+
+def read_mode() -> WandbMode:
+    """Return the mode that the environment and `wandb disabled`, `wandb offline` ask for, but never one that would ask for a key.
+
+    `WANDB_DISABLED=true` wins over `WANDB_MODE`; a word that is no mode is offline: nothing leaves the machine by mistake.
+    """
+    if os.environ.get("WANDB_DISABLED", "").strip().lower() in TRUE:
+        return WandbMode("disabled", f"WANDB_DISABLED={os.environ['WANDB_DISABLED']}")
+    word, source = os.environ.get("WANDB_MODE", "").strip(), "WANDB_MODE"
+    if not word:
+        settings = _read_settings()
+        is_disabled = settings.get("default", "disabled", fallback="").strip().lower() in TRUE
+        word, source = "disabled" if is_disabled else settings.get("default", "mode", fallback="").strip(), "wandb/settings: mode"
+    if word and word.lower() not in MODES:
+        return WandbMode("offline", f"{source}={word} is no mode (online, offline, disabled)")
+    name = MODES[word.lower() or "online"]
+    if name == "online" and not _has_key():
+        return WandbMode("offline")
+    return WandbMode("shared" if word.lower() == "shared" else name, f"{source}={word}" if word else "")
 
 
 def _has_key() -> bool:
@@ -26,11 +57,16 @@ def _has_key() -> bool:
 
 
 def _chosen_server() -> str:
-    """Where `wandb login --host` went; W&B's own server where there is no such word."""
+    """Return where `wandb login --host` went; W&B's own server where there is no such word."""
+    return _read_settings().get("default", "base_url", fallback="https://api.wandb.ai")
+
+
+def _read_settings() -> configparser.ConfigParser:
+    """Return what W&B's commands have stored for this user and this folder; nothing where it cannot be read."""
     folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
     settings = configparser.ConfigParser(interpolation=None)
     try:
         settings.read([folder / "settings", Path(os.environ.get("WANDB_DIR", "."), "wandb", "settings")])
     except (OSError, configparser.Error):
         settings.clear()
-    return settings.get("default", "base_url", fallback="https://api.wandb.ai")
+    return settings

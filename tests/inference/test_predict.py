@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import pipeline
 
+import llm_lightning
 from llm_lightning.cli import load
 from llm_lightning.errors import UserError
 from llm_lightning.inference import predict
@@ -96,6 +100,73 @@ def test_rows_come_from_many_files_and_go_to_parquet(classifier: Path, tmp_path:
     table = pq.read_table(out).to_pydict()
     assert table["row"] == [0, 1, 2]
     assert set(table["label"]) <= {"0", "1", "2"}
+
+
+LINES = b"Ann met Bob\n\nRome\r\n   \nunbelievably\rsunny\n{NAME} met Bob\nlast"
+BLANK = {"error": "the row is empty"}
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows", "rows.en", "rows.log", "-", "/dev/stdin", "pipe"])
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_every_line_has_a_result(
+    name: str, ending: str, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of a file of any ending, of standard input and of a pipe: seven results for seven lines, also where a run was killed between."""
+    texts = ["Ann met Bob", "", "Rome", "   ", "unbelievably\rsunny", "{NAME} met Bob", "last"]
+    expected = [
+        BLANK if not text.strip() else row for text, row in zip(texts, llm_lightning.load(classifier).predict(texts), strict=True)
+    ]
+    monkeypatch.setattr(predict, "CHUNK", 3)
+    source = str(tmp_path / name) if not name.startswith(("-", "/")) else name
+    if name == "pipe":
+        os.mkfifo(source)
+        writer = subprocess.Popen(["sh", "-c", 'cat > "$0"', source], stdin=subprocess.PIPE)
+        assert writer.stdin is not None
+        writer.stdin.write(LINES)
+        writer.stdin.close()
+    elif source == name:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(LINES), encoding="ascii"))
+    else:
+        Path(source).write_bytes(LINES)
+        (tmp_path / f"said.{ending}.partial").write_text("")
+    out = tmp_path / f"said.{ending}"
+    start(load(["task=predict", f"run={classifier}", f"data.predict={source}", "trainer.progress=none", f"out={out}"]))
+    rows = [json.loads(line) for line in out.read_text().splitlines()] if ending == "jsonl" else pq.read_table(out).to_pylist()
+    assert [row["row"] for row in rows] == list(range(7))
+    assert [row.get("error") for row in rows] == [row.get("error") for row in expected]
+    assert [row.get("label") for row in rows] == [row.get("label") for row in expected]
+    assert ("read as plain text" in capfd.readouterr().err) == (name in ("rows.en", "rows.log"))
+
+
+def test_a_killed_prediction_of_lines_stays_aligned(classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.txt").write_bytes(LINES)
+    whole = predicted(classifier, tmp_path / "rows.txt")
+    monkeypatch.setattr(predict, "CHUNK", 2)
+    calls = predict.Predictor.__call__
+
+    def dies(self: predict.Predictor, rows: list[predict.Row]) -> list[predict.Row]:
+        if any(row["text"] == "last" for row in rows):
+            raise KeyboardInterrupt
+        return calls(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict.Predictor, "__call__", dies)
+        with pytest.raises(KeyboardInterrupt):
+            predicted(classifier, tmp_path / "rows.txt")
+    assert len((classifier / "predictions.jsonl.partial").read_text().splitlines()) == 6
+    assert predicted(classifier, tmp_path / "rows.txt") == whole
+
+
+def test_standard_input_is_never_resumed(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of another input would stand before those of this one."""
+    for content, rows in ((b"Ann\n\xe9\n", None), (b"Rome\nAnn\n", 2)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        monkeypatch.setattr(predict, "CHUNK", 1)
+        if rows is None:
+            with pytest.raises(UserError, match="standard input, line 2: byte 0xe9 is not UTF-8"):
+                predicted(classifier, "-")
+        else:
+            assert [row["row"] for row in predicted(classifier, "-")] == [0, 1]
 
 
 def test_a_bad_row_stops_or_is_told_of(classifier: Path, tmp_path: Path) -> None:

@@ -257,18 +257,86 @@ def test_a_server_that_is_lost_costs_no_training(
 
 
 def test_without_a_key_nothing_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from llm_lightning.training.wandb_mode import mode
+    from llm_lightning.training.wandb_mode import read_mode
 
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-    assert mode() == "offline"
+    assert read_mode().name == "offline"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123456789\n")
-    assert mode() == "online"
+    assert read_mode().name == "online"
     (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.example.org\n")  # as `wandb login --host` does
-    assert mode() == "offline"
+    assert read_mode().name == "offline"
     (tmp_path / "netrc").write_text("machine wandb.example.org login user password 0123456789\n")
-    assert mode() == "online"
+    assert read_mode().name == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://api.wandb.ai")
-    assert mode() == "offline"
+    assert read_mode().name == "offline"
+
+
+@pytest.mark.parametrize(
+    ("environment", "name", "reason"),
+    [
+        ({"WANDB_MODE": "disabled"}, "disabled", "WANDB_MODE=disabled"),
+        ({"WANDB_MODE": "off"}, "disabled", "WANDB_MODE=off"),
+        ({"WANDB_MODE": "none"}, "disabled", "WANDB_MODE=none"),
+        ({"WANDB_MODE": "False"}, "disabled", "WANDB_MODE=False"),
+        ({"WANDB_DISABLED": "true"}, "disabled", "WANDB_DISABLED=true"),
+        ({"WANDB_DISABLED": "1", "WANDB_MODE": "online"}, "disabled", "WANDB_DISABLED=1"),
+        ({"WANDB_DISABLED": "YES"}, "disabled", "WANDB_DISABLED=YES"),
+        ({"WANDB_DISABLED": "false", "WANDB_MODE": "dryrun"}, "offline", "WANDB_MODE=dryrun"),
+        ({"WANDB_DISABLED": "", "WANDB_MODE": ""}, "online", ""),
+        ({"WANDB_MODE": "onlin"}, "offline", "WANDB_MODE=onlin is no mode"),
+        ({"WANDB_MODE": "run"}, "online", "WANDB_MODE=run"),
+    ],
+)
+def test_variables_that_switch_wandb_off(
+    environment: dict[str, str],
+    name: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from llm_lightning.training import loggers
+    from llm_lightning.training.wandb_mode import read_mode
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_DISABLED", raising=False)
+    for variable, value in ({"WANDB_API_KEY": "0" * 40, "WANDB_CONFIG_DIR": str(tmp_path)} | environment).items():
+        monkeypatch.setenv(variable, value)
+    mode = read_mode()
+    assert mode.name == name
+    assert mode.reason.startswith(reason)
+    with caplog.at_level("INFO", logger="llm_lightning"):
+        built = loggers.build(LoggerConfig(name="wandb"), tmp_path, {}, [], None, "validation/loss", False)
+    assert any(isinstance(logger, WandbLogger) for logger in built) == (name != "disabled")
+    assert len(caplog.messages) == (name != "online")
+    assert all(reason in message for message in caplog.messages)
+
+
+def test_wandb_disabled_on_the_command_line_of_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from llm_lightning.training.wandb_mode import read_mode
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "settings").write_text("[default]\nmode = disabled\n")  # as `wandb disabled` does
+    assert read_mode().name == "disabled"
+
+
+@pytest.mark.parametrize("variable", ["WANDB_DISABLED=true", "WANDB_MODE=disabled", "WANDB_MODE=dryrun", "WANDB_MODE=wrong"])
+def test_a_run_with_wandb_switched_off(
+    variable: str, corpus: Path, run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name, _, value = variable.partition("=")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv(name, value)
+    folder = tmp_path / variable  # whose name holds an equals sign
+    run(*RUN, f"data.train={corpus}", "trainer.max_steps=2", f"run_dir={folder}")
+    log = (folder / "train.log").read_text()
+    assert log.count(f"({variable}") == 1
+    is_off = value in ("true", "disabled")
+    assert (folder / "wandb").exists() != is_off
+    assert ("wandb sync" in log) != is_off
+    assert "Traceback" not in log

@@ -16,7 +16,7 @@ import datasets
 from llm_lightning.config import DataConfig
 from llm_lightning.data import conll_layout
 from llm_lightning.data.conll_layout import DOCSTART, NOT_A_WORD, NUMBER, Layout
-from llm_lightning.data.paths import content_hash, split_files
+from llm_lightning.data.paths import content_hash, ending, split_files
 from llm_lightning.data.rows import LINE, PROBLEM, Rows, joined
 from llm_lightning.data.sources.files import lines
 from llm_lightning.data.tables import generated
@@ -181,12 +181,12 @@ def is_to_predict(path: Path, data: DataConfig) -> bool:
     lines. Such a run reads every file as CoNLL but tables and plain text whose lines are sentences (see `looks_like_conll`)."""
     from llm_lightning.data.sources.files import TABLES
 
-    ending = Path(path.name.lower().removesuffix(".gz")).suffix
-    if ending in ENDINGS and ending not in (".txt", ".tsv"):
+    suffix = ending(path)
+    if suffix in ENDINGS and suffix not in (".txt", ".tsv"):
         return True
-    if data.source != "conll" or ending in set(TABLES) - {".tsv"}:
+    if data.source != "conll" or suffix in set(TABLES) - {".tsv"}:
         return False
-    if ending not in PLAIN:
+    if suffix not in PLAIN:
         return True
     is_conll = conll_layout.looks_like_conll(conll_layout.survey(path))
     reading = "a word a line, blank lines between sentences" if is_conll else "a sentence a line"

@@ -200,10 +200,11 @@ def _csv_rows(path: Path, data: DataConfig, used: list[str], layout: Layout) -> 
         yield row
 
 
-def from_line(line: str, data: DataConfig, number: int) -> dict[str, Any]:
+def from_line(line: str, data: DataConfig, number: int, extra_columns: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the row that a line of JSON is."""
     value, problem = json_files.parse(line)
-    return _from_value(value, problem, data, number, _configured(data), _configured(data))
+    used = used_columns(data, list(value) if isinstance(value, dict) else [], extra_columns)
+    return _from_value(value, problem, data, number, used, used)
 
 
 def _from_value(

@@ -1,0 +1,67 @@
+"""Say what is wrong with a command line where Hydra or OmegaConf refuses it."""
+
+from __future__ import annotations
+
+import shlex
+
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
+
+from llm_lightning import config
+from llm_lightning.config import CONF, OPEN_GROUPS
+from llm_lightning.errors import listed, nearest
+from llm_lightning.overrides import is_text, write_override
+
+
+def explain(error: Exception, in_shell: bool = True) -> str:
+    """Return one message for the user: which key, what was found, what is allowed, the nearest valid name.
+
+    A line that it suggests is one for a shell, or for Python where `in_shell` is false.
+    """
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        options = listed(error.options, 40)
+        return f"{group}={option}: there is no such option; {group} can be {options}.{nearest(option, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return _unreadable(str(error.override), in_shell)
+    if isinstance(error, ConfigCompositionException) and str(error).startswith("Could not override"):
+        key = str(getattr(cause, "full_key", None) or str(error).split("'")[1])
+        return _unknown_key(key)
+    if isinstance(cause, ConfigKeyError) and cause.full_key:
+        return _unknown_key(str(cause.full_key))
+    if isinstance(cause, InterpolationKeyError) and cause.full_key:
+        hint = "${…} stands for another key, and ${oc.env:NAME} for a variable of the environment"
+        return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}; {hint}."
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}."
+    return str(error)
+
+
+def _unreadable(override: str, in_shell: bool) -> str:
+    """Return the message for an override that Hydra's grammar does not have; what it suggests works when it is pasted."""
+    key, equals, value = override.partition("=")
+    message = f"{override}: this cannot be read; "
+    if not equals:
+        hint = """ A text with blanks is quoted as a whole: "prompt=…".""" if in_shell else ""
+        return f"{message}an argument is key=value, or group=option.{hint}"
+    if is_text(key.lstrip("+")) or (key.lstrip("+").partition(".")[0] in OPEN_GROUPS and not value.startswith(("[", "{"))):
+        quoted = write_override(key, value)
+        return f"{message}write it as {shlex.quote(quoted) if in_shell else repr(quoted)}."
+    return f"{message}a list is [a,b], a mapping {{a: 1, b: 2}}, and text with other signs in them is quoted: ['a (1)','b']."
+
+
+def _unknown_key(key: str) -> str:
+    """Return the message for a key that the schema does not have."""
+    node, known = config.schema(), ""
+    parts = key.split(".")
+    for part in parts[:-1]:
+        child = node.get(part)
+        if not isinstance(child, DictConfig):
+            break
+        node, known = child, f"{known}{part}."
+    unknown = parts[known.count(".")]
+    valid = sorted(map(str, node)) + ([p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"] if not known else [])
+    guess = nearest(unknown, valid).replace("'", f"'{known}", 1)
+    return f"{key}: there is no such key; {known.rstrip('.') or 'the config'} has {listed(sorted(set(valid)), 40)}.{guess}"

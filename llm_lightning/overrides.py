@@ -1,0 +1,221 @@
+"""Read the words of a command line: values that are text (prompts, paths, names of columns) are taken as they are typed.
+
+Hydra's grammar gives brackets, commas, colons, `=`, `#` and quotes a meaning, and refuses or rewrites text that holds them. So the value of
+every key whose type in the schema is text, a list of texts, or files is quoted here before Hydra parses it. The rules, which
+docs/configuration.md tells users:
+
+- a value that is one quoted string ('…' or "…", from its first to its last character) is what is inside, as Hydra has it;
+- `null` leaves a key unset (a prompt may be the word "null");
+- [a,b] is a list for keys that take lists, unless a file has this very name;
+- ${…} is an interpolation of Hydra's, unless a file has this very name or the brackets do not close; in a prompt it is text;
+- with -m, commas separate the values of a sweep, unless a file has this very name.
+
+Quoting what is quoted changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from llm_lightning.config import CONF, Config
+from llm_lightning.errors import UserError
+
+FILES = ("data.train", "data.validation", "data.test")
+"""Keys of one file or a list of them, which the schema has as Any."""
+_QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_PLAIN = re.compile(r"(?:\.{0,2}/|\w)[\w./-]*", re.ASCII)
+_WORDS = ("null", "true", "false", "inf", "nan")
+_SWEEPS = re.compile(r"(?:choice|range|glob|shuffle|sort|tag|interval|int|float|str|bool)\(.*\)", re.DOTALL)
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
+
+
+def quote_overrides(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a command line, or overrides from Python, as Hydra's grammar reads them; others than key=value stay."""
+    sweeps = any(argument in ("-m", "--multirun") or argument.lower() == "hydra.mode=multirun" for argument in arguments)
+    folder = next((argument.partition("=")[2] for argument in arguments if argument.startswith("data.dir=")), None)
+    return [_quote_override(argument, sweeps, folder) for argument in arguments]
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return key -> value of overrides, parsed as Hydra parses them. Raises Hydra's OverrideParseException."""
+    return {parsed.key_or_group: parsed.value() for parsed in OverridesParser.create().parse_overrides(quote_overrides(arguments))}
+
+
+def write_override(key: str, value: str) -> str:
+    """Return the override that sets a key to a text, whatever the text holds."""
+    return f"{key}={value if _is_plain(value) else _quote_text(_escape_interpolations(value, is_quoted=False))}"
+
+
+def is_text(key: str) -> bool:
+    """Return whether the values of a key are text, so that any value can be quoted."""
+    return _kind(key) is not None
+
+
+def escape_interpolations(settings: Any) -> Any:
+    """Return plain containers whose texts OmegaConf reads as they are."""
+    if isinstance(settings, dict):
+        return {key: escape_interpolations(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [escape_interpolations(value) for value in settings]
+    return _escape_interpolations(settings, is_quoted=False) if isinstance(settings, str) else settings
+
+
+def _quote_override(argument: str, sweeps: bool, folder: str | None) -> str:
+    plus, key, value = re.fullmatch(r"(\+{0,2})([\w.]*)=(.*)|.*", argument, re.DOTALL).groups()  # type: ignore[union-attr]
+    kind = None if key is None else _kind(key)
+    if kind is None:
+        return argument
+    if key == "prompt":
+        value = _decode(value)
+    if sweeps and not _is_file(value, None) and not _is_file(value, folder):
+        if _SWEEPS.fullmatch(value):
+            return argument
+        value = ",".join(_quote_value(key, kind, element, folder) for element in _split(value))
+    else:
+        value = _quote_value(key, kind, value, folder)
+    return f"{plus}{key}={value}"
+
+
+def _quote_value(key: str, kind: str, value: str, folder: str | None) -> str:
+    if value.lower() == "null" and key != "prompt":
+        return value
+    is_file = key != "prompt" and (_is_file(value, None) or (key.startswith("data.") and _is_file(value, folder)))
+    if kind != "text" and not is_file and (elements := _elements(value)) is not None:
+        return f"[{','.join(_quote_element(element, kind, folder) for element in elements)}]"
+    if kind == "texts":
+        return value  # one text, or a mapping: the schema says whether that will do
+    text = value if is_file else unquote(value)
+    if key == "prompt" or is_file or not _interpolates(text):
+        text = _escape_interpolations(text, is_quoted=text != value)
+    return text if _is_plain(text) else _quote_text(text)
+
+
+def _quote_element(element: str, kind: str, folder: str | None) -> str:
+    """Quote an element of a list; in lists of texts, double quotes are those of JSON, so that "\\n" is the end of a line."""
+    text = unquote(element)
+    if kind == "texts" and element.startswith('"') and text != element:
+        with contextlib.suppress(json.JSONDecodeError):
+            text = json.loads(element)
+    if not _interpolates(text) or (kind == "files" and (_is_file(text, None) or _is_file(text, folder))):
+        text = _escape_interpolations(text, is_quoted=text != element)
+    return text if _is_plain(text) else QuotedString(text, Quote.single).with_quotes()
+
+
+def unquote(value: str) -> str:
+    """Return what is inside of a value that is one quoted string; another value as it is."""
+    if not re.fullmatch(_QUOTED, value, re.DOTALL):
+        return value
+    return str(OverridesParser.create().parse_override(f"key={value}").value())
+
+
+def _quote_text(text: str) -> str:
+    return QuotedString(text, Quote.single if '"' in text and "'" not in text else Quote.double).with_quotes()
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether Hydra reads the text without quotes as this very text."""
+    starts_as_number = text[:1].isdigit() or re.match(r"[./]*\d", text) is not None
+    return _PLAIN.fullmatch(text) is not None and not starts_as_number and text.lower() not in _WORDS
+
+
+def _interpolates(text: str) -> bool:
+    """Return whether OmegaConf can read the `${…}` of a text."""
+    from omegaconf.errors import GrammarParseError
+    from omegaconf.grammar_parser import parse
+
+    if "${" not in text:
+        return False
+    try:
+        parse(text)
+    except GrammarParseError:
+        return False
+    return True
+
+
+def _escape_interpolations(text: str, is_quoted: bool) -> str:
+    r"""Return the text with every `${` as `\${`, which OmegaConf reads as `${`; backslashes before are doubled.
+
+    Of a text that was quoted, `\${` is the user's own escape (or ours, of a first pass) and stays.
+    """
+
+    def escape(match: re.Match[str]) -> str:
+        count = len(match[1])
+        return match[0] if is_quoted and count % 2 else "\\" * (2 * count + 1) + "${"
+
+    return _INTERPOLATION.sub(escape, text)
+
+
+def _split(value: str) -> list[str]:
+    """Return the parts of a value between commas outside of quotes and brackets; quotes and brackets count at the start of a part."""
+    parts: list[str] = []
+    rest = value
+    whole = re.compile(rf"\s*(?:{_QUOTED}|\[[^\]]*\])\s*(?=,|$)", re.DOTALL)
+    while True:
+        match = whole.match(rest)
+        end = match.end() if match is not None else rest.find(",") if "," in rest else len(rest)
+        parts.append(rest[:end].strip() if match is not None or parts or end < len(rest) else rest[:end])
+        if end == len(rest):
+            return parts
+        rest = rest[end + 1 :]
+
+
+def _elements(value: str) -> list[str] | None:
+    """Return the elements of a list [a,b]; None for a value that is no list: `[NLP] files/[1]` is a name."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return None
+    inner = value[1:-1]
+    depth = 0
+    for character in re.sub(_QUOTED, "", inner, flags=re.DOTALL):
+        depth += (character == "[") - (character == "]")
+        if depth < 0:
+            return None
+    return [part.strip() for part in _split(inner)] if inner.strip() else []
+
+
+def _is_file(value: str, folder: str | None) -> bool:
+    place = Path(unquote(folder)).expanduser() if folder else Path()
+    return bool(value) and os.path.exists(place / os.path.expanduser(value))
+
+
+def _decode(prompt: str) -> str:
+    """Return a prompt whose bytes Python could not read in the locale of the process. Raises UserError where they are not UTF-8."""
+    if not any("\ud800" <= character <= "\udfff" for character in prompt):
+        return prompt
+    try:
+        return prompt.encode(sys.getfilesystemencoding(), "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise UserError("prompt: this is not UTF-8 (or holds half of a surrogate pair), so that no model can read it.") from None
+
+
+def _kind(key: str) -> str | None:
+    """Return what the values of a key are: "text", "texts" (a list of texts), "files" (one or a list), or None for all else."""
+    return _kinds().get(key)
+
+
+@cache
+def _kinds() -> dict[str, str]:
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    kinds = {"str": "text", "str | None": "text", "list[str]": "texts", "list[str] | None": "texts"}
+    types = {key: kinds[kind] for key, kind in _types(Config, "") if kind in kinds and key not in groups}
+    return types | dict.fromkeys(FILES, "files")
+
+
+def _types(group: Any, prefix: str) -> Iterable[tuple[str, str]]:
+    for field in fields(group):
+        default: Any = field.default_factory
+        if is_dataclass(default):
+            yield from _types(default, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", str(field.type)
