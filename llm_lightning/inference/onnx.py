@@ -14,7 +14,7 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 
 from llm_lightning.errors import RunError
-from llm_lightning.models.forward import is_unpadded
+from llm_lightning.models.batch_form import is_unpadded, published_attention
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Logits(nn.Module):
 def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Write model.onnx into the folder. Raises RunError where ONNX Runtime's logits are not torch's."""
     if is_unpadded(model):
-        model.set_attn_implementation("sdpa")
+        model.set_attn_implementation(published_attention(model))
     function, file = Logits(model.eval()), folder / "model.onnx"
     names = ["input_ids", "attention_mask", *(["decoder_input_ids"] if model.config.is_encoder_decoder else [])]
     outputs = ["start_logits", "end_logits"] if "QuestionAnswering" in type(model).__name__ else ["logits"]

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from llm_lightning import distributed
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.models.forward import is_unpadded, padded
+from llm_lightning.models.batch_form import is_unpadded, published_attention
+from llm_lightning.models.forward import padded
 
 AT_ONCE = 16  # prompts that are gone on with together
 
@@ -82,7 +83,7 @@ def as_published(model: PreTrainedModel) -> Iterator[None]:
         yield
         return
     flat = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(published_attention(model))
     try:
         yield
     finally:

@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from llm_lightning.config import TrainerConfig
 from llm_lightning.data.collate import Collator, MicroBatch
-from llm_lightning.models.forward import token_loss, unpadded
+from llm_lightning.models.flat_check import use_flat_batches
+from llm_lightning.models.forward import token_loss
 from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.training import parallel, trainer
 from llm_lightning.training.precision import WorkingWeights, in_bf16
@@ -64,7 +65,7 @@ def batch_of(*lengths: int, seed: int = 0) -> MicroBatch:
 
 def model_of(kind: str) -> Any:
     torch.manual_seed(0)
-    return unpadded(AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[kind]))).eval()
+    return use_flat_batches(AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[kind]))).eval()
 
 
 @pytest.fixture
