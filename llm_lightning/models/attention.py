@@ -91,23 +91,45 @@ def attention(
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # (tokens, heads, dim); autocast turns in fp32
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    same_width = q.shape[-1] == v.shape[-1]  # not in DeepSeek's latent attention
     window = -1 if sliding_window is None else sliding_window - 1  # how far a token looks; transformers counts the token itself
-    if softcap is not None or s_aux is not None:
-        out = with_changed_logits(q, k, v, cu_seq_lens_q, dropout, causal, window, scale, softcap, s_aux)
-    elif q.device.type == "cpu":
-        out = by_length(q, k, v, cu_seq_lens_q, dropout, causal, window, scale)
-    elif q.device.type == "cuda" and not dropout and q.dtype != torch.float32 and same_width and _has_varlen(q.device):
+    parts, changes = (cu_seq_lens_q, max_length_q), (softcap, s_aux)
+    if not torch.is_autocast_enabled(q.device.type):
+        return _attend(q, k, v, *parts, dropout, causal, window, scale, *changes)[None], None
+    kind = torch.get_autocast_dtype(q.device.type)
+    with torch.autocast(q.device.type, enabled=False):  # it would cast what is written in place, or in fp32 on purpose
+        q, k, v = (x.to(kind) for x in (q, k, v))
+        return _attend(q, k, v, *parts, dropout, causal, window, scale, *changes)[None], None
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    longest: int,
+    dropout: float,
+    causal: bool,
+    window: int,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Return (tokens, heads, dim) attention by the function that is right for the device and the arguments."""
+    if softcap is not None or sinks is not None:
+        return with_changed_logits(q, k, v, cu_seqlens, dropout, causal, window, scale, softcap, sinks)
+    if q.device.type == "cpu":
+        return by_length(q, k, v, cu_seqlens, dropout, causal, window, scale)
+    same_width = q.shape[-1] == v.shape[-1]  # not in DeepSeek's latent attention
+    if q.device.type == "cuda" and not dropout and q.dtype != torch.float32 and same_width and _has_varlen(q.device):
         span = (window, 0 if causal else window)
         if not VARLEN_GROUPS:
             k, v = repeat_heads(q, k, v)
         options: dict[str, Any] = {"scale": scale, "window_size": span}
         if q.shape[1] != k.shape[1]:
             options["enable_gqa"] = True
-        out = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
-    else:
-        out = in_rows(q, k, v, cu_seq_lens_q, max_length_q, dropout, causal, window, scale)
-    return out[None], None
+        out: Any = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
+        return out
+    return in_rows(q, k, v, cu_seqlens, longest, dropout, causal, window, scale)
 
 
 _lengths: tuple[Tensor, int] | None = None

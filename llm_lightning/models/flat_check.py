@@ -61,14 +61,15 @@ def _decide(model: PreTrainedModel) -> BatchForm:
         return BatchForm("its attention is code of its own, which no other function can replace (transformers' AttentionInterface)")
     if getattr(model, "_is_stateful", False):
         return BatchForm("its layers carry a state from token to token, and so from document to document")
-    key = _key(model)
+    key = kind_of(model)
     if key not in _decided:
         with quiet():
             _decided[key] = _try_copies(model)
     return _decided[key]
 
 
-def _key(model: PreTrainedModel) -> str:
+def kind_of(model: PreTrainedModel) -> str:
+    """Return what a check of a model's kind depends on, as a text: its class and the settings of its small copy."""
     try:
         settings = json.dumps(shrink(model.config).to_dict(), sort_keys=True, default=str)
     except Exception:  # no such copy can be made
@@ -84,9 +85,9 @@ def _try_copies(model: PreTrainedModel) -> BatchForm:
             try:
                 return _try_forms(small)
             except Exception as error:  # whatever a model's code raises
-                problem = f"a small copy of it cannot be run ({_line(error)})"
+                problem = f"a small copy of it cannot be run ({first_line(error)})"
     except Exception as error:
-        problem = f"no small copy of it could be made ({_line(error)})"
+        problem = f"no small copy of it could be made ({first_line(error)})"
     return BatchForm(problem)
 
 
@@ -95,8 +96,6 @@ def _try_forms(reference: PreTrainedModel) -> BatchForm:
 
     Raises what the model raises on padded rows.
     """
-    if reference.config.pad_token_id is None:
-        reference.config.pad_token_id = 0
     flat = copy.deepcopy(reference)
     batches = [draw_batch(reference, LENGTHS), draw_batch(reference, OTHER_LENGTHS)]
     if _reads_token_types(reference):
@@ -127,18 +126,20 @@ def _try_forms(reference: PreTrainedModel) -> BatchForm:
             else:
                 forms.insert(0, dataclasses.replace(form, lengths_at_hand=True))
         except Exception as error:  # whatever a model's code raises
-            problems.append((math.inf, f"it fails on a flat batch ({_line(error)})"))
+            problems.append((math.inf, f"it fails on a flat batch ({first_line(error)})"))
     return BatchForm(min(problems, key=lambda problem: problem[0])[1])
 
 
 def _forms(model: PreTrainedModel, logits: Tensor) -> list[BatchForm]:
     """Return the forms that may fit, the usual ones first."""
     base = model.base_model
-    modules = {"": base, "decoder": getattr(base, "decoder", None), "model": getattr(base, "model", None)}
+    modules: dict[str, Any] = {"": base, "decoder": getattr(base, "decoder", None), "model": getattr(base, "model", None)}
     has_table = any(isinstance(module, nn.Embedding) and "position" in name for name, module in base.named_modules())
+    has_table = has_table and model.config.pad_token_id is not None
     poolings = POOLINGS if logits.dim() == 2 and len(logits) == len(LENGTHS) else POOLINGS[:1]
     forms = []
-    for (name, transformer), behind, pooling in itertools.product(modules.items(), (False, True)[: 1 + has_table], poolings):
+    offsets = (False, True) if has_table else (False,)
+    for (name, transformer), behind, pooling in itertools.product(modules.items(), offsets, poolings):
         if isinstance(transformer, nn.Module) and transformer is not model:
             has_cache = "use_cache" in inspect.signature(transformer.forward).parameters
             forms.append(BatchForm(None, name, behind, pooling, has_cache=has_cache))
@@ -148,7 +149,8 @@ def _forms(model: PreTrainedModel, logits: Tensor) -> list[BatchForm]:
 def draw_batch(model: PreTrainedModel, lengths: tuple[int, ...]) -> MicroBatch:
     """Return a batch of documents of random tokens, none of them special, with the targets that a language model has."""
     generator = torch.Generator().manual_seed(0)
-    vocabulary, tokens = model.get_input_embeddings().num_embeddings, sum(lengths)
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary, tokens = embeddings.weight.shape[0], sum(lengths)
     special = [getattr(model.config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]  # a model may have several ends
     usual = torch.tensor([token for token in range(vocabulary) if not any(token in _listed(ids) for ids in special)])
     bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
@@ -239,7 +241,7 @@ def _listed(ids: Any) -> Any:
     return ids if isinstance(ids, list) else [ids]
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Return the first line of an error, short."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return text if len(text) <= 120 else f"{text[:120]}…"

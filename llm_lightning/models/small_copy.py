@@ -33,8 +33,8 @@ WHOLE = 30_000_000
 
 _LAYERS = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers")
 _HEADS = ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads")
-_INNER = ("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "moe_intermediate_size")
-_INNER += ("shared_expert_intermediate_size", "intermediate_size_mlp", "n_inner")
+_INNER: tuple[str, ...] = ("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "moe_intermediate_size")
+_INNER += ("ffn_hidden_size", "shared_expert_intermediate_size", "intermediate_size_mlp", "n_inner")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 
@@ -100,6 +100,10 @@ def shrink(config: Any, head_size: int | None = HEAD_SIZE) -> Any:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if isinstance(getattr(small, name, None), int) and getattr(small, name) >= VOCABULARY:
             setattr(small, name, 0)
+    if small.pad_token_id is None:
+        small.pad_token_id = 0
+    if small.is_encoder_decoder and getattr(small, "decoder_start_token_id", None) is None:
+        small.decoder_start_token_id = small.pad_token_id
     heads = getattr(small, "num_attention_heads", None)
     width = getattr(small, "hidden_size", None)
     if isinstance(heads, int) and isinstance(width, int) and heads > 4:
@@ -108,10 +112,11 @@ def shrink(config: Any, head_size: int | None = HEAD_SIZE) -> Any:
         if head_size is not None and not _has_sized_rope(small):
             size = min(size, head_size)
             _limit(small, ("head_dim", "attention_head_size", "d_kv"), head_size)
+        _limit(small, ("rotary_dim",), size // 2)
+        for name, value in list(vars(small).items()):  # embeddings and poolers that are as wide as the layers
+            if value == width and isinstance(value, int) and not any(part in name for part in ("position", "vocab", "max")):
+                setattr(small, name, 4 * size)
         small.hidden_size = 4 * size
-        for name in ("embedding_size", "word_embed_proj_dim"):
-            if getattr(small, name, None) == width:
-                setattr(small, name, small.hidden_size)
         for name in _HEADS:
             _limit(small, (name,), 4)
         if isinstance(groups, int) and groups > 1:
