@@ -60,7 +60,7 @@ def build_small_copies(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         except Exception as error:  # whatever a model's code raises
             first = first or error
             continue
-        _randomize(small)
+        randomize(small)
         built = True
         yield small.eval()
     if not built and first is not None:
@@ -208,7 +208,7 @@ def _build(kind: type[PreTrainedModel], config: Any) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def _randomize(model: nn.Module) -> None:
+def randomize(model: nn.Module) -> None:
     """Draw every parameter anew, so that none is zero, attention is far from uniform, and positions matter."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
