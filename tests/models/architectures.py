@@ -1,12 +1,14 @@
 """Tiny models of the architectures that people use, and the table of docs/models.md about them.
 
-`python -m tests.models.architectures` tries adapters and the ONNX export of each and writes the table, in some minutes.
+`python -m tests.models.architectures` tries the ONNX export of each, which takes half an hour, and writes the table; with names behind
+it, the export of these alone.
 """
 
 from __future__ import annotations
 
 import copy
 import re
+import sys
 import tempfile
 import warnings
 from functools import cache
@@ -37,12 +39,26 @@ BERT |= {"max_position_embeddings": 64}
 LLAMA: Settings = {**BERT, "num_key_value_heads": 2}
 WINDOWED: Settings = {**LLAMA, "sliding_window": 5}
 BY_LAYER: Settings = {**WINDOWED, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
-MOE: Settings = {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+MOE: Settings = {
+    **LLAMA,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+}
 DEBERTA: Settings = {**BERT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 XLM: Settings = {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}
 GPT2: Settings = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 GPTJ: Settings = {**GPT2, "rotary_dim": 4}
-T5: Settings = {"d_model": 32, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "d_kv": 8, "d_ff": 48, "decoder_start_token_id": PAD}
+T5: Settings = {
+    "d_model": 32,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "d_kv": 8,
+    "d_ff": 48,
+    "decoder_start_token_id": PAD,
+}
 BART: Settings = {
     "d_model": 32,
     "encoder_layers": 2,
@@ -63,7 +79,13 @@ MASKED: dict[str, Settings] = {
     "albert": {**BERT, "embedding_size": 16},
     "mpnet": BERT,
     "deberta": {**DEBERTA, "pooler_hidden_size": 32},
-    "deberta-v2": {**DEBERTA, "pooler_hidden_size": 32, "position_buckets": 16, "share_att_key": True, "norm_rel_ebd": "layer_norm"},
+    "deberta-v2": {
+        **DEBERTA,
+        "pooler_hidden_size": 32,
+        "position_buckets": 16,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+    },
     "camembert": BERT,
     "xlm-roberta": BERT,
     "xlm-roberta-xl": BERT,
@@ -139,7 +161,10 @@ CAUSAL: dict[str, Settings] = {
     "modernbert-decoder": {**BERT, "local_attention": 10, "global_attn_every_n_layers": 2},
     "lfm2": {**LLAMA, "layer_types": ["conv", "full_attention"]},
     "dbrx": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}
-    | {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2}},
+    | {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "jamba": {**LLAMA, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
     | {"num_experts": 2, "mamba_d_state": 4, "use_mamba_kernels": False},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
@@ -208,7 +233,9 @@ def try_adapter(architecture: str) -> str:
     try:
         adapter.add(model, AdapterConfig(kind="lora", rank=2), [])
         batch = draw_batch(head)
-        run = {"SequenceClassification": forward.sequence_logits, "Seq2SeqLM": forward.written_logits}.get(head, forward.token_logits)
+        run = {"SequenceClassification": forward.sequence_logits, "Seq2SeqLM": forward.written_logits}.get(
+            head, forward.token_logits
+        )
         run(use_flat_batches(model), batch).float().square().sum().backward()
     except Exception as error:
         return f"no: {short(error)}"
@@ -248,18 +275,20 @@ def short(error: Exception) -> str:
     return re.sub(r"/\S+/|[|`]", "", text)[:70]
 
 
+@cache
 def describe_batches(architecture: str) -> str:
     model = use_flat_batches(build_tiny(architecture))
     return "flat" if is_unpadded(model) else f"padded: {batch_form(model).padded_because}"
 
 
 def write_table(onnx: dict[str, str]) -> str:
-    """Return the table of docs/models.md; `onnx` gives the outcome of the export of each architecture."""
-    rows, flat = [], 0
-    for name in ARCHITECTURES:
-        batches = describe_batches(name)
-        flat += batches == "flat"
-        rows.append(f"| {name} | {HEADS[name]} | {batches} | {try_adapter(name)} | {onnx[name]} |")
+    """Return the table of docs/models.md; `onnx` gives the outcome of the exports that were tried."""
+    batches = {name: describe_batches(name) for name in ARCHITECTURES}
+    rows = [
+        f"| {name} | {HEADS[name]} | {batches[name]} | {try_adapter(name)} | {onnx.get(name, NOT_TRIED)} |"
+        for name in ARCHITECTURES
+    ]
+    flat = list(batches.values()).count("flat")
     lines = [
         f"{flat} of {len(ARCHITECTURES)} take flat batches (transformers {transformers.__version__}).",
         "",
@@ -272,6 +301,7 @@ def write_table(onnx: dict[str, str]) -> str:
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- architectures: written by python -m tests.models.architectures -->", "<!-- end of architectures -->"
+NOT_TRIED = "not tried"
 
 
 def read_table() -> str:
@@ -279,10 +309,21 @@ def read_table() -> str:
     return PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].strip()
 
 
+def read_rows() -> dict[str, list[str]]:
+    """Return of each architecture in the table: head, batches, LoRA, ONNX."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in read_table().splitlines() if line.startswith("|")]
+    return {name: cells for name, *cells in rows[2:]}
+
+
+def main(names: list[str]) -> None:
+    """Try the exports of these architectures, or of all, and write the table; the other outcomes stay as they are."""
+    outcomes = {name: onnx for name, (*_, onnx) in read_rows().items()}
+    for name in names or ARCHITECTURES:
+        outcomes[name] = try_onnx(name)
+        text = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(f"{text.split(BEGIN)[0]}{BEGIN}\n{write_table(outcomes)}\n{END}{text.split(END)[1]}", encoding="utf-8")
+        print(name, outcomes[name], flush=True)
+
+
 if __name__ == "__main__":
-    outcomes = {}
-    for architecture in ARCHITECTURES:
-        outcomes[architecture] = try_onnx(architecture)
-        print(architecture, outcomes[architecture], flush=True)
-    before, after = PAGE.read_text(encoding="utf-8").split(BEGIN)[0], PAGE.read_text(encoding="utf-8").split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{write_table(outcomes)}\n{END}{after}", encoding="utf-8")
+    main(sys.argv[1:])

@@ -14,11 +14,10 @@ from transformers import PreTrainedModel
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.models import build, forward
-from llm_lightning.models.batch_form import is_unpadded
 from llm_lightning.training.precision import MasterWeights
 from llm_lightning.training.step import clip
 
-from .architectures import ARCHITECTURES, HEADS, build_tiny, draw_batch, read_table, write_table
+from .architectures import ARCHITECTURES, HEADS, NOT_TRIED, build_tiny, draw_batch
 
 STEPS = 3
 
@@ -95,3 +94,27 @@ def test_training_is_that_of_hugging_faces_own_forward(architecture: str, precis
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_documentation_says_how_batches_are_given(architecture: str) -> None:
+    """`python -m tests.models.architectures` writes the table anew."""
+    assert read_rows()[architecture][:2] == [HEADS[architecture], describe_batches(architecture)]
+
+
+def test_the_documentation_counts_flat_architectures() -> None:
+    flat = sum(batches == "flat" for _, batches, *_ in read_rows().values())
+    assert read_table().startswith(f"{flat} of {len(ARCHITECTURES)} take flat batches")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_documentation_says_which_adapters_work(architecture: str) -> None:
+    assert read_rows()[architecture][2] == try_adapter(architecture)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_documentation_says_which_exports_work(architecture: str) -> None:
+    if (outcome := read_rows()[architecture][3]) != NOT_TRIED:
+        assert try_onnx(architecture) == outcome
