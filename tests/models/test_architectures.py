@@ -17,7 +17,18 @@ from llm_lightning.models import build, forward
 from llm_lightning.training.precision import MasterWeights
 from llm_lightning.training.step import clip
 
-from .architectures import ARCHITECTURES, HEADS, NOT_TRIED, build_tiny, draw_batch
+from .architectures import (
+    ARCHITECTURES,
+    HEADS,
+    NOT_TRIED,
+    build_tiny,
+    describe_batches,
+    draw_batch,
+    read_rows,
+    read_table,
+    try_adapter,
+    try_onnx,
+)
 
 STEPS = 3
 
