@@ -37,6 +37,8 @@ OTHER_LENGTHS = (40, 1)
 TOLERANCE = 2e-4
 """How far logits and gradients may be apart, of the largest of them: rounding in fp32 makes 1e-6 to 5e-5."""
 
+NAMES = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version", "quantization_config")
+"""Entries of a config that change when a model is exported and loaded, and that no number depends on."""
 POOLINGS = ("first", "last", "mean", "late")
 
 _decided: dict[str, BatchForm] = {}
@@ -71,10 +73,11 @@ def _decide(model: PreTrainedModel) -> BatchForm:
 def kind_of(model: PreTrainedModel) -> str:
     """Return what a check of a model's kind depends on, as a text: its class and the settings of its small copy."""
     try:
-        settings = json.dumps(shrink(model.config).to_dict(), sort_keys=True, default=str)
+        config = shrink(model.config)
     except Exception:  # no such copy can be made
-        settings = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
-    return f"{type(model).__module__}.{type(model).__qualname__} {settings}"
+        config = model.config
+    settings = {name: value for name, value in config.to_dict().items() if name not in NAMES}
+    return f"{type(model).__module__}.{type(model).__qualname__} {json.dumps(settings, sort_keys=True, default=str)}"
 
 
 def _try_copies(model: PreTrainedModel) -> BatchForm:

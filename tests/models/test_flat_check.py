@@ -259,3 +259,12 @@ def test_under_autocast_flat_batches_give_the_same(monkeypatch: pytest.MonkeyPat
     expected.backward()
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=0.01)
     assert float(torch.cosine_similarity(gradient(model), gradient(exact), 0)) > 0.99
+
+
+def test_an_exported_model_is_of_the_same_kind(tmp_path: Any) -> None:
+    model = build_tiny("bert", "SequenceClassification")
+    model.config.id2label = {0: "bad", 1: "fair", 2: "good"}
+    model.save_pretrained(tmp_path)
+    reloaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert flat_check.kind_of(reloaded) == flat_check.kind_of(build_tiny("bert", "SequenceClassification"))
+    assert flat_check.kind_of(reloaded) != flat_check.kind_of(build_tiny("bert"))
