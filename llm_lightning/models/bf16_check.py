@@ -48,6 +48,29 @@ def bf16_way(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractCo
     return way
 
 
+def computes_after(model: PreTrainedModel, cast: Callable[[nn.Module], Any]) -> bool:
+    """Return whether a model computes after `cast` has changed the types of its weights, by a small copy. A collective."""
+    decides = distributed.world_size() == 1 or distributed.is_rank_zero()
+    return distributed.broadcast(_try_cast(model, cast) if decides else None)
+
+
+def _try_cast(model: PreTrainedModel, cast: Callable[[nn.Module], Any]) -> bool:
+    with quiet(), contextlib.suppress(Exception):  # whatever a model's code raises
+        for small in build_small_copies(model):
+            set_batch_form(small, batch_form(model))
+            try:
+                _run(small, contextlib.nullcontext())
+            except Exception:
+                continue
+            cast(small)
+            try:
+                _run(small, contextlib.nullcontext())
+            except Exception:
+                return False
+            return True
+    return True
+
+
 def _decide(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractContextManager[Any]]) -> Way:
     key = flat_check.kind_of(model)
     if key not in _decided:

@@ -149,7 +149,7 @@ class Objective(lightning.LightningModule):
         """Shard the model where the strategy is FSDP2, before its weights go to the device."""
         if self.device_mesh is not None:
             precision = str(self.trainer.precision)
-            bf16_weights = not precision.startswith("bf16") or choose_way(self.model) == "copies"
+            bf16_weights = precision != "bf16-mixed" or choose_way(self.model) == "copies"
             parallel.shard(self.model, self.device_mesh["data_parallel"], precision, bf16_weights)
 
     def configure_optimizers(self) -> Any:

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from llm_lightning.distributed import world_size
 from llm_lightning.errors import UserError
-from llm_lightning.models.bf16_check import Way, bf16_way
+from llm_lightning.models.bf16_check import Way, bf16_way, computes_after
 from llm_lightning.models.layers import layers
 
 
@@ -113,23 +113,28 @@ class HalfWeights(HalfPrecision):
     """
 
     def convert_module(self, module: Module) -> Module:
-        """Cast the weights. Raises UserError where the model cannot compute in bf16."""
+        """Cast the weights. Raises UserError where the model cannot compute with bf16 weights."""
         model: Any = module.model
-        self._objective, self._way = module, choose_way(model)
-        if self._way == "fp32":
-            raise UserError(f"trainer.precision=bf16-true: {model.config.model_type} does not compute in bf16; use 32-true.")
+        if not model.__dict__.get("is_bf16") and not computes_after(model, self._cast):
+            raise UserError(
+                f"trainer.precision=bf16-true: {model.config.model_type} does not compute with bf16 weights; use bf16-mixed, which runs it "
+                f"under autocast."
+            )
+        self._cast(model)
+        model.__dict__["is_bf16"] = True
+        return module
+
+    def _cast(self, model: Any) -> None:
         buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
         model.to(dtype=self._desired_input_dtype)
         for name, buffer in buffers.items():
             parent, _, child = name.rpartition(".")
             model.get_submodule(parent)._buffers[child] = buffer.to(model.device)
-        return module
 
     @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
         """Leave the default type alone: a number of targets in bf16 would be rounded to 8 bits."""
-        with _autocast(self._objective.model, self._way):
-            yield
+        yield
 
     def convert_input(self, data: Any) -> Any:
         return data
