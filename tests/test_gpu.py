@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from llm_lightning.models.forward import COVERED, DECODERS, token_logits, unpadded
+from llm_lightning.models.flat_check import use_flat_batches
+from llm_lightning.models.forward import token_logits
 from llm_lightning.objectives.base import Objective
 
 from .conftest import TINY_GPT, Runner
-from .models.test_padding_free import collated, made
+from .models.test_padding_free import COVERED, OTHERS, collated, language_head, made
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -27,9 +28,9 @@ def to_gpu(batch: Any) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", COVERED)
+@pytest.mark.parametrize("architecture", COVERED + OTHERS)
 def test_flat_batches_give_on_a_gpu_what_they_give_on_a_cpu(architecture: str, dtype: torch.dtype) -> None:
-    model = unpadded(made(architecture, "CausalLM" if architecture in DECODERS else "MaskedLM"))
+    model = use_flat_batches(made(architecture, language_head(architecture)))
     there = copy.deepcopy(model).to("cuda", dtype)
     batch = collated("stream")
     expected, found = token_logits(model, batch), token_logits(there, to_gpu(batch))

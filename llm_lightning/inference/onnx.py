@@ -17,7 +17,7 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 
 from llm_lightning.errors import RunError, first_line
-from llm_lightning.models.forward import is_unpadded
+from llm_lightning.models.batch_form import is_unpadded, published_attention
 from llm_lightning.models.positions import count_positions
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     Raises RunError where the model cannot be exported, or where ONNX Runtime's logits are not torch's: then the file is not to be kept.
     """
     if is_unpadded(model):
-        model.set_attn_implementation("sdpa")
+        model.set_attn_implementation(published_attention(model))
     function, file, kind = Logits(model.eval()), folder / "model.onnx", type(model).__name__
     try:
         _trace(function, tokenizer, file)

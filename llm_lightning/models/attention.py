@@ -5,11 +5,12 @@ called with, `cu_seq_lens_q` among them. Without that keyword it refuses to work
 
 On a CPU the sequences of one length are one rectangle, without padding; on a CUDA device torch's variable-length kernel takes the
 batch as it is. What neither can do (dropout of attention weights on CUDA, fp32, an older GPU or an older torch there) goes through SDPA
-on rows that are padded inside attention alone.
+on rows that are padded inside attention alone. Capped logits and sinks, which no kernel has, are plain products.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import math
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -44,8 +46,18 @@ of sequences, which takes longer than these small products do."""
 LONG = {torch.float32: 128, torch.float64: 128, torch.bfloat16: 1024, torch.float16: 1024}
 """Tokens above which SDPA's kernel beats plain products on a CPU; below, it is up to six times slower in bf16 (torch 2.13)."""
 
+UNSUPPORTED = ("position_bias", "indices", "block_indices", "sinks")
+"""Arguments by which models change what attention computes, in ways that are not computed here."""
+
 CHUNK = 1024
 """Tokens up to which a sliding window is a mask over whole rows; longer rows go through it in chunks of as many queries."""
+
+
+class LengthsMissing(ValueError):
+    """Attention was called without the lengths of a flat batch, or with padded rows."""
+
+    def __init__(self) -> None:
+        super().__init__("this model takes flat batches; for padded ones and for generation, set_attn_implementation('sdpa') first")
 
 
 def attention(
@@ -59,33 +71,85 @@ def attention(
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """(1, tokens, heads, dim) attention of queries (1, heads, tokens, dim); keys and values may have fewer heads."""
+    """Return (1, tokens, heads, dim) attention of queries (1, heads, tokens, dim); keys and values may have fewer heads.
+
+    `softcap` c replaces logits by c·tanh(logits / c) (Gemma 2). `s_aux` (heads,) is the logit of a sink that each query may attend to
+    instead of to a token (gpt-oss). Raises LengthsMissing for a batch without
+    its lengths, ValueError for `UNSUPPORTED` arguments.
+    """
+    if cu_seq_lens_q is None and _lengths is not None:
+        cu_seq_lens_q, max_length_q = _lengths
     if cu_seq_lens_q is None or max_length_q is None or attention_mask is not None:
-        raise ValueError("this model takes flat batches; for padded ones and for generation, set_attn_implementation('sdpa') first")
+        raise LengthsMissing
+    if refused := [name for name in UNSUPPORTED if others.get(name) is not None]:
+        raise ValueError(f"its attention takes {refused[0]}, which flat batches do not have")
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # (tokens, heads, dim); autocast turns in fp32
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    causal = bool(getattr(module, "is_causal", False))
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     window = -1 if sliding_window is None else sliding_window - 1  # how far a token looks; transformers counts the token itself
+    parts, changes = (cu_seq_lens_q, max_length_q), (softcap, s_aux)
+    if not torch.is_autocast_enabled(q.device.type):
+        return _attend(q, k, v, *parts, dropout, causal, window, scale, *changes)[None], None
+    kind = torch.get_autocast_dtype(q.device.type)
+    with torch.autocast(q.device.type, enabled=False):  # it would cast what is written in place, or in fp32 on purpose
+        q, k, v = (x.to(kind) for x in (q, k, v))
+        return _attend(q, k, v, *parts, dropout, causal, window, scale, *changes)[None], None
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    longest: int,
+    dropout: float,
+    causal: bool,
+    window: int,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Return (tokens, heads, dim) attention by the function that is right for the device and the arguments."""
+    if softcap is not None or sinks is not None:
+        return with_changed_logits(q, k, v, cu_seqlens, dropout, causal, window, scale, softcap, sinks)
     if q.device.type == "cpu":
-        out = by_length(q, k, v, cu_seq_lens_q, dropout, causal, window, scale)
-    elif q.device.type == "cuda" and not dropout and q.dtype != torch.float32 and _has_varlen(q.device):
+        return by_length(q, k, v, cu_seqlens, dropout, causal, window, scale)
+    same_width = q.shape[-1] == v.shape[-1]  # not in DeepSeek's latent attention
+    if q.device.type == "cuda" and not dropout and q.dtype != torch.float32 and same_width and _has_varlen(q.device):
         span = (window, 0 if causal else window)
         if not VARLEN_GROUPS:
             k, v = repeat_heads(q, k, v)
         options: dict[str, Any] = {"scale": scale, "window_size": span}
         if q.shape[1] != k.shape[1]:
             options["enable_gqa"] = True
-        out = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
-    else:
-        out = in_rows(q, k, v, cu_seq_lens_q, max_length_q, dropout, causal, window, scale)
-    return out[None], None
+        out: Any = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
+        return out
+    return in_rows(q, k, v, cu_seqlens, longest, dropout, causal, window, scale)
+
+
+_lengths: tuple[Tensor, int] | None = None
+
+
+@contextlib.contextmanager
+def lengths_at_hand(cu_seqlens: Tensor, longest: int) -> Iterator[None]:
+    """Have the lengths of a flat batch here for attention that is not given them: some models drop what they do not know."""
+    global _lengths
+    _lengths = cu_seqlens, longest
+    try:
+        yield
+    finally:
+        _lengths = None
 
 
 def given(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
-    """The mask that transformers would make: that of padding, which `attention` then refuses."""
-    return attention_mask
+    """Return the mask that transformers would make: that of padding, which `attention` then refuses. With lengths at hand the batch is
+    flat, and the mask is one of ones that the model has made itself (BioGPT)."""
+    return attention_mask if _lengths is None else None
 
 
 def _has_varlen(device: torch.device) -> bool:
@@ -146,7 +210,7 @@ class _Rectangles(torch.autograd.Function):
         window: int,
         scale: float,
     ) -> Tensor:
-        out, heads, saved = q.new_empty(q.shape), q.shape[1], []
+        out, heads, saved = q.new_empty(*q.shape[:2], v.shape[-1]), q.shape[1], []
         bits, drawn = draws(heads * sum(count * length**2 for count, length in shapes)) if dropout else None, 0
         for rows, count, length in _spans(shapes):
             half = q.dtype in (torch.bfloat16, torch.float16)
@@ -223,6 +287,72 @@ def in_rows(
     real = torch.arange(longest, device=q.device) < lengths[:, None]
     out = dense(padded(q), padded(k), padded(v), causal, window, scale, dropout, real)
     return out.transpose(1, 2).flatten(0, 1)[place]
+
+
+@torch.compiler.disable  # lengths are read, and there is a graph for each of them
+def with_changed_logits(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    dropout: float,
+    causal: bool,
+    window: int,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Return (tokens, heads, dim) attention whose logits are capped, or that may go to a sink; no kernel of torch does either.
+
+    Plain products, for `CHUNK` queries and the keys in their reach at a time. The products of rows longer than that are computed again
+    in the backward pass, so that memory does not grow with length².
+    """
+    k, v = repeat_heads(q, k, v)
+    outs, start = [], 0
+    for length, rows in itertools.groupby(cu_seqlens.diff().tolist()):
+        count = len(list(rows))
+        part = slice(start, start + count * length)
+        a, b, c = (x[part].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))  # (sequences, heads, length, dim)
+        parts = []
+        for first in range(0, length, CHUNK):
+            queries = torch.arange(first, min(first + CHUNK, length), device=q.device)
+            begin = 0 if window < 0 else max(0, first - window)
+            end = int(queries[-1]) + 1 if causal else length if window < 0 else min(length, int(queries[-1]) + 1 + window)
+            behind = queries[:, None] - torch.arange(begin, end, device=q.device)
+            far = length if window < 0 else window
+            allowed = (behind <= far) & (behind >= (0 if causal else -far))
+            arguments = (
+                a[:, :, first : first + CHUNK],
+                b[:, :, begin:end],
+                c[:, :, begin:end],
+                allowed,
+                dropout,
+                scale,
+                softcap,
+                sinks,
+            )
+            if length > CHUNK and torch.is_grad_enabled():
+                parts.append(checkpoint(_changed_product, *arguments, use_reentrant=False))
+            else:
+                parts.append(_changed_product(*arguments))
+        outs.append(torch.cat(parts, 2).transpose(1, 2).flatten(0, 1))
+        start += count * length
+    return torch.cat(outs)
+
+
+def _changed_product(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, dropout: float, scale: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Return (sequences, heads, queries, dim) of queries (sequences, heads, queries, dim), keys and values, and allowed (queries, keys)."""
+    logits = (q @ k.mT) * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits.float() if logits.dtype != torch.float64 else logits
+    logits = logits.masked_fill(~allowed, -math.inf)
+    if sinks is not None:
+        logits = torch.cat([logits, sinks.to(logits.dtype)[:, None, None].expand(*logits.shape[:3], 1)], -1)
+    probabilities = logits.softmax(-1)[..., : k.shape[2]].to(v.dtype)
+    return F.dropout(probabilities, dropout) @ v if dropout else probabilities @ v
 
 
 def repeat_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from llm_lightning.data import tokenizers
 from llm_lightning.errors import UserError, first_line, listed, nearest
 from llm_lightning.models import adapter, dropout, embedding
 from llm_lightning.models import head as head_rows
-from llm_lightning.models.forward import unpadded
+from llm_lightning.models.flat_check import use_flat_batches
 from llm_lightning.models.positions import count_positions
 from llm_lightning.models.settings import check_settings
 
@@ -130,7 +130,7 @@ def _quick(model: PreTrainedModel) -> PreTrainedModel:
     """The same model, on batches without padding where it can be."""
     dropout.replace(model)
     embedding.replace(model)
-    return unpadded(model)
+    return use_flat_batches(model)
 
 
 def _loaded_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """From a flat batch to the logits of its targets, through a Hugging Face model as it is.
 
-The transformer is given the batch without padding where `attention.py` covers it, else padded to its longest sequence. Its head is
-given only the hidden states that have a target: it works as if the batch held nothing else, whatever it is made of. So does what is
+The transformer is given the batch without padding where `flat_check.py` finds that it can be, else padded to its longest sequence. Its
+head is given only the hidden states that have a target: it works as if the batch held nothing else, whatever it is made of. So does what is
 behind the last layer's attention (`last_layer.py`).
 """
 
@@ -18,24 +18,8 @@ from transformers import PreTrainedModel
 
 from llm_lightning.data.collate import MicroBatch, rounded
 from llm_lightning.models import attention, last_layer
+from llm_lightning.models.batch_form import batch_form, is_unpadded, transformer_of
 from llm_lightning.models.loss import linear_cross_entropy
-
-DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
-ROBERTA = ("roberta", "xlm-roberta", "camembert")
-"""Models whose positions begin behind the padding's."""
-COVERED = ("bert", "distilbert", "electra", "modernbert", *ROBERTA, *DECODERS)
-"""Model types that take flat batches; tests hold each to its padded forward."""
-
-
-def unpadded(model: PreTrainedModel) -> PreTrainedModel:
-    """The model itself, taking flat batches from now on if its architecture is covered."""
-    if model.config.model_type in COVERED:
-        model.set_attn_implementation(attention.NAME)
-    return model
-
-
-def is_unpadded(model: PreTrainedModel) -> bool:
-    return model.config._attn_implementation == attention.NAME
 
 
 def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
@@ -52,11 +36,11 @@ def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 def token_loss(model: PreTrainedModel, batch: MicroBatch, chunked: bool = True) -> Tensor:
     """Return Σ -log p of the targets, a scalar.
 
-    A decoder's head is one matrix, unless an adapter adds to it: so its loss can come from the hidden states, with a part of the
+    Most decoders' head is one matrix, unless an adapter adds to it: so its loss can come from the hidden states, with a part of the
     logits in memory at once. `chunked=False` has all of them there.
     """
     head = model.get_output_embeddings()
-    if chunked and type(head) is nn.Linear and is_unpadded(model) and model.config.model_type in DECODERS:
+    if chunked and type(head) is nn.Linear and is_unpadded(model) and batch_form(model).plain_head:
         with _spliced(model, batch, lambda hidden: hidden[None], batch.target_places), _loss_for_logits(head, batch.targets):
             return model(input_ids=batch.input_ids[None]).logits
     logits = token_logits(model, batch)
@@ -73,19 +57,26 @@ def log_likelihoods(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 
 
 def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """(sequences, classes): what the head makes of each sequence's first token (encoders), last (decoders) or mean."""
+    """Return (sequences, classes): what the head makes of each sequence's first token (encoders), last (decoders) or mean.
+
+    EuroBERT can also have the mean of what its head makes of each token.
+    """
     if not is_unpadded(model):
         return model(**padded(model, batch)).logits
     first = batch.cu_seqlens[:-1]
 
-    def mean(hidden: Tensor) -> Tensor:
-        sums = hidden.new_zeros(len(first), hidden.shape[1]).index_add(0, sequence_of(batch), hidden)
-        return (sums / batch.cu_seqlens.diff()[:, None])[:, None]
+    def mean(values: Tensor) -> Tensor:
+        sums = values.new_zeros(len(first), values.shape[1]).index_add(0, sequence_of(batch), values)
+        return sums / batch.cu_seqlens.diff()[:, None]
 
-    if getattr(model.config, "classifier_pooling", None) == "mean":
-        spliced = _spliced(model, batch, mean)
+    pooling = batch_form(model).pooling
+    if pooling == "late":
+        with _spliced(model, batch, lambda hidden: hidden[:, None]):
+            return mean(model(input_ids=batch.input_ids[:, None]).logits)
+    if pooling == "mean":
+        spliced = _spliced(model, batch, lambda hidden: mean(hidden)[:, None])
     else:
-        places = _last(model, batch) if model.config.model_type in DECODERS else first
+        places = _last(model, batch) if pooling == "last" else first
         spliced = _spliced(model, batch, lambda hidden: hidden[:, None], places)
     with spliced:
         return model(input_ids=batch.input_ids[first][:, None]).logits  # as if each sequence had one token
@@ -141,31 +132,42 @@ def _spliced(
     model: PreTrainedModel, batch: MicroBatch, shaped: Callable[[Tensor], Tensor], places: Tensor | None = None
 ) -> Iterator[None]:
     """Whatever the model is called with, its transformer is given the batch, and its head the hidden states at these places, shaped."""
-    transformer: Any = model.base_model
+    transformer, given = transformer_of(model), _flat(model, batch)
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return (), _flat(model, batch)
+        return (), given
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         output.last_hidden_state = shaped(chosen(output.last_hidden_state))
         if output.get("pooler_output") is not None:
-            output.pooler_output = transformer.pooler(output.last_hidden_state)
+            output.pooler_output = _pool(transformer, output.last_hidden_state)
         return output
 
     hooks = transformer.register_forward_pre_hook(before, with_kwargs=True), transformer.register_forward_hook(after)
+    at_hand: Any = contextlib.nullcontext()
+    if batch_form(model).lengths_at_hand:
+        at_hand = attention.lengths_at_hand(given.pop("cu_seq_lens_q"), given.pop("max_length_q"))
     try:
-        with last_layer.only(model, places, len(batch.input_ids)) as chosen:
+        with at_hand, last_layer.only(model, places, len(batch.input_ids)) as chosen:
             yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
+def _pool(transformer: Any, hidden: Tensor) -> Tensor:
+    """Return (rows, width): what a pooler makes of the first token of (rows, tokens, width). ALBERT's is two modules."""
+    if hasattr(transformer, "pooler_activation"):
+        return transformer.pooler_activation(transformer.pooler(hidden[:, 0]))
+    return transformer.pooler(hidden)
+
+
 def _flat(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
     """The transformer's keyword arguments for one row of whole sequences; one of padding fills it up to a round number of tokens."""
     tokens = len(batch.input_ids)
     extra = rounded(tokens) - tokens
-    offset = model.config.pad_token_id + 1 if model.config.model_type in ROBERTA else 0
+    form = batch_form(model)
+    offset = model.config.pad_token_id + 1 if form.behind_padding else 0
 
     def filled(values: Tensor) -> Tensor:
         return F.pad(values, (0, extra))[None]
@@ -178,7 +180,7 @@ def _flat(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
     }
     if batch.token_type_ids is not None:
         given["token_type_ids"] = filled(batch.token_type_ids)
-    if model.config.model_type in DECODERS:
+    if form.has_cache:
         given["use_cache"] = False
     return given
 

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from llm_lightning import distributed
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.models.forward import is_unpadded, padded
+from llm_lightning.models.batch_form import is_unpadded, published_attention
+from llm_lightning.models.forward import padded
 from llm_lightning.models.positions import positions_of
 
 AT_ONCE = 16  # prompts that are gone on with together
@@ -125,7 +126,7 @@ def as_published(model: PreTrainedModel) -> Iterator[None]:
         yield
         return
     flat = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(published_attention(model))
     try:
         yield
     finally:

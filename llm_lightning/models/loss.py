@@ -16,6 +16,11 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
     Logits come from products in the type of the hidden states; softmax, loss and sums over chunks are in fp32, or fp64 for fp64.
     """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):  # which would cast some of the products, and not those that are written in place
+        kind = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return linear_cross_entropy(hidden.to(kind), weight.to(kind), targets)
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets)
     return loss
 

@@ -18,7 +18,7 @@ from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text
 from llm_lightning.machine import cores
 from llm_lightning.models import build
-from llm_lightning.models.forward import is_unpadded
+from llm_lightning.models.batch_form import batch_form, is_unpadded
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,9 @@ def describe(config: Config, text: Text, data: DataModule, model: PreTrainedMode
         f"{parameters / 1e6:.1f}M",
         f", {trained / 1e6:.2f}M of them trained" if trained < parameters else "",
         f"from {source}" if source else "from scratch",
-        "batches without padding" if is_unpadded(model) else "batches padded to their longest sequence",
+        "batches without padding"
+        if is_unpadded(model)
+        else f"batches padded to their longest sequence, as {batch_form(model).padded_because}",
     )
     wanted = config.trainer.max_steps
     sooner = f", trainer.max_epochs comes before trainer.max_steps={wanted}" if wanted and data.total_steps < wanted else ""

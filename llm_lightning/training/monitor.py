@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from llm_lightning.data.collate import Step
 from llm_lightning.errors import RunError
-from llm_lightning.models.forward import is_unpadded
+from llm_lightning.models.batch_form import is_unpadded
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training.energy import Energy
 from llm_lightning.training.memory import peak, release, settle

@@ -23,12 +23,15 @@ UNREDUCED = 0.25
 """Share of a device's memory that gradients may take which wait for the last micro-batch to be reduced: they are fp32, and whole."""
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
-    """Shard a model over the ranks of a mesh, layer by layer, unless it is sharded already; `precision` is that of the Trainer."""
+def shard(model: nn.Module, mesh: DeviceMesh, precision: str, bf16_weights: bool = True) -> None:
+    """Shard a model over the ranks of a mesh, layer by layer, unless it is sharded already; `precision` is that of the Trainer.
+
+    `bf16_weights=False` gathers fp32 weights in bf16-mixed too, for a model that computes in bf16 by autocast.
+    """
     if isinstance(model, FSDPModule):
         return
     policy = MixedPrecisionPolicy()
-    if precision == "bf16-mixed":
+    if precision == "bf16-mixed" and bf16_weights:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     elif precision == "bf16-true":
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)

@@ -7,7 +7,7 @@ forward pass alone: `parameters()`, `state_dict()`, `zero_grad()`, the optimizer
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from torch.nn import Module
 from torch.utils.weak import WeakIdKeyDictionary
 
 from llm_lightning.distributed import world_size
+from llm_lightning.errors import UserError
+from llm_lightning.models.bf16_check import Way, bf16_way, computes_after
 from llm_lightning.models.layers import layers
 
 
@@ -49,6 +51,8 @@ class MasterWeights(Precision):
     Autocast would cast at every use, and back at every normalisation. As in Megatron-LM and torchtitan, activations are bf16 from
     the embedding on; sums inside kernels, gradients of weights over micro-batches, the loss and the optimizer are fp32. Embeddings
     are looked up in fp32 and then cast, so that the gradients of a token's many places are not added in bf16.
+
+    A model that cannot compute with bf16 weights (`models/bf16_check.py`) is run under autocast after all.
     """
 
     precision: Any = "bf16-mixed"
@@ -56,16 +60,23 @@ class MasterWeights(Precision):
     def __init__(self) -> None:
         self._objective: Any = None
         self._weights: WorkingWeights | None = None
+        self._way: Way = "copies"
 
     def convert_module(self, module: Module) -> Module:
         """Take the objective whose model is trained or evaluated from now on. Lightning calls it before each run of a loop."""
         self._objective = module
-        cast_adapter_base(module.model)  # type: ignore[arg-type]
+        self._way = choose_way(module.model)
+        if self._way == "copies":
+            cast_adapter_base(module.model)  # type: ignore[arg-type]
         return module
 
     @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
         model = self._objective.model
+        if self._way != "copies":
+            with _autocast(model, self._way):
+                yield
+            return
         if self._weights is None or self._weights.model is not model:
             self._weights = WorkingWeights(model)
         with self._weights.in_use():
@@ -73,9 +84,26 @@ class MasterWeights(Precision):
 
 
 class ShardedMasterWeights(Precision):
-    """bf16-mixed under FSDP2, whose `MixedPrecisionPolicy` gathers bf16 weights from fp32 shards and reduces gradients in fp32."""
+    """bf16-mixed under FSDP2, whose `MixedPrecisionPolicy` gathers bf16 weights from fp32 shards and reduces gradients in fp32.
+
+    A model that cannot compute with bf16 weights has them gathered in fp32, and is run under autocast.
+    """
 
     precision: Any = "bf16-mixed"
+
+    def __init__(self) -> None:
+        self._objective: Any = None
+        self._way: Way = "copies"
+
+    def convert_module(self, module: Module) -> Module:
+        self._objective = module
+        self._way = choose_way(module.model)
+        return module
+
+    @contextmanager
+    def forward_context(self) -> Generator[None, None, None]:
+        with _autocast(self._objective.model, self._way):
+            yield
 
 
 class HalfWeights(HalfPrecision):
@@ -85,13 +113,23 @@ class HalfWeights(HalfPrecision):
     """
 
     def convert_module(self, module: Module) -> Module:
+        """Cast the weights. Raises UserError where the model cannot compute with bf16 weights."""
         model: Any = module.model
+        if not model.__dict__.get("is_bf16") and not computes_after(model, self._cast):
+            raise UserError(
+                f"trainer.precision=bf16-true: {model.config.model_type} does not compute with bf16 weights; use bf16-mixed, which runs it "
+                f"under autocast."
+            )
+        self._cast(model)
+        model.__dict__["is_bf16"] = True
+        return module
+
+    def _cast(self, model: Any) -> None:
         buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
         model.to(dtype=self._desired_input_dtype)
         for name, buffer in buffers.items():
             parent, _, child = name.rpartition(".")
             model.get_submodule(parent)._buffers[child] = buffer.to(model.device)
-        return module
 
     @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
@@ -100,6 +138,16 @@ class HalfWeights(HalfPrecision):
 
     def convert_input(self, data: Any) -> Any:
         return data
+
+
+def choose_way(model: Any) -> Way:
+    """Return how a model is to compute in bf16. A collective the first time that it is asked of a model."""
+    return bf16_way(model, in_bf16)
+
+
+def _autocast(model: Any, way: Way) -> Any:
+    """Return the context that a model computes in whose weights are no bf16 copies; with copies there is nothing to do."""
+    return torch.autocast(model.device.type, torch.bfloat16) if way == "autocast" else nullcontext()
 
 
 def cast_adapter_base(model: Module) -> None:

@@ -17,7 +17,8 @@ from llm_lightning.cli import load
 from llm_lightning.config import AdapterConfig
 from llm_lightning.errors import UserError
 from llm_lightning.models import adapter
-from llm_lightning.models.forward import token_loss, unpadded
+from llm_lightning.models.flat_check import use_flat_batches
+from llm_lightning.models.forward import token_loss
 from llm_lightning.objectives.instruction import Instruction
 from llm_lightning.run import evaluate
 from llm_lightning.training.checkpoints import saved
@@ -170,4 +171,4 @@ def test_an_adapter_of_the_head_is_part_of_the_loss() -> None:
     given = padding_free.rows_of(batch)
     logits = reference(**given).logits[given["attention_mask"].bool()]
     expected = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
-    padding_free.assert_same(token_loss(unpadded(model), batch), expected, model, reference)
+    padding_free.assert_same(token_loss(use_flat_batches(model), batch), expected, model, reference)

@@ -10,16 +10,17 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from llm_lightning.data.collate import Collator
-from llm_lightning.models.forward import DECODERS, token_logits, unpadded
+from llm_lightning.models.flat_check import use_flat_batches
+from llm_lightning.models.forward import token_logits
 from llm_lightning.models.layers import layers
 
-from .test_padding_free import Sequences, made
+from .test_padding_free import Sequences, language_head, made
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert", "llama"])
 def test_compiled_layers(architecture: str) -> None:
     torch._dynamo.reset()
-    eager = unpadded(made(architecture, "CausalLM" if architecture in DECODERS else "MaskedLM"))
+    eager = use_flat_batches(made(architecture, language_head(architecture)))
     compiled, counter = copy.deepcopy(eager), CompileCounter()
     for layer in layers(compiled):
         layer.compile(backend=counter)

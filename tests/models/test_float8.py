@@ -14,7 +14,8 @@ from torch import nn
 from llm_lightning.data.collate import Collator
 from llm_lightning.errors import UserError
 from llm_lightning.models import float8
-from llm_lightning.models.forward import token_loss, unpadded
+from llm_lightning.models.flat_check import use_flat_batches
+from llm_lightning.models.forward import token_loss
 from llm_lightning.models.layers import layers
 from llm_lightning.training.precision import in_bf16
 
@@ -29,7 +30,7 @@ def torchao(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_loss_and_gradients_are_those_of_bf16_to_fp8s_precision() -> None:
-    plain = unpadded(made("llama", "CausalLM"))
+    plain = use_flat_batches(made("llama", "CausalLM"))
     model = copy.deepcopy(plain)
     float8.convert(model, emulate=True)
     assert list(model.state_dict()) == list(plain.state_dict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +22,16 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from llm_lightning.config import TrainerConfig
 from llm_lightning.data.collate import Collator, MicroBatch
-from llm_lightning.models.forward import token_loss, unpadded
+from llm_lightning.errors import UserError
+from llm_lightning.models.flat_check import use_flat_batches
+from llm_lightning.models.forward import token_logits, token_loss, written_logits
 from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.training import parallel, trainer
-from llm_lightning.training.precision import WorkingWeights, in_bf16
+from llm_lightning.training.precision import WorkingWeights, choose_way, in_bf16
+from llm_lightning.training.precision import plugin as plugin_of
 
 from ..conftest import TINY_GPT, Runner
+from ..models import architectures
 
 LLAMA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 CONFIGS: dict[str, Any] = {
@@ -64,7 +69,7 @@ def batch_of(*lengths: int, seed: int = 0) -> MicroBatch:
 
 def model_of(kind: str) -> Any:
     torch.manual_seed(0)
-    return unpadded(AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[kind]))).eval()
+    return use_flat_batches(AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[kind]))).eval()
 
 
 @pytest.fixture
@@ -218,3 +223,41 @@ def test_a_model_that_is_to_be_sharded_is_tried_on_one_short_sequence(
     assert summary["steps"] == 3
     weights = load_file(tmp_path / "run" / "hf" / "model.safetensors")
     assert all(weight.dtype == torch.float32 for weight in weights.values())
+
+
+@pytest.mark.parametrize("architecture", ["deberta-v2", "m2m_100"])
+@pytest.mark.parametrize("is_sharded", [True, False])
+def test_a_model_that_mixes_types_trains_in_bf16(architecture: str, is_sharded: bool, mesh: Any) -> None:
+    """By autocast: with bf16 weights alone, which the last lines try, its products are of two types."""
+    head = architectures.HEADS[architecture]
+    exact, batch = use_flat_batches(architectures.build_tiny(architecture)), architectures.draw_batch(head)
+    model = copy.deepcopy(exact)
+    plugin: Any = plugin_of("bf16-mixed", sharded=is_sharded)
+    if is_sharded:
+        parallel.shard(model, mesh, "bf16-mixed", bf16_weights=choose_way(model) == "copies")
+    plugin.convert_module(SimpleNamespace(model=model))
+    run = written_logits if head == "Seq2SeqLM" else token_logits
+    with plugin.forward_context():
+        logits = run(model, batch)
+    expected = run(exact, batch)
+    assert float((logits.detach().float() - expected.detach()).norm() / expected.detach().norm()) < 0.05
+    logits.float().square().sum().backward()
+    expected.square().sum().backward()
+    pairs = [
+        (whole(q.grad), whole(p.grad)) for p, q in zip(exact.parameters(), model.parameters(), strict=True) if p.grad is not None
+    ]
+    ours, theirs = (torch.cat([pair[i].float().flatten() for pair in pairs]) for i in (0, 1))
+    assert float(torch.cosine_similarity(ours, theirs, 0)) > 0.97
+    if not is_sharded:
+        with pytest.raises(RuntimeError, match=r"dtype|scalar type"), in_bf16(model):
+            run(model, batch)
+
+
+@pytest.mark.parametrize(("architecture", "works"), [("llama", True), ("deberta-v2", True), ("m2m_100", False)])
+def test_bf16_true_refuses_a_model_that_mixes_types(architecture: str, works: bool) -> None:
+    model = use_flat_batches(architectures.build_tiny(architecture))
+    plugin: Any = plugin_of("bf16-true", sharded=False)
+    with nullcontext() if works else pytest.raises(UserError, match="m2m_100 does not compute with bf16 weights; use bf16-mixed"):
+        plugin.convert_module(SimpleNamespace(model=model))
+        run = token_logits(model, architectures.draw_batch(architectures.HEADS[architecture]))
+        assert run.dtype == torch.bfloat16
