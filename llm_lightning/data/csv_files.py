@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,23 @@ def detect_layout(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
         else:
             if first.is_broken:
                 raise UserError(f"{path}, line {first.line}: {first.problem}{_advice(path, data, layout)}")
+    elif layout.quoting == "quotes" and any('\\"' in line for line in lines(path, data.encoding)):
+        _require_one_reading(path, data, layout)
     return replace(layout, notes=(*layout.notes, *_describe(path, layout, found, wanted)))
+
+
+def _require_one_reading(path: Path, data: DataConfig, layout: Layout) -> None:
+    """Raise UserError where a file has other rows, all of them whole, if a backslash before a quote means a quote."""
+    other = replace(layout, quoting="backslash_quotes")
+    if _try(path, data, other).problems:
+        return
+    for record, alternative in zip_longest(_records(path, data, layout), _records(path, data, other)):
+        if record is None or alternative is None or record.fields != alternative.fields:
+            line = (record or alternative).line
+            raise UserError(
+                f"{path}, line {line}: a backslash before a double quote: whether the quote ends the field, or is a part of it, cannot be "
+                f"seen, as the rows are whole in both cases. Write quotes inside fields twice, and nothing before them."
+            )
 
 
 def _advice(path: Path, data: DataConfig, layout: Layout) -> str:

@@ -165,7 +165,11 @@ def split_files(data: DataConfig, endings: Iterable[str]) -> dict[str, list[Path
         if named is not None:
             names = named if isinstance(named, list) else [named]
             folder = data.dir or None
-            splits[split] = [path for name in names for path in expand(f"data.{split}", str(name), endings, folder, log_notes=True)]
+            files = [path for name in names for path in expand(f"data.{split}", str(name), endings, folder, log_notes=True)]
+            twice = [str(path) for path, count in Counter(path.resolve() for path in files).items() if count > 1]
+            if twice:
+                log.warning("data.%s: files that are named twice are read twice: %s", split, listed(twice, 3))
+            splits[split] = files
         elif data.dir is not None and (files := _files_of(split, Path(data.dir).expanduser(), endings)):
             splits[split] = files
     if "train" not in splits:
