@@ -186,6 +186,8 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
         notes.append(f"the fields are separated by {SEPARATORS[fitting[0]]}, as its first line shows")
         layout = replace(layout, delimiter=fitting[0])
     fields, size = _split(front, start, layout.delimiter, quoting)
+    if not fields:
+        raise UserError(f"{path}, line {start + 1}: the first row cannot be read: a carriage return inside it, or an open quote.")
     if data.column_names is not None:
         if fields == data.column_names:
             raise UserError(f"{path}: the first line names the columns; leave out data.column_names.")

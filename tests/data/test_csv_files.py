@@ -151,6 +151,8 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, object], list[str]]] = {
     "headers in another order": ("text,label\none,a\nlabel,text\nb,two\n", {}, ["line 3", "another header", "label, text"]),
     "plain quotes": ('text,label\n5" disk,a\n"a" and "b",b\n', {}, ["line 3", "set data.quotes=false"]),
     "quotes with commas": ('text,label\n"one, "two"",a\nthree,b\n', {}, ["line 2", "written twice"]),
+    "two readings": ('text,label\n"\\"",a\n",\n0",a\n', {}, ["line 2", "a backslash before a double quote", "twice"]),
+    "broken header": ("text,la\rbel\n\none,a\n\ntwo,b\n", {}, ["line 1", "the first row cannot be read"]),
     "open quote": ('text,label\none,a\n"two, three,b\nfour,a\n', {}, ["line 3", "not closed", "Mend the line"]),
     "quoted values": ('text,label\n"one","a"\n"two","b"\n', {"quotes": False}, ["'text' are in double quotes", "leave out"]),
     "tabs over lines": ('text\tlabel\n"one\ta\nsay "\tb\ntwo\ta\n', {"delimiter": "\t"}, ["line 2", "data.quotes=false"]),
