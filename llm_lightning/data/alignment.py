@@ -18,8 +18,8 @@ from llm_lightning.errors import UserError, listed
 MANY = 50  # different values; a column with more is text and no label
 
 
-def align(parts: list[Rows], label: str | None, cache_dir: Path) -> list[Rows]:
-    """Return the parts with equal columns and types, so that they can be one table; `label` is the column of labels.
+def align(parts: list[Rows], labels: list[str], cache_dir: Path) -> list[Rows]:
+    """Return the parts with equal columns and types, so that they can be one table; `labels` are the columns of labels.
 
     A column that a part lacks is empty there. Where types differ, labels become text, as csv and json files have them (classes of a data
     set their names, or their numbers where the other files have numbers); other values stay what they are, as JSON. Raises UserError
@@ -28,7 +28,7 @@ def align(parts: list[Rows], label: str | None, cache_dir: Path) -> list[Rows]:
     if all(part.table.features == parts[0].table.features for part in parts):
         return parts
     columns = list(dict.fromkeys(name for part in parts for name in part.table.column_names))
-    types = {name: _common_type(name, parts, name == label) for name in columns}
+    types = {name: _common_type(name, parts, name in labels) for name in columns}
     return [_convert(part, types, cache_dir) for part in parts]
 
 

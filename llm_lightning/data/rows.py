@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_lightning.config import DataConfig
 from llm_lightning.errors import UserError, listed, nearest
@@ -56,18 +56,41 @@ def joined(parts: list[Rows]) -> Rows:
     return Rows(table=datasets.concatenate_datasets([part.table for part in parts]), fingerprint=identity, where=where, notes=notes)
 
 
+class MissingColumn(UserError):
+    """A file or a split lacks a column that the config names."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+        """Which column it is: a field of ColumnsConfig."""
+
+
+def label_columns(label: Any) -> list[str]:
+    """Return the columns that `data.columns.label` names: none, one, or one for each label."""
+    return list(label) if isinstance(label, list | tuple) else [] if label is None else [str(label)]
+
+
+def column_values(block: Mapping[str, Any], column: Any) -> list[Any]:
+    """Return the values of a column in a block of rows; of a list of columns, a list of values for each row."""
+    if isinstance(column, list | tuple):
+        return [list(values) for values in zip(*(block[name] for name in column), strict=True)]
+    return list(block[column])
+
+
 def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
     """Raise UserError where `place` (a file, a split) lacks a column that the config names."""
     present = [name for name in present if name not in (LINE, PROBLEM, CONTINUES)]
-    for key, column in vars(data.columns).items():
-        if column is not None and column not in present:
+    named = [(key, column) for key, value in vars(data.columns).items() for column in label_columns(value)]
+    for key, column in named:
+        if column not in present:
             if len(present) == 1 and (separator := next((s for s in ";\t|" if s in present[0]), None)):
                 raise UserError(
                     f'{place}: the first line is one column ({present[0]!r}): the separator is another, "data.delimiter={separator!r}".'
                 )
-            raise UserError(
+            raise MissingColumn(
+                key,
                 f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}."
-                f"{nearest(column, present)}"
+                f"{nearest(column, present)}",
             )
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from llm_lightning.data.labels import canonical
 from llm_lightning.data.lines import detect_format, lines
 from llm_lightning.data.parquet_files import ColumnarFile
 from llm_lightning.data.paths import content_hash, ending, split_files
-from llm_lightning.data.rows import LINE, PROBLEM, Rows, joined, require_columns, unused_columns
+from llm_lightning.data.rows import LINE, PROBLEM, MissingColumn, Rows, joined, label_columns, require_columns, unused_columns
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError, listed
 
@@ -53,12 +53,25 @@ class Survey:
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """Return the rows of every split, with the columns that the config names, and those of `extra_columns` that a file has."""
-    splits = {}
-    for split, files in split_files(data, TABLES).items():
+    """Return the rows of every split, with the columns that the config names, and those of `extra_columns` that a file has.
+
+    A test split may lack the label's column: it comes without, and is not evaluated.
+    """
+    splits = split_files(data, TABLES)
+    return {split: _load_split(split, files, data, cache_dir, extra_columns) for split, files in splits.items()}
+
+
+def _load_split(split: str, files: list[Path], data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...]) -> Rows:
+    try:
         parts = [_read(file, data, cache_dir, extra_columns) for file in files]
-        splits[split] = joined(align(parts, data.columns.label, cache_dir))
-    return splits
+        return joined(align(parts, label_columns(data.columns.label), cache_dir))
+    except MissingColumn as missing:
+        if split != "test" or missing.key != "label":
+            raise
+        note = str(missing)
+    unlabelled = replace(data, columns=replace(data.columns, label=None))
+    part = _load_split(split, files, unlabelled, cache_dir, extra_columns)
+    return replace(part, notes=(*part.notes, note))
 
 
 def _read(path: Path, data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...]) -> Rows:
@@ -109,7 +122,7 @@ def used_columns(data: DataConfig, present: list[str], extra_columns: tuple[str,
 
 
 def _configured(data: DataConfig) -> list[str]:
-    columns = (data.columns.text, data.columns.text_pair, data.columns.label)
+    columns = (data.columns.text, data.columns.text_pair, *label_columns(data.columns.label))
     return list(dict.fromkeys(column for column in columns if column is not None))
 
 
@@ -202,10 +215,10 @@ def _from_value(
     if problem is not None:
         return _problem(used, number, problem)
     row: dict[str, Any] = {LINE: number, PROBLEM: None}
-    configured = _configured(data)
+    configured, labels = _configured(data), label_columns(data.columns.label)
     for name in used:
         item = value.get(name)
-        if name == data.columns.label and isinstance(item, bool | int | float):
+        if name in labels and isinstance(item, bool | int | float):
             item = canonical(item)
         elif item is not None and not isinstance(item, str) and name in configured and name not in nested:
             return _problem(used, number, f"column '{name}' holds {type(item).__name__}, not text")
