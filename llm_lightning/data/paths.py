@@ -17,7 +17,19 @@ from llm_lightning.config import DataConfig
 from llm_lightning.data.compression import COMPRESSED, ending, open_file, stem
 from llm_lightning.errors import UserError, listed, nearest
 
-__all__ = ["SPLITS", "content_hash", "ending", "expand", "located", "match", "open_file", "split_files", "stem", "with_compressed"]
+__all__ = [
+    "SPLITS",
+    "content_hash",
+    "ending",
+    "expand",
+    "located",
+    "match",
+    "missing",
+    "open_file",
+    "split_files",
+    "stem",
+    "with_compressed",
+]
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +101,11 @@ def expand(
         others = [path for path in matches if path not in files]
         log.warning("%s=%s: %s files are read; not read are %s", key, name, len(files), listed((path.name for path in others), 4))
     return files
+
+
+def missing(key: str, name: str) -> str:
+    """Return the sentence for a value of `key` that stands for no file."""
+    return f"{key}={name}: {_no_file(name, None)}."
 
 
 def _no_file(name: str, folder: str | Path | None) -> str:
@@ -198,9 +215,9 @@ def _files_of(split: str, folder: Path, endings: tuple[str, ...]) -> list[Path]:
         raise UserError(f"data.dir={folder}: several files could be {split} ({several}); name it with data.{split}=<file>.")
     for path in files:
         if shard := _SHARD.search(path.name):
-            missing = int(shard[2]) - len({p.name for p in files if (m := _SHARD.search(p.name)) and m[2] == shard[2]})
-            if missing > 0:
-                raise UserError(f"{path}: {missing} of the {int(shard[2])} parts of {split} are missing beside it.")
+            absent = int(shard[2]) - len({p.name for p in files if (m := _SHARD.search(p.name)) and m[2] == shard[2]})
+            if absent > 0:
+                raise UserError(f"{path}: {absent} of the {int(shard[2])} parts of {split} are missing beside it.")
     if len(files) > 1:
         log.info("data.dir=%s: %s is made of %s files, %s to %s", folder, split, len(files), files[0].name, files[-1].name)
     return files
