@@ -156,8 +156,8 @@ def _store(survey: Survey, folder: Path) -> None:
     file = folder / "survey.json"
     if not file.is_file():
         partial = folder / f"survey.{os.getpid()}.partial"
-        kept = {name: value for name, value in asdict(survey).items() if name != "layout"}
-        partial.write_text(json.dumps(kept), encoding="utf-8")
+        content = {name: value for name, value in asdict(survey).items() if name != "layout"}
+        partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(file)
 
 
