@@ -166,6 +166,14 @@ def _adapter(config: Config) -> Iterator[str]:
         yield "model.adapter.quantize: needs bitsandbytes; pip install 'llm_lightning[qlora]'."
 
 
+def _is_text_encoding(name: str) -> bool:
+    try:
+        "a".encode(name)
+    except LookupError:  # of a codec that is no text encoding too
+        return False
+    return True
+
+
 def _data(config: Config) -> Iterator[str]:
     data = config.data
     sources = sorted(p.stem for p in SOURCES.glob("*.py") if p.stem != "__init__")
@@ -215,14 +223,6 @@ def _data(config: Config) -> Iterator[str]:
             f"batch.micro_tokens={config.batch.micro_tokens}: a sequence may have data.block_size={data.block_size} tokens "
             f"and has to fit; raise the one or lower the other."
         )
-
-
-def _is_text_encoding(name: str) -> bool:
-    try:
-        "a".encode(name)
-    except LookupError:  # of a codec that is no text encoding too
-        return False
-    return True
 
 
 def _predict(config: Config) -> Iterator[str]:

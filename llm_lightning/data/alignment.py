@@ -11,16 +11,15 @@ import datasets
 import xxhash
 
 from llm_lightning.data.label_values import canonical
-from llm_lightning.data.rows import Rows, label_columns
+from llm_lightning.data.rows import Rows
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError, listed
 
 MANY = 50  # different values; a column with more is text and no label
 
 
-def align(parts: list[Rows], label: Any, cache_dir: Path) -> list[Rows]:
-    """Return the parts with equal columns and types, so that they can be one table; `label` is the column of labels,
-    or a list of them.
+def align(parts: list[Rows], labels: list[str], cache_dir: Path) -> list[Rows]:
+    """Return the parts with equal columns and types, so that they can be one table; `labels` are the columns of labels.
 
     A column that a part lacks is empty there. Where types differ, labels become text, as csv and json files have them (classes of a data
     set their names, or their numbers where the other files have numbers); other values stay what they are, as JSON. Raises UserError
@@ -29,7 +28,7 @@ def align(parts: list[Rows], label: Any, cache_dir: Path) -> list[Rows]:
     if all(part.table.features == parts[0].table.features for part in parts):
         return parts
     columns = list(dict.fromkeys(name for part in parts for name in part.table.column_names))
-    types = {name: _common_type(name, parts, name in label_columns(label)) for name in columns}
+    types = {name: _common_type(name, parts, name in labels) for name in columns}
     return [_convert(part, types, cache_dir) for part in parts]
 
 

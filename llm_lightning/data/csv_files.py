@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -66,21 +66,42 @@ class Record:
 def detect_layout(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
     """Return how a file is laid out; `wanted` are the columns that the config names. Raises UserError where it cannot be read so."""
     layout = _read_header(path, data, wanted)
-    found = _try(path, data, layout)
-    if found.problems:
-        first, notes = found.first, layout.notes
+    trial = _try(path, data, layout)
+    if trial.problems:
+        first, notes = trial.first, layout.notes
         alternatives = ["backslashes"] if layout.quoting == "plain" else ["backslash_quotes", "backslashes"]
         for quoting in alternatives if any("\\" in line for line in lines(path, data.encoding)) else []:
             other = _try(path, data, replace(layout, quoting=quoting))
-            if not other.first.is_broken and other.problems <= (other.rows // 20 if found.first.is_broken else 0):
+            has_quotes = quoting == "backslashes" and other.enclosed  # quotes that would become part of the values
+            if (
+                not has_quotes
+                and not other.first.is_broken
+                and other.problems <= (other.rows // 20 if trial.first.is_broken else 0)
+            ):
                 how = "quotes inside fields" if quoting == "backslash_quotes" else "separators and line ends inside fields"
                 layout = replace(layout, quoting=quoting, notes=(*notes, f"{how} are written with a backslash"))
-                found = other
+                trial = other
                 break
         else:
             if first.is_broken:
                 raise UserError(f"{path}, line {first.line}: {first.problem}{_advice(path, data, layout)}")
-    return replace(layout, notes=(*layout.notes, *_describe(path, layout, found, wanted)))
+    elif layout.quoting == "quotes" and any('\\"' in line for line in lines(path, data.encoding)):
+        _require_one_reading(path, data, layout)
+    return replace(layout, notes=(*layout.notes, *_describe(path, layout, trial, wanted)))
+
+
+def _require_one_reading(path: Path, data: DataConfig, layout: Layout) -> None:
+    """Raise UserError where a file has other rows, all of them whole, if a backslash before a quote means a quote."""
+    other = replace(layout, quoting="backslash_quotes")
+    if _try(path, data, other).problems:
+        return
+    for record, alternative in zip_longest(_records(path, data, layout), _records(path, data, other)):
+        if record is None or alternative is None or record.fields != alternative.fields:
+            line = (record or alternative).line
+            raise UserError(
+                f"{path}, line {line}: a backslash before a double quote: whether the quote ends the field, or is a part of it, cannot be "
+                f"seen, as the rows are whole in both cases. Write quotes inside fields twice, and nothing before them."
+            )
 
 
 def _advice(path: Path, data: DataConfig, layout: Layout) -> str:
@@ -170,6 +191,8 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
         notes.append(f"the fields are separated by {SEPARATORS[fitting[0]]}, as its first line shows")
         layout = replace(layout, delimiter=fitting[0])
     fields, size = _split(front, start, layout.delimiter, quoting)
+    if not fields:
+        raise UserError(f"{path}, line {start + 1}: the first row cannot be read: a carriage return inside it, or an open quote.")
     if data.column_names is not None:
         if fields == data.column_names:
             raise UserError(f"{path}: the first line names the columns; leave out data.column_names.")
@@ -233,8 +256,8 @@ def _records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
         if error is not None:
             yield Record(line, [], error, is_broken="carriage return" not in error)
             continue
-        if fields and fields[0].startswith("\ufeff"):  # of a file that was put behind another
-            fields[0] = fields[0][1:]
+        if layout.header and fields and fields[0] == f"\ufeff{layout.header[0]}":  # of a file that was put behind another
+            fields[0] = layout.header[0]
         if not fields or (width > 1 and len(fields) == 1 and not fields[0].strip()):  # a blank line is no row
             continue
         if len(fields) > width and not any(field.strip() for field in fields[width:]):

@@ -129,8 +129,13 @@ def _newline(head: bytes) -> str:
 
 
 def _has_newline(head: str) -> bool:
-    """Return whether lines end with a newline, and not, as on old Macs, with a carriage return alone."""
-    return "\r" not in head.removesuffix("\n").removesuffix("\r") or "\n" in head.removesuffix("\n")
+    """Return whether lines end with a newline, and not, as on old Macs, with a carriage return alone.
+
+    Inside the quotes of a csv file there may be ends of the other kind: those of lines come first, and are the most.
+    """
+    text = head.replace("\r\n", "\n").rstrip("\r\n")
+    returns, newlines = text.count("\r"), text.count("\n")
+    return newlines >= returns or -1 < text.find("\n") < text.find("\r")
 
 
 def count_lines(path: Path) -> tuple[int, int, bool]:

@@ -47,7 +47,7 @@ class ColumnarFile:
                     for name in floats:
                         row[name] = row[name] if row[name] == row[name] else None
                     yield row
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:  # the last: bytes that are not UTF-8
             raise self._error(error) from error
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:

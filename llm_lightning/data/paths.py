@@ -182,7 +182,11 @@ def split_files(data: DataConfig, endings: Iterable[str]) -> dict[str, list[Path
         if named is not None:
             names = named if isinstance(named, list) else [named]
             folder = data.dir or None
-            splits[split] = [path for name in names for path in expand(f"data.{split}", str(name), endings, folder, log_notes=True)]
+            files = [path for name in names for path in expand(f"data.{split}", str(name), endings, folder, log_notes=True)]
+            twice = [str(path) for path, count in Counter(path.resolve() for path in files).items() if count > 1]
+            if twice:
+                log.warning("data.%s: files that are named twice are read twice: %s", split, listed(twice, 3))
+            splits[split] = files
         elif data.dir is not None and (files := _files_of(split, Path(data.dir).expanduser(), endings)):
             splits[split] = files
     if "train" not in splits:
@@ -211,9 +215,9 @@ def _files_of(split: str, folder: Path, endings: tuple[str, ...]) -> list[Path]:
         raise UserError(f"data.dir={folder}: several files could be {split} ({several}); name it with data.{split}=<file>.")
     for path in files:
         if shard := _SHARD.search(path.name):
-            missing = int(shard[2]) - len({p.name for p in files if (m := _SHARD.search(p.name)) and m[2] == shard[2]})
-            if missing > 0:
-                raise UserError(f"{path}: {missing} of the {int(shard[2])} parts of {split} are missing beside it.")
+            absent = int(shard[2]) - len({p.name for p in files if (m := _SHARD.search(p.name)) and m[2] == shard[2]})
+            if absent > 0:
+                raise UserError(f"{path}: {absent} of the {int(shard[2])} parts of {split} are missing beside it.")
     if len(files) > 1:
         log.info("data.dir=%s: %s is made of %s files, %s to %s", folder, split, len(files), files[0].name, files[-1].name)
     return files

@@ -103,6 +103,8 @@ def _load_documents(data: DataConfig) -> datasets.IterableDataset:
             raise UserError(f"data.train={data.train}: files of several kinds ({', '.join(sorted(kinds))}) cannot be one stream.")
         kind = {"jsonl": "json", "ndjson": "json", "tsv": "csv", "tab": "csv"}.get(kind := kinds.pop(), kind)
         options: dict[str, Any] = {}
+        if data.encoding is not None and kind in ("text", "csv", "json"):
+            options["encoding"] = data.encoding
         if plain:
             options["sample_by"] = {"file": "document", "blank_line": "paragraph", "line": "line"}[data.document]
         elif kind == "csv":
@@ -124,7 +126,7 @@ def _read_rows(documents: datasets.IterableDataset, stream: Stream, what: str) -
 
 def _read_texts(documents: Iterator[dict[str, Any]], stream: Stream) -> Iterator[str]:
     """Yield the text of each document. Raises UserError where the column is missing or holds no text."""
-    for number, row in enumerate(documents, 1):
+    for number, row in enumerate(_read_documents(documents, stream), 1):
         text = row.get(stream.column)
         if not isinstance(text, str):
             problem = f"is not there; there are {', '.join(row)}"
@@ -132,6 +134,18 @@ def _read_texts(documents: Iterator[dict[str, Any]], stream: Stream) -> Iterator
                 problem = f"holds {type(text).__name__}, not text"
             raise UserError(f"{stream.name}, document {number}: column '{stream.column}' {problem} (data.columns.text).")
         yield text
+
+
+def _read_documents(documents: Iterator[dict[str, Any]], stream: Stream) -> Iterator[dict[str, Any]]:
+    """Yield the documents. Raises UserError where a file cannot be read: bytes that are not UTF-8, JSON that is broken."""
+    number = 0
+    try:
+        for row in documents:
+            yield row
+            number += 1
+    except (ValueError, OSError, EOFError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{stream.name}: cannot be read behind document {number} of this reader ({reason}).") from error
 
 
 class Reader:

@@ -93,6 +93,13 @@ def test_files_of_systems_and_of_other_kinds_are_left_out_and_counted(tmp_path: 
     assert names(paths.expand("data.train", f"{tmp_path}/*.csv"), tmp_path) == ["x.csv"]
 
 
+def test_a_file_that_is_named_twice_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a.csv", "b.csv")
+    data = DataConfig(source="files", train=[f"{tmp_path}/*.csv", f"{tmp_path}/a.csv"])
+    assert names(paths.split_files(data, TABLES)["train"], tmp_path) == ["a.csv", "b.csv", "a.csv"]
+    assert f"read twice: {tmp_path}/a.csv" in caplog.text
+
+
 def test_a_folder_with_other_splits_is_not_train(tmp_path: Path) -> None:
     touch(tmp_path, "train-00000-of-00001.parquet", "test-00000-of-00001.parquet")
     with pytest.raises(UserError, match=r"files of other splits too \(test-00000-of-00001\.parquet\); data\.dir="):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
 from collections import Counter
@@ -202,3 +203,29 @@ def test_documents_are_dealt_to_the_ranks_that_have_rows(stream: Stream) -> None
     spec = BatchConfig(sequences=1)
     alone, first = (list(streamed(stream, 20, spec, world=world)) for world in (1, 2))
     assert [inputs(step) for step in alone] == [inputs(step) for step in first]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("c.jsonl.gz", gzip.compress("".join(f'{{"text": "document {i} é"}}\n' for i in range(1100)).encode()), {}),
+        ("c.csv", b"text\n" + "".join(f"document {i} é\n" for i in range(1100)).encode("cp1252"), {"encoding": "cp1252"}),
+        ("c.txt.gz", gzip.compress("".join(f"document {i} é\n" for i in range(1100)).encode()), {}),
+    ],
+)
+def test_a_stream_is_read_from_compressed_files_and_in_its_encoding(
+    name: str, content: bytes, options: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    source = "text" if ".txt" in name else "files"
+    data = DataConfig(source=source, train=str(tmp_path / name), streaming=True, document="line", **options)
+    rows = open_stream(data)[1]
+    assert rows["validation"].table["text"][:] + rows["train"].table["text"][:] == [f"document {i} é" for i in range(1100)]
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.jsonl"])
+def test_a_stream_that_cannot_be_read_names_the_file(name: str, tmp_path: Path) -> None:
+    lines = [f'{{"text": "document {i}é"}}\n' if name == "c.jsonl" else f"document {i}é\n" for i in range(1100)]
+    (tmp_path / name).write_bytes(b"text\n" * (name == "c.csv") + "".join(lines).encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{name.replace('.', '[.]')}: cannot be"):
+        open_stream(DataConfig(source="files", train=str(tmp_path / name), streaming=True))

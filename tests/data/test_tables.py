@@ -244,6 +244,10 @@ def test_a_column_that_a_file_lacks_is_named_with_the_file(tmp_path: Path) -> No
     write_jsonl(tmp_path / "2.jsonl", [{"text": "a"}])
     with pytest.raises(UserError, match=r"2\.jsonl: there is no column 'label'"):
         load(tmp_path, tmp_path / "cache")
+    data = DataConfig(source="files", train=f"{tmp_path}/1.jsonl", test=f"{tmp_path}/2.jsonl", columns=ColumnsConfig(label="label"))
+    test = files.load(data, tmp_path / "cache")["test"]
+    assert test.table["text"][:] == ["a"]
+    assert "there is no column 'label'" in test.notes[0]
 
 
 def test_self_instruct_names_bad_lines(tmp_path: Path) -> None:

@@ -55,22 +55,23 @@ class Survey:
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """Return the rows of every split, with the columns that the config names, and those of `extra_columns` that a file has.
 
-    A test split may lack the label's column, and then is not evaluated.
+    A test split may lack the label's column: it comes without, and is not evaluated.
     """
-    return {split: _load_split(split, files, data, cache_dir, extra_columns) for split, files in split_files(data, TABLES).items()}
+    splits = split_files(data, TABLES)
+    return {split: _load_split(split, files, data, cache_dir, extra_columns) for split, files in splits.items()}
 
 
 def _load_split(split: str, files: list[Path], data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...]) -> Rows:
     try:
         parts = [_read(file, data, cache_dir, extra_columns) for file in files]
-        return joined(align(parts, data.columns.label, cache_dir))
+        return joined(align(parts, label_columns(data.columns.label), cache_dir))
     except MissingColumn as missing:
         if split != "test" or missing.key != "label":
             raise
         note = str(missing)
     unlabelled = replace(data, columns=replace(data.columns, label=None))
-    rows = joined(align([_read(file, unlabelled, cache_dir, extra_columns) for file in files], None, cache_dir))
-    return replace(rows, notes=(*rows.notes, note))
+    part = _load_split(split, files, unlabelled, cache_dir, extra_columns)
+    return replace(part, notes=(*part.notes, note))
 
 
 def _read(path: Path, data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...]) -> Rows:
@@ -155,8 +156,8 @@ def _store(survey: Survey, folder: Path) -> None:
     file = folder / "survey.json"
     if not file.is_file():
         partial = folder / f"survey.{os.getpid()}.partial"
-        kept = {name: value for name, value in asdict(survey).items() if name != "layout"}
-        partial.write_text(json.dumps(kept), encoding="utf-8")
+        content = {name: value for name, value in asdict(survey).items() if name != "layout"}
+        partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(file)
 
 
@@ -215,10 +216,10 @@ def _from_value(
     if problem is not None:
         return _problem(used, number, problem)
     row: dict[str, Any] = {LINE: number, PROBLEM: None}
-    configured = _configured(data)
+    configured, labels = _configured(data), label_columns(data.columns.label)
     for name in used:
         item = value.get(name)
-        if name in (*label_columns(data.columns.label), data.columns.sentence) and isinstance(item, bool | int | float):
+        if (name in labels or name == data.columns.sentence) and isinstance(item, bool | int | float):
             item = canonical(item)
         elif item is not None and not isinstance(item, str) and name in configured and name not in nested:
             return _problem(used, number, f"column '{name}' holds {type(item).__name__}, not text")
