@@ -29,6 +29,7 @@ HEADER = frozenset(
     (*CONLLU, *WORD_NAMES, "tag", "tags", "ner", "ner_tag", "ner_tags", "ner-tag", "label", "labels", "entity", "pos", "pos_tag")
 ) | frozenset(("chunk", "idx", "index", "sentence", "sentence_id", "sentence #", "sent_id", "ne", "bio", "iob"))
 """What a header names the columns."""
+SENTENCE_NAMES = ("sentence", "sentence #", "sentence_id", "sent_id")
 PHRASES = frozenset(("NP", "VP", "PP", "ADVP", "ADJP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP"))
 """The types of chunks in CoNLL-2000 and CoNLL-2003."""
 OF_ENTITIES = ("ner", "ne", "name", "entity")
@@ -203,9 +204,13 @@ def decide(path: Path, found: Survey, columns: ColumnsConfig, needs_tags: bool, 
     """
     if found.total == 0:
         raise UserError(f"{path}: there is no sentence in the file.")
-    if re.match(r"\[?\{\"\w", found.first[1][0]):
-        raise UserError(f"{path}: this is JSON, not a word a line: choose data=files.")
+    _require_a_word_a_line(path, found)
     header = _take_header(found)
+    if found.blocks == 1 and (names_of_sentences := [name for name in header if name in SENTENCE_NAMES]):
+        raise UserError(
+            f"{path}: column '{names_of_sentences[0]}' tells sentences apart, not blank lines: this is a table, data=files with "
+            f"data.columns.sentence, data.columns.text and data.columns.label."
+        )
     count, index = found.columns, 0 if found.has_index else None
     names = header or found.names or _conllu_names(path, found)
     names = names if len(names) == count else ()
@@ -244,6 +249,24 @@ def decide(path: Path, found: Survey, columns: ColumnsConfig, needs_tags: bool, 
         closed=tuple((i, tuple(sorted(_possible_values(found, i)))) for i in (*known, *fillers)),
         notes=tuple(notes),
     )
+
+
+def _require_a_word_a_line(path: Path, found: Survey) -> None:
+    """Raise UserError for JSON, and for sentences in lines whose words carry their tags: The/DT dog/NN."""
+    first = found.first[1]
+    if re.match(r"\[?\{\"\w", first[0]):
+        raise UserError(f"{path}: this is JSON, not a word a line: choose data=files.")
+    for sign in "/_|":
+        joined = [[f"{sign}" in value.strip(sign) for value in values] for values in map(found.of, range(found.columns)) if values]
+        if (
+            len(first) > 1
+            and all(sign in word.strip(sign) for word in first)
+            and all(sum(part) > 0.9 * len(part) for part in joined)
+        ):
+            raise UserError(
+                f"{path}: a line holds a sentence whose words carry their tags ({' '.join(first[:3])}); write a word and its tag a line, "
+                f"and a blank line between sentences."
+            )
 
 
 def _take_header(found: Survey) -> tuple[str, ...]:
@@ -414,9 +437,9 @@ def _choose_spans(spans: dict[int, set[str]]) -> list[int]:
 
 
 def _why_no_tags(found: Survey) -> str:
-    if found.columns == 1 and "," in found.first[1][0]:
+    if found.columns == 1 and any(sign in found.first[1][0] for sign in ",;|"):
         return (
-            "its lines have one column with commas; tables with a word a row are read by data=files, with "
+            "its lines have one column, with commas or the like inside; tables with a word a row are read by data=files, with "
             "data.columns.text, data.columns.label and data.columns.sentence=<the column that tells sentences apart>."
         )
     return "there are words and no column of tags to learn; a line holds a word and its tag, with a tab or blanks between them."

@@ -64,8 +64,8 @@ PARTS_OF_SPEECH = frozenset(
 )
 """Tags of Universal Dependencies and of the Penn Treebank that name no entity type."""
 
-_PREFIX = re.compile(r"([BIESMLUW])([^\w\s]|_)(.+)", re.IGNORECASE)
-_SUFFIX = re.compile(r"(.+)([^\w\s]|_)([BIESMLUW])", re.IGNORECASE)
+_PREFIX = re.compile(r"([BIESMLUW])([-_.:/|~+#=@])(.+)", re.IGNORECASE)
+_SUFFIX = re.compile(r"(.+)([-_.:/|~+#=@])([BIESMLUW])", re.IGNORECASE)
 _BARE = re.compile(r"[BIESMLUW]", re.IGNORECASE)
 _CONTEXT = re.compile(r"(?:BB|MM|EE|WW)[-_]O(?:[-_].+)?")
 """BMEWO+ tells words outside of spans apart by their neighbours: BB_O_PER, MM_O, EE_O_LOC, WW_O_BOS."""
@@ -189,7 +189,7 @@ def _with_separator(tags: list[str], name: str = "auto") -> TagScheme | None:
         strange = len(others) - (outside in others)
         if not matches or len(signs) > 1 or strange >= len(matches) or (strange and not has_outside):
             continue
-        if not has_outside and not letters & {"B", "I"}:
+        if not has_outside and (not letters & {"B", "I"} or (others and len(matches) < 2)):
             continue
         if (found := _scheme_of(letters, name)) is not None:
             return TagScheme(found, next(iter(signs)), is_suffix, outside)

@@ -195,7 +195,7 @@ def rows_of(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...] 
     """Rows with their place; values are not looked at yet."""
     name = "standard input" if path is None else str(path)
     values = _values(path, data, extra_columns)
-    if path is not None and data.columns.sentence is not None and data.source != "conll":
+    if path is not None and data.columns.sentence is not None and data.source != "conll" and ending(path) in files.TABLES:
         values = (row for _, row in group_rows(values, data, lambda i: f"{name}, row {i + 1}"))
     for number, row in enumerate(values, 1):
         yield row | {"where": f"{name}, line {row.get(LINE, number)}"}

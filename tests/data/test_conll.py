@@ -109,6 +109,8 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("two parts of speech", "dog NOUN NN\nran VERB VBD\n", {}, r"columns 2 \(NOUN, VERB\) and 3 .* data.columns.tags=2"),
     ("words alone", "Anna\nmet\n", {}, "no column of tags"),
     ("csv", "Anna,B-PER\nmet,O\n", {}, "data=files.*data.columns.sentence"),
+    ("tags at words", "The/DT dog/NN\nA/DT cat/NN\n", {}, r"words carry their tags \(The/DT dog/NN\)"),
+    ("a sentence column", "Sentence_ID\tWord\tTag\n1\tAnna\tB-PER\n1\tmet\tO\n2\tBob\tB-PER\n", {}, "data.columns.sentence"),
     ("jsonl", '{"a": 1}\n{"a": 2}\n', {}, "this is JSON.*data=files"),
     ("sentence numbers", "7 Anna B-PER\n7 met O\n\n9 Bob B-PER\n9 ran O\n", {}, "column 1 holds numbers .*data.columns.words=2"),
     (

@@ -57,6 +57,8 @@ def test_rows_of_a_word_become_sentences(
     assert f"5 rows of a word are 2 sentences, by column '{sentence}'" in caplog.text
     data = objective.text.encoding.data
     assert [row[data.columns.text] for row in rows_of(tmp_path / name, data)] == [WORDS, ["He", "slept"]]
+    (tmp_path / "plain.txt").write_text("Anna left\nHe slept\n")
+    assert [row[data.columns.text] for row in rows_of(tmp_path / "plain.txt", data)] == ["Anna left", "He slept"]
 
 
 @pytest.mark.parametrize(

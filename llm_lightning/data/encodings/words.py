@@ -133,7 +133,11 @@ def _require_sentences(data: DataConfig, train: Rows) -> None:
             return
     if is_one_tag:
         candidate = likely_column(data, train.table.column_names)
-        name = f"data.columns.sentence='{candidate}'" if candidate else "data.columns.sentence=<that column>"
+        name = (
+            f"data.columns.sentence='{candidate}'"
+            if candidate
+            else "data.columns.sentence=<that column>, or data=conll for a CoNLL file"
+        )
         raise UserError(
             f"{train.where(0)}: each row of train has one tag. If a row is a word, name the column that tells sentences apart: {name}. If "
             f"it is a text, its label is learnt by objective=classification."
