@@ -26,10 +26,10 @@ def fit_rows(model: PreTrainedModel, before: dict[int, str] | None, names: Seque
     `before` are the checkpoint's names of classes, `new` the weights that it does not have. Returns the parameters that were initialised
     here.
     """
-    found = find_output_layer(model, len(names))
-    if found is None or not before:
+    output_layer = find_output_layer(model, len(names))
+    if output_layer is None or not before:
         return []
-    prefix, layer = found
+    prefix, layer = output_layer
     parameters = [f"{prefix}.{name}" for name, _ in layer.named_parameters()]
     trained = [before[i] for i in sorted(before)]
     if f"{prefix}.weight" in new:

@@ -75,8 +75,8 @@ class Encoder(texts.Encoder):
             except BadRow:  # which is reported, or counted, when the row is read
                 return []
 
-        found = labels.find(data, train, split)
-        return LabelSets(found.names, found.values, found.spellings, layout)
+        classes = labels.find(data, train, split)
+        return LabelSets(classes.names, classes.values, classes.spellings, layout)
 
     @staticmethod
     def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
@@ -124,8 +124,8 @@ def read_indicators(value: Any, count: int, column: Any, names: Iterable[str]) -
     items = indicators(value)
     columns = column if isinstance(column, list) else None
     if not isinstance(items, list) or len(items) != count:
-        held = f"{len(items)} values" if isinstance(items, list) else f"'{value}'"
-        raise BadRow(f"column '{column}' holds {held}, not the {count} values 0 or 1 of the labels {listed(names)}")
+        content = f"{len(items)} values" if isinstance(items, list) else f"'{value}'"
+        raise BadRow(f"column '{column}' holds {content}, not the {count} values 0 or 1 of the labels {listed(names)}")
     for place, item in enumerate(items):
         if truth(item) is None:
             where = f"column '{columns[place]}'" if columns else f"column '{column}', value {place + 1}"
@@ -187,8 +187,8 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
     present = [separator for separator in SEPARATORS if with_separator[separator]]
     separator = min(present, key=lambda s: len(pieces[s]), default=",")
     if absent:
-        held = listed(f"'{text}' ({count:,} rows of train)" for text, count in absent.items())
-        log.warning("column '%s' holds %s: no label applies to these rows", column, held)
+        spelled = listed(f"'{text}' ({count:,} rows of train)" for text, count in absent.items())
+        log.warning("column '%s' holds %s: no label applies to these rows", column, spelled)
     if separator != "," or len(present) > 1:
         others = [f"{s!r} is part of a label in {with_separator[s]:,}" for s in present if s != separator]
         log.warning(
@@ -222,7 +222,7 @@ def _name_indicators(data: DataConfig, train: Rows, columns: list[str] | None, l
         setting = dict(zip(columns, setting, strict=True))  # in the order of the columns, or of the lists
     name = ", ".join(label_columns(data.columns.label))
     classes = name_classes(setting, Column(name, columns))
-    found = labels.make_labels(classes, {}, name)
+    named_labels = labels.make_labels(classes, {}, name)
     if [values for _, values in classes] != [[column] for column in columns]:
         raise UserError(f"data.labels: give each of {listed(columns)} one name, in this order.")
-    return LabelSets(found.names, found.values, found.spellings, Layout(indicators=len(columns)))
+    return LabelSets(named_labels.names, named_labels.values, named_labels.spellings, Layout(indicators=len(columns)))
