@@ -19,7 +19,7 @@ from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import Row, usable, without_label
-from llm_lightning.models.generate import as_published, continued
+from llm_lightning.models.generate import as_published, continued, end_tokens
 from llm_lightning.models.positions import positions_of
 
 log = logging.getLogger(__name__)
@@ -93,6 +93,8 @@ class Generator:
         """What transformers' generate is told."""
         given = self.settings
         options: dict[str, Any] = {"max_new_tokens": given.max_new_tokens, "repetition_penalty": given.repetition_penalty}
+        if self._encoder is not None and (ends := self._encoder.ends() | end_tokens(self.model.generation_config)):
+            options["eos_token_id"] = sorted(ends)
         if given.stop:
             options |= {"stop_strings": given.stop, "tokenizer": self.tokenizer}
         if not given.temperature:

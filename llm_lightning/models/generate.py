@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from llm_lightning import distributed
 from llm_lightning.data.collate import MicroBatch
@@ -63,6 +63,12 @@ def continued(
         if not is_blank:
             found |= zip(part, whole[:, longest:].tolist(), strict=True)
     return {i: found[i] for i in sorted(found)}
+
+
+def end_tokens(generation: GenerationConfig) -> set[int]:
+    """Return the tokens at which a model's generation ends: none, one or several."""
+    ends = generation.eos_token_id
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.conversations import Conversation
@@ -21,7 +22,7 @@ from llm_lightning.metrics.state import States
 from llm_lightning.metrics.text import rouge_l
 from llm_lightning.metrics.words import describe_words
 from llm_lightning.models.forward import token_loss
-from llm_lightning.models.generate import Fitted, continued, fit, until
+from llm_lightning.models.generate import Fitted, continued, end_tokens, fit, until
 from llm_lightning.objectives.base import SAMPLED, SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import perplexity
 from llm_lightning.signatures import Range
@@ -55,6 +56,14 @@ class Instruction(Objective):
         self.chunked_loss = chunked_loss
         self.answered, self.max_answer = answered, max_answer
         self._tables: dict[str, Any] = {"samples": [], "examples": {}}
+
+    def connect(self, model: PreTrainedModel, *arguments: Any) -> None:
+        """Let the model's own generation, that of an export too, end where the chat template ends an answer."""
+        super().connect(model, *arguments)
+        if (generation := getattr(model, "generation_config", None)) is not None and (
+            ends := self._encoder().ends() | end_tokens(generation)
+        ):
+            generation.eos_token_id = sorted(ends) if len(ends) > 1 else min(ends)
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
         """(summed loss, nothing)."""

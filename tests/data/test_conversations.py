@@ -742,7 +742,7 @@ def fuzzed(template: str | None) -> list[Encoder]:
 
 @pytest.mark.parametrize("template", [None, templates.QWEN3, templates.PARTS])
 @given(value=ODD | JSON, label=JSON | ODD, extra=st.dictionaries(st.sampled_from(Encoder.extra_columns), JSON | ODD))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_whatever_a_row_holds_it_is_a_conversation_or_a_bad_row(
     template: str | None, value: Any, label: Any, extra: dict[str, Any]
 ) -> None:

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import GPT2Config, T5Config, T5ForConditionalGeneration, XLNetConfig
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, XLNetConfig
 
 from llm_lightning.cli import load
 from llm_lightning.data.collate import MicroBatch
@@ -29,6 +29,7 @@ from llm_lightning.objectives.instruction import Instruction
 from llm_lightning.run import built, evaluate, prepared
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT, Runner, published
+from ..data.chat_templates import CHATML
 
 WORDS = ["Ann", "met", "Bob", "in", "Rome", "on", "a", "sunny", "Monday", "unbelievably"]
 KINDS = {"Ann": "B-person", "Bob": "B-person", "Rome": "B-place"}
@@ -390,3 +391,17 @@ def test_translations_are_as_long_as_the_models_positions_allow(cache: Path, tmp
     batch = data.longest_rows(2)
     assert 2 * batch.longest + 10 > 40  # tokens that would be written, were there positions for them
     assert len(ours.predict(batch)) == 2
+
+
+def test_an_exported_model_ends_its_answers_where_the_template_does(cache: Path, tmp_path: Path) -> None:
+    _, data = made(cache, *long_tasks(tmp_path, [1, 5, 20]))
+    tokenizer = data.text.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(tmp_path / "model")
+    size = {"vocab_size": len(tokenizer), "n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(**size)).save_pretrained(tmp_path / "model")
+    ours, _ = made(cache, *long_tasks(tmp_path, [1, 5, 20])[:-3], "data.block_size=64", f"model.name_or_path={tmp_path}/model")
+    ours.model.save_pretrained(tmp_path / "hf")
+    ends = json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"]
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (ends if isinstance(ends, list) else [ends])
