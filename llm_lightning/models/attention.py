@@ -199,6 +199,7 @@ class _Rectangles(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")  # a step runs its backward pass under autocast too, which would cast its products
     def forward(
         ctx: Any,
         q: Tensor,
@@ -231,6 +232,7 @@ class _Rectangles(torch.autograd.Function):
         return out
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         into = [grad.new_empty(size) for size in ctx.sizes]
         saved = iter(ctx.saved_tensors)
