@@ -95,11 +95,11 @@ def is_blank(line: str) -> bool:
     return not line.strip(" \t\r\n")
 
 
-def survey(path: Path) -> Survey:
+def survey(path: Path, encoding: str | None = None) -> Survey:
     """Return what the file holds."""
-    found = Survey(_has_tabs(path))
+    found = Survey(_has_tabs(path, encoding))
     size, before = 0, ""
-    for number, line in enumerate(lines(path), 1):
+    for number, line in enumerate(lines(path, encoding), 1):
         fields = [] if is_blank(line) else split_columns(line, found.has_tabs)
         if not fields or DOCSTART in fields[:2]:
             found.documents += bool(fields)
@@ -127,9 +127,9 @@ def _fits_count(fields: list[str], found: Survey) -> bool:
     return found.counts[len(fields)] > 0
 
 
-def _has_tabs(path: Path) -> bool:
+def _has_tabs(path: Path, encoding: str | None) -> bool:
     seen = with_tab = 0
-    for line in lines(path):
+    for line in lines(path, encoding):
         if not is_blank(line) and not line.startswith("#"):
             seen += 1
             with_tab += "\t" in line.rstrip(" \t\r\n")

@@ -115,7 +115,7 @@ def _names_in_file(data: DataConfig) -> list[str]:
     suffix = ending(path)
     if suffix not in (".csv", ".tsv", ".jsonl"):
         return []
-    first = next(lines(path), "")
+    first = next(lines(path, data.encoding), "")
     if suffix == ".jsonl":
         value = json.loads(first)
         return list(value) if isinstance(value, dict) else []

@@ -36,7 +36,6 @@ CHUNK = 4096
 FORMAT = 2  # of how rows are counted: a partial output of another one is not resumed
 PLAIN = ("", ".txt", ".text", ".md", ".rst")
 """Endings of text with a row a line; other unknown endings are read alike, which is said."""
-CONLL = (".conll", ".iob", ".iob2", ".bio")
 
 Row = dict[str, Any]
 
@@ -155,7 +154,7 @@ def paths_of(key: str, source: str) -> list[Path | None]:
     if len(matches) == 1 and _is_pipe(matches[0]):
         return list(matches)
     is_folder = len(matches) == 1 and matches[0].is_dir()
-    return list(expand(key, source, (*files.TABLES, *CONLL, *PLAIN) if is_folder else None))
+    return list(expand(key, source, (*files.TABLES, *conll.ENDINGS, *PLAIN) if is_folder else None))
 
 
 def _is_pipe(path: Path) -> bool:
@@ -210,7 +209,7 @@ def _values(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...])
         return conll.rows_to_predict(path, data)
     kind = ending(path)
     if data.source == "squad" and kind in (".json", ".jsonl"):
-        return squad.rows(path)
+        return squad.rows(path, data.encoding)
     if kind in files.TABLES:
         return files.rows(path, data, extra_columns)
     if kind not in PLAIN and not (data.source == "parallel" and kind == f".{data.columns.text}".lower()):

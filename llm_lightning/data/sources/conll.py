@@ -66,7 +66,9 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
 
 
 def _read(path: Path, data: DataConfig, cache_dir: Path, like: Layout | None) -> tuple[Rows, Layout]:
-    identity = content_hash([path], "conll", FORMAT, data.columns, like and (like.columns, like.words, like.tags, like.attribute))
+    identity = content_hash(
+        [path], "conll", FORMAT, data.columns, data.encoding, like and (like.columns, like.words, like.tags, like.attribute)
+    )
     folder = cache_dir / "rows" / identity
     layout = _stored_layout(path, data, folder / "layout.json", like)
     words = datasets.List(datasets.Value("string"))
@@ -86,7 +88,9 @@ def _stored_layout(path: Path, data: DataConfig, file: Path, like: Layout | None
         closed = tuple((column, tuple(values)) for column, values in stored["closed"])
         return Layout(**stored | {"closed": closed, "notes": tuple(stored["notes"])})
     except (OSError, ValueError, KeyError, TypeError):
-        layout = _with_counts(path, conll_layout.decide(path, conll_layout.survey(path), data.columns, True, like))
+        layout = _with_counts(
+            path, data, conll_layout.decide(path, conll_layout.survey(path, data.encoding), data.columns, True, like)
+        )
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(json.dumps(asdict(layout)), encoding="utf-8")
@@ -94,9 +98,9 @@ def _stored_layout(path: Path, data: DataConfig, file: Path, like: Layout | None
     return layout
 
 
-def _with_counts(path: Path, layout: Layout) -> Layout:
+def _with_counts(path: Path, data: DataConfig, layout: Layout) -> Layout:
     passed_over: Counter[str] = Counter()
-    for _ in sentences(path, layout, passed_over):
+    for _ in sentences(path, data, layout, passed_over):
         pass
     counts = [f"{count:,} {kind}" for kind, count in passed_over.items()]
     return replace(layout, notes=(*layout.notes, *([f"left out as no words: {listed(counts)}"] if counts else [])))
@@ -104,7 +108,7 @@ def _with_counts(path: Path, layout: Layout) -> Layout:
 
 def rows(path: Path, data: DataConfig, layout: Layout) -> Iterator[dict[str, Any]]:
     """Yield a row for each sentence; without data.columns.label one of words alone."""
-    for start, found, problem in sentences(path, layout, Counter(), data.columns.label is not None):
+    for start, found, problem in sentences(path, data, layout, Counter(), data.columns.label is not None):
         row: dict[str, Any] = {data.columns.text: [word for word, _ in found], LINE: start, PROBLEM: problem}
         yield row if data.columns.label is None else row | {data.columns.label: [tag for _, tag in found]}
 
@@ -113,12 +117,14 @@ Sentence = tuple[int, list[tuple[str, str | None]], str | None]
 """The line that a sentence starts on, its words and tags, and why it is none (None where it is one)."""
 
 
-def sentences(path: Path, layout: Layout, passed_over: Counter[str], needs_tags: bool = True) -> Iterator[Sentence]:
+def sentences(
+    path: Path, data: DataConfig, layout: Layout, passed_over: Counter[str], needs_tags: bool = True
+) -> Iterator[Sentence]:
     """Yield the sentences of a file. `passed_over` counts lines that are no words, by their kind."""
     words: list[tuple[str, str | None]] = []
     start, problem, before, width = 1, None, 0, 0
 
-    for number, line in enumerate(lines(path), 1):
+    for number, line in enumerate(lines(path, data.encoding), 1):
         is_open = bool(words) or problem is not None
         fields = [] if conll_layout.is_blank(line) else layout.split(line)
         is_docstart = DOCSTART in fields[:2]
@@ -188,7 +194,7 @@ def is_to_predict(path: Path, data: DataConfig) -> bool:
         return False
     if suffix not in PLAIN:
         return True
-    is_conll = conll_layout.looks_like_conll(conll_layout.survey(path))
+    is_conll = conll_layout.looks_like_conll(conll_layout.survey(path, data.encoding))
     reading = "a word a line, blank lines between sentences" if is_conll else "a sentence a line"
     log.warning("data.predict: %s is read as %s (the ending .conll always means a word a line)", path, reading)
     return is_conll
@@ -196,7 +202,7 @@ def is_to_predict(path: Path, data: DataConfig) -> bool:
 
 def rows_to_predict(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield a row for each sentence of a file that needs no tags."""
-    layout = _with_counts(path, conll_layout.decide(path, conll_layout.survey(path), data.columns, False))
+    layout = _with_counts(path, data, conll_layout.decide(path, conll_layout.survey(path, data.encoding), data.columns, False))
     for note in layout.notes:
         log.warning("data.predict: %s: %s", path, note)
     yield from rows(path, data, layout)

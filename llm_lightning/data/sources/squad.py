@@ -54,13 +54,13 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
 
     With data.fold=k one file is all splits: articles are dealt into fifths in their order; k is test, the one behind it validation.
     """
-    read = {split: joined([_read(f, cache_dir) for f in files]) for split, files in split_files(data, ENDINGS).items()}
+    read = {split: joined([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, ENDINGS).items()}
     return read if data.fold is None else _folded(read["train"], data.fold)
 
 
-def _read(path: Path, cache_dir: Path) -> Rows:
-    identity = content_hash([path], "squad 2")
-    table = generated(rows, TYPES, cache_dir / "rows" / identity, identity, path=path)
+def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
+    identity = content_hash([path], "squad 2", data.encoding)
+    table = generated(rows, TYPES, cache_dir / "rows" / identity, identity, path=path, encoding=data.encoding)
     if len(table) == 0:
         raise UserError(f"{path}: there is no question in the file.")
     names, numbers = table.data.column("id"), table.data.column(FILE_LINE)
@@ -87,12 +87,12 @@ def _describe(path: Path, table: datasets.Dataset) -> Iterator[str]:
         yield f"{path}: {total:,} questions share their id with another ({listed(repeated, 3)}); each is a row of its own."
 
 
-def rows(path: Path) -> Iterator[dict[str, Any]]:
+def rows(path: Path, encoding: str | None = None) -> Iterator[dict[str, Any]]:
     """Yield the questions of a file, in their order. A question that cannot be one has a problem in place of its values.
 
     Raises UserError where the file is no JSON, or where nothing in it is a question.
     """
-    for line, document in _documents(path):
+    for line, document in _documents(path, encoding):
         items = document.get("data", document) if isinstance(document, dict) else document
         for number, item in enumerate(items if isinstance(items, list) else [items], 1):
             place = f"entry {number}" if line is None else f"line {line}"
@@ -103,10 +103,10 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield from (row | {FILE_LINE: line} for row in _questions(paragraph, _title(item)))
 
 
-def _documents(path: Path) -> Iterator[tuple[int | None, Any]]:
+def _documents(path: Path, encoding: str | None) -> Iterator[tuple[int | None, Any]]:
     """Yield (line, value) of each JSON document of a file; the line is None where the file is one document."""
     by_line = ".jsonl" in path.suffixes
-    texts = enumerate(lines(path), 1) if by_line else [(0, "".join(lines(path)))]
+    texts = enumerate(lines(path, encoding), 1) if by_line else [(0, "".join(lines(path, encoding)))]
     for number, text in texts:
         if not text.strip() and by_line:
             continue
