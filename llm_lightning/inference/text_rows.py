@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.rows import LINE, PROBLEM
+from llm_lightning.data.rows import LINE, PROBLEM, require_columns
 from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError
 
@@ -42,7 +42,10 @@ def read_stream(stream: Iterable[bytes], data: DataConfig, place: str) -> Iterat
         head.append(line)
         if line[1].strip():
             is_json = _OBJECT.match(line[1]) is not None
-            if not is_json or _read_object(line[1]) is not None or len(head) >= _PEEKED:
+            first = _read_object(line[1]) if is_json else None
+            if first is not None:
+                require_columns(place, data, list(first))
+            if not is_json or first is not None or len(head) >= _PEEKED:
                 break
     if not is_json:
         yield from _read_text(chain(head, lines), data, place, has_objects=True)
@@ -51,7 +54,7 @@ def read_stream(stream: Iterable[bytes], data: DataConfig, place: str) -> Iterat
         if problem is not None:
             yield {LINE: number, PROBLEM: problem}
         elif text.strip():
-            yield files.from_line(text, data, number, place)
+            yield files.from_line(text, data, number)
 
 
 def read_plain_text(path: Path, data: DataConfig) -> Iterator[Row]:
@@ -69,7 +72,7 @@ def _read_text(lines: Iterable[tuple[int, str, str | None]], data: DataConfig, p
         if number == 1:
             _require_text(text, row if not has_objects else {}, column, place)
         if column in row:
-            yield files.from_line(text, data, number, place)
+            yield files.from_line(text, data, number)
         else:
             yield {column: text, LINE: number, PROBLEM: problem, EMPTY: problem is None and not text.strip()}
 
