@@ -42,8 +42,8 @@ def read_stream(stream: Iterable[bytes], data: DataConfig, place: str, extra_col
         head.append(line)
         if line[1].strip():
             is_json = _OBJECT.match(line[1]) is not None
-            first = _read_object(line[1])
-            if is_json and first is not None:
+            first = _read_object(line[1]) if is_json else None
+            if first is not None:
                 require_columns(place, data, list(first))
             if not is_json or first is not None or len(head) >= _PEEKED:
                 break

@@ -62,6 +62,7 @@ def test_lines_of_a_stream(content: bytes, expected: list[str]) -> None:
     ("content", "message"),
     [
         (b'{"body": "a"}\n', "no column 'text'.*the columns are body"),
+        (b'\n{"body": "a"}\n', "no column 'text'.*the columns are body"),
         (b"text,label\na,b\n", "header of a table.*data.predict=<file>"),
         (b"id\ttext\n1\ta\n", "header of a table"),
         ("a\n".encode("utf-16"), "this is UTF-16"),
