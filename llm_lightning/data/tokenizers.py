@@ -75,7 +75,8 @@ def unreachable(name: str, error: Exception) -> str:
         return (
             f"model.name_or_path={name}: {pointer.name} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull."
         )
-    of_sentencepiece = "entencepiece" in text.lower() or "build an AutoTokenizer" in text
+    pieces = is_folder and any(file.suffix in (".model", ".spm") for file in Path(name).expanduser().iterdir())
+    of_sentencepiece = pieces or "entencepiece" in text.lower() or "build an AutoTokenizer" in text
     if of_sentencepiece and importlib.util.find_spec("sentencepiece") is None:
         return f"model.name_or_path={name}: its tokenizer needs a package: pip install sentencepiece ({reason})."
     if is_folder:

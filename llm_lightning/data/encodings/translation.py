@@ -30,6 +30,8 @@ class Encoder(Encoding):
                 f"choose another model, or model.tokenizer.kind=bpe."
             )
         set_languages(tokenizer, data.languages)
+        self.ends_texts = has_languages(tokenizer)
+        """Whether the tokenizer ends targets itself, with a language behind the end-of-text token in mBART."""
         self.special = frozenset(tokenizer.all_special_ids)
 
     @staticmethod
@@ -45,9 +47,6 @@ class Encoder(Encoding):
         targets: list[list[int]] = [[] for _ in batch]
         if self.labels is not None:
             targets = self.tokenizer(text_target=[example.label for example in batch], verbose=False)["input_ids"]
-            if not has_languages(self.tokenizer):  # which put the language behind the end
-                end = self.tokenizer.eos_token_id
-                targets = [target if target[-1:] == [end] else [*target, end] for target in targets]
         for example, source, target in zip(batch, sources, targets, strict=True):
             if not source:
                 if bad is not None:
@@ -55,6 +54,8 @@ class Encoder(Encoding):
                 continue
             self.truncated += len(source) > size or len(target) > size
             source = self._cut(source, size)
+            if self.labels is not None and not self.ends_texts and target[-1:] != [self.tokenizer.eos_token_id]:
+                target = [*target, self.tokenizer.eos_token_id]
             found.tokens.append([*source, *self._cut(target, size)])
             found.second.append(len(source))
             found.examples.append(example)
