@@ -34,6 +34,8 @@ from llm_lightning.errors import UserError
 
 FILES = ("data.train", "data.validation", "data.test")
 """Keys of one file or a list of them, which the schema has as Any."""
+COLUMNS = ("data.columns.label",)
+"""Keys of one column or a list of them."""
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _PLAIN = re.compile(r"(?:\.{0,2}/|\w)[\w./-]*", re.ASCII)
 _WORDS = ("null", "true", "false", "inf", "nan")
@@ -209,7 +211,7 @@ def _kinds() -> dict[str, str]:
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     kinds = {"str": "text", "str | None": "text", "list[str]": "texts", "list[str] | None": "texts"}
     types = {key: kinds[kind] for key, kind in _types(Config, "") if kind in kinds and key not in groups}
-    return types | dict.fromkeys(FILES, "files")
+    return types | dict.fromkeys((*FILES, *COLUMNS), "files")
 
 
 def _types(group: Any, prefix: str) -> Iterable[tuple[str, str]]:
