@@ -6,7 +6,7 @@ RUNS   ?= runs
 OLDEST := .venv-oldest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest lint format types bench report dashboard clean
+.PHONY: help setup demo test test-nightly test-oldest lint format types bench report dashboard clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ demo: setup ## pretrain, fine-tune, compare with training from scratch, report; 
 
 test: setup lint types ## lint, types and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 # a core each: threads of several would wait for one another
+
+test-nightly: setup ## the long tests: ten times as many random files, every architecture
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly -n auto --maxprocesses=8
 
 test-oldest: $(OLDEST)/.installed ## every test on the oldest versions that pyproject.toml allows, in an environment of their own
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --maxprocesses=8

@@ -208,9 +208,9 @@ def test_documents_are_dealt_to_the_ranks_that_have_rows(stream: Stream) -> None
 @pytest.mark.parametrize(
     ("name", "content", "options"),
     [
-        ("c.jsonl.gz", gzip.compress("".join(f'{{"text": "document {i} é"}}\n' for i in range(1100)).encode()), {}),
+        ("c.jsonl.gz", gzip.compress("".join(f'{{"text": "document {i} é"}}\n' for i in range(1100)).encode(), mtime=0), {}),
         ("c.csv", b"text\n" + "".join(f"document {i} é\n" for i in range(1100)).encode("cp1252"), {"encoding": "cp1252"}),
-        ("c.txt.gz", gzip.compress("".join(f"document {i} é\n" for i in range(1100)).encode()), {}),
+        ("c.txt.gz", gzip.compress("".join(f"document {i} é\n" for i in range(1100)).encode(), mtime=0), {}),
     ],
 )
 def test_a_stream_is_read_from_compressed_files_and_in_its_encoding(

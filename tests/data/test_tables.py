@@ -262,7 +262,7 @@ def test_self_instruct_names_bad_lines(tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("c.jsonl", '{"text": "a story"}\n'),
-        ("c.jsonl.gz", gzip.compress(b'{"text": "a story"}\n' * 3)),
+        ("c.jsonl.gz", gzip.compress(b'{"text": "a story"}\n' * 3, mtime=0)),
         ("c.csv", "text\na story\n"),
         ("c.txt", '{"text": "a story"}\n' * 3),
         ("c.parquet", b"PAR1"),
