@@ -134,15 +134,12 @@ def _quick(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _loaded_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -> Any:
+    if config.config:
+        log.warning("model.config (%s) is for models from scratch: the checkpoint's own settings hold", listed(config.config, 6))
     try:
-        model_config = AutoConfig.from_pretrained(origin, trust_remote_code=config.trust_remote_code)
+        return AutoConfig.from_pretrained(origin, trust_remote_code=config.trust_remote_code, **settings)
     except Exception as error:
         raise UserError(tokenizers.unreachable(origin, error)) from error
-    check_settings(model_config, config.config)
-    try:
-        return AutoConfig.from_pretrained(origin, trust_remote_code=config.trust_remote_code, **{**config.config, **settings})
-    except Exception as error:
-        raise UserError(f"model.config: {first_line(error)}") from error
 
 
 def _check_weights(model: PreTrainedModel, info: dict[str, Any], origin: str) -> list[str]:
