@@ -31,10 +31,10 @@ def drop_unlabelled(splits: dict[str, Rows], data: DataConfig, encoding: type[En
         if reason is None:
             labelled[split] = rows
         elif split == "train":
-            raise UserError(f"{rows.where(0)}: {reason}: train has no label, so there is nothing to learn.")
+            raise UserError(f"{rows.where(0)}: {reason}: train has no labels, so there is nothing to learn.")
         elif split == "validation" and data.validation is not None:
             raise UserError(
-                f"data.validation: {rows.where(0)}: {reason}, and validation chooses the weights by them; give rows with labels, or "
+                f"data.validation: {rows.where(0)}: {reason}, and the weights are chosen by labels; give rows with labels, or "
                 f"leave data.validation out: then a part of train is used. task=predict reads files without labels."
             )
         else:

@@ -207,7 +207,7 @@ REFUSED = [
     ([{"question": {"text": "a"}, "context": "b", "answers": []}], "json", ["question number 1", "its question is dict, not text"]),
     ('\n{"question": "a", "answers": []}', "jsonl", ["train.jsonl, line 2, question number 1", "its context is missing"]),
     (articles([asked(), {"question": "When?"}]), "json", ["question 0-1", "has no answers"]),
-    (articles([{"question": "When?"}]), "json", ["train: no row has a label", "question 0-0"]),
+    (articles([{"question": "When?"}]), "json", ["train has no labels", "question 0-0"]),
 ]
 
 
@@ -225,7 +225,7 @@ def test_what_is_not_read_is_counted(prepare: Prepare, caplog: pytest.LogCapture
     assert learnt(text) == ["ada lint", "", "ada lint"] * 10
     for start in ("cold", "warm"):
         assert "train.json: keys of questions that are not read, with their number: plausible_answers (10)." in caplog.text, start
-        assert "train: 10 of 30 rows have several different answers; the first that is whole in a window is learnt" in caplog.text
+        assert "train: in 10 of 30 rows there are several different answers; the first that is whole in a window is learnt" in caplog.text
         caplog.clear()
         prepare(train=articles([asked(), plausible, asked([ADA, {"text": "Ada", "answer_start": 32}])]))
     prepare(train={"data": [{"title": "t", "paragraphs": [{"context": BRIDGE, "qas": [asked(id=7)] * 4}]}]})
@@ -262,11 +262,11 @@ UNLABELLED = [
 @pytest.mark.parametrize("question", UNLABELLED, ids=str)
 def test_a_split_without_answers_is_not_scored(question: Any, prepare: Prepare, caplog: pytest.LogCaptureFixture) -> None:
     train = articles([asked(), asked([], "When?")])
-    with pytest.raises(UserError, match=r"validation: no row has a label in column 'answers' \(.*validation\.json, question 0-0"):
+    with pytest.raises(UserError, match=r"data\.validation: .*validation\.json, question 0-0: column 'answers' is empty"):
         prepare(train=train, validation=articles([question]))
     text = prepare(train=train, validation=train, test=articles([question]))
     assert list(text.splits) == ["train", "validation"]
-    assert "test: no row has a label in column 'answers'" in caplog.text
+    assert "test has no labels (column 'answers' is empty)" in caplog.text
     text = prepare(train=train, validation=articles([question | {"answers": [], "is_impossible": True}]))
     assert learnt(text, "validation") == [""] * 10  # which is what the file says
 
