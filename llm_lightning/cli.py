@@ -59,7 +59,8 @@ def _use_utf8() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else None
-            stream.reconfigure(encoding=encoding, errors="replace" if stream is sys.stdin else "backslashreplace")
+            with contextlib.suppress(io.UnsupportedOperation):  # what calls us may have read standard input already
+                stream.reconfigure(encoding=encoding, errors="replace" if stream is sys.stdin else "backslashreplace")
 
 
 def register() -> None:

@@ -24,6 +24,7 @@ from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, re
 from llm_lightning.inference.export import Best, recover
 from llm_lightning.inference.latency import latency_ms
 from llm_lightning.models import build, float8
+from llm_lightning.models.flat_check import agree_on_batch_form
 from llm_lightning.objectives.base import Objective
 from llm_lightning.reporting import about, record
 from llm_lightning.reporting.data_card import data_card
@@ -250,6 +251,7 @@ def modelled(config: ModelConfig, text: Text, objective: Objective, data: DataMo
 def built(config: Config, text: Text, objective: Objective, data: DataModule) -> PreTrainedModel:
     """The model, given to the objective with its optimizer and schedule."""
     model = modelled(config.model, text, objective, data)
+    agree_on_batch_form(model)
     factor = made(config.scheduler, data.total_steps)
     objective.connect(model, lambda module: made(config.optimizer, module), factor, config.trainer.clip_norm, config.seed)
     if config.trainer.precision == "fp8":

@@ -109,8 +109,9 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
     for split, part in loaded.items():
         for note in part.notes:
             log.warning("%s: %s", split, note)
-    loaded = drop_unlabelled(loaded, data, encoder)
     found = encoder.find_labels(data, loaded["train"])  # before a part is cut off, which may have all rows of a rare label
+    if found is not None:
+        loaded = drop_unlabelled(loaded, data, encoder)
     rows = splits.with_validation(loaded, data, encoder.one_label)
     return _encoded(config, rows, encoder, found, tokenizer, None)
 

@@ -42,6 +42,8 @@ def set_batch_form(model: PreTrainedModel, form: BatchForm) -> None:
     if form.padded_because is None and not is_unpadded(model):
         model.__dict__["published_attention"] = model.config._attn_implementation
         model.set_attn_implementation(attention.NAME)
+    elif form.padded_because is not None and is_unpadded(model):
+        model.set_attn_implementation(published_attention(model))
     model.__dict__["batch_form"] = form
 
 

@@ -4,7 +4,7 @@ No list of architectures says so, as a model may read its tokens in many ways be
 from the shape of the input), and a new version of transformers may change any of them. The copy (`small_copy.py`) is given documents of
 different lengths, longer than its windows and together longer than its table of positions, in every form that `BatchForm` has. Logits,
 loss and the gradient of every weight have to be those of padded rows, in fp32 to rounding. It takes a few tenths of a second, once for
-each kind of model and settings in a process. Rank 0 decides for all.
+each kind of model and settings in a process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llm_lightning import distributed
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.models import forward
 from llm_lightning.models.attention import LengthsMissing
-from llm_lightning.models.batch_form import BatchForm, is_unpadded, set_batch_form
+from llm_lightning.models.batch_form import BatchForm, batch_form, is_unpadded, set_batch_form
 from llm_lightning.models.small_copy import build_small_copies, quiet, shrink
 
 LENGTHS = (29, 17, 17, 8, 2)
@@ -46,14 +46,16 @@ _decided: dict[str, BatchForm] = {}
 
 
 def use_flat_batches(model: PreTrainedModel) -> PreTrainedModel:
-    """Have the model take flat batches if its kind gives the same for them as for padded rows. Returns the model.
-
-    A collective: rank 0 decides.
-    """
-    alone = distributed.world_size() == 1
-    form = _decide(model) if alone or distributed.is_rank_zero() else None
-    set_batch_form(model, distributed.broadcast(form))
+    """Have the model take flat batches if its kind gives the same for them as for padded rows. Returns the model."""
+    set_batch_form(model, _decide(model))
     return model
+
+
+def agree_on_batch_form(model: PreTrainedModel) -> None:
+    """Give the model, and later ones of its kind in this process, the batch form that rank 0 has decided on. A collective."""
+    form = distributed.broadcast(batch_form(model))
+    _decided[kind_of(model)] = form
+    set_batch_form(model, form)
 
 
 def _decide(model: PreTrainedModel) -> BatchForm:

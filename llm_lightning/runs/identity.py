@@ -49,7 +49,7 @@ KEYS: dict[Kind, tuple[str, ...]] = {
         ),
         *("model.adapter.kind", "model.adapter.rank", "model.adapter.alpha", "model.adapter.dropout", "model.adapter.targets"),
         *("model.adapter.quantize", "data.packing", "data.streaming", "batch.sequences", "batch.tokens", "batch.length_window"),
-        *("trainer.precision", "trainer.clip_norm"),
+        *("trainer.precision", "trainer.clip_norm", "data.tags"),
     ),
     Kind.DATA: (
         *("data.source", "data.dir", "data.name", "data.config", "data.train", "data.validation", "data.test"),
@@ -69,7 +69,6 @@ KEYS: dict[Kind, tuple[str, ...]] = {
             "data.document",
             "data.labels",
             "data.labels.*",
-            "data.tags",
             "data.roles.*",
             "data.languages.source",
             "data.languages.target",

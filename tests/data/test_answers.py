@@ -225,7 +225,10 @@ def test_what_is_not_read_is_counted(prepare: Prepare, caplog: pytest.LogCapture
     assert learnt(text) == ["ada lint", "", "ada lint"] * 10
     for start in ("cold", "warm"):
         assert "train.json: keys of questions that are not read, with their number: plausible_answers (10)." in caplog.text, start
-        assert "train: in 10 of 30 rows there are several different answers; the first that is whole in a window is learnt" in caplog.text
+        assert (
+            "train: in 10 of 30 rows there are several different answers; the first that is whole in a window is learnt"
+            in caplog.text
+        )
         caplog.clear()
         prepare(train=articles([asked(), plausible, asked([ADA, {"text": "Ada", "answer_start": 32}])]))
     prepare(train={"data": [{"title": "t", "paragraphs": [{"context": BRIDGE, "qas": [asked(id=7)] * 4}]}]})

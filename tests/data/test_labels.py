@@ -397,6 +397,16 @@ def test_a_test_file_without_the_column_of_labels(tmp_path: Path, caplog: pytest
     assert "test.csv: there is no column 'rain' (data.columns.label); the columns are text" in caplog.text
 
 
+def test_text_needs_no_labels(tmp_path: Path) -> None:
+    """Pretraining on a table that has a column of labels, all of them empty."""
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"a line of text, {i};,\n".replace(", ", " ") for i in range(30)))
+    config = load(
+        ["task=pretrain", "data=files", f"data.train={tmp_path}/t.csv", "data.columns.label=label", f"cache_dir={tmp_path}/cache"]
+    )
+    text = prepare(config, "stream", None)
+    assert text.splits["train"].facts.rows + text.splits["validation"].facts.rows == 30
+
+
 def test_the_index_is_looked_up_and_not_searched_for() -> None:
     """Comparing a value with 100,000 classes took 1.5 ms a row."""
 

@@ -235,7 +235,7 @@ def test_a_run_goes_on_wherever_its_model_is_and_refuses_another(
         run(*longer)
     Path("job/model/model.safetensors").write_bytes(original)
     tokenizer = json.loads(Path("job/model/tokenizer.json").read_text())
-    tokenizer["normalizer"]["lowercase"] = False
+    tokenizer["normalizer"]["normalizers"][0]["lowercase"] = False
     Path("job/model/tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match="the training and validation data is not the same"):
         run(*longer)
