@@ -122,12 +122,17 @@ OTHER_FORMATS = {
 """Files that people have for a model, and what to do with them."""
 
 
+def _has_weights(file: Path) -> bool:
+    """Return whether a file of a folder holds weights of a model, or lists them, and not those of an adapter."""
+    return file.name.startswith(("model", "pytorch_model")) and any(kind in file.name for kind in (".safetensors", ".bin"))
+
+
 def _checkpoint(name: str) -> Iterator[str]:
     """What `model.name_or_path` names, where it is a path and no Hugging Face folder."""
     path, key = Path(name).expanduser(), f"model.name_or_path={name}"
     if path.is_file():
         yield f"{key}: {OTHER_FORMATS.get(path.suffix, 'this is a file; give the folder that has config.json')}."
-    elif (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+    elif (path / "adapter_config.json").is_file() and not any(_has_weights(file) for file in path.iterdir()):
         base = (
             json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
             or "its base model"

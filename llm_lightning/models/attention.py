@@ -199,7 +199,6 @@ class _Rectangles(torch.autograd.Function):
     """
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu")  # a step runs its backward pass under autocast too, which would cast its products
     def forward(
         ctx: Any,
         q: Tensor,
@@ -232,8 +231,10 @@ class _Rectangles(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_autocast_enabled("cpu"):  # as where a step runs its backward pass under it: it would cast the products
+            with torch.autocast("cpu", enabled=False):
+                return _Rectangles.backward(ctx, grad)
         into = [grad.new_empty(size) for size in ctx.sizes]
         saved = iter(ctx.saved_tensors)
         for rows, count, _ in _spans(ctx.shapes):

@@ -18,6 +18,7 @@ from llm_lightning.errors import UserError, first_line, listed, nearest
 from llm_lightning.models import adapter, dropout, embedding
 from llm_lightning.models import head as head_rows
 from llm_lightning.models.flat_check import use_flat_batches
+from llm_lightning.models.forward import head_reads_last_place
 from llm_lightning.models.positions import count_positions
 from llm_lightning.models.settings import check_settings
 
@@ -194,8 +195,10 @@ def _check_end(model_config: Any, auto_class: str, tokenizer: Any) -> None:
 def _limit_length(model: PreTrainedModel, tokenizer: Any, longest: int) -> None:
     """Raise UserError where the data is longer than the model has positions.
 
-    A tokenizer that was trained here learns the limit, so that an export cuts longer texts.
+    A tokenizer that was trained here learns the limit, so that an export cuts longer texts, and on which side the model is padded.
     """
+    if head_reads_last_place(model):
+        tokenizer.padding_side = "left"
     limit = count_positions(model)
     if limit is None:
         return

@@ -62,7 +62,7 @@ def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     EuroBERT can also have the mean of what its head makes of each token.
     """
     if not is_unpadded(model):
-        return model(**padded(model, batch)).logits
+        return model(**padded(model, batch, in_front=head_reads_last_place(model))).logits
     first = batch.cu_seqlens[:-1]
 
     def mean(values: Tensor) -> Tensor:
@@ -185,10 +185,18 @@ def _flat(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
     return given
 
 
-def padded(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
-    """A model's keyword arguments for one row a sequence, padded on the right."""
-    place = (sequence_of(batch), batch.position_ids)
+def head_reads_last_place(model: PreTrainedModel) -> bool:
+    """Return whether the head for sequences reads the last place of a row, padding or not: XLNet's does, so that padding goes in front."""
+    return bool(getattr(model.config, "summary_type", None) == "last")
+
+
+def padded(model: PreTrainedModel, batch: MicroBatch, in_front: bool = False) -> dict[str, Any]:
+    """A model's keyword arguments for one row a sequence, padded on the right, or in front of the sequence."""
+    sequence, column = sequence_of(batch), batch.position_ids
     width = max(batch.longest, getattr(model.config, "downsampling_rate", 1))  # CANINE pools so many characters to one
+    if in_front:
+        column = column + width - batch.cu_seqlens.diff()[sequence]
+    place = (sequence, column)
 
     def rows(values: Tensor, filler: int) -> Tensor:
         return values.new_full((len(batch.indices), width), filler).index_put(place, values)

@@ -13,7 +13,16 @@ READS = re.compile(r"""\bconfig\.([a-z_]\w*)|\b(?:getattr|hasattr)\(\s*(?:self\.
 
 
 def check_settings(model_config: Any, settings: dict[str, Any]) -> None:
-    """Raise UserError for a setting that the architecture of `model_config` does not have, or that is given under two names."""
+    """Raise UserError for a setting that the architecture of `model_config` does not have, or that is given under two names.
+
+    Architectures that read images too keep those of their text model one level below, and would ignore what is given above it.
+    """
+    if not model_config.is_encoder_decoder and "text_config" in model_config.sub_configs:
+        text_type = model_config.get_text_config().model_type
+        raise UserError(
+            f"model.architecture={model_config.model_type}: it reads more than text; from scratch give its text model alone, "
+            f"model.architecture={text_type}."
+        )
     model_type, values = model_config.model_type, dict[str, tuple[str, Any]]()
     for key, value in settings.items():
         if key == "vocab_size":

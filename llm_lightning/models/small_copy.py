@@ -156,8 +156,9 @@ def _limit_positions(config: Any) -> None:
     for rope in ropes:
         if "original_max_position_embeddings" in rope:
             rope["original_max_position_embeddings"] = 8
-    if not ropes:
-        _limit(config, ("max_position_embeddings",), POSITIONS)
+    positions = getattr(config, "max_position_embeddings", None)
+    if not ropes and isinstance(positions, int) and positions > 0:  # a table of fewer rows than a document has tokens grows
+        config.max_position_embeddings = POSITIONS
 
 
 def _drop_layers(config: Any) -> None:

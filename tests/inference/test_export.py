@@ -20,6 +20,7 @@ from llm_lightning.reporting.card import write_card
 from llm_lightning.run import run as start
 
 from ..conftest import Runner
+from ..models.architectures import Tokenizer, build_tiny
 from ..objectives.test_supervised import TINY_MARIAN, write
 from ..test_api import classifier  # noqa: F401
 from .test_generate import writer  # noqa: F401
@@ -125,6 +126,18 @@ def test_onnx_of_an_encoder_decoder_that_classifies(tmp_path: Path) -> None:
         (logits,) = session.run(None, {name: rows[name].numpy() for name in ("input_ids", "attention_mask")})
         with torch.inference_mode():
             assert logits == pytest.approx(model(**rows).logits.numpy(), abs=1e-4)
+
+
+def test_onnx_of_a_sliding_window(tmp_path: Path) -> None:
+    """Texts are longer than the window of 5 tokens, and so is their padding, some of which sees no token: its logits are not compared."""
+    model = build_tiny("modernbert").eval()
+    onnx.export(model, Tokenizer(), tmp_path)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    rows = Tokenizer()(["a " * 40, "a " * 10])
+    (logits,) = session.run(None, {name: value.numpy() for name, value in rows.items()})
+    real = rows["attention_mask"].bool()
+    with torch.inference_mode():
+        assert logits[real.numpy()] == pytest.approx(model(**rows).logits[real].numpy(), abs=1e-4)
 
 
 def test_what_cannot_be_exported_is_said(classifier: Path, minilm: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -247,6 +247,7 @@ class Tokenizer:
     """What the ONNX export asks of a tokenizer: each text becomes as many tokens as it has words."""
 
     model_input_names = ("input_ids", "attention_mask")
+    model_max_length = 10**30
 
     def __call__(self, texts: list[str], **_: Any) -> dict[str, torch.Tensor]:
         counts = [len(text.split()) + 2 for text in texts]

@@ -113,6 +113,14 @@ def test_what_is_no_checkpoint_is_told_apart(file: str, content: str, name: str,
         load(["task=finetune", "data=docs_topics", f"model.name_or_path='{path}'"])
 
 
+def test_an_adapter_is_told_apart_also_beside_a_config(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    (tmp_path / "adapter_model.safetensors").write_text("x")
+    BertConfig(**SIZES).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="adapter for some/base"):
+        load(["task=finetune", "data=docs_topics", f"model.name_or_path='{tmp_path}'"])
+
+
 def test_a_tokenizer_of_special_tokens_alone_is_none(folder: Path) -> None:
     without_tokenizer(folder)
     with pytest.raises(UserError, match="no tokenizer files"):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel
 
 from llm_lightning.config import ModelConfig
@@ -41,6 +42,13 @@ TRAINED = ("neutral", "positive", "mixed", "negative")
 NAMES = ("mixed", "Negative", "neutral", "POSITIVE")
 
 
+def closing_tokenizer() -> Any:
+    """Return a tokenizer that puts the end-of-text token behind a text, where encoder-decoders read its class."""
+    closing = tokenizer(**PADDED)
+    closing.backend_tokenizer.post_processor = TemplateProcessing(single="$A [END]", special_tokens=[("[END]", 1)])
+    return closing
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., tuple[PreTrainedModel, ModelConfig]]:
     """A checkpoint with a head that was trained to tell apart classes of the given names."""
@@ -55,7 +63,7 @@ def saved(tmp_path: Path) -> Callable[..., tuple[PreTrainedModel, ModelConfig]]:
             for parameter in model.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))  # also biases, which begin at zero
         model.save_pretrained(tmp_path / "hf")
-        tokenizer(**PADDED).save_pretrained(tmp_path / "hf")
+        closing_tokenizer().save_pretrained(tmp_path / "hf")
         return model, ModelConfig(name_or_path=str(tmp_path / "hf"))
 
     return save
@@ -71,7 +79,7 @@ def scores(model: Any, ids: list[int]) -> dict[str, torch.Tensor]:
 def test_a_head_of_the_same_classes_answers_as_before_in_any_order(kind: str, saved: Callable[..., Any]) -> None:
     model, config = saved(kind, TRAINED)
     auto_class = MODELS[kind][0]
-    built = build.build(config, auto_class, tokenizer(**PADDED), POSITIONS, build.classes(NAMES)).eval()
+    built = build.build(config, auto_class, closing_tokenizer(), POSITIONS, build.classes(NAMES)).eval()
     assert built.config.id2label == dict(enumerate(NAMES))
     ids = [*words(9), 1]
     expected, found = scores(model, ids), scores(published(built), ids)
@@ -87,7 +95,7 @@ def test_a_head_of_other_classes_is_new(
     kind: str, trained: Any, saved: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     model, config = saved(kind, trained)
-    built = build.build(config, MODELS[kind][0], tokenizer(**PADDED), POSITIONS, build.classes(NAMES))
+    built = build.build(config, MODELS[kind][0], closing_tokenizer(), POSITIONS, build.classes(NAMES))
     state = model.state_dict()
     changed = {name for name, tensor in built.state_dict().items() if name in state and not torch.equal(tensor, state[name])}
     outputs = {name for name in changed if state[name].shape[0] == len(NAMES)}
@@ -103,7 +111,7 @@ def test_a_head_of_another_number_of_classes_is_new_and_it_is_said(
 ) -> None:
     caplog.set_level(logging.INFO)
     _, config = saved("bert", TRAINED)
-    built = build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, build.classes(NAMES[:3]))
+    built = build.build(config, CLASSIFIER, closing_tokenizer(), POSITIONS, build.classes(NAMES[:3]))
     assert built.config.num_labels == 3
     assert "tells apart 4 classes (neutral, positive, mixed, negative) and the data 3 classes" in caplog.text
 

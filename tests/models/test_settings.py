@@ -32,6 +32,8 @@ def test_settings_that_a_model_reads_are_accepted(architecture: str, settings: d
         ("bert", {"hiden_size": 2}, ("bert has no such setting", "Did you mean 'hidden_size'?")),
         ("llama", {"sliding_window": 2}, ("llama has no such setting",)),
         ("gpt2", {"n_layer": 1, "num_hidden_layers": 2}, ("n_layer=1", "num_hidden_layers=2", "two names")),
+        ("gemma3", {"hidden_size": 64}, ("more than text", "model.architecture=gemma3_text")),
+        ("qwen3_5", {}, ("more than text", "model.architecture=qwen3_5_text")),
         ("bert", {"vocab_size": 10}, ("model.tokenizer.vocab_size",)),
     ],
 )
