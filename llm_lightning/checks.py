@@ -213,6 +213,11 @@ def _data(config: Config) -> Iterator[str]:
             yield f"data.roles={{{name}: {role}}}: expected one of {listed(ROLES)}.{nearest(role, ROLES)}"
     if data.delimiter is not None and len(data.delimiter.replace("\\t", "\t")) != 1:
         yield f"data.delimiter={data.delimiter}: expected one character (a tab is '\\t')."
+    if data.encoding is not None and not _is_encoding(data.encoding):
+        yield (
+            f"data.encoding={data.encoding}: there is no such encoding; usual ones are utf-8, cp1252 (Western Europe, ANSI in Windows), "
+            f"utf-16, gb18030, cp932 (Japanese) and cp1251 (Cyrillic)."
+        )
     if not (config.model.name_or_path or config.model.init_from):
         for key in ("n_positions", "max_position_embeddings"):
             positions = config.model.config.get(key)
@@ -223,6 +228,15 @@ def _data(config: Config) -> Iterator[str]:
             f"batch.micro_tokens={config.batch.micro_tokens}: a sequence may have data.block_size={data.block_size} tokens "
             f"and has to fit; raise the one or lower the other."
         )
+
+
+def _is_encoding(name: str) -> bool:
+    """Return whether Python decodes text of that name; rot13 and base64 are no encodings of text."""
+    try:
+        b"".decode(name)
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 def _predict(config: Config) -> Iterator[str]:
