@@ -32,7 +32,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 def check(config: Config) -> None:
     """Raise a `UserError` that names every mistake in the config."""
-    mistakes = list(_values(config))
+    mistakes = [*_values(config), *_encoding(config.data.encoding)]
     if not mistakes:
         weighs = config.task == "evaluate" and config.evaluate.weighs
         checks = OF_STORED.get(
@@ -41,6 +41,16 @@ def check(config: Config) -> None:
         mistakes = [mistake for find in checks for mistake in find(config)]
     if mistakes:
         raise UserError("\n".join(mistakes))
+
+
+def _encoding(name: str | None) -> Iterator[str]:
+    try:
+        b" ".decode(name or "utf-8")  # which takes no rot13 or base64: those are no encodings of text
+    except (LookupError, ValueError):
+        yield (
+            f"data.encoding={name}: there is no such encoding; usual ones are utf-8, cp1252 (Western Europe, ANSI in Windows), utf-16, "
+            f"gb18030 (Chinese), cp932 (Japanese), cp1251 (Cyrillic)."
+        )
 
 
 def check_sweep(settings: SweepConfig) -> None:
@@ -213,11 +223,6 @@ def _data(config: Config) -> Iterator[str]:
             yield f"data.roles={{{name}: {role}}}: expected one of {listed(ROLES)}.{nearest(role, ROLES)}"
     if data.delimiter is not None and len(data.delimiter.replace("\\t", "\t")) != 1:
         yield f"data.delimiter={data.delimiter}: expected one character (a tab is '\\t')."
-    if data.encoding is not None and not _is_encoding(data.encoding):
-        yield (
-            f"data.encoding={data.encoding}: there is no such encoding; usual ones are utf-8, cp1252 (Western Europe, ANSI in Windows), "
-            f"utf-16, gb18030, cp932 (Japanese) and cp1251 (Cyrillic)."
-        )
     if not (config.model.name_or_path or config.model.init_from):
         for key in ("n_positions", "max_position_embeddings"):
             positions = config.model.config.get(key)
@@ -228,15 +233,6 @@ def _data(config: Config) -> Iterator[str]:
             f"batch.micro_tokens={config.batch.micro_tokens}: a sequence may have data.block_size={data.block_size} tokens "
             f"and has to fit; raise the one or lower the other."
         )
-
-
-def _is_encoding(name: str) -> bool:
-    """Return whether Python decodes text of that name; rot13 and base64 are no encodings of text."""
-    try:
-        b"".decode(name)
-    except (LookupError, ValueError):
-        return False
-    return True
 
 
 def _predict(config: Config) -> Iterator[str]:

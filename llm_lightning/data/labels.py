@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def _require_labels(train: Rows, column: str, counts: Counter[str], has_several:
 
 def _merge_booleans(values: set[str], counts: Counter[str], column: str) -> dict[str, list[str]]:
     """Return each value with its further spellings: of true and false one each, where there is nothing else."""
-    if _is_boolean(values) or not all(truth(value) is not None for value in values):
+    if not values or _is_boolean(values) or not all(truth(value) is not None for value in values):
         return {value: [] for value in values}
     merged: dict[str, list[str]] = {}
     for is_true in (False, True):
@@ -222,10 +223,13 @@ def _is_boolean(values: Iterable[str]) -> bool:
     return sorted(str(truth(value)) for value in values) == ["False", "True"]
 
 
-def _by_value(value: str) -> tuple[int, float, str]:
-    """Numbers first, by size; then text."""
+def _by_value(value: str) -> tuple[int, float, list[Any], str]:
+    """Numbers first, by size; then text, with the numbers in it by their size: class9 before class10."""
     parsed = parse_number(value)
-    return (1, 0.0, value) if parsed is None else (0, parsed, value)
+    if parsed is not None:
+        return 0, parsed, [], value
+    parts = re.split(r"(\d+)", value)  # text and digits in turn, so that like is compared with like
+    return 1, 0.0, [int(part) if i % 2 else part for i, part in enumerate(parts)], value
 
 
 def _numbers(counts: Counter[str]) -> str:
