@@ -299,7 +299,12 @@ def _records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
             fields = [*fields, *[""] * (width - len(fields))]
         if len(fields) != width:
             yield Record(line, [], f"{len(fields)} fields where there should be {width}")
-        elif number_of_lines > 1 and layout.delimiter == "\t" and layout.quoting != "backslashes" and any("\t" in field and "\n" in field for field in fields):
+        elif (
+            number_of_lines > 1
+            and layout.delimiter == "\t"
+            and layout.quoting != "backslashes"
+            and any("\t" in field and "\n" in field for field in fields)
+        ):
             yield Record(line, [], f"a quoted field runs over {number_of_lines} lines and holds tabs", is_broken=True)
         elif header is not None and fields[0] in header and tuple(fields) != layout.header and sorted(fields) == header:
             raise UserError(
