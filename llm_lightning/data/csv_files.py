@@ -91,7 +91,7 @@ def detect_layout(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
             if first.is_broken:
                 raise UserError(f"{path}, line {first.line}: {first.problem}{_advice(path, data, layout)}")
     elif layout.quoting == "quotes" and any('\\"' in line for line in lines(path, data.encoding)):
-        _require_one_reading(path, data, layout)
+        layout = replace(layout, notes=(*layout.notes, *_require_one_reading(path, data, layout)))
     return replace(layout, notes=(*layout.notes, *_describe(path, layout, trial, wanted)))
 
 
@@ -107,18 +107,25 @@ def _has_row_names(path: Path, data: DataConfig, layout: Layout) -> bool:
     return first is not None
 
 
-def _require_one_reading(path: Path, data: DataConfig, layout: Layout) -> None:
-    """Raise UserError where a file has other rows, all of them whole, if a backslash before a quote means a quote."""
+def _require_one_reading(path: Path, data: DataConfig, layout: Layout) -> list[str]:
+    """Return a note on backslashes at the ends of fields, which Spark would have doubled.
+
+    Raises UserError where a file has other rows, all of them whole, if a backslash before a quote means a quote.
+    """
     other = replace(layout, quoting="backslash_quotes")
     if _try(path, data, other).problems:
-        return
+        return []
+    doubled = 0
     for record, alternative in zip_longest(_records(path, data, layout), _records(path, data, other)):
-        if record is None or alternative is None or record.fields != alternative.fields:
+        texts, others = ([] if r is None else [field.rstrip("\\") for field in r.fields] for r in (record, alternative))
+        doubled += record is not None and alternative is not None and record.fields != alternative.fields
+        if record is None or alternative is None or texts != others:
             line = (record or alternative).line
             raise UserError(
                 f"{path}, line {line}: a backslash before a double quote: whether the quote ends the field, or is a part of it, cannot be "
                 f"seen, as the rows are whole in both cases. Write quotes inside fields twice, and nothing before them."
             )
+    return [f"{doubled:,} rows have fields that end with backslashes, which are taken as they stand"] if doubled else []
 
 
 def _advice(path: Path, data: DataConfig, layout: Layout) -> str:
