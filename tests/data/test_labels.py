@@ -444,3 +444,11 @@ def test_a_part_of_a_list_of_tags_is_no_tags(value: str) -> None:
     with pytest.raises(BadRow, match="cannot be read as a list"):
         words.listed_tags(value)
     assert words.listed_tags("[B-PER, O]") == ["B-PER", "O"]
+
+
+def test_labels_with_blanks_between_them_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    label_sets.Encoder.find_labels(DATA, rows(["joy anger", "joy", "anger"]))
+    assert "no row of train has more than one label (such as 'joy anger')" in caplog.text
+    caplog.clear()
+    label_sets.Encoder.find_labels(DATA, rows(["mixed joy,anger", "joy", "anger"]))
+    assert "more than one label" not in caplog.text

@@ -184,6 +184,14 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
     if absent:
         spelled = listed(f"'{text}' ({count:,} rows of train)" for text, count in absent.items())
         log.warning("column '%s' holds %s: no label applies to these rows", column, spelled)
+    if not present and rows and not sum(sizes.values()) and any(len(value.split()) > 1 for value in pieces[","]):
+        example = next(value for value in sorted(pieces[","]) if len(value.split()) > 1)
+        log.warning(
+            "column '%s': no row of train has more than one label (such as '%s'): blanks and other signs are parts of labels; what "
+            "separates labels is a comma, a semicolon, a bar or a line end",
+            column,
+            example,
+        )
     if separator != "," or len(present) > 1:
         others = [f"{s!r} is part of a label in {with_separator[s]:,}" for s in present if s != separator]
         log.warning(
