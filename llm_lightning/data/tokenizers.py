@@ -226,7 +226,7 @@ def _normalizer() -> normalizers.Normalizer:
 
 def _words(alphabet: list[str]) -> pre_tokenizers.PreTokenizer:
     """Words and marks as BERT has them. A character outside of the alphabet stands alone, so that one [UNK] is for it and not its word."""
-    others = Regex("[^" + "".join(f"\\x{{{ord(c):x}}}" for c in alphabet) + "]")
+    others = Regex("[^" + "".join(f"\\x{{{ord(c):x}}}" for c in alphabet or " ") + "]")  # of no text where all rows are bad
     return pre_tokenizers.Sequence(
         [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(others, "isolated"), pre_tokenizers.FixedLength(length=WORD)]
     )

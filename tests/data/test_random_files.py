@@ -272,7 +272,7 @@ def read_squad(content: bytes) -> list[Any] | None:
     try:
         paragraphs = json.loads(content.decode("utf-8-sig"))["data"][0]["paragraphs"]
         return [
-            read_answer(paragraph["context"], asked["question"], asked["answers"])
+            read_answer(paragraph.get("context"), asked.get("question"), asked.get("answers"))
             for paragraph in paragraphs
             for asked in paragraph["qas"]
             if isinstance(asked["id"], str)
@@ -281,8 +281,8 @@ def read_squad(content: bytes) -> list[Any] | None:
         return None
 
 
-def read_answer(context: Any, question: Any, answers: list[dict[str, Any]]) -> Any:
-    if not (isinstance(context, str) and context.strip() and isinstance(question, str) and question.strip()):
+def read_answer(context: Any, question: Any, answers: list[dict[str, Any]] | None) -> Any:
+    if not (isinstance(context, str) and context.strip() and isinstance(question, str) and question.strip()) or answers is None:
         return BAD
     if not answers:
         return (question, "")
