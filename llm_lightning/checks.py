@@ -32,7 +32,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 def check(config: Config) -> None:
     """Raise a `UserError` that names every mistake in the config."""
-    mistakes = list(_values(config))
+    mistakes = [*_values(config), *_encoding(config.data.encoding)]
     if not mistakes:
         weighs = config.task == "evaluate" and config.evaluate.weighs
         checks = OF_STORED.get(
@@ -41,6 +41,16 @@ def check(config: Config) -> None:
         mistakes = [mistake for find in checks for mistake in find(config)]
     if mistakes:
         raise UserError("\n".join(mistakes))
+
+
+def _encoding(name: str | None) -> Iterator[str]:
+    try:
+        b" ".decode(name or "utf-8")  # which takes no rot13 or base64: those are no encodings of text
+    except (LookupError, ValueError):
+        yield (
+            f"data.encoding={name}: there is no such encoding; usual ones are utf-8, cp1252 (Western Europe, ANSI in Windows), utf-16, "
+            f"gb18030 (Chinese), cp932 (Japanese), cp1251 (Cyrillic)."
+        )
 
 
 def check_sweep(settings: SweepConfig) -> None:

@@ -6,7 +6,6 @@ history of pairs, content in parts, calls of functions under both of OpenAI's na
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from llm_lightning.checks import ROLES
 from llm_lightning.data.examples import BadRow
+from llm_lightning.data.literals import structured
 from llm_lightning.errors import listed, nearest
 
 CALLS = ("function_call", "tool_call")
@@ -115,7 +115,7 @@ class Reader:
 
         Raises BadRow for what is no conversation, with the number of the message that is none.
         """
-        parsed = parsed_structure(value)
+        parsed = structured(value)
         if isinstance(parsed, dict):
             parsed = self._unpack(parsed)
         if isinstance(value, str) and role is not None and not _has_messages(parsed):
@@ -151,7 +151,7 @@ class Reader:
 
     def history(self, value: Any) -> list[Message]:
         """Return the messages of earlier turns: pairs of what the user and the assistant said, or messages."""
-        parsed = parsed_structure(value)
+        parsed = structured(value)
         if not parsed:
             return []
         if not isinstance(parsed, list):
@@ -179,7 +179,7 @@ class Reader:
                 self.beside[name] = item
             elif name not in (key, "id") and not _is_empty(item):
                 self.notes.append(f"a conversation has the field '{name}', which is not used")
-        return parsed_structure(parsed[key])
+        return structured(parsed[key])
 
     def _with_system(self, messages: list[Message], extra: Mapping[str, Any]) -> list[Message]:
         for column in ("system", "system_prompt"):
@@ -256,26 +256,10 @@ class Reader:
         return message if is_learnt is None or role != "assistant" else message | {LEARNT: is_learnt}
 
 
-def parsed_structure(value: Any) -> Any:
-    """Return the list or object that a text holds, as JSON or in Python's notation, which csv files have; other values as they are."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        pass
-    try:
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return value
-
-
 def read_tools(extra: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Return the functions that may be called, of a column `tools` or `functions`; bare descriptions are wrapped as the API has them."""
     for column in ("tools", "functions"):
-        tools = parsed_structure(extra.get(column))
+        tools = structured(extra.get(column))
         if _is_empty(tools):
             continue
         tools = [tools] if isinstance(tools, dict) else tools
@@ -289,8 +273,8 @@ def read_tools(extra: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 def read_calls(message: Message, place: str) -> list[dict[str, Any]] | None:
     """Take `tool_calls` or `function_call` out of a message; return {type, function: {name, arguments}} of each, arguments as objects."""
-    single = parsed_structure(message.pop("function_call", None))
-    calls = parsed_structure(message.pop("tool_calls", None)) or ([single] if single else None)
+    single = structured(message.pop("function_call", None))
+    calls = structured(message.pop("tool_calls", None)) or ([single] if single else None)
     if calls is None:
         return None
     calls = [calls] if isinstance(calls, dict) else calls
@@ -311,7 +295,7 @@ def read_calls(message: Message, place: str) -> list[dict[str, Any]] | None:
 
 def as_call(text: Any) -> list[dict[str, Any]] | None:
     """Return the calls that a text is (an object or a list of {name, arguments}); None where it is something else."""
-    calls = parsed_structure(text)
+    calls = structured(text)
     calls = [calls] if isinstance(calls, dict) else calls
     keys = ({"name", "arguments"}, {"name", "parameters"})
     if not isinstance(calls, list) or not calls or not all(isinstance(call, dict) and set(call) in keys for call in calls):

@@ -27,9 +27,11 @@ from llm_lightning.errors import UserError, listed
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 BLANKS = " \t\r\n\ufeff\u200b\xa0\u3000"
 """What is taken away around the names of columns."""
+HEAD = 20  # lines at the front of which one names the columns; above it programs write titles and comments
 MISSING = "\\N"
 """A gap in files of MySQL, Postgres and Hive."""
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+_JSON_LINE = re.compile(r'\s*(?:\{\s*"[^"]*"\s*:|\[\s*\{)')
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "0": ""}
 
 csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, refuses long documents
@@ -66,6 +68,9 @@ class Record:
 def detect_layout(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
     """Return how a file is laid out; `wanted` are the columns that the config names. Raises UserError where it cannot be read so."""
     layout = _read_header(path, data, wanted)
+    if data.column_names is None and _has_row_names(path, data, layout):
+        note = "the rows have a field more than the header, which counts them (as R writes row names) and is left out"
+        layout = replace(layout, names=("", *layout.names), header=None, notes=(*layout.notes, note))
     trial = _try(path, data, layout)
     if trial.problems:
         first, notes = trial.first, layout.notes
@@ -86,22 +91,41 @@ def detect_layout(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
             if first.is_broken:
                 raise UserError(f"{path}, line {first.line}: {first.problem}{_advice(path, data, layout)}")
     elif layout.quoting == "quotes" and any('\\"' in line for line in lines(path, data.encoding)):
-        _require_one_reading(path, data, layout)
+        layout = replace(layout, notes=(*layout.notes, *_require_one_reading(path, data, layout)))
     return replace(layout, notes=(*layout.notes, *_describe(path, layout, trial, wanted)))
 
 
-def _require_one_reading(path: Path, data: DataConfig, layout: Layout) -> None:
-    """Raise UserError where a file has other rows, all of them whole, if a backslash before a quote means a quote."""
+def _has_row_names(path: Path, data: DataConfig, layout: Layout) -> bool:
+    """Return whether each row has a field more than the header, and the first fields count the rows, from 0 or 1."""
+    first = None
+    for number, (_, _, fields, error) in enumerate(row for row in _rows(path, data, layout) if row[2] or row[3]):
+        if error is not None or len(fields) != len(layout.names) + 1 or not fields[0].isdecimal():
+            return False
+        first = int(fields[0]) if first is None else first
+        if first not in (0, 1) or int(fields[0]) != first + number:
+            return False
+    return first is not None
+
+
+def _require_one_reading(path: Path, data: DataConfig, layout: Layout) -> list[str]:
+    """Return a note on backslashes at the ends of fields, which Spark would have doubled.
+
+    Raises UserError where a file has other rows, all of them whole, if a backslash before a quote means a quote.
+    """
     other = replace(layout, quoting="backslash_quotes")
     if _try(path, data, other).problems:
-        return
+        return []
+    doubled = 0
     for record, alternative in zip_longest(_records(path, data, layout), _records(path, data, other)):
-        if record is None or alternative is None or record.fields != alternative.fields:
+        texts, others = ([] if r is None else [field.rstrip("\\") for field in r.fields] for r in (record, alternative))
+        doubled += record is not None and alternative is not None and record.fields != alternative.fields
+        if record is None or alternative is None or texts != others:
             line = (record or alternative).line
             raise UserError(
                 f"{path}, line {line}: a backslash before a double quote: whether the quote ends the field, or is a part of it, cannot be "
                 f"seen, as the rows are whole in both cases. Write quotes inside fields twice, and nothing before them."
             )
+    return [f"{doubled:,} rows have fields that end with backslashes, which are taken as they stand"] if doubled else []
 
 
 def _advice(path: Path, data: DataConfig, layout: Layout) -> str:
@@ -126,11 +150,13 @@ class _Trial:
     """Fields that hold `\\N`."""
     enclosed: frozenset[int] = frozenset()
     """Columns whose values all begin and end with a double quote."""
+    apostrophes: frozenset[int] = frozenset()
+    """Columns whose values all begin and end with an apostrophe."""
 
 
 def _try(path: Path, data: DataConfig, layout: Layout) -> _Trial:
     trial = _Trial()
-    enclosed = set(range(len(layout.names)))
+    enclosed, apostrophes = set(range(len(layout.names))), set(range(len(layout.names)))
     for record in _records(path, data, layout):
         if record.problem is not None:
             trial.problems += 1
@@ -144,12 +170,14 @@ def _try(path: Path, data: DataConfig, layout: Layout) -> _Trial:
             trial.rows += 1
             trial.gaps += record.fields.count(MISSING)
             enclosed -= {i for i in enclosed if not _is_enclosed(record.fields[i])}
-    trial.enclosed = frozenset(enclosed) if trial.rows > 1 else frozenset()
+            apostrophes -= {i for i in apostrophes if not _is_enclosed(record.fields[i], "'")}
+    if trial.rows > 1:
+        trial.enclosed, trial.apostrophes = frozenset(enclosed), frozenset(apostrophes)
     return trial
 
 
-def _is_enclosed(field: str) -> bool:
-    return len(field) > 1 and field[0] == field[-1] == '"'
+def _is_enclosed(field: str, quote: str = '"') -> bool:
+    return len(field) > 1 and field[0] == field[-1] == quote
 
 
 def _describe(path: Path, layout: Layout, trial: _Trial, wanted: list[str]) -> Iterator[str]:
@@ -162,10 +190,13 @@ def _describe(path: Path, layout: Layout, trial: _Trial, wanted: list[str]) -> I
             )
         if layout.names[i] in wanted:
             yield f"all values of column '{layout.names[i]}' begin and end with a double quote, which is taken as a part of them"
+    for i in sorted(trial.apostrophes):
+        if layout.names[i] in wanted:
+            yield f"all values of column '{layout.names[i]}' begin and end with an apostrophe, which is taken as a part of them"
     if trial.repeated:
         yield f"the header stands again between the rows ({trial.repeated:,} times), and is left out there"
     if trial.gaps:
-        yield f"{trial.gaps:,} fields hold {MISSING} and are taken as empty"
+        yield f"{trial.gaps:,} field{'s hold' if trial.gaps > 1 else ' holds'} {MISSING}, taken as empty"
 
 
 def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
@@ -184,9 +215,18 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
         raise UserError(f"{path}: the file has no header and no rows.")
     if front[start].lstrip()[:15].lower().startswith(("<!doctype html", "<html")):
         raise UserError(f"{path}: this is a web page and no table; the download may have failed.")
+    if _JSON_LINE.match(front[start]):
+        raise UserError(f"{path}: this is JSON, not csv: give the file the ending .jsonl (an object a line) or .json.")
     layout = Layout(delimiter, tuple(data.column_names or ()), quoting, start)
     separators = [delimiter] if data.delimiter is not None else [delimiter, *(s for s in SEPARATORS if s != delimiter)]
     fitting = [s for s in separators if _fits(front, start, s, quoting, data, wanted)]
+    if not fitting and len(wanted) > 1 and data.column_names is None:
+        for line in range(start + 1, min(start + HEAD, len(front))):
+            if fitting := [s for s in separators if _fits(front, line, s, quoting, data, wanted)]:
+                notes.append(f"the columns are named in line {line + 1}; above it, and left out, is {front[start].strip()[:60]!r}")
+                start = line
+                layout = replace(layout, start=start)
+                break
     if fitting and fitting[0] != delimiter:
         notes.append(f"the fields are separated by {SEPARATORS[fitting[0]]}, as its first line shows")
         layout = replace(layout, delimiter=fitting[0])
@@ -266,7 +306,12 @@ def _records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
             fields = [*fields, *[""] * (width - len(fields))]
         if len(fields) != width:
             yield Record(line, [], f"{len(fields)} fields where there should be {width}")
-        elif number_of_lines > 1 and layout.delimiter == "\t" and any("\t" in field and "\n" in field for field in fields):
+        elif (
+            number_of_lines > 1
+            and layout.delimiter == "\t"
+            and layout.quoting != "backslashes"
+            and any("\t" in field and "\n" in field for field in fields)
+        ):
             yield Record(line, [], f"a quoted field runs over {number_of_lines} lines and holds tabs", is_broken=True)
         elif header is not None and fields[0] in header and tuple(fields) != layout.header and sorted(fields) == header:
             raise UserError(

@@ -91,6 +91,11 @@ def _by_mapping(setting: Mapping[Any, Any], column: Column) -> list[Class]:
     names = {canonical(value): canonical(name) for value, name in setting.items()}
     values = set(column.values)
     if not values & names.keys() and values <= set(names.values()):
+        if {*names} == set(map(str, range(len(names)))):  # id2label of a model's config
+            order = listed((names[str(i)] for i in range(len(names))), len(names))
+            raise UserError(
+                f"data.labels maps numbers to the values of column '{column.name}'; for that order: data.labels=[{order}]."
+            )
         turned = {value: name for name, value in names.items()}
         raise UserError(
             f"data.labels maps each value to its name, not a name to its value: {mapping_example(turned, turned.values())}."

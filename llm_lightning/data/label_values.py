@@ -7,8 +7,8 @@ import unicodedata
 from typing import Any
 
 TRUTH = {"0": False, "false": False, "1": True, "true": True}
-MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>")
-"""How pandas, Python, JSON and SQL print a value that is not there."""
+MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>", "NA", "N/A", "#N/A", "NaT")
+"""How pandas, Python, JSON, SQL, R and Excel print a value that is not there."""
 
 
 def canonical(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import datasets
 
 from llm_lightning.config import DataConfig
+from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_names import Class, Column, mapping_example, name_classes
 from llm_lightning.data.label_values import MISSING, TRUTH, canonical, fold, parse_number, truth
 from llm_lightning.data.literals import parse_literal
@@ -71,13 +73,13 @@ def find(
     if isinstance(feature, datasets.ClassLabel):
         return _of_features(data, feature.names, column)
     if several is None and not isinstance(feature, datasets.Value):
-        raise UserError(f"{train.where(0)}: column '{column}' holds lists; objective=multi_label learns several labels a row.")
+        raise UserError(f"{train.where(0)}: column '{column}' holds {_describe_lists(train, column)}.")
     counts = count_labels(train, column, several)
     if several is None:
         _require_plain(train, column, counts)
     merged = _merge_booleans(complete(set(counts)), counts, column)
     if len(merged) < 2:
-        _raise_first_problem(train)
+        _raise_first_problem(train, column, several)
         what = f"only the label '{next(iter(merged))}'" if merged else "no label"
         raise UserError(f"{train.where(0)}: column '{column}' of train has {what}; classification needs at least two classes.")
     if data.labels is None:
@@ -109,8 +111,12 @@ def count_labels(rows: Rows, column: str, several: Callable[[Any], Iterable[Any]
     padded = 0
     for value, count in count_values(rows, column):
         padded += count if several is None and isinstance(value, str) and value != value.strip() else 0
-        for label in several(value) if several else [value]:
-            counts[canonical(label)] += count
+        try:
+            names = several(value) if several else [value]
+        except BadRow:  # which is reported, or counted, when the row is read
+            continue
+        for name in names:
+            counts[canonical(name)] += count
     if padded:
         log.warning("column '%s' has blanks around %s labels; they do not count", column, f"{padded:,}")
     del counts[""]
@@ -154,6 +160,15 @@ def _require_plain(train: Rows, column: str, counts: Counter[str]) -> None:
         )
 
 
+def _describe_lists(train: Rows, column: str) -> str:
+    """Return what values that are no text or numbers are, and what to do with them."""
+    if any(isinstance(value, dict) for value in train.table[column]):
+        return "objects, not labels; objects {label: whether it applies} are learnt by objective=multi_label"
+    if all(len(value) == 1 for value in train.table[column] if isinstance(value, list)):
+        return "lists, of one label each; write the label without a list (pandas: df[column].str[0])"
+    return "lists; objective=multi_label learns several labels a row"
+
+
 def _require_labels(train: Rows, column: str, counts: Counter[str], has_several: bool) -> None:
     """Raise UserError where the values are no labels but text or measurements; warn where there are many for the rows."""
     total = sum(counts.values())
@@ -174,7 +189,7 @@ def _require_labels(train: Rows, column: str, counts: Counter[str], has_several:
 
 def _merge_booleans(values: set[str], counts: Counter[str], column: str) -> dict[str, list[str]]:
     """Return each value with its further spellings: of true and false one each, where there is nothing else."""
-    if _is_boolean(values) or not all(truth(value) is not None for value in values):
+    if not values or _is_boolean(values) or not all(truth(value) is not None for value in values):
         return {value: [] for value in values}
     merged: dict[str, list[str]] = {}
     for is_true in (False, True):
@@ -210,22 +225,30 @@ def _name_doubts(counts: Counter[str], values: Iterable[str], classes: list[Clas
             )
 
 
-def _raise_first_problem(train: Rows) -> None:
-    """Malformed rows may be why there are no labels."""
+def _raise_first_problem(train: Rows, column: str, several: Callable[[Any], Iterable[Any]] | None) -> None:
+    """Raise UserError for the first malformed row: such rows may be why there are no labels."""
     problems = train.table[PROBLEM][:] if PROBLEM in train.table.column_names else []
     for row, problem in enumerate(problems):
         if problem is not None:
             raise UserError(f"{train.where(row)}: {problem}; without such rows there are not two classes.")
+    for row, value in enumerate(train.table[column] if several else []):
+        try:
+            several(value)  # type: ignore[misc]
+        except BadRow as problem:
+            raise UserError(f"{train.where(row)}: {problem}; without such rows there are not two classes.") from None
 
 
 def _is_boolean(values: Iterable[str]) -> bool:
     return sorted(str(truth(value)) for value in values) == ["False", "True"]
 
 
-def _by_value(value: str) -> tuple[int, float, str]:
-    """Numbers first, by size; then text."""
+def _by_value(value: str) -> tuple[int, float, list[Any], str]:
+    """Numbers first, by size; then text, with the numbers in it by their size: class9 before class10."""
     parsed = parse_number(value)
-    return (1, 0.0, value) if parsed is None else (0, parsed, value)
+    if parsed is not None:
+        return 0, parsed, [], value
+    parts = re.split(r"(\d+)", value)  # text and digits in turn, so that like is compared with like
+    return 1, 0.0, [int(part) if i % 2 else part for i, part in enumerate(parts)], value
 
 
 def _numbers(counts: Counter[str]) -> str:

@@ -98,7 +98,7 @@ def detect_format(path: Path, encoding: str | None = None) -> Format:
         return Format(
             marked, "\n" if _has_newline(head.decode(marked, "ignore")) else "\r", (f"read as {marked.upper()}, as its mark says",)
         )
-    if encoding is not None and not head.startswith(codecs.BOM_UTF8):
+    if encoding is not None and codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig") and not head.startswith(codecs.BOM_UTF8):
         utf_8, others, decodable = count_lines(path)
         if utf_8 and not others and decodable:
             return Format("utf-8", _newline(head), (f"read as UTF-8, which it is, and not as data.encoding={encoding}",))

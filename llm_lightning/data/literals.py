@@ -1,4 +1,4 @@
-"""Lists and objects in a cell of text: as JSON, as Python prints them, and as numpy prints an array.
+"""Lists and objects in a cell of text: as JSON, as Python prints them, and as numpy prints an array. All readers of cells use these.
 
 A csv has no lists. pandas writes `str(value)` into the cell: `['joy', 'anger']` for a list, `['joy' 'anger']` for an array.
 """
@@ -17,7 +17,27 @@ ITEM = rf"(?:{QUOTED}|True|False|[-+]?\d+\.?\d*(?:e[-+]?\d+)?)"
 NUMPY = re.compile(rf"\[\s*{ITEM}(?:\s+{ITEM})*\s*\]")
 """A one-dimensional array: items with blanks, and no commas, between them."""
 TOKEN = re.compile(rf"({QUOTED})|\S")
-WRAPPED = re.compile(r"(?:array|frozenset|set|tuple|list)\((.*?)(?:,\s*dtype=['<\w]+)?\)", re.DOTALL)
+CALL = re.compile(r"(?:\w+\.)?(array|frozenset|set|tuple|list)\(")
+"""How Python prints a container with its type."""
+BETWEEN = re.compile(rf"({QUOTED})|\}}\s+(?=\{{)")
+"""The gap between objects in an array, which has no comma."""
+BARE = re.compile(r"\[[^\[\]]*\]|\{[^{}]*\}")
+"""A list without quotes, as Spark and PostgreSQL print it."""
+BROKEN = re.compile(r"\s*[\[({]+\s*['\"]")
+"""The beginning of a list of texts; where the rest is none, a program cut it off or left a part out (numpy's `...`)."""
+
+
+def structured(value: Any) -> Any:
+    """Return a list or an object, which text files hold as JSON or as Python prints it; other values as they are."""
+    return parse_literal(value) if isinstance(value, str) else value.tolist() if hasattr(value, "tolist") else value
+
+
+def split_bare(text: str) -> list[str] | None:
+    """Return the items of a list without quotes, as Spark and PostgreSQL print it; None for other text."""
+    text = text.strip()
+    if not BARE.fullmatch(text) or any(quote in text for quote in "'\""):
+        return None
+    return [item for item in map(str.strip, text[1:-1].split(",")) if item]
 
 
 def parse_literal(text: str) -> Any:
@@ -26,9 +46,7 @@ def parse_literal(text: str) -> Any:
     Tuples become lists; sets become sorted lists, so that the result does not depend on the process.
     """
     stripped = text.strip()
-    if match := WRAPPED.fullmatch(stripped):
-        stripped = match[1].strip() or "[]"
-    if stripped[:1] not in ("[", "{", "("):
+    if stripped[:1] not in ("[", "{", "(") and not CALL.match(stripped):
         return text
     try:
         value = json.loads(stripped)
@@ -41,15 +59,26 @@ def _parse_python(text: str) -> Any:
     """Return the list or dict of a Python literal; None where it is no such literal."""
     if NUMPY.fullmatch(text):
         text = f"[{', '.join(re.findall(ITEM, text))}]"
+    elif text.startswith("[{"):
+        text = BETWEEN.sub(lambda match: match[1] or "},", text)
     tokens = [match[1] for match in TOKEN.finditer(text)]
     if any(one and other for one, other in pairwise(tokens)):  # Python would join strings without a comma between them to one
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unknown escapes in the text
-            value = ast.literal_eval(text)
+            value = ast.literal_eval(_Unwrapped().visit(ast.parse(text, mode="eval")))
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return None
     if isinstance(value, set | frozenset):
         return sorted(value, key=lambda item: (str(type(item)), str(item)))
     return list(value) if isinstance(value, tuple) else value
+
+
+class _Unwrapped(ast.NodeTransformer):
+    """Puts the content of array(…), set(…), … in the place of the call."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if not CALL.match(ast.unparse(node)):
+            return node
+        return self.visit(node.args[0]) if node.args else ast.List([], ast.Load())  # type: ignore[no-any-return]

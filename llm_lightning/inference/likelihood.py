@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.encodings import Sequences, structured, text_of
+from llm_lightning.data.encodings import Sequences, text_of
 from llm_lightning.data.examples import BadRow, Example
+from llm_lightning.data.literals import structured
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.errors import UserError
 from llm_lightning.inference.loaded import Loaded

@@ -273,3 +273,51 @@ def test_any_text_comes_back_or_is_refused(writer: str, texts: list[str], tmp_pa
     assert len(problems) == len(texts) or (writer == "spark" and any(problems))
     if not any(problems):
         assert loaded.table["text"][:] == [None if text == "\\N" else text for text in texts]
+
+
+R_ROWS = '"text","label"\n"1","one","a"\n"2","two","b"\n"3","three","a"\n'
+ABOVE = "My survey,,\n,,\ntext,label,x\none,a,1\ntwo,b,1\nthree,a,1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "note"),
+    [
+        ("r.csv", R_ROWS, "as R writes row names"),
+        ("titles.csv", ABOVE, "named in line 3; above it, and left out, is 'My survey,,'"),
+        ("comment.csv", "# exported\ntext,label\none,a\ntwo,b\nthree,a\n", "above it, and left out, is '# exported'"),
+    ],
+    ids=lambda value: value if len(value) < 12 else "",
+)
+def test_what_stands_beside_a_table_is_left_out_and_named(name: str, content: str, note: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    rows = load(path, tmp_path)
+    assert pairs(rows) == [("one", "a"), ("two", "b"), ("three", "a")]
+    assert any(note in line for line in rows.notes)
+
+
+def test_row_names_that_count_nothing_are_no_row_names(tmp_path: Path) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text(R_ROWS.replace('"3"', '"7"'), encoding="utf-8")
+    assert all("3 fields where there should be 2" in problem for problem in load(path, tmp_path).table[PROBLEM])
+
+
+def test_apostrophes_around_all_values_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "apostrophes.csv"
+    path.write_text("text,label\n'one','a'\n'two','b'\n", encoding="utf-8")
+    assert any("column 'label' begin and end with an apostrophe" in note for note in load(path, tmp_path).notes)
+
+
+def test_backslashes_at_the_end_of_a_field_stay(tmp_path: Path) -> None:
+    path = tmp_path / "backslashes.csv"
+    path.write_text('text,label\n"one\\\\","a"\n"two","b"\n', encoding="utf-8")
+    rows = load(path, tmp_path)
+    assert pairs(rows) == [("one\\\\", "a"), ("two", "b")]
+    assert any("end with backslashes" in note for note in rows.notes)
+
+
+def test_json_is_no_csv(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('{"text": "one", "label": "a"}\n{"text": "two", "label": "b"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"this is JSON, not csv: give the file the ending \.jsonl"):
+        load(path, tmp_path)

@@ -423,3 +423,42 @@ def test_the_index_is_looked_up_and_not_searched_for() -> None:
     found = Labels(values, values)
     assert [found.index(str(i)) for i in range(2000)] == list(range(2000))
     assert Counted.compared < 20_000
+
+
+def test_numbers_in_labels_are_sorted_by_their_size() -> None:
+    assert labels.find(DATA, rows(["class10", "class9", "2", "10", "class1"] * 2)).names == (
+        "2",
+        "10",
+        "class1",
+        "class9",
+        "class10",
+    )
+
+
+def test_labels_by_number_as_a_model_config_has_them_are_answered_with_their_order() -> None:
+    with pytest.raises(UserError, match=r"data\.labels=\[neg, pos\]"):
+        labels.find(replace(DATA, labels={0: "neg", 1: "pos"}), rows(["pos", "neg"]))
+
+
+def test_rows_that_cannot_be_read_are_why_there_are_no_labels() -> None:
+    with pytest.raises(UserError, match=r"line 2: .*cannot be read as a list"):
+        label_sets.Encoder.find_labels(DATA, rows(["['joy', 'ang", "['joy', 'fe"]))
+
+
+def test_choices_of_label_studio_are_labels() -> None:
+    assert label_sets.split_labels('{"choices": ["joy", "fear"]}', label_sets.Layout()) == ["joy", "fear"]
+
+
+@pytest.mark.parametrize("value", ["['B-PER' 'O' ... 'O']", "[0 1 ... 0]", "['B-PER', 'O"])
+def test_a_part_of_a_list_of_tags_is_no_tags(value: str) -> None:
+    with pytest.raises(BadRow, match="cannot be read as a list"):
+        words.listed_tags(value)
+    assert words.listed_tags("[B-PER, O]") == ["B-PER", "O"]
+
+
+def test_labels_with_blanks_between_them_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    label_sets.Encoder.find_labels(DATA, rows(["joy anger", "joy", "anger"]))
+    assert "no row of train has more than one label (such as 'joy anger')" in caplog.text
+    caplog.clear()
+    label_sets.Encoder.find_labels(DATA, rows(["mixed joy,anger", "joy", "anger"]))
+    assert "more than one label" not in caplog.text

@@ -62,3 +62,19 @@ def test_other_spellings(text: str, value: Any) -> None:
 )
 def test_other_text_stays_as_it_is(text: str) -> None:
     assert parse_literal(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (
+            str({"text": np.array(["array([1])"], dtype=object), "answer_start": np.array([5])}),
+            {"text": ["array([1])"], "answer_start": [5]},
+        ),
+        (str(np.array([{"a": "} {"}, {"a": "b"}], dtype=object)).replace("}, {'", "}\n {'"), [{"a": "} {"}, {"a": "b"}]),
+        ("[{'a': set()}]", [{"a": []}]),
+        ("np.array([1, 2])", [1, 2]),
+    ],
+)
+def test_arrays_inside_of_objects_and_objects_inside_of_arrays(text: str, value: Any) -> None:
+    assert parse_literal(text) == value

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import tempfile
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,15 +97,27 @@ def write_csv(rows: list[tuple[str, str]]) -> bytes:
 
 
 def read_csv(content: bytes) -> list[Any] | None:
+    """A carriage return that neither quotes nor a newline stand beside spoils its row alone: it is no end of a line."""
     try:
         text = content.decode("utf-8-sig")
-        lines = [fields for fields in csv.reader(io.StringIO(text, newline=""), strict=True) if fields]
-    except (UnicodeDecodeError, csv.Error):
+    except UnicodeDecodeError:
         return None
-    if "\x00" in text or not lines or sorted(lines[0]) != ["label", "text"]:
+    rows: list[Any] = []
+    reader = csv.reader(io.StringIO(text, newline="\n"), strict=True)
+    while True:
+        try:
+            rows.append(next(reader))
+        except StopIteration:
+            break
+        except csv.Error as error:
+            if "new-line" not in str(error):
+                return None
+            rows.append(BAD)
+    rows = [row for row in rows if row]
+    if "\x00" in text or not rows or rows[0] is BAD or sorted(rows[0]) != ["label", "text"]:
         return None
-    order = lines[0].index("text"), lines[0].index("label")
-    return [labelled(fields[order[0]], fields[order[1]]) if len(fields) == 2 else BAD for fields in lines[1:]]
+    order = rows[0].index("text"), rows[0].index("label")
+    return [BAD if row is BAD or len(row) != 2 else labelled(row[order[0]], row[order[1]]) for row in rows[1:]]
 
 
 def write_jsonl(rows: list[tuple[str, str]]) -> bytes:
@@ -220,12 +233,18 @@ def learnt_tags(text: Text) -> list[list[tuple[str, str]]]:
 # ---- questions with answers in a text ----
 
 
+def visible(text: str) -> str:
+    """Return an answer without what nobody sees at its edges: blanks, and characters of control and of format."""
+    hidden = "".join({c for c in text if c.isspace() or unicodedata.category(c) in ("Cc", "Cf", "Zs", "Zl", "Zp")})
+    return text.strip(hidden) if hidden else text
+
+
 @st.composite
 def asked(draw: st.DrawFn) -> tuple[str, str, tuple[int, str] | None]:
     context, question = draw(st.text(CHARACTERS, min_size=5, max_size=40).filter(lambda text: bool(text.strip()))), draw(LINE)
     start = draw(st.integers(0, len(context) - 1))
     answer = context[start : draw(st.integers(start + 1, len(context)))]
-    return context, question, (start, answer) if answer.strip() and draw(st.booleans()) else None
+    return context, question, (start, answer) if visible(answer) and draw(st.booleans()) else None
 
 
 QUESTIONS = st.lists(asked(), min_size=2, max_size=5)
@@ -253,7 +272,7 @@ def read_squad(content: bytes) -> list[Any] | None:
     try:
         paragraphs = json.loads(content.decode("utf-8-sig"))["data"][0]["paragraphs"]
         return [
-            read_answer(paragraph["context"], asked["question"], asked["answers"])
+            read_answer(paragraph.get("context"), asked.get("question"), asked.get("answers"))
             for paragraph in paragraphs
             for asked in paragraph["qas"]
             if isinstance(asked["id"], str)
@@ -262,14 +281,14 @@ def read_squad(content: bytes) -> list[Any] | None:
         return None
 
 
-def read_answer(context: Any, question: Any, answers: list[dict[str, Any]]) -> Any:
-    if not (isinstance(context, str) and context.strip() and isinstance(question, str) and question.strip()):
+def read_answer(context: Any, question: Any, answers: list[dict[str, Any]] | None) -> Any:
+    if not (isinstance(context, str) and context.strip() and isinstance(question, str) and question.strip()) or answers is None:
         return BAD
     if not answers:
         return (question, "")
     text, start = answers[0]["text"], answers[0]["answer_start"]
     placed = isinstance(start, int) and start >= 0 and context[start : start + len(text)] == text
-    return (question, text.strip()) if placed and text.strip() else BAD
+    return (question, visible(text)) if placed and visible(text) else BAD
 
 
 def learnt_spans(text: Text) -> list[tuple[str, str]]:

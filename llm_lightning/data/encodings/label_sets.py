@@ -17,11 +17,12 @@ import datasets
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data import labels
-from llm_lightning.data.encodings import structured, texts
+from llm_lightning.data.encodings import texts
 from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_names import Column, name_classes
 from llm_lightning.data.label_values import MISSING, canonical, is_unlabelled, truth
 from llm_lightning.data.labels import Labels
+from llm_lightning.data.literals import BROKEN, split_bare, structured
 from llm_lightning.data.rows import Rows, label_columns
 from llm_lightning.errors import UserError, listed
 
@@ -33,8 +34,6 @@ MOSTLY = 0.9
 """Share of the rows that must be lists of 0 and 1 of one length for the column to hold such lists; the others are bad rows."""
 DIGITS = re.compile(r"(?:[01](?:\.0)?|true|false)(?:[\s,;|]+(?:[01](?:\.0)?|true|false))+", re.IGNORECASE)
 """Several truth values in a row of text."""
-BARE = re.compile(r"\[[^\[\]]*\]|\{[^{}]*\}")
-"""A list without quotes, as Spark and PostgreSQL print it."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,7 @@ class Encoder(texts.Encoder):
         if layout.indicators:
             return _name_indicators(data, train, None, layout)
 
-        def split(value: Any) -> list[Any]:
-            try:
-                return split_labels(value, layout)
-            except BadRow:  # which is reported, or counted, when the row is read
-                return []
-
-        classes = labels.find(data, train, split)
+        classes = labels.find(data, train, lambda value: split_labels(value, layout))
         return LabelSets(classes.names, classes.values, classes.spellings, layout)
 
     @staticmethod
@@ -101,6 +94,8 @@ def split_labels(value: Any, layout: Layout) -> list[Any]:
     Raises BadRow where an object says neither 0 nor 1 of a label, or where the text begins a list that it does not end.
     """
     value = structured(value)
+    if isinstance(value, dict) and set(value) == {"choices"}:  # of Label Studio
+        value = value["choices"]
     if isinstance(value, dict):
         if wrong := next((label for label, applies in value.items() if truth(applies) is None), None):
             raise BadRow(f"the label '{wrong}' has {value[wrong]!r}, which is neither 0 nor 1")
@@ -109,14 +104,14 @@ def split_labels(value: Any, layout: Layout) -> list[Any]:
         return value
     if not isinstance(value, str):
         return [] if not canonical(value) else [value]
-    text, separator = value.strip(), layout.separator
+    text = value.strip()
     if text in layout.missing:
         return []
-    if BARE.fullmatch(text) and not any(quote in text for quote in "'\""):
-        text, separator = text[1:-1], ","
-    elif text[:1] in ("[", "{") and text[:2].strip("[{('\"") == "":
+    if (items := split_bare(text)) is not None:
+        return items
+    if BROKEN.match(text):
         raise BadRow(f"the labels {text!r} cannot be read as a list")
-    return [part for part in map(str.strip, text.split(separator)) if part]
+    return [part for part in map(str.strip, text.split(layout.separator)) if part]
 
 
 def read_indicators(value: Any, count: int, column: Any, names: Iterable[str]) -> list[int]:
@@ -171,7 +166,7 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
             rows += count
             if items.strip() in missing:
                 absent[items.strip()] += count
-            if items.strip() in missing or BARE.fullmatch(items.strip()):
+            if items.strip() in missing or split_bare(items) is not None:
                 continue
             for separator in SEPARATORS:
                 with_separator[separator] += count if separator in items else 0
@@ -189,6 +184,14 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
     if absent:
         spelled = listed(f"'{text}' ({count:,} rows of train)" for text, count in absent.items())
         log.warning("column '%s' holds %s: no label applies to these rows", column, spelled)
+    if not present and rows and not sum(sizes.values()) and any(len(value.split()) > 1 for value in pieces[","]):
+        example = next(value for value in sorted(pieces[","]) if len(value.split()) > 1)
+        log.warning(
+            "column '%s': no row of train has more than one label (such as '%s'): blanks and other signs are parts of labels; what "
+            "separates labels is a comma, a semicolon, a bar or a line end",
+            column,
+            example,
+        )
     if separator != "," or len(present) > 1:
         others = [f"{s!r} is part of a label in {with_separator[s]:,}" for s in present if s != separator]
         log.warning(

@@ -14,10 +14,11 @@ import numpy as np
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data import labels
-from llm_lightning.data.encodings import NO_TOKEN, Sequences, documents, structured, texts
+from llm_lightning.data.encodings import NO_TOKEN, Sequences, documents, texts
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.label_values import is_unlabelled
 from llm_lightning.data.labels import Labels
+from llm_lightning.data.literals import BROKEN, split_bare, structured
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.rows import Rows
 from llm_lightning.data.sentences import likely_column
@@ -36,11 +37,11 @@ class Encoder(documents.Encoder):
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         _require_sentences(data, train)
-        return labels.find(data, train, listed_words, complete=lambda tags: _complete(tags, data))
+        return labels.find(data, train, listed_tags, complete=lambda tags: _complete(tags, data))
 
     @staticmethod
     def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
-        return not is_unlabelled(listed_words(value))
+        return not is_unlabelled(structured(value))
 
     def read(
         self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None
@@ -52,7 +53,7 @@ class Encoder(documents.Encoder):
             raise BadRow(f"column '{columns.text}' is empty")
         if self.labels is None:
             return words, None, None
-        tags = listed_words(value)
+        tags = listed_tags(value)
         if len(tags) != len(words):
             raise BadRow(f"{len(words)} words (column '{columns.text}') and {len(tags)} tags (column '{columns.label}')")
         return words, None, [texts.index(self.labels, columns.label, tag) for tag in tags]
@@ -78,11 +79,26 @@ class Encoder(documents.Encoder):
 
 
 def listed_words(value: Any) -> list[Any]:
-    """Return the words or tags of a row: a list of them, or text with blanks between."""
+    """Return the words or tags of a row: a list of them, or text with blanks between. Raises BadRow for a part of a list."""
     value = structured(value)
     if isinstance(value, str):
-        return value.split()
+        if BROKEN.match(value):
+            raise BadRow(f"{_cut(value)} cannot be read as a list")
+        items = split_bare(value) if "," in value else None
+        return value.split() if items is None else items
     return [value] if isinstance(value, bool | int | float) else list(value or [])
+
+
+def listed_tags(value: Any) -> list[Any]:
+    """Return the tags of a row. Raises BadRow for a list that cannot be read, such as one of numpy's with a gap: [0 1 ... 0]."""
+    tags = listed_words(value)
+    if isinstance(value, str) and len(tags) > 1 and str(tags[0])[0] == "[" != tags[0] and str(tags[-1])[-1] == "]":
+        raise BadRow(f"{_cut(value)} cannot be read as a list")
+    return tags
+
+
+def _cut(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}…")
 
 
 def first_tokens(words: list[str], offsets: list[tuple[int, int]]) -> dict[int, int]:
@@ -128,7 +144,8 @@ def _require_sentences(data: DataConfig, train: Rows) -> None:
                 f"each word: a list of words and a list of as many tags, such as ['Ann', 'left'] and ['B-PER', 'O']. spaCy's "
                 f"offsets_to_biluo_tags makes tags of such spans."
             )
-        is_one_tag = is_one_tag and isinstance(raw, str | int) and len(listed_words(raw)) == 1
+        words = value if isinstance(value, list) else str(value).split()
+        is_one_tag = is_one_tag and isinstance(raw, str | int) and len(words) == 1
         if not is_one_tag and value:
             return
     if is_one_tag:
