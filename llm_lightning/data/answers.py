@@ -5,9 +5,6 @@ Characters at the edges of an answer that nobody reads (blanks, line ends, zero-
 
 from __future__ import annotations
 
-import ast
-import json
-import re
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_lightning.data.examples import BadRow
+from llm_lightning.data.literals import parse_structure
 
 Answer = tuple[int, str]
 """Where it begins in the context, in characters, and its text without invisible characters at its edges."""
@@ -33,7 +31,7 @@ def read_answers(value: Any, context: str, column: str | None, start: Any = None
     impossible = _flag(is_impossible)
     is_text = isinstance(value, str) and trim(value)[1] in context  # and no list, though it may begin with a bracket
     is_blank = value is None or (isinstance(value, str) and not value.strip() and start is None)
-    pairs = [] if is_blank else list(_pairs(value if is_text else _parse(value), column, _parse(start)))
+    pairs = [] if is_blank else list(_pairs(value if is_text else parse_structure(value), column, parse_structure(start)))
     if value is None and impossible is None:
         raise BadRow(f"column '{column}' has no answers; {ADVICE}")
     answers = []
@@ -51,7 +49,7 @@ def read_answers(value: Any, context: str, column: str | None, start: Any = None
 
 def is_answered(value: Any, is_impossible: Any = None) -> bool:
     """Return whether a row says anything of its answer: that there is one, or by `is_impossible` that there is none."""
-    value = _parse(value)
+    value = parse_structure(value)
     value = value.get("text") if isinstance(value, dict) else value
     texts = value if isinstance(value, list | np.ndarray) else [value]
     texts = [text.get("text") if isinstance(text, dict) else text for text in texts]
@@ -83,21 +81,6 @@ def _flag(value: Any) -> bool | None:
     if name in ("false", "0", "0.0", "no"):
         return False
     raise BadRow(f"is_impossible is '{value}'; expected true or false")
-
-
-def _parse(value: Any) -> Any:
-    """Return a list or an object, which text files hold as JSON, or as Python with NumPy's arrays; other text as it is."""
-    value = value.tolist() if isinstance(value, np.ndarray) else value
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        pass
-    try:
-        return ast.literal_eval(re.sub(r"array\((\[.*?\])(, dtype=[\w.]+)?\)", r"\1", value.strip(), flags=re.DOTALL))
-    except (ValueError, SyntaxError):
-        return value
 
 
 def _pairs(value: Any, column: str | None, start: Any) -> Iterator[tuple[str, int | None]]:

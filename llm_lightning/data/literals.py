@@ -12,12 +12,23 @@ import warnings
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 ITEM = rf"(?:{QUOTED}|True|False|[-+]?\d+\.?\d*(?:e[-+]?\d+)?)"
 NUMPY = re.compile(rf"\[\s*{ITEM}(?:\s+{ITEM})*\s*\]")
 """A one-dimensional array: items with blanks, and no commas, between them."""
 TOKEN = re.compile(rf"({QUOTED})|\S")
+NESTED = re.compile(rf"({QUOTED})|array\((\[(?:{QUOTED}|[^'\"])*?\])(?:,\s*dtype=['<\w.]+)?\)")
+"""An array inside of a list or an object; a text is matched first, so that nothing changes in it."""
+OBJECTS = re.compile(rf"({QUOTED})|\}}\s+\{{")
+"""Two objects of an array, without a comma between them."""
 WRAPPED = re.compile(r"(?:array|frozenset|set|tuple|list)\((.*?)(?:,\s*dtype=['<\w]+)?\)", re.DOTALL)
+
+
+def parse_structure(value: Any) -> Any:
+    """Return a list or an object, which text files hold as JSON or as Python prints it; other values as they are."""
+    return parse_literal(value) if isinstance(value, str) else value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def parse_literal(text: str) -> Any:
@@ -41,6 +52,8 @@ def _parse_python(text: str) -> Any:
     """Return the list or dict of a Python literal; None where it is no such literal."""
     if NUMPY.fullmatch(text):
         text = f"[{', '.join(re.findall(ITEM, text))}]"
+    text = NESTED.sub(lambda match: match[1] or match[2], text)
+    text = OBJECTS.sub(lambda match: match[1] or "}, {", text)
     tokens = [match[1] for match in TOKEN.finditer(text)]
     if any(one and other for one, other in pairwise(tokens)):  # Python would join strings without a comma between them to one
         return None

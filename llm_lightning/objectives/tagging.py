@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.encodings import structured
 from llm_lightning.data.examples import Example
+from llm_lightning.data.literals import parse_structure
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import Text
 from llm_lightning.data.tag_schemes import TagScheme, count_transitions, recognize, refine
@@ -165,7 +165,7 @@ class Tagging(Objective):
         table, column = self.text.rows[self.split].table, self.text.encoding.data.columns.text
         mistakes = []
         for row, (known, said) in states["mistakes"].rows():
-            words = structured(table[row][column])
+            words = parse_structure(table[row][column])
             shown = (_written(self.scheme, tags, words) for tags in (known, said))
             mistakes.append({"text": " ".join(words), **dict(zip(("true", "said"), shown, strict=True))})
         return {"mistakes": mistakes, "examples": states["examples"].table(), **states["examples"].sampled()}

@@ -12,13 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
-from llm_lightning.data.literals import parse_literal
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError
 
@@ -121,11 +119,6 @@ def text_of(column: str | None, value: Any) -> str:
     if value is None or not value.strip():
         raise BadRow(f"column '{column}' is empty")
     return value
-
-
-def structured(value: Any) -> Any:
-    """Return a list or an object, which text files hold as JSON or as Python prints it; other text as it is."""
-    return parse_literal(value) if isinstance(value, str) else value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def named(name: str) -> type[Encoding]:

@@ -14,10 +14,11 @@ import numpy as np
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data import labels
-from llm_lightning.data.encodings import NO_TOKEN, Sequences, documents, structured, texts
+from llm_lightning.data.encodings import NO_TOKEN, Sequences, documents, texts
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.label_values import is_unlabelled
 from llm_lightning.data.labels import Labels
+from llm_lightning.data.literals import parse_structure
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.rows import Rows
 from llm_lightning.data.sentences import likely_column
@@ -79,7 +80,7 @@ class Encoder(documents.Encoder):
 
 def listed_words(value: Any) -> list[Any]:
     """Return the words or tags of a row: a list of them, or text with blanks between."""
-    value = structured(value)
+    value = parse_structure(value)
     if isinstance(value, str):
         return value.split()
     return [value] if isinstance(value, bool | int | float) else list(value or [])
@@ -120,7 +121,7 @@ def _require_sentences(data: DataConfig, train: Rows) -> None:
     for row, raw in enumerate(train.table[column]):
         if raw is None:
             continue
-        value = structured(raw)
+        value = parse_structure(raw)
         first = value[0] if isinstance(value, list) and value else None
         if isinstance(value, dict) or isinstance(first, dict | list):
             raise UserError(
