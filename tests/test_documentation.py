@@ -134,7 +134,7 @@ def arguments(command: str) -> list[str]:
     if any(word.startswith("sweep=optuna") for word in words):
         words = [word for word in words if "interval(" not in word]
     base = list(REVIEWS) if "data=files" in words or not any(word.startswith(("task=", "recipe=")) for word in words) else []
-    if any(word.startswith(("data=chat", "data.columns.text=prompt")) for word in words):
+    if any(word.startswith(("data=chat", "data=alpaca", "data.columns.text=prompt")) for word in words):
         base = ["task=finetune", "objective=instruction", "data.train=talks.jsonl"]
     if "model/adapter" in text and "model.name_or_path" not in text:
         base.append("model.name_or_path=runs/reader/hf")
@@ -166,7 +166,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reviews: Path,
         (folder / name).write_text(reviews.read_text().replace("body", "#1" if "NLP" in name else "body", 1))
     (folder / "prompt.txt").write_text("the cat")
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
-    talk = {"conversations": turns, "prompt": "hi", "completion": "hello"}
+    talk: dict[str, Any] = {"conversations": turns, "prompt": "hi", "completion": "hello", "instruction": "hi", "response": "hello"}
+    talk["contents"] = [{"role": "user", "parts": [{"text": "hi"}]}, {"role": "model", "parts": [{"text": "hello"}]}]
+    talk["data"] = ["hi", "hello"]
     (folder / "talks.jsonl").write_text(f"{json.dumps(talk)}\n" * 20)
     for name in ("MSRpar.train.tsv", "MSRpar.test.tsv", "test_2016_flickr.en", "test_2016_flickr.de"):
         (folder / "data" / name).write_text("what the check of a command looks for\n")
