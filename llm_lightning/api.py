@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llm_lightning import cli, stored
+from llm_lightning.checks import check_generate
 from llm_lightning.config import Config
 from llm_lightning.errors import UserError
 from llm_lightning.inference import use
@@ -24,6 +26,8 @@ def train(*overrides: str) -> dict[str, Any]:
 
     Raises UserError where they are wrong.
     """
+    if wrong := [word for word in overrides if not isinstance(word, str)]:
+        raise UserError(f"train: expected words of a command line, each a text ('task=finetune', …), and found {wrong[0]!r}.")
     return run(cli.load(list(overrides)))
 
 
@@ -43,6 +47,11 @@ class Model:
 
         A blank text has `error` instead, as a blank line of a file has. Raises UserError for a bad row.
         """
+        if isinstance(rows, str | dict):
+            raise UserError("predict: expected a list of texts or of rows; one of them in a list: predict([…]).")
+        for number, row in enumerate(rows):
+            if not isinstance(row, str | Mapping):
+                raise UserError(f"predict, row {number}: expected a text or a dictionary, and found {type(row).__name__}.")
         column = self._predictor.objective.text.encoding.data.columns.text
         tables = [{column: row, EMPTY: not row.strip()} if isinstance(row, str) else dict(row) for row in rows]
         return self._predictor([{"where": f"row {number}", **row} for number, row in enumerate(tables)])
@@ -50,14 +59,17 @@ class Model:
     def generate(self, prompt: str | list[dict[str, str]], **settings: Any) -> str:
         """Return how a prompt, or a conversation of {"role", "content"} messages, goes on; `settings` are those of the config's `generate`.
 
-        Raises UserError for a setting that there is not, a conversation that is none, or text that is no Unicode.
+        Raises UserError for a setting that there is not or a value that it cannot have, a conversation that is none, and text that is no
+        Unicode.
         """
         if has_half_surrogate(prompt):
             raise UserError("the prompt holds half of a surrogate pair, which is no character.")
         known = vars(self._generator.settings)
         if unknown := settings.keys() - known.keys():
             raise UserError(f"generate.{min(unknown)}: there is no such setting; there are {', '.join(known)}.")
-        settled = replace(self._generator, settings=replace(self._generator.settings, **settings))
+        if isinstance(stop := settings.get("stop"), str):
+            settings["stop"] = [stop]
+        settled = replace(self._generator, settings=check_generate(known | settings))
         return settled.say(prompt, show=False)
 
     def likelihood(self, contexts: list[str], texts: list[str]) -> list[float]:

@@ -15,11 +15,15 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from llm_lightning import distributed, signatures
-from llm_lightning.config import CONF, OPEN_GROUPS, AdapterConfig, Config, DataConfig, SweepConfig, cache_folder
+from llm_lightning.config import CONF, OPEN_GROUPS, AdapterConfig, Config, DataConfig, GenerateConfig, SweepConfig, cache_folder
 from llm_lightning.data import paths
 from llm_lightning.errors import UserError, listed, nearest
 from llm_lightning.machine import cores
+from llm_lightning.overrides import escape_interpolations
 
 SOURCES = Path(__file__).parent / "data" / "sources"
 OUT = (".jsonl", ".parquet")
@@ -51,6 +55,21 @@ def _encoding(name: str | None) -> Iterator[str]:
             f"data.encoding={name}: there is no such encoding; usual ones are utf-8, cp1252 (Western Europe, ANSI in Windows), utf-16, "
             f"gb18030 (Chinese), cp932 (Japanese), cp1251 (Cyrillic)."
         )
+
+
+def check_generate(settings: dict[str, Any]) -> GenerateConfig:
+    """Return settings of `generate`, given from Python, as a config. Raises UserError for a wrong type or value."""
+    node = OmegaConf.structured(GenerateConfig)
+    OmegaConf.set_readonly(node, None)
+    for key, value in settings.items():
+        try:
+            OmegaConf.update(node, key, escape_interpolations(value))
+        except OmegaConfBaseException as error:
+            raise UserError(f"generate.{key}={value!r}: {str(error).splitlines()[0].rstrip('.')}.") from error
+    config: Any = OmegaConf.to_object(node)
+    if mistakes := list(_values(config, "generate.")):
+        raise UserError("\n".join(mistakes))
+    return config
 
 
 def check_sweep(settings: SweepConfig) -> None:

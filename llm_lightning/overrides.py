@@ -97,7 +97,7 @@ def _quote_value(key: str, kind: str, value: str, folder: str | None) -> str:
     if kind != "text" and not is_file and (elements := _elements(value)) is not None:
         return f"[{','.join(_quote_element(element, kind, folder) for element in elements)}]"
     if kind == "texts":
-        return value  # one text, or a mapping: the schema says whether that will do
+        return value if value.startswith("{") else f"[{_quote_element(value, kind, folder)}]"  # a list of one text
     text = value if is_file else unquote(value)
     if key == "prompt" or is_file or not _interpolates(text):
         text = _escape_interpolations(text, is_quoted=text != value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,22 @@ def test_predictions_are_those_of_the_command_line(classifier: Path, tmp_path: P
     with pytest.raises(UserError, match="row 0: it holds half of a surrogate pair"):
         model.predict(["a \ud83d"])
 
+    for rows, message in (
+        ("a film", "a list of texts"),
+        ({"body": "a film"}, "a list of texts"),
+        (["a", None], "row 1: .*NoneType"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.predict(rows)  # type: ignore[arg-type]
+
+
+BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"temperature": -1}, r"generate\.temperature=-1.*: expected"),
+    ({"max_new_tokens": 0}, r"generate\.max_new_tokens=0: expected"),
+    ({"max_new_tokens": "many"}, r"generate\.max_new_tokens='many': .*Integer"),
+    ({"top_p": 2}, r"generate\.top_p=2.*: expected"),
+]
+
 
 def test_text_is_that_of_the_command_line(corpus: Path, tmp_path: Path) -> None:
     data = ["data=text", f"data.train={corpus}", "data.document=line", "data.block_size=32", f"cache_dir={tmp_path}/cache"]
@@ -70,5 +87,11 @@ def test_text_is_that_of_the_command_line(corpus: Path, tmp_path: Path) -> None:
     assert likely > unlikely
     with pytest.raises(UserError, match=r"generate\.heat: there is no such setting; there are max_new_tokens"):
         model.generate("a", heat=1)
+    assert model.generate("the cat", temperature=0, max_new_tokens=8, stop="e") == greedy.partition("e")[0]
+    for setting, message in BAD_SETTINGS:
+        with pytest.raises(UserError, match=message):
+            model.generate("a", **setting)
+    with pytest.raises(UserError, match=r"expected words of a command line.*found \['task=finetune'\]"):
+        llm_lightning.train(["task=finetune"])  # type: ignore[arg-type]
     with pytest.raises(UserError, match="not a run folder"):
         llm_lightning.load(tmp_path / "nowhere").predict(["a"])

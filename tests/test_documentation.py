@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import runpy
 import shlex
@@ -117,6 +118,7 @@ def arguments(command: str) -> list[str]:
     text = re.sub(r"runs/<date>/<run>|<run( folder)?>|(?<=run=)…", run, text)
     text = text.replace("<task>", "finetune").replace("<your arguments>", "")
     text = re.sub(r"<(hub )?name or folder>|<minilm>|<export>", "runs/reader/hf", text).replace("=<name>", "=some/films")
+    text = text.replace("data=conll data.dir=<folder>", "data=conll data.dir=tagged")
     text = re.sub(r"(?<=data\.dir=)<[^>]+>|(?<=out=)<[^>]+>|<ag_news>", "data", text)
     text = re.sub(r"<[^>]+>", "data/train.csv", text).replace("data.dir=data/sst2", "data.dir=data")
     text = re.sub(r"(data\.(train|test|validation))=…", r"\1=reviews.csv", text).replace(
@@ -132,6 +134,8 @@ def arguments(command: str) -> list[str]:
     if any(word.startswith("sweep=optuna") for word in words):
         words = [word for word in words if "interval(" not in word]
     base = list(REVIEWS) if "data=files" in words or not any(word.startswith(("task=", "recipe=")) for word in words) else []
+    if any(word.startswith(("data=chat", "data=alpaca", "data.columns.text=prompt")) for word in words):
+        base = ["task=finetune", "objective=instruction", "data.train=talks.jsonl"]
     if "model/adapter" in text and "model.name_or_path" not in text:
         base.append("model.name_or_path=runs/reader/hf")
     named = {word.partition("=")[0] for word in words}
@@ -141,7 +145,7 @@ def arguments(command: str) -> list[str]:
 def first_choice(word: str) -> str:
     """The first of the values that a sweep goes through."""
     key, _, value = word.partition("=")
-    return f"{key}={value.split(',')[0]}" if "," in value and value[0] not in "[{'\"" and "(" not in value else word
+    return f"{key}={value.split(',')[0]}" if "," in value and value[0] not in "[{'\"" and not re.match(r"\w+\(", value) else word
 
 
 @pytest.fixture(scope="session")
@@ -157,9 +161,20 @@ def place(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reviews: Path,
         shutil.copy(corpus, folder / name)
     for name in ("reviews.csv", "new.csv", "data/train.csv"):
         shutil.copy(reviews, folder / name)
+    (folder / "[NLP] my project").mkdir()
+    for name in ("[NLP] my project/train (1).csv", "a.csv", "b (1).csv"):
+        (folder / name).write_text(reviews.read_text().replace("body", "#1" if "NLP" in name else "body", 1))
+    (folder / "prompt.txt").write_text("the cat")
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+    talk: dict[str, Any] = {"conversations": turns, "prompt": "hi", "completion": "hello", "instruction": "hi", "response": "hello"}
+    talk["contents"] = [{"role": "user", "parts": [{"text": "hi"}]}, {"role": "model", "parts": [{"text": "hello"}]}]
+    talk["data"] = ["hi", "hello"]
+    (folder / "talks.jsonl").write_text(f"{json.dumps(talk)}\n" * 20)
     for name in ("MSRpar.train.tsv", "MSRpar.test.tsv", "test_2016_flickr.en", "test_2016_flickr.de"):
         (folder / "data" / name).write_text("what the check of a command looks for\n")
-    (folder / "data" / "train.conll").write_text("Ann\tB-person\nsleeps\tO\n\n" * 30)
+    (folder / "tagged").mkdir()
+    for name in ("train.conll", "tagged/train.conll", "data/train.conll"):
+        (folder / name).write_text("Ann\tB-person\nsleeps\tO\n\n" * 30)
     (folder / "prompts.jsonl").write_text('{"text": "the cat"}\n{"text": "a dog"}\n')
     (folder / "questions.jsonl").write_text('{"text": "the cat", "choices": ["sees rain.", "x"], "label": 0}\n' * 2)
     words = [*SMALL, f"cache_dir={cache}"]

@@ -187,6 +187,8 @@ def test_lists_patterns_null_and_interpolations_keep_their_meaning(tmp_path: Pat
 def test_stop_texts(finished: Path) -> None:
     base = ["task=generate", f"run={finished}", "prompt=a"]
     assert load([*base, 'generate.stop=["\\n"]']).generate.stop == ["\n"]
+    for text, stop in {"###": "###", '"\\n"': "\n", "User:": "User:", "a b": "a b"}.items():
+        assert load([*base, f"generate.stop={text}"]).generate.stop == [stop]
     assert load([*base, "generate.stop=['\\n',###,User:,No,007]"]).generate.stop == ["\\n", "###", "User:", "No", "007"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_lightning.data.examples import BadRow
-from llm_lightning.data.literals import structured
+from llm_lightning.data.literals import parse_structure
 
 Answer = tuple[int, str]
 """Where it begins in the context, in characters, and its text without invisible characters at its edges."""
@@ -31,7 +31,7 @@ def read_answers(value: Any, context: str, column: str | None, start: Any = None
     impossible = _flag(is_impossible)
     is_text = isinstance(value, str) and trim(value)[1] in context  # and no list, though it may begin with a bracket
     is_blank = value is None or (isinstance(value, str) and not value.strip() and start is None)
-    pairs = [] if is_blank else list(_pairs(value if is_text else structured(value), column, structured(start)))
+    pairs = [] if is_blank else list(_pairs(value if is_text else parse_structure(value), column, parse_structure(start)))
     if value is None and impossible is None:
         raise BadRow(f"column '{column}' has no answers; {ADVICE}")
     answers = []
@@ -49,7 +49,7 @@ def read_answers(value: Any, context: str, column: str | None, start: Any = None
 
 def is_answered(value: Any, is_impossible: Any = None) -> bool:
     """Return whether a row says anything of its answer: that there is one, or by `is_impossible` that there is none."""
-    value = structured(value)
+    value = parse_structure(value)
     value = value.get("text") if isinstance(value, dict) else value
     texts = value if isinstance(value, list | np.ndarray) else [value]
     texts = [text.get("text") if isinstance(text, dict) else text for text in texts]

@@ -227,7 +227,8 @@ class ChatTemplate:
             raise BadRow(f"the chat template does not show what the assistant says in message {i + 1} of {_roles(messages)}")
         if not message.get("tool_calls"):
             return
-        for field in ("name", "arguments"):
+        has_arguments = any(call["function"]["arguments"] not in ({}, "{}") for call in message["tool_calls"])
+        for field in ("name", "arguments") if has_arguments else ("name",):
             if not self._covers(messages, i, tools, text, spans, (field,)):
                 raise BadRow(
                     f"message {i + 1}: tool_calls are not learnt: the chat template does not show them in what the assistant says"
@@ -295,7 +296,10 @@ class ChatTemplate:
                 **self.tokenizer.special_tokens_map,
             )
         except Exception as error:  # jinja's, or whatever a template raises of itself
-            raise BadRow(f"the chat template cannot render a conversation of {_roles(messages)}: {error}") from error
+            advice = ""
+            if messages and messages[0]["role"] == "system" and "system" in str(error).lower():
+                advice = " (it takes no system prompt: put that in front of what the user says first)"
+            raise BadRow(f"the chat template cannot render a conversation of {_roles(messages)}: {error}{advice}") from error
         (text,), (marks_of_text, *_) = rendered[0], rendered[1] or [None]
         for message in messages:
             if isinstance(parts := message.get("content"), list) and (

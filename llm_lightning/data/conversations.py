@@ -1,7 +1,8 @@
 """Conversations in the shapes that files have, read into one: messages {role, content, tool_calls, reasoning_content} and tools.
 
 Read are OpenAI's messages, ShareGPT's {from, value}, turns of {input, output}, a prompt with its completion (text or messages), Alpaca's
-history of pairs, content in parts, calls of functions under both of OpenAI's names, and answers that are not to be learnt (weight 0).
+history of pairs, UltraChat's texts in turns, content in parts (of OpenAI's, Anthropic's and Google's APIs), calls of functions in the
+notations of these, and answers that are not to be learnt (weight 0).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from llm_lightning.checks import ROLES
 from llm_lightning.data.examples import BadRow
-from llm_lightning.data.literals import structured
+from llm_lightning.data.literals import parse_structure
 from llm_lightning.errors import listed, nearest
 
 CALLS = ("function_call", "tool_call")
@@ -32,9 +33,10 @@ WEIGHTS = ("weight", "train", "training", "trainable", "loss")
 """Fields of a message that say whether it is learnt."""
 TURNS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("query", "response"), ("question", "answer"))
 """Keys of an object that holds a message of the user's and the answer to it."""
-BESIDE = ("tools", "functions", "system", "system_prompt")
+SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
+BESIDE = ("tools", "functions", *SYSTEM)
 """Columns, or keys of an object, that may stand beside messages."""
-LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "contents")
 """Keys of an object that holds the list of messages."""
 
 NULL_ARGUMENT = (
@@ -115,21 +117,24 @@ class Reader:
 
         Raises BadRow for what is no conversation, with the number of the message that is none.
         """
-        parsed = structured(value)
+        parsed = parse_structure(value)
         if isinstance(parsed, dict):
             parsed = self._unpack(parsed)
         if isinstance(value, str) and role is not None and not _has_messages(parsed):
             if not value.strip():
                 raise BadRow(f"column '{column}' is empty")
             return [{"role": role, "content": value}]
-        if role is not None and not (
-            _has_messages(parsed) or (isinstance(parsed, list) and any(isinstance(m, dict) for m in parsed))
-        ):
+        is_list = isinstance(parsed, list) and (any(isinstance(m, dict) for m in parsed) or (role == "user" and _are_turns(parsed)))
+        if role is not None and not is_list:
             raise BadRow(
                 f"column '{column}' is empty" if value is None else f"column '{column}' holds {type(value).__name__}, not text"
             )
         if not isinstance(parsed, list) or not parsed:
-            raise BadRow(f"column '{column}' holds no conversation: expected a list of {{role, content}}")
+            advice = "; plain text is learnt by task=pretrain" if isinstance(value, str) and value.strip() else ""
+            raise BadRow(f"column '{column}' holds no conversation: expected a list of {{role, content}}{advice}")
+        if _are_turns(parsed):
+            self.notes.append("texts without roles are read as the user's and the assistant's, in turns")
+            parsed = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(parsed)]
         messages: list[Message] = []
         for number, item in enumerate(parsed, 1):
             messages += self._read_item(item, f"column '{column}', message {number}")
@@ -151,7 +156,7 @@ class Reader:
 
     def history(self, value: Any) -> list[Message]:
         """Return the messages of earlier turns: pairs of what the user and the assistant said, or messages."""
-        parsed = structured(value)
+        parsed = parse_structure(value)
         if not parsed:
             return []
         if not isinstance(parsed, list):
@@ -179,11 +184,14 @@ class Reader:
                 self.beside[name] = item
             elif name not in (key, "id") and not _is_empty(item):
                 self.notes.append(f"a conversation has the field '{name}', which is not used")
-        return structured(parsed[key])
+        return parse_structure(parsed[key])
 
     def _with_system(self, messages: list[Message], extra: Mapping[str, Any]) -> list[Message]:
-        for column in ("system", "system_prompt"):
+        for column in SYSTEM:
             text = extra.get(column)
+            parts = text.get("parts") if isinstance(text, dict) else text
+            if isinstance(parts, list) and all(isinstance(part, dict) for part in parts):  # in the APIs of Anthropic and Google
+                text = _join_parts({"content": parts}, f"column '{column}'")
             if text is None or (isinstance(text, str) and not text.strip()):
                 continue
             if not isinstance(text, str):
@@ -199,7 +207,7 @@ class Reader:
         if not isinstance(item, dict):
             raise BadRow(f"{place}: expected {{role, content}}, found {type(item).__name__}")
         if item.get("role", item.get("from")) is not None:
-            return [self._read_message(item, place)]
+            return [self._read_message(message, place) for message in split_parts(item, place)]
         pair = next((keys for keys in TURNS if all(item.get(key) is not None for key in keys)), None)
         if pair is None:
             raise BadRow(f"{place}: expected {{role, content}}, found the fields {listed(item) or 'none'}")
@@ -252,14 +260,15 @@ class Reader:
         if is_blank and "tool_calls" in message:
             message["content"] = None
         elif not isinstance(content, str) or (role == "assistant" and is_blank):
-            raise BadRow(f"{place}: the {role} says nothing (content is {item.get('content', item.get('value'))!r})")
+            problem = f"says nothing (content is {content!r})" if is_blank else f"says {type(content).__name__}, not text"
+            raise BadRow(f"{place}: the {role} {problem}")
         return message if is_learnt is None or role != "assistant" else message | {LEARNT: is_learnt}
 
 
 def read_tools(extra: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Return the functions that may be called, of a column `tools` or `functions`; bare descriptions are wrapped as the API has them."""
     for column in ("tools", "functions"):
-        tools = structured(extra.get(column))
+        tools = parse_structure(extra.get(column))
         if _is_empty(tools):
             continue
         tools = [tools] if isinstance(tools, dict) else tools
@@ -267,14 +276,16 @@ def read_tools(extra: Mapping[str, Any]) -> list[dict[str, Any]] | None:
             raise BadRow(
                 f"column '{column}' holds no list of functions: expected [{{type: function, function: {{name, parameters}}}}]"
             )
-        return [tool if "name" not in tool else {"type": "function", "function": tool} for tool in tools]
+        if nameless := next((tool for tool in tools if not {"name", "function", "type"} & set(tool)), None):
+            raise BadRow(f"column '{column}' holds a function without a name: {str(nameless)[:80]}")
+        return [tool if "name" not in tool else {"type": "function", "function": _describe_function(tool)} for tool in tools]
     return None
 
 
 def read_calls(message: Message, place: str) -> list[dict[str, Any]] | None:
     """Take `tool_calls` or `function_call` out of a message; return {type, function: {name, arguments}} of each, arguments as objects."""
-    single = structured(message.pop("function_call", None))
-    calls = structured(message.pop("tool_calls", None)) or ([single] if single else None)
+    single = parse_structure(message.pop("function_call", None))
+    calls = parse_structure(message.pop("tool_calls", None)) or ([single] if single else None)
     if calls is None:
         return None
     calls = [calls] if isinstance(calls, dict) else calls
@@ -295,7 +306,7 @@ def read_calls(message: Message, place: str) -> list[dict[str, Any]] | None:
 
 def as_call(text: Any) -> list[dict[str, Any]] | None:
     """Return the calls that a text is (an object or a list of {name, arguments}); None where it is something else."""
-    calls = structured(text)
+    calls = parse_structure(text)
     calls = [calls] if isinstance(calls, dict) else calls
     keys = ({"name", "arguments"}, {"name", "parameters"})
     if not isinstance(calls, list) or not calls or not all(isinstance(call, dict) and set(call) in keys for call in calls):
@@ -303,9 +314,14 @@ def as_call(text: Any) -> list[dict[str, Any]] | None:
     return read_calls({"tool_calls": calls}, "the call")
 
 
+def _describe_function(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a function's description with the schema of its arguments under OpenAI's name."""
+    return {"parameters" if name == "input_schema" else name: value for name, value in tool.items()}
+
+
 def _arguments(value: Any) -> Any:
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return json.loads(value.strip() or "{}") if isinstance(value, str) else value
     except json.JSONDecodeError:
         return value
 
@@ -315,6 +331,11 @@ def _has_messages(value: Any) -> bool:
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
         return False
     return all({"role", "from"} & set(item) and {"content", "value", "tool_calls", "function_call"} & set(item) for item in value)
+
+
+def _are_turns(value: Any) -> bool:
+    """Return whether a value is a list of texts, what the user and the assistant say in turns."""
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value)
 
 
 def _is_empty(value: Any) -> bool:
@@ -343,8 +364,50 @@ def _is_learnt(fields: dict[str, Any], role: str, place: str) -> bool | None:
     return answer
 
 
-def _join_parts(message: Message, place: str) -> None:
-    """Join content that is a list of parts; thoughts become reasoning. Raises BadRow for what is no text."""
+def split_parts(item: dict[str, Any], place: str) -> list[dict[str, Any]]:
+    """Return a message with calls of functions, and their results, among its parts (Anthropic's, Google's) as OpenAI's API has them.
+
+    Results stand in the user's message there; each is a message of the tool's here. Raises BadRow for a result without a text.
+    """
+    parts = item.get("content", item.get("parts"))
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        return [item]
+    parts = [_from_google(part) for part in parts]
+    calls = [
+        {"type": "function", "function": {"name": part.get("name"), "arguments": part.get("input") or {}}}
+        | ({"id": part["id"]} if part.get("id") else {})
+        for part in parts
+        if part.get("type") == "tool_use"
+    ]
+    results = []
+    for part in parts:
+        if part.get("type") == "tool_result":
+            content = part.get("content")
+            names = {name: part[key] for key, name in {"tool_use_id": "tool_call_id", "name": "name"}.items() if part.get(key)}
+            results.append({"role": "tool", "content": "" if content is None else content, **names})
+    others = [part for part in parts if part.get("type") not in ("tool_use", "tool_result")]
+    if not calls and not results and "parts" not in item:
+        return [item]
+    message = {name: value for name, value in item.items() if name != "parts"} | {"content": others or None}
+    message |= {"tool_calls": calls} if calls else {}
+    return [*results, message] if others or calls or not results else results
+
+
+def _from_google(part: dict[str, Any]) -> dict[str, Any]:
+    """Return a part of Google's API as Anthropic's has it."""
+    if isinstance(call := part.get("functionCall", part.get("function_call")), dict):
+        return {"type": "tool_use", "name": call.get("name"), "input": call.get("args")}
+    if isinstance(answer := part.get("functionResponse", part.get("function_response")), dict):
+        return {
+            "type": "tool_result",
+            "name": answer.get("name"),
+            "content": json.dumps(answer.get("response"), ensure_ascii=False),
+        }
+    return part
+
+
+def _join_parts(message: Message, place: str) -> str:
+    """Join content that is a list of parts, and return it; thoughts become reasoning. Raises BadRow for what is no text."""
     texts: list[str] = []
     thoughts: list[str] = []
     for part in message["content"]:
@@ -362,3 +425,5 @@ def _join_parts(message: Message, place: str) -> None:
     message["content"] = "\n".join(texts)
     if thoughts:
         message.setdefault("reasoning_content", "\n".join(thoughts))
+    content: str = message["content"]
+    return content

@@ -25,7 +25,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def read_values(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
     """Yield (line, value, what is wrong) of every value of a jsonl file, and (number, …) of every item of a json file.
 
-    Raises UserError for a json file that is no list of objects.
+    Raises UserError for a json file that is no list of objects, and no row alone.
     """
     if _is_one_value(path, data):
         yield from _items(path, data)
@@ -80,6 +80,8 @@ def _items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]
         raise UserError(f"{path}, line {error.lineno}: {page}; one object a line belongs in a .jsonl file.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: JSON that cannot be read ({str(error).splitlines()[0]}).") from None
+    if isinstance(values, dict) and _is_row(values, data):
+        values = [values]
     if isinstance(values, dict):
         raise UserError(f"{path}: expected a list of objects, found dict{_shape(values)}.")
     if not isinstance(values, list):
@@ -89,6 +91,12 @@ def _items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]
         half = _find_surrogate(value) if has_escapes else None
         problem = None if half is None else f"half a character (\\u{ord(half):04x}): a pair of surrogates was cut in two"
         yield number, value, problem
+
+
+def _is_row(values: dict[str, Any], data: DataConfig) -> bool:
+    """Return whether an object that is a whole file is a row: its text is a text, or a conversation, and no column of texts."""
+    text = values.get(data.columns.text)
+    return isinstance(text, str) or (isinstance(text, list) and bool(text) and all(isinstance(item, dict) for item in text))
 
 
 def _shape(values: dict[str, Any]) -> str:

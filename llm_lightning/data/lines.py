@@ -15,6 +15,7 @@ from pathlib import Path
 from llm_lightning.data.compression import DAMAGED, open_file
 from llm_lightning.errors import UserError
 
+NUL = "a NUL byte; the file is damaged, or no text."
 HEAD = 1 << 16  # bytes at the front of a file that decide on its line ends
 MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 SIGNATURES = {
@@ -44,7 +45,6 @@ class Format:
     """How a text file is to be read."""
 
     encoding: str
-    """`utf-8` is decoded line by line, so that an error names its line."""
     newline: str
     notes: tuple[str, ...] = ()
     """What was recognised, without the file's name."""
@@ -56,30 +56,41 @@ def lines(path: Path, encoding: str | None = None) -> Iterator[str]:
     `encoding` is that of files that are not UTF-8. Raises UserError for compressed files that are damaged, files that are no text, and
     bytes that cannot be decoded.
     """
-    text_format = detect_format(path, encoding)
-    number = 0
+    for number, (line, problem) in enumerate(read_lines(path, detect_format(path, encoding)), 1):
+        if problem is not None:
+            raise UserError(f"{path}, line {number}: {problem}")
+        yield line
+
+
+def read_lines(path: Path, text_format: Format) -> Iterator[tuple[str, str | None]]:
+    """Yield (line with its end, None), or ("", what is wrong, a sentence) for a line that is no text.
+
+    Raises UserError for compressed files that are damaged, and where it cannot be told in which line the bytes are that are no text.
+    """
+    number, encoding, advice = 0, text_format.encoding, ""
     try:
         with open_file(path) as file:
-            if text_format.encoding == "utf-8" and text_format.newline == "\n":
+            if text_format.newline == "\n" and "\n".encode(encoding) == b"\n":
                 for number, line in enumerate(file, 1):
-                    if b"\0" in line:
-                        raise UserError(f"{path}, line {number}: a NUL byte; the file is damaged, or no text.")
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    try:
+                        decoded = line.decode("utf-8-sig" if number == 1 and encoding == "utf-8" else encoding)
+                    except UnicodeDecodeError as error:
+                        advice = advice or (
+                            _advice(path) if encoding == "utf-8" else "mend the line, or set another data.encoding."
+                        )
+                        yield "", f"byte 0x{line[error.start]:02x} is not {encoding.upper()}; {advice}"
+                    else:
+                        yield ("", NUL) if "\0" in decoded else (decoded, None)
                 return
-            text = io.TextIOWrapper(file, text_format.encoding, newline=text_format.newline)
+            text = io.TextIOWrapper(file, encoding, newline=text_format.newline)
             for number, decoded in enumerate(text, 1):
-                if "\0" in decoded:
-                    raise UserError(f"{path}, line {number}: a NUL byte; the file is damaged, or no text.")
-                if text_format.newline == "\r":
-                    decoded = f"{decoded[:-1]}\n" if decoded.endswith("\r") else decoded
-                yield decoded.removeprefix("\ufeff") if number == 1 else decoded
+                if text_format.newline == "\r" and decoded.endswith("\r"):
+                    decoded = f"{decoded[:-1]}\n"
+                decoded = decoded.removeprefix("\ufeff") if number == 1 else decoded
+                yield ("", NUL) if "\0" in decoded else (decoded, None)
     except UnicodeDecodeError as error:
-        if text_format.encoding == "utf-8" and text_format.newline == "\n":
-            raise UserError(
-                f"{path}, line {number}: byte 0x{error.object[error.start]:02x} is not UTF-8; {_advice(path)}"
-            ) from None
         raise UserError(
-            f"{path}, behind line {number}: the bytes there are not {text_format.encoding} ({error.reason}); mend them, or set "
+            f"{path}, behind line {number}: the bytes there are not {encoding} ({error.reason}); mend them, or set "
             f"data.encoding to the encoding of the file."
         ) from None
     except DAMAGED as error:
@@ -107,12 +118,20 @@ def detect_format(path: Path, encoding: str | None = None) -> Format:
             if utf_8:
                 notes += (f"{utf_8:,} of {utf_8 + others:,} lines with characters beyond ASCII would be UTF-8 too: look at them",)
             return Format(encoding, "\n" if _has_newline(head.decode(encoding, "ignore")) else "\r", notes)
-    if 3 * head[:1000].count(0) > len(head[:1000]) and encoding is None:
-        name = "utf-16-le" if head[1:1000:2].count(0) > head[:1000:2].count(0) else "utf-16-be"
+    if encoding is None and (name := _unmarked_utf_16(head[:1000])) is not None:
         raise UserError(f"{path}: this is UTF-16 without a mark: set data.encoding={name} (or iconv -f {name} -t utf-8).")
     if (b"\x1b$B" in head or b"\x1b$@" in head) and encoding is None:
         raise UserError(f"{path}: this is ISO-2022-JP: set data.encoding=iso2022_jp (or iconv -f ISO-2022-JP -t utf-8).")
     return Format("utf-8", _newline(head))
+
+
+def _unmarked_utf_16(head: bytes) -> str | None:
+    """Return which UTF-16 bytes without a mark are in: every second one is zero, and decoded they are text; None for others."""
+    if 3 * head.count(0) <= len(head):
+        return None
+    name = "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
+    text = head.decode(name, "replace")
+    return name if sum(c.isprintable() or c.isspace() for c in text) > 0.9 * len(text) else None
 
 
 def refuse_binary(path: Path, head: bytes) -> None:
@@ -156,13 +175,20 @@ def count_lines(path: Path) -> tuple[int, int, bool]:
 
 def _advice(path: Path) -> str:
     """Return what to do with a file that is not UTF-8: the encodings that fit, with what a line is in each."""
-    utf_8, others, _ = count_lines(path)
+    utf_8, others, is_text = count_lines(path)
+    if not is_text:
+        return "the file is damaged, or no text: there are NUL bytes in it."
     if utf_8 >= others:
         return (
             f"{utf_8:,} lines are UTF-8 and {others:,} are not: the file is put together from several encodings, or damaged; mend "
             f"these lines (iconv -c -f utf-8 -t utf-8 drops the bytes)."
         )
-    readings = list(propose_encodings(_sample(path)).items())[:4]
+    return advise_encoding(_sample(path))
+
+
+def advise_encoding(sample: list[bytes]) -> str:
+    """Return a sentence on the encodings that lines may be in, with what they are in each."""
+    readings = list(propose_encodings(sample).items())[:4]
     if not readings:
         return "the file is damaged, or no text."
     shown = (f"data.encoding={name} reads {text!r} (iconv -f {ENCODINGS[name]} -t utf-8)" for name, text in readings)

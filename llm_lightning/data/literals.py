@@ -27,7 +27,7 @@ BROKEN = re.compile(r"\s*[\[({]+\s*['\"]")
 """The beginning of a list of texts; where the rest is none, a program cut it off or left a part out (numpy's `...`)."""
 
 
-def structured(value: Any) -> Any:
+def parse_structure(value: Any) -> Any:
     """Return a list or an object, which text files hold as JSON or as Python prints it; other values as they are."""
     return parse_literal(value) if isinstance(value, str) else value.tolist() if hasattr(value, "tolist") else value
 
@@ -81,4 +81,4 @@ class _Unwrapped(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if not CALL.match(ast.unparse(node)):
             return node
-        return self.visit(node.args[0]) if node.args else ast.List([], ast.Load())  # type: ignore[no-any-return]
+        return self.visit(node.args[0]) if node.args else ast.List([], ast.Load()) 

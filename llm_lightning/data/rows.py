@@ -89,9 +89,9 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
                 raise UserError(
                     f'{place}: the first line is one column ({present[0]!r}): the separator is another, "data.delimiter={separator!r}".'
                 )
-            hint = (
-                _conversation_columns(data, present) if key == "text" and column in ("messages", "instruction") else None
-            ) or nearest(column, present)
+            hint = (_conversation_columns(data, present) if column in ("messages", "instruction", "output") else None) or nearest(
+                column, present
+            )
             raise MissingColumn(
                 key, f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}.{hint}"
             )
@@ -100,13 +100,19 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
 def _conversation_columns(data: DataConfig, present: list[str]) -> str | None:
     """Return the settings for conversations in columns of other usual names, as a sentence; None where there are none."""
     preferences = " Preferences (chosen, rejected) are not learnt; the chosen answers can be:" if "rejected" in present else ""
-    for name in ("messages", "conversations", "conversation", "dialogue", "dialog", "chat"):
+    for name in ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "contents"):
         if name in present:
             return f" Set data.columns.text={name}{'' if data.columns.label is None else ' data.columns.label=null'}."
     for prompt in ("prompt", "instruction", "query", "question", "input", "problem"):
         for answer in ("completion", "output", "response", "answer", "chosen", "solution"):
             if prompt in present and answer in present:
-                return f"{preferences} Set data.columns.text={prompt} data.columns.label={answer}."
+                pair = next(
+                    (name for name in ("context", "input") if name in present and prompt not in ("instruction", name)), None
+                )
+                beside = f" data.columns.text_pair={pair}" if pair is not None else ""
+                return f"{preferences} Set data.columns.text={prompt}{beside} data.columns.label={answer}."
+    if {"role", "text"} <= set(present) or {"role", "content"} <= set(present):
+        return " A row is a message there; expected is a row for each conversation, with the list of its messages."
     return f"{preferences} Set data.columns.text=chosen." if "chosen" in present else None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from llm_lightning.config import DataConfig
 from llm_lightning.data.encodings import Sequences, text_of
 from llm_lightning.data.examples import BadRow, Example
-from llm_lightning.data.literals import structured
+from llm_lightning.data.literals import parse_structure
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.errors import UserError
 from llm_lightning.inference.loaded import Loaded
@@ -81,7 +81,7 @@ class Likelihood(Loaded):
         """(what is scored of each choice, its bytes, which is right)."""
         columns = data.columns
         try:
-            context, choices = text_of(columns.text, row.get(columns.text)), structured(row.get(str(columns.text_pair)))
+            context, choices = text_of(columns.text, row.get(columns.text)), parse_structure(row.get(str(columns.text_pair)))
             if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
                 raise BadRow(f"column '{columns.text_pair}' is no list of at least two texts")
             label = row.get(str(columns.label))

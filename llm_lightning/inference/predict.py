@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 from llm_lightning.checks import OUT
 from llm_lightning.config import DataConfig
+from llm_lightning.data.compression import open_file
 from llm_lightning.data.examples import BadRow, Example
+from llm_lightning.data.lines import detect_format
 from llm_lightning.data.paths import ending, expand, match
 from llm_lightning.data.rows import LINE, PROBLEM
 from llm_lightning.data.sentences import group_rows
@@ -112,8 +114,8 @@ def usable(rows: list[Row], read: Callable[[int, Row], Any], data: DataConfig) -
     return values, errors
 
 
-def write(predict: Predict, data: DataConfig, out: Path, model: str, shown: bool) -> int:
-    """What `predict` says of every row of `data.predict` (a file, a glob, or `-`), into `out`; returns how many rows there are.
+def write(predict: Predict, data: DataConfig, out: Path, model: str, shown: bool) -> tuple[int, int]:
+    """Write what `predict` says of every row of `data.predict` (a file, a glob, or `-`) to `out`; return (rows, those with an error).
 
     `model` names the weights: what another model, or other files, have begun is not gone on with.
     """
@@ -122,7 +124,7 @@ def write(predict: Predict, data: DataConfig, out: Path, model: str, shown: bool
     paths = paths_of("data.predict", str(data.predict))
     partial, told = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.partial.json")
     identity = _identity(paths, model, data)
-    done = _done(partial, told, identity)
+    done, errors = _done(partial, told, identity)
     out.parent.mkdir(parents=True, exist_ok=True)
     told.write_text(json.dumps(identity), encoding="utf-8")
     rows = (row for path in paths for row in rows_of(path, data, predict.extra_columns))
@@ -132,6 +134,7 @@ def write(predict: Predict, data: DataConfig, out: Path, model: str, shown: bool
             for prediction in predict(chunk):
                 file.write(json.dumps({"row": number, **prediction}, ensure_ascii=False) + "\n")
                 number += 1
+                errors += "error" in prediction
             file.flush()
             os.fsync(file.fileno())
             bar.update(len(chunk))
@@ -143,7 +146,7 @@ def write(predict: Predict, data: DataConfig, out: Path, model: str, shown: bool
     else:
         partial.replace(out)
     told.unlink()
-    return number
+    return number, errors
 
 
 def paths_of(key: str, source: str) -> list[Path | None]:
@@ -171,12 +174,12 @@ def _identity(paths: list[Path | None], model: str, data: DataConfig) -> list[st
     return [*stats, model, xxhash.xxh3_128(f"{FORMAT} {data!r}".encode(errors="surrogateescape")).hexdigest()]
 
 
-def _done(partial: Path, told: Path, identity: list[str]) -> int:
-    """Rows that an earlier run has written; half a line at the end is taken away. Nothing of another run is gone on with."""
+def _done(partial: Path, told: Path, identity: list[str]) -> tuple[int, int]:
+    """Return (rows, those with an error) that an earlier run of the same files and model has written; half a line at the end is removed."""
     try:
         if json.loads(told.read_text(encoding="utf-8")) != identity:
             raise ValueError
-        whole = 0
+        whole = errors = 0
         with partial.open("rb+") as file:
             for line in file:
                 whole += line.endswith(b"\n")
@@ -184,10 +187,11 @@ def _done(partial: Path, told: Path, identity: list[str]) -> int:
                     file.seek(-len(line), os.SEEK_END)
                     file.truncate()
                     break
-        return whole
+                errors += "error" in json.loads(line)
+        return whole, errors
     except (OSError, ValueError):
         partial.unlink(missing_ok=True)
-        return 0
+        return 0, 0
 
 
 def rows_of(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...] = ()) -> Iterator[Row]:
@@ -213,7 +217,7 @@ def _values(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...])
     if kind in files.TABLES:
         return files.rows(path, data, extra_columns)
     if kind not in PLAIN and not (data.source == "parallel" and kind == f".{data.columns.text}".lower()):
-        _require_no_binary(path, kind)
+        _require_no_binary(path, kind, data)
         print(f"{path}: read as plain text, a row a line; tables end in {listed(files.TABLES)}", file=sys.stderr)
     return read_plain_text(path, data)
 
@@ -226,9 +230,10 @@ def _read_pipe(path: Path, data: DataConfig, extra_columns: tuple[str, ...]) -> 
         yield from read_stream(stream, data, str(path), extra_columns)
 
 
-def _require_no_binary(path: Path, kind: str) -> None:
-    with path.open("rb") as file:
-        if b"\0" in file.read(1 << 12):
+def _require_no_binary(path: Path, kind: str, data: DataConfig) -> None:
+    text_format = detect_format(path, data.encoding)
+    with open_file(path) as file:
+        if text_format.encoding == "utf-8" and b"\0" in file.read(1 << 12):
             raise UserError(f"data.predict={path}: cannot read '{kind}' files; {listed([*files.TABLES, *PLAIN[1:]])} can be read.")
 
 

@@ -7,6 +7,7 @@ white space, and the last line needs no end. Standard input and pipes may hold J
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lightning.config import DataConfig
+from llm_lightning.data.lines import advise_encoding, detect_format, read_lines
 from llm_lightning.data.rows import LINE, PROBLEM, require_columns
 from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError
@@ -27,6 +29,7 @@ _OBJECT = re.compile(r'\s*\{\s*(?:"(?:[^"\\]|\\.)*"\s*:|\}\s*$)')
 _PEEKED = 10  # lines that are read to see whether a stream holds JSON rows, where the first are damaged
 
 Row = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 def read_stream(stream: Iterable[bytes], data: DataConfig, place: str, extra_columns: tuple[str, ...] = ()) -> Iterator[Row]:
@@ -36,7 +39,7 @@ def read_stream(stream: Iterable[bytes], data: DataConfig, place: str, extra_col
     Otherwise lines are text, but for those that are JSON objects with the column of the text. Raises UserError where the JSON rows lack a
     column, or where the lines are those of a csv file.
     """
-    lines = _decode_lines(stream, place)
+    lines = _decode_lines(stream, data, place)
     head, is_json = [], False
     for line in lines:
         head.append(line)
@@ -58,11 +61,13 @@ def read_stream(stream: Iterable[bytes], data: DataConfig, place: str, extra_col
 
 
 def read_plain_text(path: Path, data: DataConfig) -> Iterator[Row]:
-    """Yield a row for each line of a file. Raises UserError where the lines are those of a table."""
-    from llm_lightning.data.compression import open_file
-
-    with open_file(path) as file:
-        yield from _read_text(_decode_lines(file, str(path)), data, str(path), has_objects=False)
+    """Yield a row for each line of a file, read as a file of training text is. Raises UserError where the lines are those of a table."""
+    text_format = detect_format(path, data.encoding)
+    for note in text_format.notes:
+        log.warning("%s: %s", path, note)
+    texts = enumerate(read_lines(path, text_format), 1)
+    lines = ((number, _without_end(line), problem and problem.removesuffix(".")) for number, (line, problem) in texts)
+    yield from _read_text(lines, data, str(path), has_objects=False)
 
 
 def _read_text(lines: Iterable[tuple[int, str, str | None]], data: DataConfig, place: str, has_objects: bool) -> Iterator[Row]:
@@ -100,18 +105,30 @@ def _read_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _decode_lines(stream: Iterable[bytes], place: str) -> Iterator[tuple[int, str, str | None]]:
-    """Yield (number, text without its end, what is wrong with its bytes). Raises UserError where the stream is no UTF-8 text at all."""
+def _decode_lines(stream: Iterable[bytes], data: DataConfig, place: str) -> Iterator[tuple[int, str, str | None]]:
+    """Yield (number, text without its end, what is wrong with its bytes). A line that is not UTF-8 is in data.encoding, where it is set.
+
+    Raises UserError where the stream is no text at all.
+    """
     for number, line in enumerate(stream, 1):
         if number == 1:
-            _require_utf8(line, place)
+            _require_text_bytes(line, place)
         try:
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r"), None
+            yield number, _without_end(line.decode("utf-8-sig" if number == 1 else "utf-8")), None
         except UnicodeDecodeError as error:
-            yield number, "", f"byte 0x{line[error.start]:02x} is not UTF-8 (iconv -f <encoding> -t utf-8 converts a file)"
+            try:
+                yield number, _without_end(line.decode(data.encoding or "utf-8")), None
+            except UnicodeDecodeError:
+                names = " or ".join(["UTF-8", *([data.encoding.upper()] if data.encoding else [])])
+                advice = advise_encoding([line.rstrip(b"\r\n")]).removesuffix(".")
+                yield number, "", f"byte 0x{line[error.start]:02x} is not {names}; {advice}"
 
 
-def _require_utf8(first: bytes, place: str) -> None:
+def _without_end(line: str) -> str:
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def _require_text_bytes(first: bytes, place: str) -> None:
     if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{place}: this is UTF-16; convert it (iconv -f utf-16 -t utf-8).")
     if b"\0" in first:
@@ -134,7 +151,7 @@ def read_prompt(key: str, source: str) -> str:
         content = sys.stdin.buffer.read() if is_standard else Path(source).expanduser().read_bytes()
     except OSError as error:
         raise UserError(f"{key}={source}: the file cannot be read ({error.strerror}).") from error
-    _require_utf8(content, f"{key}={source}")
+    _require_text_bytes(content, f"{key}={source}")
     try:
         prompt = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

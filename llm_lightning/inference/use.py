@@ -185,9 +185,9 @@ def _written(config: Config, predict: Predict) -> dict[str, Any]:
     """How many rows were predicted, and where they are."""
     out = _out(config, "predictions.jsonl")
     identity = f"{weights_of(config)} {config.generate} {config.seed}"
-    rows = write(predict, without_label(config.data), out, identity, config.trainer.progress == "bar")
-    print(f"{rows:,} rows: {out}", file=sys.stderr)
-    return {"rows": rows, "out": str(out)}
+    rows, errors = write(predict, without_label(config.data), out, identity, config.trainer.progress == "bar")
+    print(f"{rows:,} rows{f', {errors:,} of them with an error' if errors else ''}: {out}", file=sys.stderr)
+    return {"rows": rows, "errors": errors, "out": str(out)}
 
 
 def _out(config: Config, name: str) -> Path:

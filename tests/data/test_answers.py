@@ -191,7 +191,8 @@ SHAPES = {
 def test_shapes_of_files(shape: str, prepare: Prepare, caplog: pytest.LogCaptureFixture) -> None:
     assert learnt(prepare(train=SHAPES[shape])) == ["ada lint"] * 10
     items = SHAPES[shape] if isinstance(SHAPES[shape], list) else [SHAPES[shape]]
-    assert learnt(prepare(train="\n\n".join(map(json.dumps, items)), ending="jsonl")) == ["ada lint"] * 10  # an item a line
+    for ending in ("jsonl", "ndjson", "json"):  # an item a line
+        assert learnt(prepare(train="\n\n".join(map(json.dumps, items)), ending=ending)) == ["ada lint"] * 10
     assert "share their id" not in caplog.text
     assert "not read" not in caplog.text
 
@@ -201,7 +202,13 @@ REFUSED = [
     ([1, 2], "json", ["train.json, entry 1", "there is int"]),
     ({"data": []}, "json", ["there is no question in the file"]),
     ('{"data": [', "json", ["train.json, line 1", "not valid JSON"]),
-    ('{"a": 1}\n{"a": 2}', "json", ["line 2", "a .jsonl file"]),
+    ('{"a": 1}\n{"a": 2}', "json", ["train.json, line 1", "this is no question"]),
+    (
+        "context,question\n",
+        "csv",
+        ["train.csv: data=squad reads .json, .jsonl; read a table", "data=files data.columns.text=question"],
+    ),
+    ("PAR1", "parquet", ["train.parquet: data=squad reads .json", "data=files"]),
     ('{"header": {"dataset": "x"}}\n{"context": "a", "qas": []}', "jsonl", ["train.jsonl, line 1", "MRQA"]),
     ([{"question_text": "a", "document_text": "b", "annotations": []}], "json", ["question_text, document_text, annotations"]),
     ([{"question": {"text": "a"}, "context": "b", "answers": []}], "json", ["question number 1", "its question is dict, not text"]),

@@ -82,7 +82,7 @@ BAD: list[tuple[str, Files, list[str], list[str]]] = [  # name, files, command l
     ),
     (
         "json object",
-        {"train.json": '{"text": "a"}'},
+        {"train.json": '{"text": {"0": "a"}}'},
         ["data.train=train.json"],
         ["train.json", "expected a list of objects, found dict"],
     ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -287,6 +288,49 @@ def test_calls_are_learnt_in_the_notation_of_the_template(template: str | None, 
     assert '{"deg": 3}' in shown
 
 
+@pytest.mark.parametrize("template", [None, templates.QWEN3])
+@pytest.mark.parametrize("arguments", ["", "{}", {}])
+def test_a_call_without_arguments_is_learnt(template: str | None, arguments: Any) -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    assert any('{"name": "weather", "arguments": {}}' in stretch for stretch in learnt(encoder_of(template), calling(None, call)))
+
+
+ANTHROPIC = [
+    {"role": "user", "content": "Where?"},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "text", "text": "Let me look."},
+            {"type": "tool_use", "id": "c1", "name": "weather", "input": {"city": "Oslo"}},
+        ],
+    },
+    {
+        "role": "user",
+        "content": [
+            {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "3"}]},
+            {"type": "text", "text": "And?"},
+        ],
+    },
+    {"role": "assistant", "content": "Cold."},
+]
+GOOGLE = [
+    {"role": "user", "parts": [{"text": "Where?"}]},
+    {"role": "model", "parts": [{"text": "Let me look."}, {"functionCall": {"name": "weather", "args": {"city": "Oslo"}}}]},
+    {"role": "user", "parts": [{"functionResponse": {"name": "weather", "response": 3}}, {"text": "And?"}]},
+    {"role": "model", "parts": [{"text": "Cold."}]},
+]
+
+
+@pytest.mark.parametrize("messages", [ANTHROPIC, GOOGLE])
+def test_calls_and_results_among_the_parts(messages: list[dict[str, Any]]) -> None:
+    conversation = encoder_of(None).read(messages, None, None)[0]
+    call = {"name": "weather", "arguments": {"city": "Oslo"}}
+    spoken = [(message["role"], message["content"]) for message in conversation.messages]
+    assert spoken == [("user", "Where?"), ("assistant", "Let me look."), ("tool", "3"), ("user", "And?"), ("assistant", "Cold.")]
+    assert [call["function"] for call in conversation.messages[1]["tool_calls"]] == [call]
+    assert conversation.learnt == [False, True, False, False, True]
+
+
 def test_a_template_that_wants_arguments_as_text_gets_them() -> None:
     called, _ = learnt(encoder_of(templates.DEEPSEEK), calling(None, OBJECT))
     assert called == '<|call|>weather\n```json\n{"city": "Osló"}\n```<|calls_end|></s>'
@@ -411,6 +455,11 @@ SHAPES = {
         {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
         {"role": "assistant", "content": [{"type": "output_text", "text": "hello"}]},
     ],
+    "ultrachat": ["hi", "hello"],
+    "ultrachat as python": "['hi' 'hello']",
+    "google's": [{"role": "user", "parts": [{"text": "hi"}]}, {"role": "model", "parts": [{"text": "hello"}]}],
+    "array as text": f"[{HI[0]}\n {HI[1]}]",
+    "array of an array": repr(np.array(HI, dtype=object)),
     "nulls": [m | {"name": None, "tool_calls": None, "weight": None} for m in HI],
 }
 
@@ -471,6 +520,8 @@ ALPACA = ColumnsConfig(text="instruction", label="output")
         ({}, talk("Add.", "3")),
         ({"input": ""}, talk("Add.", "3")),
         ({"input": "1 and 2"}, talk("Add.\n\n1 and 2", "3")),
+        ({"context": "1 and 2"}, talk("Add.\n\n1 and 2", "3")),
+        ({"context": " "}, talk("Add.", "3")),
         (
             {"system": "Be brief.", "history": [["a", "b"]]},
             [{"role": "system", "content": "Be brief."}, *talk("a", "b", "Add.", "3")],
@@ -485,7 +536,7 @@ def test_alpaca_has_columns_that_rows_may_lack(extra: dict[str, Any], expected: 
     assert conversation.messages == expected
     assert conversation.learnt == [message["role"] == "assistant" for message in expected]
     paired = ColumnsConfig(text="instruction", text_pair="input", label="output")
-    pair = extra.pop("input", None)
+    pair = extra.pop("input", extra.pop("context", None))
     assert encoder_of(None, columns=paired).read("Add.", pair, "3", extra)[0].messages == expected
 
 
@@ -494,11 +545,13 @@ def test_alpaca_has_columns_that_rows_may_lack(extra: dict[str, Any], expected: 
     [
         ({"input": {"x": 1}}, "column 'input' holds dict, not text"),
         ({"input": 3}, "column 'input' holds int, not text"),
+        ({"context": {"x": 1}}, "column 'context' holds dict, not text"),
         ({"system": ["a"]}, "column 'system' holds list, not text"),
         ({"history": "a"}, "column 'history' holds no list"),
         ({"history": [["a"]]}, "column 'history', turn 1: expected"),
         ({"tools": "none"}, "column 'tools' holds no list of functions"),
         ({"tools": [1]}, "column 'tools' holds no list of functions"),
+        ({"tools": {"a": 1}}, "column 'tools' holds a function without a name"),
     ],
 )
 def test_columns_beside_that_hold_something_else_are_bad_rows(extra: dict[str, Any], problem: str) -> None:
@@ -508,8 +561,13 @@ def test_columns_beside_that_hold_something_else_are_bad_rows(extra: dict[str, A
 
 def test_a_system_prompt_beside_the_messages_comes_first() -> None:
     encoder = encoder_of(None)
-    for column in ("system", "system_prompt"):
-        conversation = encoder.read(HI, None, None, {column: "Answer in Latin."})[0]
+    values = [("system", "Answer in Latin."), ("system_prompt", "Answer in Latin.")]
+    values += [
+        ("system", [{"type": "text", "text": "Answer in Latin."}]),
+        ("systemInstruction", {"parts": [{"text": "Answer in Latin."}]}),
+    ]
+    for column, value in values:
+        conversation = encoder.read(HI, None, None, {column: value})[0]
         assert conversation.messages == [{"role": "system", "content": "Answer in Latin."}, *HI]
     same = [{"role": "system", "content": "a"}, *HI]
     assert encoder.read(same, None, None, {"system": "a"})[0].messages == same
@@ -548,7 +606,7 @@ BAD_TALK = [
     ([{"question": "a"}], "message 1: expected {role, content}, found the fields question"),
     ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}], "message 2: the assistant says nothing"),
     ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "message 2: the assistant says nothing"),
-    ([{"role": "user", "content": 5}], "message 1: the user says nothing"),
+    ([{"role": "user", "content": 5}], "message 1: the user says int, not text"),
     ([{"role": "user", "content": "a"}], "the assistant says nothing"),
     ([3], "message 1: expected {role, content}, found int"),
     ([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], "message 1: a part of the content is of type 'image'"),
@@ -665,6 +723,9 @@ def test_roles_and_template_are_part_of_the_caches_identity(tmp_path: Path, cach
         ({"dialogue": HI, "id": "1"}, "Set data.columns.text=dialogue."),
         ({"prompt": "a", "completion": "b"}, "Set data.columns.text=prompt data.columns.label=completion."),
         ({"instruction": "a", "output": "b"}, "Set data.columns.text=instruction data.columns.label=output."),
+        ({"instruction": "a", "context": "", "response": "b"}, "Set data.columns.text=instruction data.columns.label=response."),
+        ({"question": "a", "context": "c", "answer": "b"}, "Set data.columns.text=question data.columns.text_pair=context data.c"),
+        ({"text": "a", "role": "prompter"}, "A row is a message there; expected is a row for each conversation"),
         (
             {"prompt": "a", "chosen": HI, "rejected": HI},
             "Preferences (chosen, rejected) are not learnt; the chosen answers can be: Set data.columns.text=prompt",

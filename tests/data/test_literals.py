@@ -37,6 +37,8 @@ def test_a_list_of_texts_is_read_back_however_it_was_written(items: list[str]) -
         ("set()", []),
         ("{'joy': 1, 'anger': 0}", {"joy": 1, "anger": 0}),
         ('[["B-PER", "O"], []]', [["B-PER", "O"], []]),
+        (str(np.array([{"a": "} {"}, {"b": 1}], dtype=object)), [{"a": "} {"}, {"b": 1}]),
+        (str({"a": np.array(["])", "array([1])"], dtype=object), "b": np.array([3])}), {"a": ["])", "array([1])"], "b": [3]}),
     ],
 )
 def test_other_spellings(text: str, value: Any) -> None:

@@ -135,7 +135,9 @@ def test_every_line_has_a_result(
     assert [row["row"] for row in rows] == list(range(7))
     assert [row.get("error") for row in rows] == [row.get("error") for row in expected]
     assert [row.get("label") for row in rows] == [row.get("label") for row in expected]
-    assert ("read as plain text" in capfd.readouterr().err) == (name in ("rows.en", "rows.log"))
+    shown = capfd.readouterr().err
+    assert ("read as plain text" in shown) == (name in ("rows.en", "rows.log"))
+    assert f"7 rows, 2 of them with an error: {out}" in shown
 
 
 def test_a_killed_prediction_of_lines_stays_aligned(classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

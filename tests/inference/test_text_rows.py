@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -46,7 +47,6 @@ def texts(rows: list[dict[str, Any]]) -> list[Any]:
         (b'{"text": "a\n{"text": "b"}\n', ["not valid JSON (Unterminated string starting at, column 10)", "b"]),
         (b'{"text": "a"}\nplain\n', ["a", "not valid JSON (Expecting value, column 1)"]),
         (b'{"text": "a", "label": 3}\n', ["a"]),
-        (b"caf\xe9\nfine\n", ["byte 0xe9 is not UTF-8 (iconv -f <encoding> -t utf-8 converts a file)", "fine"]),
         ("你好\n".encode(), ["你好"]),
     ],
 )
@@ -74,6 +74,58 @@ def test_streams_that_are_no_rows(content: bytes, message: str) -> None:
         stream(content)
 
 
+def test_a_line_of_a_stream_that_is_not_utf_8_is_in_the_configured_encoding() -> None:
+    content = b"caf\xe9\n" + "café\n".encode() + b"\x81\n"
+    bad, good, _ = texts(stream(content))
+    assert bad.startswith("byte 0xe9 is not UTF-8; set the encoding in which the text is right")
+    assert "data.encoding=cp1252 reads 'café'" in bad
+    assert good == "café"
+    rows = texts(stream(content, DataConfig(source="files", encoding="cp1252")))
+    assert rows[:2] == ["café", "café"]
+    assert rows[2].startswith("byte 0x81 is not UTF-8 or CP1252; ")
+
+
+LINES = ["Grüße aus Köln", "", "naïve café"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.de", "a"])
+@pytest.mark.parametrize(
+    ("written", "configured"),
+    [
+        ("utf-8", None),
+        ("utf-8-sig", "cp1252"),
+        ("utf-16", None),
+        ("utf-16-le", "utf-16-le"),
+        ("cp1252", "cp1252"),
+        ("utf-32", None),
+    ],
+)
+def test_a_file_to_predict_is_decoded_as_one_to_train_on(name: str, written: str, configured: str | None, tmp_path: Path) -> None:
+    content = "\r\n".join(LINES).encode(written)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    rows = list(rows_of(tmp_path / name, DataConfig(source="files", encoding=configured)))
+    assert texts(rows) == LINES
+    assert [bool(row[EMPTY]) for row in rows] == [False, True, False]
+
+
+def test_a_damaged_line_of_a_file_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("fine\ncaf\u00e9\n".encode() * 3 + b"caf\xe9\nend")
+    rows = list(rows_of(tmp_path / "a.txt", DATA))
+    assert texts(rows)[:6] == ["fine", "café"] * 3
+    assert [row[PROBLEM] for row in rows[6:]] == [
+        "byte 0xe9 is not UTF-8; 3 lines are UTF-8 and 1 are not: the file is put together from several encodings, or damaged; mend "
+        "these lines (iconv -c -f utf-8 -t utf-8 drops the bytes)",
+        None,
+    ]
+    (tmp_path / "c.txt").write_bytes(b"fine\nx\0y\nend")
+    assert texts(list(rows_of(tmp_path / "c.txt", DATA))) == ["fine", "a NUL byte; the file is damaged, or no text", "end"]
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9\n" * 3)
+    with pytest.raises(
+        UserError, match=r"b.txt, line 1: byte 0xe9 is not UTF-8; set the encoding .*data.encoding=cp1252 reads 'café'"
+    ):
+        usable(list(rows_of(tmp_path / "b.txt", DATA)), lambda number, row: row, DATA)
+
+
 @pytest.mark.parametrize("column", ["text", "body"])
 def test_a_text_file_holds_lines_and_no_json(column: str, tmp_path: Path) -> None:
     data = DataConfig(source="files", columns=ColumnsConfig(text=column))
@@ -94,7 +146,7 @@ def test_files_of_every_ending(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert rows[4]["where"] == f"{path}, line 5"
     assert capsys.readouterr().err.count("read as plain text") == 1  # of test.de, which is the other language
     (tmp_path / "x.xlsx").write_bytes(b"PK\x03\x04\x14\0\x06\0")
-    with pytest.raises(UserError, match=r"cannot read '.xlsx' files; .csv, .tsv"):
+    with pytest.raises(UserError, match=r"x.xlsx: this is a zip archive or a spreadsheet .*save the sheet as csv"):
         list(rows_of(tmp_path / "x.xlsx", DATA))
 
 

@@ -19,6 +19,8 @@ from llm_lightning.data.rows import Rows
 
 log = logging.getLogger(__name__)
 
+INPUTS = ("input", "context")
+"""Columns beside an instruction with what it is about: Alpaca's and Dolly's."""
 FIELDS = frozenset({"role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id", "id", "type"})
 """Fields of messages that are used, or that say nothing of what is said."""
 
@@ -31,7 +33,7 @@ class Encoder(Encoding):
     templated = True
     label_is_text = True
     special_tokens = HEADERS
-    extra_columns = (*BESIDE, "history", "input")
+    extra_columns = (*BESIDE, "history", *INPUTS)
 
     def __init__(self, tokenizer: Any, data: DataConfig, labels: Labels | None = None) -> None:
         super().__init__(tokenizer, data, labels)
@@ -62,14 +64,16 @@ class Encoder(Encoding):
         if is_prompt:
             if pair is not None:
                 _add_input(messages, pair, columns.text_pair)
-            elif "input" in extra and columns.text == "instruction":
-                _add_input(messages, extra["input"], "input")
+            elif columns.text == "instruction":
+                for name in INPUTS:
+                    if name in extra:
+                        _add_input(messages, extra[name], name)
             if columns.label is not None:
                 messages = [message | {LEARNT: False} if message["role"] == "assistant" else message for message in messages]
             messages = reader.history(extra.get("history")) + messages
             if is_answered:
                 messages += reader.completion(value, columns.label, messages)
-        unused = {"input": columns.text != "instruction" or pair is not None, "history": not is_prompt}
+        unused = dict.fromkeys(INPUTS, columns.text != "instruction" or pair is not None) | {"history": not is_prompt}
         reader.notes += [f"the column '{name}' is not used" for name in extra if unused.get(name)]
         return reader.conversation(messages, extra, is_answered), None, None
 

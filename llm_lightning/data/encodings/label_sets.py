@@ -22,7 +22,7 @@ from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_names import Column, name_classes
 from llm_lightning.data.label_values import MISSING, canonical, is_unlabelled, truth
 from llm_lightning.data.labels import Labels
-from llm_lightning.data.literals import BROKEN, split_bare, structured
+from llm_lightning.data.literals import BROKEN, parse_structure, split_bare
 from llm_lightning.data.rows import Rows, label_columns
 from llm_lightning.errors import UserError, listed
 
@@ -73,7 +73,7 @@ class Encoder(texts.Encoder):
 
     @staticmethod
     def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
-        return not is_unlabelled(structured(value))
+        return not is_unlabelled(parse_structure(value))
 
     def label(self, known: Labels, value: Any) -> list[int]:
         layout = known.layout if isinstance(known, LabelSets) else Layout()
@@ -93,7 +93,7 @@ def split_labels(value: Any, layout: Layout) -> list[Any]:
 
     Raises BadRow where an object says neither 0 nor 1 of a label, or where the text begins a list that it does not end.
     """
-    value = structured(value)
+    value = parse_structure(value)
     if isinstance(value, dict) and set(value) == {"choices"}:  # of Label Studio
         value = value["choices"]
     if isinstance(value, dict):
@@ -132,7 +132,7 @@ def read_indicators(value: Any, count: int, column: Any, names: Iterable[str]) -
 
 def indicators(value: Any) -> Any:
     """Return the list that a value is, where it may be one of 0 and 1; else the value."""
-    value = structured(value)
+    value = parse_structure(value)
     if isinstance(value, str) and DIGITS.fullmatch(value.strip()):
         return re.split(r"[\s,;|]+", value.strip())
     return value

@@ -18,7 +18,7 @@ from llm_lightning.data.encodings import NO_TOKEN, Sequences, documents, texts
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.label_values import is_unlabelled
 from llm_lightning.data.labels import Labels
-from llm_lightning.data.literals import BROKEN, split_bare, structured
+from llm_lightning.data.literals import BROKEN, parse_structure, split_bare
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.rows import Rows
 from llm_lightning.data.sentences import likely_column
@@ -41,7 +41,7 @@ class Encoder(documents.Encoder):
 
     @staticmethod
     def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
-        return not is_unlabelled(structured(value))
+        return not is_unlabelled(parse_structure(value))
 
     def read(
         self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None
@@ -80,7 +80,7 @@ class Encoder(documents.Encoder):
 
 def listed_words(value: Any) -> list[Any]:
     """Return the words or tags of a row: a list of them, or text with blanks between. Raises BadRow for a part of a list."""
-    value = structured(value)
+    value = parse_structure(value)
     if isinstance(value, str):
         if BROKEN.match(value):
             raise BadRow(f"{_cut(value)} cannot be read as a list")
@@ -136,7 +136,7 @@ def _require_sentences(data: DataConfig, train: Rows) -> None:
     for row, raw in enumerate(train.table[column]):
         if raw is None:
             continue
-        value = structured(raw)
+        value = parse_structure(raw)
         first = value[0] if isinstance(value, list) and value else None
         if isinstance(value, dict) or isinstance(first, dict | list):
             raise UserError(

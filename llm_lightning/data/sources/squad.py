@@ -1,6 +1,6 @@
 """Questions about texts, with answers inside them: SQuAD files (1.1 and 2.0) and the shapes that other programs write.
 
-A file is a JSON document or, as .jsonl, one a line. Each of these is read wherever it stands, in a list, under `data`, or alone:
+A file is a JSON document, or one a line. Each of these is read wherever it stands, in a list, under `data`, or alone:
 
 - an article: `{"title", "paragraphs": [paragraph, …]}` (SQuAD, CUAD, CMRC 2018, KorQuAD);
 - a paragraph: `{"context", "qas": [question, …]}` (simpletransformers);
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import datasets
 import numpy as np
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.paths import content_hash, split_files
+from llm_lightning.data.json_files import parse
+from llm_lightning.data.paths import content_hash, ending, split_files
 from llm_lightning.data.rows import PROBLEM, Rows, joined
-from llm_lightning.data.sources.files import lines
+from llm_lightning.data.sources.files import TABLES, lines
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError, listed
 
@@ -59,6 +61,11 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
 
 
 def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
+    if ending(path) in TABLES and ending(path) not in (*ENDINGS, ".ndjson"):
+        advice = "data=files data.columns.text=question data.columns.text_pair=context data.columns.label=answers"
+        raise UserError(
+            f"{path}: data=squad reads {listed(ENDINGS)}; read a table of questions by {advice} (the names of its columns)."
+        )
     identity = content_hash([path], "squad 2", data.encoding)
     table = generated(rows, TYPES, cache_dir / "rows" / identity, identity, path=path, encoding=data.encoding)
     if len(table) == 0:
@@ -105,7 +112,7 @@ def rows(path: Path, encoding: str | None = None) -> Iterator[dict[str, Any]]:
 
 def _documents(path: Path, encoding: str | None) -> Iterator[tuple[int | None, Any]]:
     """Yield (line, value) of each JSON document of a file; the line is None where the file is one document."""
-    by_line = ".jsonl" in path.suffixes
+    by_line = ending(path) in (".jsonl", ".ndjson") or _has_a_document_a_line(path, encoding)
     texts = enumerate(lines(path, encoding), 1) if by_line else [(0, "".join(lines(path, encoding)))]
     for number, text in texts:
         if not text.strip() and by_line:
@@ -113,12 +120,17 @@ def _documents(path: Path, encoding: str | None) -> Iterator[tuple[int | None, A
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
-            hint = "" if by_line or error.msg != "Extra data" else "; one object a line belongs in a .jsonl file"
             line = number if by_line else error.lineno
-            raise UserError(f"{path}, line {line}: not valid JSON ({error.msg}){hint}.") from None
+            raise UserError(f"{path}, line {line}: not valid JSON ({error.msg}).") from None
         if by_line and isinstance(value, dict) and value.keys() == {"header"}:
             raise UserError(f"{path}, line {number}: this is a file of MRQA, which is not read; {EXPECTED}.")
         yield (number if by_line else None), value
+
+
+def _has_a_document_a_line(path: Path, encoding: str | None) -> bool:
+    """Return whether a file whose ending does not say so has several lines, the first of them a whole JSON object."""
+    front = list(islice((line for line in lines(path, encoding) if line.strip()), 2))
+    return len(front) > 1 and isinstance(parse(front[0].lstrip("\ufeff"))[0], dict)
 
 
 def _questions(paragraph: Any, title: str) -> Iterator[dict[str, Any]]:
