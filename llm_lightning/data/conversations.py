@@ -117,13 +117,14 @@ class Reader:
 
         Raises BadRow for what is no conversation, with the number of the message that is none.
         """
-        parsed = parse_structure(value)
-        if isinstance(parsed, dict):
-            parsed = self._unpack(parsed)
-        if isinstance(value, str) and role is not None and not _has_messages(parsed):
+        whole = parse_structure(value)
+        parsed = _find_list(whole) if isinstance(whole, dict) else whole
+        if isinstance(value, str) and role is not None and not _has_messages(parsed):  # a text may be JSON and yet no conversation
             if not value.strip():
                 raise BadRow(f"column '{column}' is empty")
             return [{"role": role, "content": value}]
+        if isinstance(whole, dict):
+            self._keep_beside(whole)
         is_list = isinstance(parsed, list) and (any(isinstance(m, dict) for m in parsed) or (role == "user" and _are_turns(parsed)))
         if role is not None and not is_list:
             raise BadRow(
@@ -172,19 +173,16 @@ class Reader:
             messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
         return messages
 
-    def _unpack(self, parsed: dict[str, Any]) -> Any:
-        """Return the list of messages that an object has; what else it has goes to `beside`, or is noted."""
-        if {"role", "from"} & set(parsed):
-            return [parsed]
-        key = next((name for name in LISTS if name in parsed), None)
-        if key is None:
-            return parsed
-        for name, item in parsed.items():
+    def _keep_beside(self, conversation: dict[str, Any]) -> None:
+        """Keep the tools and the system prompt that an object has beside its list of messages, and note what else it has."""
+        lists = [name for name in LISTS if name in conversation]
+        if {"role", "from"} & conversation.keys() or not lists:
+            return
+        for name, item in conversation.items():
             if name in BESIDE:
                 self.beside[name] = item
-            elif name not in (key, "id") and not _is_empty(item):
+            elif name not in (lists[0], "id") and not _is_empty(item):
                 self.notes.append(f"a conversation has the field '{name}', which is not used")
-        return parse_structure(parsed[key])
 
     def _with_system(self, messages: list[Message], extra: Mapping[str, Any]) -> list[Message]:
         for column in SYSTEM:
@@ -263,6 +261,14 @@ class Reader:
             problem = f"says nothing (content is {content!r})" if is_blank else f"says {type(content).__name__}, not text"
             raise BadRow(f"{place}: the {role} {problem}")
         return message if is_learnt is None or role != "assistant" else message | {LEARNT: is_learnt}
+
+
+def _find_list(conversation: dict[str, Any]) -> Any:
+    """Return the list of messages of an object, or the object itself where it has none; one message is a list of one."""
+    if {"role", "from"} & conversation.keys():
+        return [conversation]
+    key = next((name for name in LISTS if name in conversation), None)
+    return conversation if key is None else parse_structure(conversation[key])
 
 
 def read_tools(extra: Mapping[str, Any]) -> list[dict[str, Any]] | None:

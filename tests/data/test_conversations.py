@@ -473,6 +473,9 @@ def test_shapes_of_conversations(name: str) -> None:
 COMPLETED = ColumnsConfig(text="prompt", label="completion")
 
 
+DIALOGUE = '{"dialogue": "hello there", "system": "be nice"}'
+
+
 @pytest.mark.parametrize(
     ("prompt", "completion", "expected"),
     [
@@ -483,6 +486,7 @@ COMPLETED = ColumnsConfig(text="prompt", label="completion")
         (json.dumps(HI[:1]), json.dumps(HI[1:]), HI),
         ("sort [3, 1]", "[1, 3]", talk("sort [3, 1]", "[1, 3]")),  # text that is JSON stays text
         ("as json", '[{"a": 1}]', talk("as json", '[{"a": 1}]')),
+        (DIALOGUE, "yes", talk(DIALOGUE, "yes")),  # and adds no system prompt
         ([*HI, {"role": "user", "content": "bye"}], HI[1:], [*HI, {"role": "user", "content": "bye"}, HI[1]]),
         (HI[:1], HI, HI),  # the prompt again in front of the answer
         ("hi", HI, HI),
