@@ -22,6 +22,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from llm_lightning.config import AdapterConfig
 from llm_lightning.data.collate import Collator, MicroBatch
+from llm_lightning.errors import RunError
 from llm_lightning.models import adapter, forward
 from llm_lightning.models.batch_form import batch_form, is_unpadded
 from llm_lightning.models.build import quiet_transformers
@@ -266,8 +267,9 @@ def try_onnx(architecture: str) -> str:
         warnings.simplefilter("ignore")
         try:
             onnx.export(copy.deepcopy(model), Tokenizer(), Path(folder))
-        except Exception as error:
-            return f"no: {short(error)}"
+        except RunError as error:
+            reasons = ("cannot be exported", "texts of other lengths", "logits are off")
+            return f"no: {next(reason for reason in reasons if reason in str(error))}"
     return "yes"
 
 
