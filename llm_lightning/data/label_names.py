@@ -92,9 +92,9 @@ def _by_mapping(setting: Mapping[Any, Any], column: Column) -> list[Class]:
     values = set(column.values)
     if not values & names.keys() and values <= set(names.values()):
         if {*names} == set(map(str, range(len(names)))):  # id2label of a model's config
-            order = listed((names[str(i)] for i in range(len(names))), len(names))
+            sequence = listed((names[str(i)] for i in range(len(names))), len(names))
             raise UserError(
-                f"data.labels maps numbers to the values of column '{column.name}'; for that order: data.labels=[{order}]."
+                f"data.labels maps numbers to the values of column '{column.name}'; for that order: data.labels=[{sequence}]."
             )
         turned = {value: name for name, value in names.items()}
         raise UserError(

@@ -81,4 +81,4 @@ class _Unwrapped(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if not CALL.match(ast.unparse(node)):
             return node
-        return self.visit(node.args[0]) if node.args else ast.List([], ast.Load())  # type: ignore[no-any-return]
+        return self.visit(node.args[0]) if node.args else ast.List([], ast.Load())
