@@ -90,10 +90,13 @@ def labelled(value: Any, label: Any) -> Any:
     return (value, label.strip()) if usable else BAD
 
 
+QUOTE = '"'
+
+
 def write_csv(rows: list[tuple[str, str]]) -> bytes:
-    out = io.StringIO(newline="")
-    csv.writer(out, lineterminator="\n").writerows([("text", "label"), *rows])
-    return out.getvalue().encode()
+    """Unlike `csv.writer`, whose line end is here a newline, put a carriage return in quotes."""
+    fields = [[f'"{field.replace(QUOTE, QUOTE * 2)}"' if set(field) & set(',"\r\n') else field for field in row] for row in rows]
+    return "".join(f"{','.join(row)}\n" for row in [["text", "label"], *fields]).encode()
 
 
 def read_csv(content: bytes) -> list[Any] | None:
@@ -366,6 +369,7 @@ def outcome(kind: Kind, content: bytes, skip: bool) -> tuple[Text | None, str]:
                     f"data.train={file}",
                     f"data.validation={file}",
                     f"cache_dir={folder}/cache",
+                    "data.block_size=2048",  # no row is cut
                     *bad,
                 ]
             )
