@@ -347,8 +347,8 @@ def _take_columns(
         where = f"; column {first.words + 1} holds what column {taken + 1} does there"
     raise UserError(
         f"{path}: in {first_path} the words are column {first.words + 1} and the tags column {first.tags + 1} of {first.columns}, and "
-        f"these columns hold other values here ({_sample(found, first.words)}; {_sample(found, first.tags)}){where}. Write the columns of all "
-        f"files in one order, or name them in a first line of each file."
+        f"these columns hold other values here ({_sample(found, first.words)}; {_sample(found, first.tags)}){where}. Write the columns "
+        f"of all files in one order, or name them in a first line of each file."
     )
 
 

@@ -197,7 +197,7 @@ def rows_of(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...] 
     if path is not None and data.columns.sentence is not None and data.source != "conll" and ending(path) in files.TABLES:
         values = (row for _, row in group_rows(values, data, lambda i: f"{name}, row {i + 1}"))
     for number, row in enumerate(values, 1):
-        yield row | {"where": f"{name}, line {row.get(LINE, number)}"}
+        yield {"where": f"{name}, line {row.get(LINE, number)}", **row}
 
 
 def _values(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...]) -> Iterator[Row]:
@@ -209,7 +209,7 @@ def _values(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...])
         return conll.rows_to_predict(path, data)
     kind = ending(path)
     if data.source == "squad" and kind in (".json", ".jsonl"):
-        return squad.rows(path, data.encoding)
+        return squad.rows_to_predict(path, data.encoding)
     if kind in files.TABLES:
         return files.rows(path, data, extra_columns)
     if kind not in PLAIN and not (data.source == "parallel" and kind == f".{data.columns.text}".lower()):
