@@ -71,7 +71,9 @@ class Predictor(Loaded):
         columns = encoding.data.columns
         pair = None if columns.text_pair is None else row.get(columns.text_pair)
         extra = {name: row[name] for name in encoding.extra_columns if row.get(name) is not None}
-        return Example(number, *encoding.read(row.get(columns.text), pair, None, extra))
+        text = row.get(columns.text)
+        text = encoding.read_line(text) if EMPTY in row and isinstance(text, str) else text
+        return Example(number, *encoding.read(text, pair, None, extra))
 
     def _parts(self, examples: list[Example]) -> Iterator[tuple[Example, list[Any]]]:
         """The predictions of the sequences that each example becomes."""

@@ -20,7 +20,7 @@ from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError
 
 EMPTY = "__empty__"
-"""Column that marks a blank line: its result is an error, and never ends the run."""
+"""Column of rows that are lines of plain text, and of no others. It marks a blank line: its result is an error, and never ends the run."""
 STANDARD_INPUT = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 _OBJECT = re.compile(r'\s*\{\s*(?:"(?:[^"\\]|\\.)*"\s*:|\}\s*$)')
 """How a line begins that is meant as a JSON object; `{NAME} said hello` is text."""

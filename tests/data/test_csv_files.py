@@ -273,3 +273,15 @@ def test_any_text_comes_back_or_is_refused(writer: str, texts: list[str], tmp_pa
     assert len(problems) == len(texts) or (writer == "spark" and any(problems))
     if not any(problems):
         assert loaded.table["text"][:] == [None if text == "\\N" else text for text in texts]
+
+
+def test_a_row_like_the_header_is_one_but_between_rows_of_several_columns(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    one.write_text("text\ntext\nmessage\n")
+    two.write_text("text,label\na,b\ntext,label\nc,d\n")
+    data = DataConfig(source="files", columns=ColumnsConfig(text="text"))
+    assert [row["text"] for row in files.rows(one, data)] == ["text", "message"]
+    assert [row["text"] for row in files.rows(two, data)] == ["a", "text", "c"]
+    train = files.load(DataConfig(source="files", train=str(one), columns=ColumnsConfig(text="text")), tmp_path / "cache")["train"]
+    assert train.table["text"][:] == ["text", "message"]
+    assert pairs(load(two, tmp_path)) == [("a", "b"), ("c", "d")]
