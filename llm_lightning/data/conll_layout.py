@@ -234,7 +234,8 @@ def decide(path: Path, found: Survey, columns: ColumnsConfig, needs_tags: bool, 
         )
     names = header or found.names or _conllu_names(path, found)
     names = names if len(names) == found.columns else ()
-    layout, notes = None, []
+    layout: Layout | None = None
+    notes: list[str] = []
     if like is not None:
         layout, notes = _take_columns(path, found, columns, names, *like)
     if layout is None:

@@ -95,7 +95,7 @@ def _require_text(first: str, row: Row, column: str, place: str) -> None:
 def _read_object(text: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
