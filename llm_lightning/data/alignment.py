@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import xxhash
 
-from llm_lightning.data.label_values import canonical
+from llm_lightning.data.label_values import MISSING, canonical, parse_number
 from llm_lightning.data.rows import Rows
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError, listed
@@ -57,26 +57,18 @@ def _require_same_labels(name: str, parts: list[Rows]) -> None:
         feature = part.table.features[name]
         if isinstance(feature, datasets.ClassLabel):
             continue
-        values = sorted({canonical(value) for value in part.table.unique(name)} - {""})
+        values = sorted({canonical(value) for value in part.table.unique(name)} - {"", *MISSING})
         if not values or len(values) > MANY:
             continue
-        if all(_is_number(value) for value in values):
+        if all(parse_number(value) is not None for value in values):
             numbers = numbers or (part, values)
-        elif not any(_is_number(value) for value in values):
+        elif not any(parse_number(value) is not None for value in values):
             words = words or (part, values)
     if numbers and words:
         raise UserError(
             f"column '{name}' has numbers at {numbers[0].where(0)} ({listed(numbers[1], 4)}), and words at {words[0].where(0)} "
             f"({listed(words[1], 4)}): nothing says which word a number is; write the same labels in both files."
         )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _convert(part: Rows, types: dict[str, Any], cache_dir: Path) -> Rows:

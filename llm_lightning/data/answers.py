@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_lightning.data.examples import BadRow
+from llm_lightning.data.label_values import truth
 from llm_lightning.data.literals import parse_structure
 
 Answer = tuple[int, str]
@@ -53,7 +54,7 @@ def is_answered(value: Any, is_impossible: Any = None) -> bool:
     value = value.get("text") if isinstance(value, dict) else value
     texts = value if isinstance(value, list | np.ndarray) else [value]
     texts = [text.get("text") if isinstance(text, dict) else text for text in texts]
-    return str(is_impossible).lower() in ("true", "1", "1.0") or any(text is not None and trim(str(text))[1] for text in texts)
+    return truth(is_impossible) is True or any(text is not None and trim(str(text))[1] for text in texts)
 
 
 def trim(text: str) -> tuple[int, str]:
@@ -75,11 +76,9 @@ def _flag(value: Any) -> bool | None:
     """Return what `is_impossible` says, which tables have as text or as a number; None where it says nothing."""
     if value is None or value != value or str(value).strip() == "":
         return None
-    name = str(value).strip().lower()
-    if name in ("true", "1", "1.0", "yes"):
-        return True
-    if name in ("false", "0", "0.0", "no"):
-        return False
+    flag = {"yes": True, "no": False}.get(str(value).strip().lower(), truth(value))
+    if flag is not None:
+        return flag
     raise BadRow(f"is_impossible is '{value}'; expected true or false")
 
 
@@ -111,7 +110,7 @@ def _whole(place: Any) -> int:
     try:
         if not isinstance(place, bool) and float(place).is_integer():
             return int(float(place))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise BadRow(f"answer_start is {place!r}; expected a whole number")
 

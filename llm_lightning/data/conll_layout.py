@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from llm_lightning.config import ColumnsConfig
 from llm_lightning.data.sources.files import lines
-from llm_lightning.data.tag_schemes import PARTS_OF_SPEECH, recognize
+from llm_lightning.data.tag_schemes import PARTS_OF_SPEECH, TagScheme, recognize
 from llm_lightning.errors import UserError, listed, nearest
 
 MOST_VALUES = 5000  # different values of a column that are remembered; a column with more holds no tags
@@ -60,6 +61,8 @@ class Survey:
     """Number and columns of the first line."""
     names: tuple[str, ...] = ()
     """The columns' names, of a comment `global.columns`."""
+    hashtags: set[tuple[str, ...]] = field(default_factory=set)
+    """Columns of lines that begin with a # and a letter behind it, at most MOST_VALUES of them."""
 
     @property
     def columns(self) -> int:
@@ -108,8 +111,9 @@ def survey(path: Path, encoding: str | None = None) -> Survey:
         if line.startswith("#"):
             if match := re.match(r"#\s*global\.columns\s*=(.*)", line):
                 found.names = tuple(match[1].lower().split())
-            if not (size and _fits_count(fields, found)):
-                continue
+            if len(fields) > 1 and fields[0] != "#" and len(found.hashtags) < MOST_VALUES:
+                found.hashtags.add(tuple(fields))
+            continue  # which may be a comment: only the columns, once they are decided, tell
         found.blocks += size == 0
         is_range = NOT_A_WORD.fullmatch(fields[0]) is not None and len(fields) > 1
         found.repeats += size > 0 and fields[0] == before
@@ -121,10 +125,6 @@ def survey(path: Path, encoding: str | None = None) -> Survey:
         if not is_range or len(fields) == 2:
             _count_values(found, fields)
     return found
-
-
-def _fits_count(fields: list[str], found: Survey) -> bool:
-    return found.counts[len(fields)] > 0
 
 
 def _has_tabs(path: Path, encoding: str | None) -> bool:
@@ -174,18 +174,32 @@ class Layout:
     """What stands for a tag that is missing."""
     closed: tuple[tuple[int, tuple[str, ...]], ...] = ()
     """Columns with few values, and these: a line that begins with # is a word where they fit, else a comment."""
+    names: tuple[str, ...] = ()
+    """The names of the columns, in lower case; none where the file does not name them."""
+    others: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    """Columns with few values that are neither words nor tags, and these values."""
     notes: tuple[str, ...] = ()
 
     def split(self, line: str) -> list[str]:
         return split_columns(line, self.has_tabs)
 
     def is_comment(self, fields: list[str], is_in_sentence: bool) -> bool:
-        """Return whether a line that begins with # is no word. Inside a sentence it is one, unless words are counted."""
+        """Return whether a line that begins with # is no word. A word has a tag of the file; inside a sentence that is enough."""
         if self.index == 0:
             return True
-        if is_in_sentence:
-            return False
-        return len(fields) != self.columns or any(fields[column] not in values for column, values in self.closed)
+        closed = dict(self.closed)
+        if is_in_sentence and self.tags in closed:
+            return len(fields) <= self.tags or not self.is_tag(fields[self.tags])
+        return len(fields) != self.columns or any(
+            fields[column] not in values and not (column == self.tags and self.is_tag(fields[column]))
+            for column, values in closed.items()
+        )
+
+    def is_tag(self, value: str) -> bool:
+        """Return whether a value is one of the tags, or of their scheme with another type."""
+        values = next((values for column, values in self.closed if column == self.tags), ())
+        scheme = _recognize(values)
+        return value in values or (scheme is not None and bool(scheme.separator) and scheme.parse(value) is not None)
 
     def read_tag(self, fields: list[str]) -> str | None:
         """Return the tag in a line's columns; None where there is none."""
@@ -197,10 +211,17 @@ class Layout:
         return None if tag in ("", self.misses) else tag
 
 
-def decide(path: Path, found: Survey, columns: ColumnsConfig, needs_tags: bool, like: Layout | None = None) -> Layout:
-    """Return the layout of a file; that of `like`, the training file, where it has as many columns.
+@lru_cache(maxsize=16)
+def _recognize(values: tuple[str, ...]) -> TagScheme | None:
+    return recognize(values)
 
-    Raises UserError where the values leave open which column holds what, and the config does not say it.
+
+def decide(path: Path, found: Survey, columns: ColumnsConfig, needs_tags: bool, like: tuple[Path, Layout] | None = None) -> Layout:
+    """Return the layout of a file. The columns are those of `like`, the first training file and its layout: by their names where both
+    files have names, and otherwise, in a file with as many columns, by their places.
+
+    Raises UserError where the values leave open which column holds what, and the config does not say it, or where the values are not
+    those of the columns of `like`.
     """
     if found.total == 0:
         raise UserError(f"{path}: there is no sentence in the file.")
@@ -211,44 +232,157 @@ def decide(path: Path, found: Survey, columns: ColumnsConfig, needs_tags: bool, 
             f"{path}: column '{names_of_sentences[0]}' tells sentences apart, not blank lines: this is a table, data=files with "
             f"data.columns.sentence, data.columns.text and data.columns.label."
         )
-    count, index = found.columns, 0 if found.has_index else None
     names = header or found.names or _conllu_names(path, found)
-    names = names if len(names) == count else ()
-    is_like = like is not None and like.columns == count
-    tags: int | None
-    if like is not None and is_like:
-        words, tags, attribute = like.words, like.tags, like.attribute
-    elif count == 1 and not needs_tags:
-        words, tags, attribute = 0, None, None
-    else:
-        tags, attribute = _named_column(path, found, "tags", columns.tags, names, needs_tags)
-        words = _named_column(path, found, "words", columns.words, names)[0]  # type: ignore[assignment]
-        if words is None:
-            words = _find_words(path, found, index, names, tags)
-        if tags is None:
-            tags = _find_tags(path, found, index, words, names, needs_tags)
-        if words == tags:
-            tags = None
-            if needs_tags:
-                raise UserError(f"{path}: column {words + 1} cannot be both: set data.columns.words and data.columns.tags.")
-    notes = [] if is_like else _describe(found, index, words, tags, attribute, names)
-    if found.blocks == 1 and found.longest_block > 512 and index is None:
+    names = names if len(names) == found.columns else ()
+    layout: Layout | None = None
+    notes: list[str] = []
+    if like is not None:
+        layout, notes = _take_columns(path, found, columns, names, *like)
+    if layout is None:
+        layout = _find_columns(path, found, columns, names, needs_tags)
+        notes = _describe(found, layout.index, layout.words, layout.tags, layout.attribute, names)
+        if like is not None:
+            _require_same_tags(path, found, layout, *like)
+    if found.blocks == 1 and found.longest_block > 512 and layout.index is None:
         notes.append(f"{found.longest_block:,} words are one sentence: no blank line separates sentences")
-    fillers = [i for i in range(count) if i not in (words, tags) and _is_filler(found, i)]
-    known = [i for i in (tags,) if i is not None and found.of(i) is not None and attribute is None]
-    return Layout(
-        columns=count,
-        has_tabs=found.has_tabs,
-        words=words,
-        tags=tags,
-        index=index,
-        attribute=attribute,
+    places = [i for i in range(found.columns) if i not in (layout.words, layout.tags)]
+    tags = layout.tags if layout.tags is not None and found.of(layout.tags) is not None and layout.attribute is None else None
+    closed = [(i, _possible_values(found, i)) for i in places if _is_filler(found, i)]
+    if tags is not None:
+        closed.append((tags, _possible_values(found, tags) | _tags_of_hashtags(found, tags)))
+    return replace(
+        layout,
         header=found.first[0] if header else 0,
         varies=columns.words is not None and columns.tags is not None,
-        misses="_" if "form" in names and attribute is None else None,
-        closed=tuple((i, tuple(sorted(_possible_values(found, i)))) for i in (*known, *fillers)),
+        misses="_" if "form" in names and layout.attribute is None else None,
+        closed=tuple((i, tuple(sorted(values))) for i, values in closed),
+        names=names,
+        others=tuple((i, tuple(sorted(found.of(i) or ()))) for i in places if not _is_filler(found, i) and found.of(i)),
         notes=tuple(notes),
     )
+
+
+def _find_columns(path: Path, found: Survey, columns: ColumnsConfig, names: tuple[str, ...], needs_tags: bool) -> Layout:
+    """Return which columns the config, the names and the values say."""
+    count, index = found.columns, 0 if found.has_index else None
+    if count == 1 and not needs_tags:
+        return Layout(count, found.has_tabs, 0, None, index)
+    tags, attribute = _named_column(path, found, "tags", columns.tags, names, needs_tags)
+    words = _named_column(path, found, "words", columns.words, names)[0]
+    if words is None:
+        words = _find_words(path, found, index, names, tags)
+    elif not needs_tags:
+        _require_words(path, found, columns, words)
+    if tags is None:
+        tags = _find_tags(path, found, index, words, names, needs_tags)
+    if words == tags:
+        tags = None
+        if needs_tags:
+            raise UserError(f"{path}: column {words + 1} cannot be both: set data.columns.words and data.columns.tags.")
+    return Layout(count, found.has_tabs, words, tags, index, attribute)
+
+
+def _require_words(path: Path, found: Survey, columns: ColumnsConfig, words: int) -> None:
+    """Raise UserError where a file without tags has other columns than the config, which was made for the training files, means."""
+    place = f"{path}: data.columns.words={columns.words}, as the run was trained,"
+    advice = "Give the columns of the training files, or override data.columns.words and data.columns.tags with this file's."
+    tags = int(columns.tags) if re.fullmatch(r"\d+", str(columns.tags)) else 0
+    if words + 1 < tags and found.columns < tags - 1:
+        raise UserError(f"{place} and data.columns.tags={tags}: the file has {found.columns} columns. {advice}")
+    values, others = found.of(words), [i for i in range(found.columns) if i != words and not _is_filler(found, i)]
+    if values is None or not others:
+        return
+    are_tags = _is_marked(values) or "O" in values or values.keys() <= _SPEECH
+    if are_tags and not any((o := found.of(i)) is not None and (_is_marked(o) or o.keys() <= _SPEECH) for i in others):
+        raise UserError(f"{place} is a column of tags here ({_sample(found, words)}). {advice}")
+    is_of_sentences = len(values) <= found.blocks and found.total - found.blocks > 1  # no more values than sentences
+    if words > 0 and is_of_sentences and len(others) > 1:
+        raise UserError(
+            f"{place} has {len(values):,} different values in {found.total:,} lines here ({_sample(found, words)}). {advice}"
+        )
+
+
+def _take_columns(
+    path: Path, found: Survey, columns: ColumnsConfig, names: tuple[str, ...], first_path: Path, first: Layout
+) -> tuple[Layout | None, list[str]]:
+    """Return the layout with the columns of the first file, and notes on them; no layout where the file is of another form.
+
+    Raises UserError where the columns have the same number and other content.
+    """
+    assert first.tags is not None
+    index = 0 if found.has_index else None
+    wanted = [first.names[i] for i in (first.words, first.tags)] if first.names else []
+    if wanted and all(names.count(name) == 1 for name in wanted):
+        words, tags = map(names.index, wanted)
+        is_moved = (words, tags) != (first.words, first.tags)
+        notes = _describe(found, index, words, tags, first.attribute, names) if is_moved else []
+        return Layout(found.columns, found.has_tabs, words, tags, index, first.attribute), notes
+    if first.columns != found.columns:
+        return None, []
+    layout = Layout(found.columns, found.has_tabs, first.words, first.tags, index, first.attribute)
+    if first.attribute is not None or _is_filler(found, first.tags):
+        return layout, []
+    places = [i for i in range(found.columns) if i != index]
+    others = [i for i in places if i != first.tags and _share(found, i, first.is_tag) > 0.5]
+    taken = next(
+        (
+            i
+            for i, values in first.others
+            if _share(found, first.words, set(values).__contains__) > 0.5 >= _share(found, i, set(values).__contains__)
+        ),
+        None,
+    )
+    if _share(found, first.tags, first.is_tag) > 0.5 and taken is None:
+        return layout, []
+    if not others and taken is None:
+        try:
+            alone = _find_columns(path, found, columns, names, True)
+        except UserError:
+            alone = None
+        if alone is not None and (alone.words, alone.tags) == (first.words, first.tags):
+            return layout, []
+    where = ""
+    if others:
+        where = f"; they seem to be column {listed(str(i + 1) for i in others)} here"
+    elif taken is not None:
+        where = f"; column {first.words + 1} holds what column {taken + 1} does there"
+    raise UserError(
+        f"{path}: in {first_path} the words are column {first.words + 1} and the tags column {first.tags + 1} of {first.columns}, and "
+        f"these columns hold other values here ({_sample(found, first.words)}; {_sample(found, first.tags)}){where}. Write the columns "
+        f"of all files in one order, or name them in a first line of each file."
+    )
+
+
+def _require_same_tags(path: Path, found: Survey, layout: Layout, first_path: Path, first: Layout) -> None:
+    """Raise UserError where the tags of a file with other columns are not of the scheme that the first file's have."""
+    values = next((values for column, values in first.closed if column == first.tags), ())
+    if _recognize(values) is None or layout.tags is None or layout.attribute is not None or _is_filler(found, layout.tags):
+        return
+    if _share(found, layout.tags, first.is_tag) <= 0.5:
+        raise UserError(
+            f"{path}: the tags seem to be column {layout.tags + 1} of {found.columns} ({_sample(found, layout.tags)}), and those of "
+            f"{first_path} are {listed(values, 4)}. Give all files the same columns."
+        )
+
+
+def _share(found: Survey, column: int, fits: Any) -> float:
+    """Return the share of a column's values, as often as they occur, that `fits` is true of."""
+    values = found.of(column)
+    return 0.0 if not values else sum(count for value, count in values.items() if fits(value)) / values.total()
+
+
+def _sample(found: Survey, column: int) -> str:
+    values = found.of(column)
+    return "…" if values is None else listed(values, 3)
+
+
+def _tags_of_hashtags(found: Survey, tags: int) -> set[str]:
+    """Return tags of words that begin with #, which may have tags of their own: with tabs, or of two different words at least."""
+    words: dict[str, set[str]] = {}
+    for fields in found.hashtags:
+        if len(fields) == found.columns:
+            words.setdefault(fields[tags], set()).add(fields[0])
+    return {tag for tag, hashtags in words.items() if found.has_tabs or len(hashtags) > 1}
 
 
 def _require_a_word_a_line(path: Path, found: Survey) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from llm_lightning.checks import ROLES
 from llm_lightning.data.examples import BadRow
+from llm_lightning.data.label_values import truth
 from llm_lightning.data.literals import parse_structure
 from llm_lightning.errors import listed, nearest
 
@@ -328,7 +329,7 @@ def _describe_function(tool: dict[str, Any]) -> dict[str, Any]:
 def _arguments(value: Any) -> Any:
     try:
         return json.loads(value.strip() or "{}") if isinstance(value, str) else value
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return value
 
 
@@ -359,14 +360,10 @@ def _is_learnt(fields: dict[str, Any], role: str, place: str) -> bool | None:
         if name not in fields:
             continue
         value = fields.pop(name)
-        value = (
-            {"true": True, "false": False, "0": False, "1": True}.get(value.strip().lower(), value)
-            if isinstance(value, str)
-            else value
-        )
-        if value not in (0, 1):
+        flag = truth(value)
+        if flag is None:
             raise BadRow(f"{place}: {name} is {value!r}; it is 0 or 1, true or false")
-        answer = bool(value) if answer is None else answer and bool(value)
+        answer = flag if answer is None else answer and flag
     return answer
 
 

@@ -49,6 +49,8 @@ class Layout:
     """Lines before the first row: Excel's `sep=;`, blank lines, the header."""
     header: tuple[str, ...] | None = None
     """The header as it is in the file; None where there is none."""
+    drops_headers: bool = False
+    """Whether a row that is the header is none: files were put together. In one column it may be text, as it may in rows to predict."""
     strip_blanks: bool = False
     """Whether blanks follow the delimiters."""
     notes: tuple[str, ...] = ()
@@ -65,12 +67,13 @@ class Record:
     """Whether quotes cannot be read, so that it is unclear where rows begin."""
 
 
-def detect_layout(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
+def detect_layout(path: Path, data: DataConfig, wanted: list[str], is_to_predict: bool = False) -> Layout:
     """Return how a file is laid out; `wanted` are the columns that the config names. Raises UserError where it cannot be read so."""
     layout = _read_header(path, data, wanted)
     if data.column_names is None and _has_row_names(path, data, layout):
         note = "the rows have a field more than the header, which counts them (as R writes row names) and is left out"
         layout = replace(layout, names=("", *layout.names), header=None, notes=(*layout.notes, note))
+    layout = replace(layout, drops_headers=layout.header is not None and len(layout.header) > 1 and not is_to_predict)
     trial = _try(path, data, layout)
     if trial.problems:
         first, notes = trial.first, layout.notes
@@ -164,7 +167,7 @@ def _try(path: Path, data: DataConfig, layout: Layout) -> _Trial:
                 trial.first = record
             if record.is_broken:
                 break
-        elif layout.header is not None and tuple(record.fields) == layout.header:
+        elif layout.drops_headers and tuple(record.fields) == layout.header:
             trial.repeated += 1
         else:
             trial.rows += 1
@@ -250,7 +253,7 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
     if repeated:
         notes.append(f"several columns share a name ({listed(map(repr, repeated))}); none of them is used")
     header = tuple(name.strip(" ") for name in fields) if strip_blanks else tuple(fields)
-    return Layout(layout.delimiter, tuple(names), quoting, start + size, header, strip_blanks, tuple(notes))
+    return Layout(layout.delimiter, tuple(names), quoting, start + size, header, strip_blanks=strip_blanks, notes=tuple(notes))
 
 
 def _fits(front: list[str], start: int, delimiter: str, quoting: str, data: DataConfig, wanted: list[str]) -> bool:
@@ -282,9 +285,9 @@ def _split(front: list[str], start: int, delimiter: str, quoting: str) -> tuple[
 
 
 def read_records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
-    """Yield the rows of a file with as many fields as it has columns; a row that has others has a problem. Headers are left out."""
+    """Yield the rows of a file with as many fields as it has columns; a row that has others has a problem."""
     for record in _records(path, data, layout):
-        if record.problem is None and layout.header is not None and tuple(record.fields) == layout.header:
+        if record.problem is None and layout.drops_headers and tuple(record.fields) == layout.header:
             continue
         yield record
 

@@ -44,15 +44,38 @@ def parse(text: str) -> tuple[Any, str | None]:
         return None, f"not valid JSON ({error.msg}, column {error.colno})"
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
         return None, f"JSON that cannot be read ({str(error).splitlines()[0]})"
-    if _ESCAPED_SURROGATE.search(text) and (half := _find_surrogate(value)) is not None:
-        return None, f"half a character (\\u{ord(half):04x}): a pair of surrogates was cut in two"
-    return value, None
+    problem = find_half_character(value) if has_escaped_surrogate(text) else None
+    return (value, None) if problem is None else (None, problem)
 
 
-def _find_surrogate(value: Any) -> str | None:
-    """Return the first surrogate that stands alone in a value's text; None where there is none."""
-    match = _SURROGATE.search(json.dumps(value, ensure_ascii=False))
-    return None if match is None else match[0]
+def parse_document(path: Path, text: str) -> Any:
+    """Return the value of a file that is one JSON document. Raises UserError where it is none.
+
+    Halves of characters in it are not looked for: they spoil one item, and not the file (see `find_half_character`).
+    """
+    try:
+        return json.loads(text, parse_constant=lambda _: None)
+    except json.JSONDecodeError as error:
+        what = (
+            "this is a web page; the download may have failed" if text.lstrip().startswith("<") else f"not valid JSON ({error.msg})"
+        )
+        raise UserError(f"{path}, line {error.lineno}: {what}; one object a line belongs in a .jsonl file.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: JSON that cannot be read ({str(error).splitlines()[0]}).") from None
+
+
+def has_escaped_surrogate(text: str) -> bool:
+    """Return whether a text of JSON may hold half a character: without, its values need no look."""
+    return _ESCAPED_SURROGATE.search(text) is not None
+
+
+def find_half_character(value: Any) -> str | None:
+    """Return what is wrong where text in a value of JSON holds a surrogate that stands alone, which no tokenizer can read."""
+    try:
+        match = _SURROGATE.search(json.dumps(value, ensure_ascii=False))
+    except RecursionError:
+        return "JSON that cannot be read (too many brackets inside each other)"
+    return None if match is None else f"half a character (\\u{ord(match[0]):04x}): a pair of surrogates was cut in two"
 
 
 def _is_one_value(path: Path, data: DataConfig) -> bool:
@@ -71,26 +94,16 @@ def _is_one_value(path: Path, data: DataConfig) -> bool:
 
 def _items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
     text = "".join(lines(path, data.encoding)).lstrip("\ufeff")
-    try:
-        values = json.loads(text, parse_constant=lambda _: None)
-    except json.JSONDecodeError as error:
-        page = (
-            "this is a web page; the download may have failed" if text.lstrip().startswith("<") else f"not valid JSON ({error.msg})"
-        )
-        raise UserError(f"{path}, line {error.lineno}: {page}; one object a line belongs in a .jsonl file.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: JSON that cannot be read ({str(error).splitlines()[0]}).") from None
+    values = parse_document(path, text)
     if isinstance(values, dict) and _is_row(values, data):
         values = [values]
     if isinstance(values, dict):
         raise UserError(f"{path}: expected a list of objects, found dict{_shape(values)}.")
     if not isinstance(values, list):
         raise UserError(f"{path}: expected a list of objects, found {type(values).__name__}.")
-    has_escapes = _ESCAPED_SURROGATE.search(text) is not None
+    has_escapes = has_escaped_surrogate(text)
     for number, value in enumerate(values, 1):
-        half = _find_surrogate(value) if has_escapes else None
-        problem = None if half is None else f"half a character (\\u{ord(half):04x}): a pair of surrogates was cut in two"
-        yield number, value, problem
+        yield number, value, find_half_character(value) if has_escapes else None
 
 
 def _is_row(values: dict[str, Any], data: DataConfig) -> bool:

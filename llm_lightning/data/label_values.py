@@ -18,7 +18,7 @@ def canonical(value: Any) -> str:
     """
     if value is None or value != value:
         return ""
-    if isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer():
+    if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = str(value).strip()
     whole, dot, zeros = text.partition(".")
@@ -30,11 +30,13 @@ def truth(value: Any) -> bool | None:
     return TRUTH.get(canonical(value).lower())
 
 
-def parse_number(value: str) -> float | None:
-    """Return the finite number that a label value spells; None where it spells none."""
+def parse_number(value: Any) -> float | None:
+    """Return the finite number that a value is or spells; None for others: truth values, and text that Python alone reads (1_000)."""
+    if isinstance(value, bool | bytes) or (isinstance(value, str) and "_" in value):
+        return None
     try:
         parsed = float(value)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         return None
     return parsed if math.isfinite(parsed) else None
 
@@ -45,7 +47,7 @@ def fold(text: str) -> str:
 
 
 def is_unlabelled(value: Any) -> bool:
-    """Return whether a value stands for a label that was held back: nothing, -1, or a list of such values."""
+    """Return whether a value stands for a label that was held back: nothing or its name (None, nan), -1, or a list of such values."""
     if isinstance(value, list | tuple):
         return all(is_unlabelled(item) for item in value)
-    return canonical(value) in ("", "-1")
+    return canonical(value) in ("", "-1", *MISSING)

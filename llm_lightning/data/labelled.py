@@ -50,15 +50,24 @@ def _find_reason(rows: Rows, train: Rows, label: Any, encoding: type[Encoding]) 
         return f"there is no column {listed(map(repr, absent))}"
     if PROBLEM in rows.table.column_names and rows.table.data.column(PROBLEM).null_count < len(rows):
         return None
-    is_hidden = False
+    signs: set[str] = set()
     for value, extra in _values(rows, label, encoding.extra_columns):
         if encoding.is_labelled(value, extra):
             return None
-        is_hidden |= canonical(value) not in ("", "[]") and is_unlabelled(value)
-    if is_hidden and any(canonical(value) == "-1" for value, _ in _values(train, label, ())):  # then -1 is a label
+        signs |= set(_flatten(value)) if is_unlabelled(value) else set()
+    if signs and any(signs & set(_flatten(value)) for value, _ in _values(train, label, ())):  # then -1, or None, is a label
         return None
     named = f"column {listed(map(repr, columns))}"
-    return f"{named} holds -1 alone, as benchmarks hide labels" if is_hidden else f"{named} is empty"
+    return f"{named} holds {listed(sorted(signs))} alone, as benchmarks hide labels" if signs else f"{named} is empty"
+
+
+def _flatten(value: Any) -> Iterator[str]:
+    """Yield the values in a value that may be a list, as text, without empty ones."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _flatten(item)
+    elif name := canonical(value):
+        yield name
 
 
 def _values(rows: Rows, label: Any, extra_columns: tuple[str, ...]) -> Iterator[tuple[Any, dict[str, Any]]]:

@@ -26,7 +26,7 @@ from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.plan import Plan, evaluation, most_rows
 from llm_lightning.data.reader_state import ReaderState
-from llm_lightning.data.rows import Rows, require_columns
+from llm_lightning.data.rows import Rows, label_columns, require_columns
 from llm_lightning.data.streaming import Stream, StreamedSteps, open_stream, reading_ranks
 from llm_lightning.errors import UserError
 from llm_lightning.machine import cores
@@ -100,7 +100,8 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
         stream, rows = open_stream(data)
         return _encoded(config, rows, encoder, None, tokenizer, stream)
     source = importlib.import_module(f"llm_lightning.data.sources.{data.source}")
-    loaded = source.load(data, cache, encoder.extra_columns)
+    text_labels = label_columns(data.columns.label) if encoder.label_is_text else []
+    loaded = source.load(data, cache, (*encoder.extra_columns, *text_labels))
     for split, part in loaded.items():
         columns = replace(data.columns, label=None) if split == "test" else data.columns  # test may have no labels
         require_columns(split, replace(data, columns=columns), part.table.column_names)

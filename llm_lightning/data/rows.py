@@ -30,6 +30,8 @@ class Rows:
     notes: tuple[str, ...] = ()
     """What the run says at its start about how the files were read: unused columns, comment lines, an encoding, a tag scheme. Each is a
     sentence with its file and its count."""
+    columns: tuple[str, ...] = ()
+    """The names of all columns of the files, also of those that the table leaves out; none where the source does not name them."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -53,7 +55,9 @@ def joined(parts: list[Rows]) -> Rows:
 
     identity = xxhash.xxh3_128(",".join(part.fingerprint for part in parts).encode()).hexdigest()
     notes = tuple(_merge([note for part in parts for note in part.notes]))
-    return Rows(table=datasets.concatenate_datasets([part.table for part in parts]), fingerprint=identity, where=where, notes=notes)
+    columns = tuple(dict.fromkeys(name for part in parts for name in part.columns))
+    table = datasets.concatenate_datasets([part.table for part in parts])
+    return Rows(table=table, fingerprint=identity, where=where, notes=notes, columns=columns)
 
 
 class MissingColumn(UserError):

@@ -6,19 +6,14 @@ first row and nothing below (`Sentence #` of Kaggle's table).
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import datasets
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data.labels import canonical
-from llm_lightning.data.paths import ending, split_files
 from llm_lightning.data.rows import LINE, PROBLEM, Rows
-from llm_lightning.data.sources.files import TABLES, lines
 from llm_lightning.errors import UserError
 
 NAMES = ("sentence #", "sentence_id", "sent_id", "sentence", "sentence_idx", "sent", "sentenceid", "sentence id", "doc_id", "id")
@@ -102,22 +97,6 @@ def group_rows(rows: Iterable[dict[str, Any]], data: DataConfig, where: Any) -> 
 
 
 def likely_column(data: DataConfig, present: Iterable[str]) -> str | None:
-    """Return the column that seems to tell sentences apart, among those of the table and those of the first training file."""
-    names = [*present, *_names_in_file(data)]
-    by_name = {name.strip().lower(): name for name in reversed(names) if name not in (data.columns.text, data.columns.label)}
+    """Return the column that seems to tell sentences apart, among the columns of the files."""
+    by_name = {name.strip().lower(): name for name in reversed([*present]) if name not in (data.columns.text, data.columns.label)}
     return next((by_name[name] for name in NAMES if name in by_name), None)
-
-
-def _names_in_file(data: DataConfig) -> list[str]:
-    if data.train is None and data.dir is None:
-        return []
-    path: Path = split_files(data, TABLES)["train"][0]
-    suffix = ending(path)
-    if suffix not in (".csv", ".tsv", ".jsonl"):
-        return []
-    first = next(lines(path, data.encoding), "")
-    if suffix == ".jsonl":
-        value = json.loads(first)
-        return list(value) if isinstance(value, dict) else []
-    delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if suffix == ".tsv" else ",")
-    return data.column_names or next(csv.reader([first], delimiter=delimiter), [])

@@ -73,7 +73,9 @@ class Predictor(Loaded):
         columns = encoding.data.columns
         pair = None if columns.text_pair is None else row.get(columns.text_pair)
         extra = {name: row[name] for name in encoding.extra_columns if row.get(name) is not None}
-        return Example(number, *encoding.read(row.get(columns.text), pair, None, extra))
+        text = row.get(columns.text)
+        text = encoding.read_line(text) if EMPTY in row and isinstance(text, str) else text
+        return Example(number, *encoding.read(text, pair, None, extra))
 
     def _parts(self, examples: list[Example]) -> Iterator[tuple[Example, list[Any]]]:
         """The predictions of the sequences that each example becomes."""
@@ -201,7 +203,7 @@ def rows_of(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...] 
     if path is not None and data.columns.sentence is not None and data.source != "conll" and ending(path) in files.TABLES:
         values = (row for _, row in group_rows(values, data, lambda i: f"{name}, row {i + 1}"))
     for number, row in enumerate(values, 1):
-        yield row | {"where": f"{name}, line {row.get(LINE, number)}"}
+        yield {"where": f"{name}, line {row.get(LINE, number)}", **row}
 
 
 def _values(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...]) -> Iterator[Row]:
@@ -213,7 +215,7 @@ def _values(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...])
         return conll.rows_to_predict(path, data)
     kind = ending(path)
     if data.source == "squad" and kind in (".json", ".jsonl"):
-        return squad.rows(path, data.encoding)
+        return squad.rows_to_predict(path, data.encoding)
     if kind in files.TABLES:
         return files.rows(path, data, extra_columns)
     if kind not in PLAIN and not (data.source == "parallel" and kind == f".{data.columns.text}".lower()):

@@ -22,7 +22,7 @@ from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError
 
 EMPTY = "__empty__"
-"""Column that marks a blank line: its result is an error, and never ends the run."""
+"""Column of rows that are lines of plain text, and of no others. It marks a blank line: its result is an error, and never ends the run."""
 STANDARD_INPUT = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 _OBJECT = re.compile(r'\s*\{\s*(?:"(?:[^"\\]|\\.)*"\s*:|\}\s*$)')
 """How a line begins that is meant as a JSON object; `{NAME} said hello` is text."""
@@ -100,7 +100,7 @@ def _require_text(first: str, row: Row, column: str, place: str) -> None:
 def _read_object(text: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.encodings.words import listed_words
+from llm_lightning.data.encodings.words import read_words
 from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import Text
@@ -165,7 +165,7 @@ class Tagging(Objective):
         table, column = self.text.rows[self.split].table, self.text.encoding.data.columns.text
         mistakes = []
         for row, (known, said) in states["mistakes"].rows():
-            words = listed_words(table[row][column])
+            words = read_words(table[row][column])
             shown = (_written(self.scheme, tags, words) for tags in (known, said))
             mistakes.append({"text": " ".join(words), **dict(zip(("true", "said"), shown, strict=True))})
         return {"mistakes": mistakes, "examples": states["examples"].table(), **states["examples"].sampled()}

@@ -20,6 +20,7 @@ from llm_lightning.data.examples import BadRow
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.module import Text
 from llm_lightning.errors import UserError
+from llm_lightning.inference.predict import rows_of
 
 from ..conftest import TINY_BERT, TINY_GPT
 from .test_encodings import ASKED
@@ -39,7 +40,7 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
 
     def start(*overrides: str, ending: str = "json", tiny: list[str] = TINY_BERT, **splits: Any) -> Text:
         for split, content in ({"validation": articles([asked()])} | splits).items():
-            text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+            text = content if isinstance(content, str) else json.dumps(content, ensure_ascii="\\ud83d" in str(content))
             (tmp_path / f"{split}.{ending if split in splits else 'json'}").write_text(text, encoding="utf-8")
         files = [f"data.{split}={tmp_path}/{split}.{ending if split in splits else 'json'}" for split in {"validation", *splits}]
         given = ["task=finetune", "objective=question_answering", "data=squad", *tiny, *files, f"cache_dir={tmp_path}/cache"]
@@ -197,10 +198,39 @@ def test_shapes_of_files(shape: str, prepare: Prepare, caplog: pytest.LogCapture
     assert "not read" not in caplog.text
 
 
+def test_questions_to_predict_are_named_by_their_line_and_id(tmp_path: Path) -> None:
+    rows = [{"context": BRIDGE, "question": "Who?", "id": "a7"}, {"context": BRIDGE, "question": "When?"}]
+    (tmp_path / "x.jsonl").write_text("\n".join(["", *map(json.dumps, rows)]))
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    data = DataConfig(source="squad")
+    assert [row["where"].partition("x.")[2] for name in ("x.jsonl", "x.json") for row in rows_of(tmp_path / name, data)] == [
+        "jsonl, line 2, question a7",
+        "jsonl, line 3, question number 2",
+        "json, question a7",
+        "json, question number 2",
+    ]
+
+
 REFUSED = [
     ({"train": []}, "json", ["train.json", "an object with train", "paragraphs"]),
     ([1, 2], "json", ["train.json, entry 1", "there is int"]),
     ({"data": []}, "json", ["there is no question in the file"]),
+    ("[" * 100_000, "json", ["train.json: JSON that cannot be read"]),
+    (
+        '[{"question": "a", "context": "b", "id": %s, "answers": []}]' % ("9" * 5000),
+        "json",
+        ["train.json: JSON that cannot be read"],
+    ),
+    ('{"question": "a", "context": "b", "answers": []}\n{"question', "jsonl", ["train.jsonl, line 2", "not valid JSON"]),
+    ("[" * 100_000 + "\n", "jsonl", ["train.jsonl, line 1", "JSON that cannot be read"]),
+    ([asked(context="a\ud83db")], "json", ["question number 1", "half a character"]),
+    ([asked(context=BRIDGE, id="\ud83d")], "json", ["question ?", "half a character"]),
+    ([asked(context=BRIDGE, note="\ud83d")], "json", ["question number 1", "half a character"]),
+    (
+        [asked([{"text": "Ada Lint", "answer_start": 10**400}], context=BRIDGE)],
+        "json",
+        ["question number 1", "expected a whole number"],
+    ),
     ('{"data": [', "json", ["train.json, line 1", "not valid JSON"]),
     ('{"a": 1}\n{"a": 2}', "json", ["train.json, line 1", "this is no question"]),
     (

@@ -77,6 +77,10 @@ GOOD: list[tuple[str, str, dict[str, Any], Read]] = [  # name, content, columns,
     ),
     ("hashtags", "#love O\nAnna B-PER\n\n#\tB-PER\n", {}, [(["#love", "Anna"], ["O", "B-PER"]), (["#"], ["B-PER"])]),
     ("comments", "# a comment\n#another\nAnna B-PER\nmet O\n", {}, [(["Anna", "met"], ["B-PER", "O"])]),
+    ("comments inside", "Anna B-PER\n# note\nleft O\n# one more\n", {}, [(["Anna", "left"], ["B-PER", "O"])]),
+    ("comments inside, tabs", "Anna\tB-PER\n# note\n#\tnote\nleft\tO\n", {}, [(["Anna", "left"], ["B-PER", "O"])]),
+    ("hashtags with a tag", "so R\n#love #\nhi !\n#cats #\n", {}, [(["so", "#love", "hi", "#cats"], ["R", "#", "!", "#"])]),
+    ("hashtags of a type", "Anna B-PER\n#bonn B-LOC\n", {}, [(["Anna", "#bonn"], ["B-PER", "B-LOC"])]),
     ("Portuguese O", "O DET\ngato NOUN\nO DET\nrato NOUN\n", {}, [(["O", "gato", "O", "rato"], ["DET", "NOUN", "DET", "NOUN"])]),
     ("more tags than words", "a X1\na X2\nb X3\n", {}, [(["a", "a", "b"], ["X1", "X2", "X3"])]),
     ("CoNLL-2009", "1 a x _\n2 b y _\n\n1 c z _ A0\n", {"words": 2, "tags": 3}, [(["a", "b"], ["x", "y"]), (["c"], ["z"])]),
@@ -152,7 +156,7 @@ PROBLEMS = [
         "1 a B-X\n" + "2 b O\n3 c O\n4 c O\n5 c O\n6 c O\n7 c O\n8 c O\n9 c O\n10 c O\n" + "x d O\n",
         "line 11 has no number in column 1",
     ),
-    ("comment inside", "a B-X\nb O\n# a comment\n", "line 3 has 3 columns where there should be 2"),
+    ("a # with too many columns", "a B-X\nb O\n# O comment\n", "line 3 has 3 columns where there should be 2"),
     ("CoNLL-U without a tag", UD.replace("PRON", "_").replace("\n\n", "\n3\tx\tx\tX\tX\t_\t2\tx\t_\t_\n\n"), "has no tag"),
 ]
 
@@ -189,6 +193,52 @@ def test_other_files_are_read_as_the_training_file(tmp_path: Path) -> None:
     assert splits["test"].table[0]["words"] == ["Anna", "met"]
 
 
+NAMED = "token pos ner\nAnna NNP B-PER\nmet VBD O\nBob NNP B-PER\n"
+SECOND: list[tuple[str, str, str, tuple[list[str], list[str]]]] = [  # name, first file, second file, its sentence
+    ("names in another order", NAMED, "ner pos token\nB-LOC NNP Rome\nO VBD fell\n", (["Rome", "fell"], ["B-LOC", "O"])),
+    ("fewer names", NAMED, "ner token\nB-LOC Rome\nO fell\n", (["Rome", "fell"], ["B-LOC", "O"])),
+    ("other names", NAMED, "word tag label\nRome NNP B-LOC\nfell VBD O\n", (["Rome", "fell"], ["B-LOC", "O"])),
+    ("no names", NAMED, "Rome NNP B-LOC\nfell VBD O\n", (["Rome", "fell"], ["B-LOC", "O"])),
+    ("other types", "Ann B-PER NNP\nmet O VBD\n", "Rome B-LOC NNP\nAve I-LOC NNP\n", (["Rome", "Ave"], ["B-LOC", "I-LOC"])),
+    ("other parts of speech", "the DET\ndog NOUN\n", "runs VERB\nfast ADV\n", (["runs", "fast"], ["VERB", "ADV"])),
+]
+
+
+def load_two(folder: Path, first: str, second: str, **columns: Any) -> Rows:
+    (folder / "a.conll").write_text(first)
+    (folder / "b.conll").write_text(second)
+    settings_ = ColumnsConfig(text="words", label="tags", **columns)
+    data = DataConfig(source="conll", train=str(folder / "a.conll"), validation=str(folder / "b.conll"), columns=settings_)
+    return conll.load(data, folder / "cache")["validation"]
+
+
+@pytest.mark.parametrize(("name", "first", "second", "expected"), SECOND, ids=[case[0] for case in SECOND])
+def test_columns_of_another_file_are_those_of_the_first(
+    name: str, first: str, second: str, expected: tuple[list[str], list[str]], tmp_path: Path
+) -> None:
+    for _ in ("cold", "warm cache"):
+        rows = load_two(tmp_path, first, second)
+        assert [(row["words"], row["tags"]) for row in rows.table] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "columns"),
+    [
+        ("Anna B-PER NNP\nmet O VBD\n", "Rome NNP B-LOC\nfell VBD O\n", {}),
+        ("Anna B-PER NNP\nmet O VBD\n", "Rome NNP B-LOC\nfell VBD O\n", {"tags": 2}),
+        ("Anna B-PER\nmet O\n", "B-LOC Rome\nO fell\n", {}),
+        ("Anna NNP B-PER\nmet VBD O\n", "NNP Rome B-LOC\nVBD fell O\n", {}),
+        ("Anna NNP B-PER\nmet VBD O\n", "Rome NNP\nfell VBD\n", {}),
+        (NAMED, "ner pos word\nB-LOC NNP Rome\nO VBD fell\n", {}),
+    ],
+)
+def test_a_file_with_other_columns_is_refused_with_both_names(
+    first: str, second: str, columns: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"b\.conll: .*a\.conll"):
+        load_two(tmp_path, first, second, **columns)
+
+
 WORD = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zs", "Zl", "Zp")), min_size=1, max_size=6)
 TAG = st.sampled_from(["O", "B-PER", "I-PER", "B-LOC"])
 SENTENCE = st.lists(st.tuples(WORD, TAG), min_size=1, max_size=6)
@@ -219,7 +269,7 @@ def test_what_is_written_is_read(
     assert [[*zip(row["words"], row["tags"], strict=True)] for row in found] == sentences
     assert all(row[PROBLEM] is None for row in found)
     passed_over: Counter[str] = Counter()
-    list(conll.sentences(path, layout, passed_over))
+    list(conll.sentences(path, data, layout, passed_over))
     assert sum(passed_over.values()) == has_comments * len(sentences)
 
 
@@ -257,3 +307,28 @@ def test_words_alone_are_right_for_predicting(tmp_path: Path) -> None:
         (tmp_path / "x.tsv").write_text(content)
         rows = list(conll.rows_to_predict(tmp_path / "x.tsv", data))
         assert [(row["words"], row[PROBLEM], row[LINE]) for row in rows] == [(["Anna", "met"], None, 1), (["Bob"], None, 4)]
+
+
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        ("Anna B-PER\nmet O\n\nBob B-PER\n", {"words": 2}),  # trained on: document, word, tag
+        ("Anna PER\nmet O\n", {"words": 2, "tags": 3}),
+        ("dog NOUN\nran VERB\n", {"words": 2}),
+        ("Anna x\nmet y\n", {"words": 2, "tags": 4}),
+        ("d1 p1 Anna B-PER\nd1 p1 met O\n\nd1 p2 Bob B-PER\nd1 p2 ran O\n", {"words": 2}),
+    ],
+)
+def test_a_file_to_predict_with_other_columns_is_refused(content: str, columns: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "x.conll").write_text(content)
+    data = DataConfig(source="conll", columns=ColumnsConfig(text="words", **columns))
+    with pytest.raises(UserError, match=r"x\.conll: .*data.columns.words=2"):
+        list(conll.rows_to_predict(tmp_path / "x.conll", data))
+
+
+@pytest.mark.parametrize("content", ["B-PER Anna\nO met\n", "d1 Anna B-PER\nd1 met O\n", "O Anna\nO met\n", "_ O\n_ gato\n"])
+def test_the_chosen_column_is_read_in_files_to_predict(content: str, tmp_path: Path) -> None:
+    (tmp_path / "x.conll").write_text(content)
+    data = DataConfig(source="conll", columns=ColumnsConfig(text="words", words=2))
+    (row,) = conll.rows_to_predict(tmp_path / "x.conll", data)
+    assert row["words"] == [line.split()[1] for line in content.splitlines()]

@@ -321,3 +321,15 @@ def test_json_is_no_csv(tmp_path: Path) -> None:
     path.write_text('{"text": "one", "label": "a"}\n{"text": "two", "label": "b"}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"this is JSON, not csv: give the file the ending \.jsonl"):
         load(path, tmp_path)
+
+
+def test_a_row_like_the_header_is_one_but_between_rows_of_several_columns(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    one.write_text("text\ntext\nmessage\n")
+    two.write_text("text,label\na,b\ntext,label\nc,d\n")
+    data = DataConfig(source="files", columns=ColumnsConfig(text="text"))
+    assert [row["text"] for row in files.rows(one, data)] == ["text", "message"]
+    assert [row["text"] for row in files.rows(two, data)] == ["a", "text", "c"]
+    train = files.load(DataConfig(source="files", train=str(one), columns=ColumnsConfig(text="text")), tmp_path / "cache")["train"]
+    assert train.table["text"][:] == ["text", "message"]
+    assert pairs(load(two, tmp_path)) == [("a", "b"), ("c", "d")]

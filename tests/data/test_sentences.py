@@ -11,6 +11,9 @@ import datasets
 import pytest
 
 from llm_lightning.cli import load
+from llm_lightning.config import ColumnsConfig, DataConfig
+from llm_lightning.data.encodings import words
+from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import rows_of
 from llm_lightning.objectives.base import Objective
@@ -140,3 +143,29 @@ def test_keys_that_a_source_does_not_read_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             load(["task=finetune", *keys, f"data.train={tmp_path}/x.csv", "data.columns.label=Tag"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[1]", ["[1]"]),
+        ("(1, 2)", ["(1,", "2)"]),
+        ("{1, 2}", ["{1,", "2}"]),
+        ('{"a": 1}', ['{"a":', "1}"]),
+        ('["a b", "c"]', ["a b", "c"]),
+        ("['a', 'b']", ["a", "b"]),
+        ("a  b", ["a", "b"]),
+    ],
+)
+def test_text_is_a_list_of_words_only_if_all_are_text(text: str, expected: list[str]) -> None:
+    assert words.read_words(text) == expected
+    assert words.Encoder.read_line(None, text) == text.split()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layout", ["\n{}\n{}\n{}\n", "[{},\n{},\n{}]"])
+def test_the_column_of_sentences_is_named_from_the_whole_file(layout: str, tmp_path: Path) -> None:
+    rows = [{"sentence_id": i // 2, "text": f"w{i}", "tag": tag} for i, tag in enumerate(("B-X", "O", "O"))]
+    (tmp_path / "t.jsonl").write_text(layout.format(*map(json.dumps, rows)))
+    data = DataConfig(source="files", train=str(tmp_path / "t.jsonl"), columns=ColumnsConfig(text="text", label="tag"))
+    with pytest.raises(UserError, match=r"data\.columns\.sentence='sentence_id'"):
+        words.Encoder.find_labels(data, files.load(data, tmp_path / "cache")["train"])

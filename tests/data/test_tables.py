@@ -15,10 +15,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from llm_lightning import cli
 from llm_lightning.config import ColumnsConfig, DataConfig
+from llm_lightning.data import module
 from llm_lightning.data.rows import PROBLEM, Rows
 from llm_lightning.data.sources import files, parallel, self_instruct, text
 from llm_lightning.errors import UserError
+
+from ..conftest import TINY_GPT
 
 
 def load(
@@ -116,7 +120,7 @@ def test_a_column_may_be_missing_from_some_rows(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "t.jsonl", [{"label": 1, "id": 0}, {"text": "a", "label": True}, {"text": "b"}])
     rows = load(path, tmp_path / "cache", ("tools",))
     assert rows.table["text"][:] == [None, "a", "b"]
-    assert rows.table["label"][:] == ["1", "1", None]
+    assert rows.table["label"][:] == ["1", "True", None]  # which labels.py takes as one
     assert rows.notes == (f"{path}: 1 column is not used: id",)
     with pytest.raises(UserError, match=r"t\.jsonl: there is no column 'lable'.*label, id, text"):
         load(path, tmp_path / "cache", label="lable")
@@ -256,6 +260,27 @@ def test_self_instruct_names_bad_lines(tmp_path: Path) -> None:
     rows = self_instruct.load(DataConfig(source="self_instruct", train=str(tmp_path / "t.jsonl")), tmp_path / "cache")["train"]
     assert rows.table[PROBLEM][0] is None
     assert "half a character" in rows.table[PROBLEM][1]
+
+
+@pytest.mark.parametrize(
+    "instances",
+    [[{"input": "", "output": ["x"]}], [{"input": 1, "output": "x"}], [{"output": "x"}], {"input": "", "output": "x"}, ["x"], None],
+)
+def test_self_instruct_reads_text_alone(instances: Any, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"instruction": "say hi", "instances": instances}) + "\n[]\n")
+    rows = self_instruct.load(DataConfig(source="self_instruct", train=str(tmp_path / "t.jsonl")), tmp_path / "cache")["train"]
+    assert rows.table["output"][:] == [None, None]
+    assert all(rows.table[PROBLEM])
+
+
+def test_labels_that_are_text_stay_as_json_writes_them(tmp_path: Path) -> None:
+    values = [True, 1.0, 42, "x"]
+    write_jsonl(tmp_path / "t.jsonl", [{"prompt": "a", "completion": value} for value in values])
+    overrides = [f"data.train={tmp_path}/t.jsonl", f"data.validation={tmp_path}/t.jsonl", f"cache_dir={tmp_path}/cache"]
+    overrides += ["data.columns.text=prompt", "data.columns.label=completion", *TINY_GPT]
+    prepared = module.prepare(cli.load(["task=finetune", "objective=instruction", "data=chat", *overrides]), "chat", None)
+    answers = [example.text.messages[-1]["content"] for example in prepared.examples("train")]
+    assert answers == ["true", "1.0", "42", "x"]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def texts(rows: list[dict[str, Any]]) -> list[Any]:
         (b'{"text": "a\n{"text": "b"}\n', ["not valid JSON (Unterminated string starting at, column 10)", "b"]),
         (b'{"text": "a"}\nplain\n', ["a", "not valid JSON (Expecting value, column 1)"]),
         (b'{"text": "a", "label": 3}\n', ["a"]),
+        (b'a\n{"text": ' + b"[" * 100_000, ["a", '{"text": ' + "[" * 100_000]),
         ("你好\n".encode(), ["你好"]),
     ],
 )

@@ -93,6 +93,10 @@ class Encoding:
         """
         return self._text(text), None, None
 
+    def read_line(self, text: str) -> Any:
+        """Return the value of the text's column that a line of plain text stands for."""
+        return text
+
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
         """The sequences of a batch of examples; an example that makes none goes to `bad`, where that is given."""
         raise NotImplementedError

@@ -46,7 +46,7 @@ class Encoder(documents.Encoder):
     def read(
         self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None
     ) -> tuple[list[str], None, list[int] | None]:
-        columns, words = self.data.columns, listed_words(text)
+        columns, words = self.data.columns, read_words(text)
         if others := [word for word in words if not isinstance(word, str)]:
             raise BadRow(f"column '{columns.text}' holds {type(others[0]).__name__} among its words, not text")
         if not any(word.strip() for word in words):
@@ -57,6 +57,9 @@ class Encoder(documents.Encoder):
         if len(tags) != len(words):
             raise BadRow(f"{len(words)} words (column '{columns.text}') and {len(tags)} tags (column '{columns.label}')")
         return words, None, [texts.index(self.labels, columns.label, tag) for tag in tags]
+
+    def read_line(self, text: str) -> list[str]:
+        return text.split()  # ["a", "b"] is a sentence of brackets and quotes
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
         found, room = Sequences([], []), self.data.block_size - len(self.before) - len(self.after)
@@ -99,6 +102,18 @@ def listed_tags(value: Any) -> list[Any]:
 
 def _cut(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:60]}…")
+
+
+def read_words(value: Any) -> list[Any]:
+    """Return the words of a row: a list of them, or text with blanks between.
+
+    Text spells a list of words only if all items are text: `[1]` is a word.
+    """
+    words = listed_words(value)
+    is_text = isinstance(value, str) and (
+        isinstance(parse_structure(value), dict) or not all(isinstance(word, str) for word in words)
+    )
+    return value.split() if is_text else words
 
 
 def first_tokens(words: list[str], offsets: list[tuple[int, int]]) -> dict[int, int]:
@@ -149,7 +164,7 @@ def _require_sentences(data: DataConfig, train: Rows) -> None:
         if not is_one_tag and value:
             return
     if is_one_tag:
-        candidate = likely_column(data, train.table.column_names)
+        candidate = likely_column(data, [*train.table.column_names, *train.columns])
         name = (
             f"data.columns.sentence='{candidate}'"
             if candidate

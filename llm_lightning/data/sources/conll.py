@@ -43,7 +43,7 @@ ENDINGS = (
     ),
     *(".txt", ".tsv"),
 )
-FORMAT = 2  # of what is kept of a file's layout
+FORMAT = 3  # of what is kept of a file's layout
 
 log = logging.getLogger(__name__)
 
@@ -51,24 +51,23 @@ log = logging.getLogger(__name__)
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """Return the sentences of every split: a list of words and a list of tags, in the columns data.columns.text and data.columns.label.
 
-    The first file of train decides which columns hold what; files with another number of columns are looked at by themselves.
+    The first file of train decides which columns hold what: by their names, where files have names; by their places in files with as many
+    columns, whose values have to be alike. Files with another number of columns are looked at by themselves.
     """
     splits: dict[str, Rows] = {}
-    like: Layout | None = None
+    like: tuple[Path, Layout] | None = None
     for split, files in split_files(data, ENDINGS).items():
         parts = []
         for path in files:
             rows_of_file, layout = _read(path, data, cache_dir, like)
-            like = like or layout
+            like = like or (path, layout)
             parts.append(rows_of_file)
         splits[split] = joined(parts)
     return splits
 
 
-def _read(path: Path, data: DataConfig, cache_dir: Path, like: Layout | None) -> tuple[Rows, Layout]:
-    identity = content_hash(
-        [path], "conll", FORMAT, data.columns, data.encoding, like and (like.columns, like.words, like.tags, like.attribute)
-    )
+def _read(path: Path, data: DataConfig, cache_dir: Path, like: tuple[Path, Layout] | None) -> tuple[Rows, Layout]:
+    identity = content_hash([path], "conll", FORMAT, data.columns, data.encoding, like and replace(like[1], notes=()))
     folder = cache_dir / "rows" / identity
     layout = _stored_layout(path, data, folder / "layout.json", like)
     words = datasets.List(datasets.Value("string"))
@@ -81,12 +80,12 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, like: Layout | None) ->
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {starts[i].as_py()}", notes=notes), layout
 
 
-def _stored_layout(path: Path, data: DataConfig, file: Path, like: Layout | None) -> Layout:
+def _stored_layout(path: Path, data: DataConfig, file: Path, like: tuple[Path, Layout] | None) -> Layout:
     """Return the layout of a file, whose notes count what its lines hold beside words; from the cache where it was found before."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        closed = tuple((column, tuple(values)) for column, values in stored["closed"])
-        return Layout(**stored | {"closed": closed, "notes": tuple(stored["notes"])})
+        values = {key: tuple((column, tuple(values)) for column, values in stored[key]) for key in ("closed", "others")}
+        return Layout(**stored | values | {key: tuple(stored[key]) for key in ("names", "notes")})
     except (OSError, ValueError, KeyError, TypeError):
         layout = _with_counts(
             path, data, conll_layout.decide(path, conll_layout.survey(path, data.encoding), data.columns, True, like)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from llm_lightning.data.rows import LINE, PROBLEM, MissingColumn, Rows, joined, 
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError, listed
 
-__all__ = ["TABLES", "batches", "from_line", "lines", "load", "rows"]
+__all__ = ["TABLES", "from_line", "lines", "load", "rows"]
 
 CSV = (".csv", ".tsv", ".tab")
 JSON = (".jsonl", ".ndjson", ".json")
@@ -54,6 +54,8 @@ class Survey:
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """Return the rows of every split, with the columns that the config names, and those of `extra_columns` that a file has.
+
+    A column of labels among `extra_columns` holds text to learn, not names: values of JSON there stay as they are written.
 
     A test split may lack the label's column: it comes without, and is not evaluated.
     """
@@ -90,13 +92,20 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, extra_columns: tuple[st
     types = {name: features.get(name, datasets.Json() if name in survey.nested else "string") for name in used}
     types |= {name: datasets.Json() for name in used if name not in _configured(data)}
     types |= {LINE: "int64", PROBLEM: "string"}
-    table = generated(_read_rows, types, folder, identity, path=path, data=data, used=used, survey=survey)
+    text_labels = [name for name in label_columns(data.columns.label) if name in extra_columns]
+    table = generated(_read_rows, types, folder, identity, path=path, data=data, used=used, survey=survey, text_labels=text_labels)
     _store(survey, folder)
     if len(table) == 0:
         raise UserError(f"{path}: {'the file has a header and' if kind == 'csv' else 'there are'} no rows.")
     numbers, unit = table.data.column(LINE), "line" if kind != "columnar" else "row"
     notes = tuple(f"{path}: {note}" for note in [*survey.notes, *unused_columns(survey.columns, used)])
-    return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, {unit} {numbers[i].as_py()}", notes=notes)
+    return Rows(
+        table=table,
+        fingerprint=identity,
+        where=lambda i: f"{path}, {unit} {numbers[i].as_py()}",
+        notes=notes,
+        columns=tuple(survey.columns),
+    )
 
 
 def kind_of(path: Path, data: DataConfig) -> str:
@@ -126,11 +135,11 @@ def _configured(data: DataConfig) -> list[str]:
     return list(dict.fromkeys(column for column in columns if column is not None))
 
 
-def _survey(path: Path, data: DataConfig, kind: str) -> Survey:
+def _survey(path: Path, data: DataConfig, kind: str, is_to_predict: bool = False) -> Survey:
     """Read a whole csv or json file for its columns. Raises UserError where one that the config names is in no row."""
     notes = list(detect_format(path, data.encoding).notes)
     if kind == "csv":
-        layout = csv_files.detect_layout(path, data, _configured(data))
+        layout = csv_files.detect_layout(path, data, _configured(data), is_to_predict)
         require_columns(str(path), data, list(layout.names))
         return Survey(list(layout.names), [], [*notes, *layout.notes], layout)
     columns: dict[str, None] = {}
@@ -162,20 +171,18 @@ def _store(survey: Survey, folder: Path) -> None:
 
 
 def rows(path: Path, data: DataConfig, extra_columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file as they are asked for, and say in the log how it is read."""
-    survey = _survey(path, data, kind) if (kind := kind_of(path, data)) != "columnar" else Survey(list(ColumnarFile(path).features))
+    """Yield the rows of a file to predict as they are asked for, and say in the log how it is read."""
+    kind = kind_of(path, data)
+    survey = Survey(list(ColumnarFile(path).features)) if kind == "columnar" else _survey(path, data, kind, is_to_predict=True)
     require_columns(str(path), data, survey.columns or _configured(data))
     for note in survey.notes:
         log.warning("%s: %s", path, note)
     yield from _read_rows(path, data, used_columns(data, survey.columns, extra_columns or ()), survey)
 
 
-def batches(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a parquet or arrow file as they are asked for."""
-    yield from rows(path, data)
-
-
-def _read_rows(path: Path, data: DataConfig, used: list[str], survey: Survey) -> Iterator[dict[str, Any]]:
+def _read_rows(
+    path: Path, data: DataConfig, used: list[str], survey: Survey, text_labels: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
     kind = kind_of(path, data)
     if kind == "columnar":
         for number, row in enumerate(ColumnarFile(path).rows(used), 1):
@@ -184,7 +191,7 @@ def _read_rows(path: Path, data: DataConfig, used: list[str], survey: Survey) ->
         yield from _csv_rows(path, data, used, survey.layout or csv_files.detect_layout(path, data, _configured(data)))
     else:
         for number, value, problem in json_files.read_values(path, data):
-            yield _from_value(value, problem, data, number, used, survey.nested)
+            yield _from_value(value, problem, data, number, used, survey.nested, text_labels)
 
 
 def _csv_rows(path: Path, data: DataConfig, used: list[str], layout: Layout) -> Iterator[dict[str, Any]]:
@@ -209,7 +216,13 @@ def from_line(line: str, data: DataConfig, number: int, extra_columns: tuple[str
 
 
 def _from_value(
-    value: Any, problem: str | None, data: DataConfig, number: int, used: list[str], nested: list[str]
+    value: Any,
+    problem: str | None,
+    data: DataConfig,
+    number: int,
+    used: list[str],
+    nested: list[str],
+    text_labels: Collection[str] = (),
 ) -> dict[str, Any]:
     if problem is None and not isinstance(value, dict):
         problem = f"expected an object, found {type(value).__name__}"
@@ -220,7 +233,7 @@ def _from_value(
     for name in used:
         item = value.get(name)
         if (name in labels or name == data.columns.sentence) and isinstance(item, bool | int | float):
-            item = canonical(item)
+            item = json.dumps(item) if name in text_labels else canonical(item)
         elif item is not None and not isinstance(item, str) and name in configured and name not in nested:
             return _problem(used, number, f"column '{name}' holds {type(item).__name__}, not text")
         row[name] = item

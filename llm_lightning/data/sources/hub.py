@@ -49,6 +49,7 @@ def _rows(data: DataConfig, table: datasets.Dataset, name: str, extra_columns: t
     files_ = sorted(info.download_checksums or ())  # their names hold the revision of the hub's repository
     content = [data.name, data.config, name, str(info.version), files_, len(table), table.features]
     identity = xxhash.xxh3_128(repr(content).encode()).hexdigest()
+    columns = tuple(table.column_names)
     used = [column for column in files.used_columns(data, table.column_names, extra_columns) if column in table.column_names]
     unused = unused_columns(table.column_names, used)
     if any(
@@ -58,7 +59,9 @@ def _rows(data: DataConfig, table: datasets.Dataset, name: str, extra_columns: t
         identity = xxhash.xxh3_128(f"{identity} {types}".encode()).hexdigest()
         table = generated(_plain_rows, types, cache_dir / "rows" / identity, identity, table=table.select_columns(used))
     notes = tuple(f"{data.name} ({name}): {note}" for note in unused)
-    return Rows(table=table, fingerprint=identity, where=lambda i: f"{data.name} ({name}), row {i + 1}", notes=notes)
+    return Rows(
+        table=table, fingerprint=identity, where=lambda i: f"{data.name} ({name}), row {i + 1}", notes=notes, columns=columns
+    )
 
 
 def _plain_rows(table: datasets.Dataset) -> Iterator[dict[str, Any]]:

@@ -22,23 +22,38 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
 
 
 def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
-    identity = content_hash([path], "self_instruct", data.encoding)
+    identity = content_hash([path], "self_instruct 2", data.encoding)
     table = generated(_instances, TYPES, cache_dir / "rows" / identity, identity, path=path, data=data)
     numbers = table.data.column(LINE)
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {numbers[i].as_py()}")
 
 
 def _instances(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+    """Yield a row for each instance of each line; a line or an instance that is none has a problem."""
     for number, line in enumerate(lines(path, data.encoding), 1):
         if not line.strip():
             continue
         row = {"instruction": None, "input": None, "output": None, LINE: number, PROBLEM: None}
-        task, problem = parse(line)
+        task, problem = parse(line.lstrip("\ufeff"))
         if problem is not None:
             yield row | {PROBLEM: problem}
             continue
-        try:
-            for instance in task["instances"]:
-                yield row | {"instruction": task["instruction"], "input": instance["input"], "output": instance["output"]}
-        except (KeyError, TypeError) as error:
-            yield row | {PROBLEM: f"expected instruction and instances of input and output ({error} is missing)"}
+        instances = task.get("instances") if isinstance(task, dict) else None
+        if not isinstance(instances, list):
+            yield row | {PROBLEM: "expected an object with an instruction and a list of instances"}
+            continue
+        for number_of_instance, instance in enumerate(instances, 1):
+            if not isinstance(instance, dict):
+                yield row | {PROBLEM: f"instance {number_of_instance} is no object of input and output"}
+                continue
+            values = {"instruction": task.get("instruction"), "input": instance.get("input"), "output": instance.get("output")}
+            yield row | (values if (problem := _find_problem(values, number_of_instance)) is None else {PROBLEM: problem})
+
+
+def _find_problem(values: dict[str, Any], number: int) -> str | None:
+    """Return what is wrong with the values of an instance; None where all are text."""
+    for name, value in values.items():
+        if not isinstance(value, str):
+            place = name if name == "instruction" else f"{name} of instance {number}"
+            return f"the {place} is missing" if value is None else f"the {place} is {type(value).__name__}, not text"
+    return None

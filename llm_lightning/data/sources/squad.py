@@ -11,7 +11,6 @@ What the answers of a question may look like is up to the encoding `spans`, whic
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -22,7 +21,7 @@ import datasets
 import numpy as np
 
 from llm_lightning.config import DataConfig
-from llm_lightning.data.json_files import parse
+from llm_lightning.data import json_files
 from llm_lightning.data.paths import content_hash, ending, split_files
 from llm_lightning.data.rows import PROBLEM, Rows, joined
 from llm_lightning.data.sources.files import TABLES, lines
@@ -66,18 +65,29 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
         raise UserError(
             f"{path}: data=squad reads {listed(ENDINGS)}; read a table of questions by {advice} (the names of its columns)."
         )
-    identity = content_hash([path], "squad 2", data.encoding)
+    identity = content_hash([path], "squad 3", data.encoding)
     table = generated(rows, TYPES, cache_dir / "rows" / identity, identity, path=path, encoding=data.encoding)
     if len(table) == 0:
         raise UserError(f"{path}: there is no question in the file.")
     names, numbers = table.data.column("id"), table.data.column(FILE_LINE)
+    return Rows(
+        table=table,
+        fingerprint=identity,
+        where=lambda i: _place(path, i, names[i].as_py(), numbers[i].as_py()),
+        notes=tuple(_describe(path, table)),
+    )
 
-    def where(i: int) -> str:
-        line, name = numbers[i].as_py(), names[i].as_py()
-        place = str(path) if line is None else f"{path}, line {line}"
-        return f"{place}, question {name if name is not None else f'number {i + 1}'}"
 
-    return Rows(table=table, fingerprint=identity, where=where, notes=tuple(_describe(path, table)))
+def _place(path: Path, i: int, name: str | None, line: int | None) -> str:
+    """Return the place of question i that messages name: its line, and its id or its number."""
+    place = str(path) if line is None else f"{path}, line {line}"
+    return f"{place}, question {name if name is not None else f'number {i + 1}'}"
+
+
+def rows_to_predict(path: Path, encoding: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the questions of a file with their place under `where`."""
+    for i, row in enumerate(rows(path, encoding)):
+        yield row | {"where": _place(path, i, row["id"], row[FILE_LINE])}
 
 
 def _describe(path: Path, table: datasets.Dataset) -> Iterator[str]:
@@ -99,7 +109,10 @@ def rows(path: Path, encoding: str | None = None) -> Iterator[dict[str, Any]]:
 
     Raises UserError where the file is no JSON, or where nothing in it is a question.
     """
-    for line, document in _documents(path, encoding):
+    for line, document, problem in _documents(path, encoding):
+        if problem is not None:
+            yield _problem("", None, problem) | {FILE_LINE: line}
+            continue
         items = document.get("data", document) if isinstance(document, dict) else document
         for number, item in enumerate(items if isinstance(items, list) else [items], 1):
             place = f"entry {number}" if line is None else f"line {line}"
@@ -110,27 +123,27 @@ def rows(path: Path, encoding: str | None = None) -> Iterator[dict[str, Any]]:
                 yield from (row | {FILE_LINE: line} for row in _questions(paragraph, _title(item)))
 
 
-def _documents(path: Path, encoding: str | None) -> Iterator[tuple[int | None, Any]]:
-    """Yield (line, value) of each JSON document of a file; the line is None where the file is one document."""
-    by_line = ending(path) in (".jsonl", ".ndjson") or _has_a_document_a_line(path, encoding)
-    texts = enumerate(lines(path, encoding), 1) if by_line else [(0, "".join(lines(path, encoding)))]
-    for number, text in texts:
-        if not text.strip() and by_line:
+def _documents(path: Path, encoding: str | None) -> Iterator[tuple[int | None, Any, str | None]]:
+    """Yield (line, value, what is wrong) of each JSON document of a file; the line is None where the file is one document.
+
+    Raises UserError where such a file is no JSON; a line that is none is one bad row.
+    """
+    if ending(path) not in (".jsonl", ".ndjson") and not _has_a_document_a_line(path, encoding):
+        yield None, json_files.parse_document(path, "".join(lines(path, encoding)).lstrip("\ufeff")), None
+        return
+    for number, text in enumerate(lines(path, encoding), 1):
+        if not text.strip():
             continue
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            line = number if by_line else error.lineno
-            raise UserError(f"{path}, line {line}: not valid JSON ({error.msg}).") from None
-        if by_line and isinstance(value, dict) and value.keys() == {"header"}:
+        value, problem = json_files.parse(text.lstrip("\ufeff"))
+        if isinstance(value, dict) and value.keys() == {"header"}:
             raise UserError(f"{path}, line {number}: this is a file of MRQA, which is not read; {EXPECTED}.")
-        yield (number if by_line else None), value
+        yield number, value, problem
 
 
 def _has_a_document_a_line(path: Path, encoding: str | None) -> bool:
     """Return whether a file whose ending does not say so has several lines, the first of them a whole JSON object."""
     front = list(islice((line for line in lines(path, encoding) if line.strip()), 2))
-    return len(front) > 1 and isinstance(parse(front[0].lstrip("\ufeff"))[0], dict)
+    return len(front) > 1 and isinstance(json_files.parse(front[0].lstrip("\ufeff"))[0], dict)
 
 
 def _questions(paragraph: Any, title: str) -> Iterator[dict[str, Any]]:
@@ -144,8 +157,11 @@ def _questions(paragraph: Any, title: str) -> Iterator[dict[str, Any]]:
             yield _problem(title, None, f"a question is {type(asked).__name__}, and expected is an object")
             continue
         keys = {kind: _first(asked, kind) for kind in (IDS, ANSWERS, STARTS)}
-        name = None if keys[IDS] is None else str(asked[keys[IDS]])
+        name = None if keys[IDS] is None else _mend(str(asked[keys[IDS]]))
         question = asked.get("question")
+        if problem := json_files.find_half_character([context, asked]):
+            yield _problem(title, name, problem)
+            continue
         for key, value in (("context", context), ("question", question)):
             if not isinstance(value, str):
                 missing = "is missing" if value is None else f"is {type(value).__name__}, not text"
@@ -183,7 +199,12 @@ def _title(item: dict[str, Any]) -> str:
     """Return a name for an article: its title, or else the beginning of its first context."""
     first = _list(item.get("paragraphs", [item]))[:1]
     context = first[0].get("context") if first and isinstance(first[0], dict) else None
-    return str(item.get("title") or str(context)[:80])
+    return _mend(str(item.get("title") or str(context)[:80]))
+
+
+def _mend(name: str) -> str:
+    """Return a name that can be stored: half a character in it is a question mark."""
+    return name.encode(errors="replace").decode()
 
 
 def _folded(rows: Rows, fold: int) -> dict[str, Rows]:
