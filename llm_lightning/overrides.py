@@ -36,6 +36,8 @@ FILES = ("data.train", "data.validation", "data.test")
 """Keys of one file or a list of them, which the schema has as Any."""
 COLUMNS = ("data.columns.label",)
 """Keys of one column or a list of them."""
+NAMES = ("data.labels",)
+"""Keys of a list of texts, or a mapping."""
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _PLAIN = re.compile(r"(?:\.{0,2}/|\w)[\w./-]*", re.ASCII)
 _WORDS = ("null", "true", "false", "inf", "nan")
@@ -211,7 +213,7 @@ def _kinds() -> dict[str, str]:
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     kinds = {"str": "text", "str | None": "text", "list[str]": "texts", "list[str] | None": "texts"}
     types = {key: kinds[kind] for key, kind in _types(Config, "") if kind in kinds and key not in groups}
-    return types | dict.fromkeys((*FILES, *COLUMNS), "files")
+    return types | dict.fromkeys((*FILES, *COLUMNS), "files") | dict.fromkeys(NAMES, "texts")
 
 
 def _types(group: Any, prefix: str) -> Iterable[tuple[str, str]]:

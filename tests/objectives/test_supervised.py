@@ -318,7 +318,7 @@ def test_a_row_with_nothing_to_learn_is_an_error_or_counted(cache: Path, tmp_pat
     arguments = tasks(tmp_path)
     with (tmp_path / "tasks.jsonl").open("a") as file:
         file.write('\n{"messages": [{"role": "user", "content": "hello"}]}')
-    with pytest.raises(UserError, match=r"tasks.jsonl, line 13: column 'messages': the assistant says nothing"):
+    with pytest.raises(UserError, match=r"tasks.jsonl, line 13: the assistant says nothing"):
         made(cache, *arguments)
     _, data = made(cache, *arguments, "data.on_bad_row=skip")
     assert data.text.splits["train"].facts.skipped == 1
