@@ -1,7 +1,8 @@
 """Read csv and tsv files as other programs write them.
 
 How a file is laid out is decided from all of it, before a row is taken: the separator by the columns that the config names, the quotes
-by which reading gives every row as many fields as the header has. What is recognised is said in notes; what is not is refused.
+by which reading gives every row as many fields as the header has. What is recognised is said in notes; what is not is refused. Of a
+file that is streamed (data.streaming) the first MiB decides, or more where a field is longer, as the file may be very large.
 
 `quotes` doubles quotes inside quotes (RFC 4180, Excel, pandas), `backslash_quotes` writes backslash and quote instead (Spark),
 `backslashes` has no quotes, and a backslash before separators and ends of lines (MySQL's OUTFILE, Postgres' COPY), `plain` has neither
@@ -29,6 +30,10 @@ BLANKS = " \t\r\n\ufeff\u200b\xa0\u3000"
 """What is taken away around the names of columns."""
 MISSING = "\\N"
 """A gap in files of MySQL, Postgres and Hive."""
+FRONT = 1 << 20  # characters of a streamed file that decide on its layout
+LONGEST_FRONT = 1 << 26  # where a quoted field takes most of it
+_OPEN_QUOTE = "a double quote opens a field and is not closed up to the end of the file"
+_OPEN_BACKSLASH = "a backslash at the end of the file"
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "0": ""}
 
@@ -63,15 +68,57 @@ class Record:
     """Whether quotes cannot be read, so that it is unclear where rows begin."""
 
 
+@dataclass(frozen=True)
+class _Text:
+    """The lines of a file that decide on its layout."""
+
+    path: Path
+    data: DataConfig
+    front: tuple[str, ...] | None = None
+    """Of a stream, the lines at its front; None is all of the file."""
+    is_cut: bool = False
+    """Whether the file goes on behind `front`."""
+
+    def lines(self) -> Iterator[str]:
+        return lines(self.path, self.data.encoding, self.data.streaming) if self.front is None else iter(self.front)
+
+    @staticmethod
+    def of_front(path: Path, data: DataConfig, size: int) -> _Text:
+        """Return the first `size` characters of a file, up to the end of a line."""
+        front: list[str] = []
+        for line in lines(path, data.encoding, data.streaming):
+            if size <= 0:
+                return _Text(path, data, tuple(front), is_cut=True)
+            front.append(line)
+            size -= len(line)
+        return _Text(path, data, tuple(front))
+
+
 def detect_layout(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
     """Return how a file is laid out; `wanted` are the columns that the config names. Raises UserError where it cannot be read so."""
     layout = _read_header(path, data, wanted)
-    trial = _try(path, data, layout)
+    if not data.streaming:
+        return _detect_quoting(_Text(path, data), layout, wanted)
+    size = FRONT
+    while (text := _Text.of_front(path, data, size)).is_cut and size < LONGEST_FRONT and _ends_in_long_field(text, layout):
+        size *= 8
+    layout = _detect_quoting(text, layout, wanted)
+    return replace(layout, notes=tuple(f"{note} (seen at its front)" if text.is_cut else note for note in layout.notes))
+
+
+def _ends_in_long_field(text: _Text, layout: Layout) -> bool:
+    """Return whether a quoted field begins in the first half of a file's front and goes on behind it."""
+    trial = _try(text, layout)
+    return trial.open_line > 0 and 2 * sum(map(len, text.front[: trial.open_line - 1])) < sum(map(len, text.front))
+
+
+def _detect_quoting(text: _Text, layout: Layout, wanted: list[str]) -> Layout:
+    path, trial = text.path, _try(text, layout)
     if trial.problems:
         first, notes = trial.first, layout.notes
         alternatives = ["backslashes"] if layout.quoting == "plain" else ["backslash_quotes", "backslashes"]
-        for quoting in alternatives if any("\\" in line for line in lines(path, data.encoding)) else []:
-            other = _try(path, data, replace(layout, quoting=quoting))
+        for quoting in alternatives if any("\\" in line for line in text.lines()) else []:
+            other = _try(text, replace(layout, quoting=quoting))
             has_quotes = quoting == "backslashes" and other.enclosed  # quotes that would become part of the values
             if (
                 not has_quotes
@@ -84,29 +131,29 @@ def detect_layout(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
                 break
         else:
             if first.is_broken:
-                raise UserError(f"{path}, line {first.line}: {first.problem}{_advice(path, data, layout)}")
-    elif layout.quoting == "quotes" and any('\\"' in line for line in lines(path, data.encoding)):
-        _require_one_reading(path, data, layout)
+                raise UserError(f"{path}, line {first.line}: {first.problem}{_advice(text, layout)}")
+    elif layout.quoting == "quotes" and any('\\"' in line for line in text.lines()):
+        _require_one_reading(text, layout)
     return replace(layout, notes=(*layout.notes, *_describe(path, layout, trial, wanted)))
 
 
-def _require_one_reading(path: Path, data: DataConfig, layout: Layout) -> None:
+def _require_one_reading(text: _Text, layout: Layout) -> None:
     """Raise UserError where a file has other rows, all of them whole, if a backslash before a quote means a quote."""
     other = replace(layout, quoting="backslash_quotes")
-    if _try(path, data, other).problems:
+    if _try(text, other).problems:
         return
-    for record, alternative in zip_longest(_records(path, data, layout), _records(path, data, other)):
+    for record, alternative in zip_longest(_records(text, layout), _records(text, other)):
         if record is None or alternative is None or record.fields != alternative.fields:
             line = (record or alternative).line
             raise UserError(
-                f"{path}, line {line}: a backslash before a double quote: whether the quote ends the field, or is a part of it, cannot be "
+                f"{text.path}, line {line}: a backslash before a double quote: whether the quote ends the field, or is a part of it, cannot be "
                 f"seen, as the rows are whole in both cases. Write quotes inside fields twice, and nothing before them."
             )
 
 
-def _advice(path: Path, data: DataConfig, layout: Layout) -> str:
+def _advice(text: _Text, layout: Layout) -> str:
     """Return what to do about quotes that cannot be read. Only what works is advised."""
-    plain = _try(path, data, replace(layout, quoting="plain"))
+    plain = _try(text, replace(layout, quoting="plain"))
     if not plain.problems and not plain.enclosed:
         return "; double quotes are plain characters in this file: set data.quotes=false."
     return "; a double quote inside a quoted field is written twice, and one that opens a field has to close it. Mend the line."
@@ -114,7 +161,7 @@ def _advice(path: Path, data: DataConfig, layout: Layout) -> str:
 
 @dataclass
 class _Trial:
-    """What reading a whole file in one way showed."""
+    """What reading a file, or its front, in one way showed."""
 
     rows: int = 0
     problems: int = 0
@@ -126,13 +173,17 @@ class _Trial:
     """Fields that hold `\\N`."""
     enclosed: frozenset[int] = frozenset()
     """Columns whose values all begin and end with a double quote."""
+    open_line: int = 0
+    """Where the row begins that goes on behind the file's front; 0 where there is none."""
 
 
-def _try(path: Path, data: DataConfig, layout: Layout) -> _Trial:
+def _try(text: _Text, layout: Layout) -> _Trial:
     trial = _Trial()
     enclosed = set(range(len(layout.names)))
-    for record in _records(path, data, layout):
-        if record.problem is not None:
+    for record in _records(text, layout):
+        if text.is_cut and record.problem in (_OPEN_QUOTE, _OPEN_BACKSLASH):
+            trial.open_line = record.line
+        elif record.problem is not None:
             trial.problems += 1
             if trial.problems == 1 or (record.is_broken and not trial.first.is_broken):
                 trial.first = record
@@ -172,7 +223,7 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
     """Return the layout as the config, the file's ending and its first line have it. Raises UserError for repeated names."""
     delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if ending(path) in (".tsv", ".tab") else ",")
     quoting, start, notes = "quotes" if data.quotes else "plain", 0, []
-    front = list(islice(lines(path, data.encoding), 200))
+    front = list(islice(lines(path, data.encoding, data.streaming), 200))
     while start < len(front) and not front[start].strip():
         start += 1
     if start < len(front) and (match := _SEP_LINE.fullmatch(front[start])):
@@ -243,16 +294,16 @@ def _split(front: list[str], start: int, delimiter: str, quoting: str) -> tuple[
 
 def read_records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
     """Yield the rows of a file with as many fields as it has columns; a row that has others has a problem. Headers are left out."""
-    for record in _records(path, data, layout):
+    for record in _records(_Text(path, data), layout):
         if record.problem is None and layout.header is not None and tuple(record.fields) == layout.header:
             continue
         yield record
 
 
-def _records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
+def _records(text: _Text, layout: Layout) -> Iterator[Record]:
     width, names = len(layout.names), layout.names
     header = None if layout.header is None else sorted(layout.header)
-    for line, number_of_lines, fields, error in _rows(path, data, layout):
+    for line, number_of_lines, fields, error in _rows(text, layout):
         if error is not None:
             yield Record(line, [], error, is_broken="carriage return" not in error)
             continue
@@ -270,16 +321,16 @@ def _records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
             yield Record(line, [], f"a quoted field runs over {number_of_lines} lines and holds tabs", is_broken=True)
         elif header is not None and fields[0] in header and tuple(fields) != layout.header and sorted(fields) == header:
             raise UserError(
-                f"{path}, line {line}: another header, with the columns in the order {listed(fields)}; files with different columns "
+                f"{text.path}, line {line}: another header, with the columns in the order {listed(fields)}; files with different columns "
                 f"were put together: give them as they were, in a list: data.train=[<file>,<file>]."
             )
         else:
             yield Record(line, fields)
 
 
-def _rows(path: Path, data: DataConfig, layout: Layout) -> Iterator[tuple[int, int, list[str], str | None]]:
+def _rows(text: _Text, layout: Layout) -> Iterator[tuple[int, int, list[str], str | None]]:
     """Yield (first line, lines, fields, what is wrong) of each row behind the header, blank lines among them."""
-    source: Iterator[str] = islice(lines(path, data.encoding), layout.start, None)
+    source: Iterator[str] = islice(text.lines(), layout.start, None)
     if layout.quoting == "backslashes":
         yield from _escaped_rows(source, layout)
         return
@@ -298,7 +349,7 @@ def _rows(path: Path, data: DataConfig, layout: Layout) -> Iterator[tuple[int, i
             if "new-line character" in error:
                 error = "a carriage return inside the line, in a field without quotes"
             elif "unexpected end" in error:
-                error = "a double quote opens a field and is not closed up to the end of the file"
+                error = _OPEN_QUOTE
             elif "expected after" in error:
                 error = f"a double quote inside a quoted field ({error})"
             yield layout.start + before + 1, reader.line_num - before, [], error
@@ -342,7 +393,7 @@ def _escaped_rows(source: Iterator[str], layout: Layout) -> Iterator[tuple[int, 
         yield first, line - first + 1, values, error
         first, row = line + 1, ""
     if row:
-        yield first, line - first + 1, [], "a backslash at the end of the file"
+        yield first, line - first + 1, [], _OPEN_BACKSLASH
 
 
 _UNKNOWN_ESCAPE = re.compile(r"""(?<!\\)(?:\\\\)*\\([^\\ntrbfvZN0"'\r\n])""")

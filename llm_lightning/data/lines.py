@@ -7,6 +7,7 @@ that fit, and `data.encoding` says which one it is.
 from __future__ import annotations
 
 import codecs
+import functools
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from llm_lightning.data.compression import DAMAGED, open_file
 from llm_lightning.errors import UserError
 
 HEAD = 1 << 16  # bytes at the front of a file that decide on its line ends
+FRONT = 16 << 20  # bytes at the front of a streamed file that decide whether it is UTF-8
 MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 SIGNATURES = {
     b"PK\x03\x04": "a zip archive or a spreadsheet (xlsx, ods): unpack it, or save the sheet as csv",
@@ -39,6 +41,11 @@ _COMMON = {"gb18030": (0xB0, 0xD7), "big5": (0xA4, 0xC6), "cp932": (0x82, 0x97),
 """Lead bytes of the characters that texts are mostly made of."""
 
 
+ESCAPES = {b"\x1b$)C": "iso2022_kr", b"\x1b$B": "iso2022_jp", b"\x1b$@": "iso2022_jp"}
+"""Codes that switch to another character set in files of 7-bit encodings, and the encoding that each is of."""
+_DESIGNATORS = "$()*+-./"  # behind ESC they begin such a code; other escapes, such as colours of terminals, are text
+
+
 @dataclass(frozen=True)
 class Format:
     """How a text file is to be read."""
@@ -50,26 +57,24 @@ class Format:
     """What was recognised, without the file's name."""
 
 
-def lines(path: Path, encoding: str | None = None) -> Iterator[str]:
+def lines(path: Path, encoding: str | None = None, is_stream: bool = False) -> Iterator[str]:
     """Yield the lines of a text file with their ends; those of old Macs (a carriage return) become newlines.
 
-    `encoding` is that of files that are not UTF-8. Raises UserError for compressed files that are damaged, files that are no text, and
-    bytes that cannot be decoded.
+    `encoding` is that of files that are not UTF-8; with `is_stream` the front of the file decides whether it is. Raises UserError for
+    compressed files that are damaged, files that are no text, and bytes that cannot be decoded.
     """
-    text_format = detect_format(path, encoding)
+    text_format = detect_format(path, encoding, is_stream)
     number = 0
     try:
         with open_file(path) as file:
             if text_format.encoding == "utf-8" and text_format.newline == "\n":
                 for number, line in enumerate(file, 1):
-                    if b"\0" in line:
-                        raise UserError(f"{path}, line {number}: a NUL byte; the file is damaged, or no text.")
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    _refuse_codes(path, number, text)
+                    yield text
                 return
-            text = io.TextIOWrapper(file, text_format.encoding, newline=text_format.newline)
-            for number, decoded in enumerate(text, 1):
-                if "\0" in decoded:
-                    raise UserError(f"{path}, line {number}: a NUL byte; the file is damaged, or no text.")
+            for number, decoded in enumerate(io.TextIOWrapper(file, text_format.encoding, newline=text_format.newline), 1):
+                _refuse_codes(path, number, decoded)
                 if text_format.newline == "\r":
                     decoded = f"{decoded[:-1]}\n" if decoded.endswith("\r") else decoded
                 yield decoded.removeprefix("\ufeff") if number == 1 else decoded
@@ -86,8 +91,25 @@ def lines(path: Path, encoding: str | None = None) -> Iterator[str]:
         raise UserError(f"{path}: the file is damaged or cannot be read ({str(error) or type(error).__name__}).") from error
 
 
-def detect_format(path: Path, encoding: str | None = None) -> Format:
-    """Return how to read a text file. `encoding` is that of files that are not UTF-8. Raises UserError for a file that is no text."""
+def _refuse_codes(path: Path, number: int, line: str) -> None:
+    """Raise UserError for a line with a NUL character, or with codes of a 7-bit encoding, which would be learnt as text."""
+    if "\0" in line:
+        raise UserError(f"{path}, line {number}: a NUL byte; the file is damaged, or no text.")
+    code = next((c for c in "\x0e\x0f" if c in line), None)
+    if code is None and "\x1b" in line:
+        code = next((f"\x1b{c}" for c in _DESIGNATORS if f"\x1b{c}" in line), None)
+    if code is not None:
+        raise UserError(
+            f"{path}, line {number}: {code!r} switches to another character set, as in ISO-2022 text; set data.encoding to the encoding of "
+            f"the file (iso2022_jp, iso2022_kr), or take such codes out."
+        )
+
+
+def detect_format(path: Path, encoding: str | None = None, is_stream: bool = False) -> Format:
+    """Return how to read a text file. `encoding` is that of files that are not UTF-8.
+
+    With `is_stream` only the first 16 MiB are looked at. Raises UserError for a file that is no text.
+    """
     try:
         with open_file(path) as file:
             head = file.read(HEAD)
@@ -99,7 +121,7 @@ def detect_format(path: Path, encoding: str | None = None) -> Format:
             marked, "\n" if _has_newline(head.decode(marked, "ignore")) else "\r", (f"read as {marked.upper()}, as its mark says",)
         )
     if encoding is not None and not head.startswith(codecs.BOM_UTF8):
-        utf_8, others, decodable = count_lines(path)
+        utf_8, others, decodable = count_lines(path, FRONT if is_stream else None)
         if utf_8 and not others and decodable:
             return Format("utf-8", _newline(head), (f"read as UTF-8, which it is, and not as data.encoding={encoding}",))
         if not decodable or others:
@@ -107,11 +129,20 @@ def detect_format(path: Path, encoding: str | None = None) -> Format:
             if utf_8:
                 notes += (f"{utf_8:,} of {utf_8 + others:,} lines with characters beyond ASCII would be UTF-8 too: look at them",)
             return Format(encoding, "\n" if _has_newline(head.decode(encoding, "ignore")) else "\r", notes)
+        if not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):  # whose line ends have NUL bytes
+            text = head.decode(encoding, "ignore")
+            is_ascii = text == head.decode("ascii")  # and not ISO-2022, HZ or UTF-7, which write all characters by bytes of ASCII
+            return Format(
+                encoding,
+                "\n" if _has_newline(text) else "\r",
+                () if is_ascii else (f"read as {encoding}, as data.encoding says",),
+            )
     if 3 * head[:1000].count(0) > len(head[:1000]) and encoding is None:
         name = "utf-16-le" if head[1:1000:2].count(0) > head[:1000:2].count(0) else "utf-16-be"
         raise UserError(f"{path}: this is UTF-16 without a mark: set data.encoding={name} (or iconv -f {name} -t utf-8).")
-    if (b"\x1b$B" in head or b"\x1b$@" in head) and encoding is None:
-        raise UserError(f"{path}: this is ISO-2022-JP: set data.encoding=iso2022_jp (or iconv -f ISO-2022-JP -t utf-8).")
+    if encoding is None and (name := next((name for code, name in ESCAPES.items() if code in head), None)):
+        iconv = name.upper().replace("2022_", "-2022-")
+        raise UserError(f"{path}: this is {iconv}: set data.encoding={name} (or iconv -f {iconv} -t utf-8).")
     return Format("utf-8", _newline(head))
 
 
@@ -138,11 +169,21 @@ def _has_newline(head: str) -> bool:
     return newlines >= returns or -1 < text.find("\n") < text.find("\r")
 
 
-def count_lines(path: Path) -> tuple[int, int, bool]:
-    """Return (lines beyond ASCII that are UTF-8, lines that are not UTF-8, whether there is no NUL byte)."""
-    utf_8 = others = 0
+def count_lines(path: Path, front: int | None = None) -> tuple[int, int, bool]:
+    """Return (lines beyond ASCII that are UTF-8, lines that are not UTF-8, whether there is no NUL byte).
+
+    `front` is how many bytes are looked at, up to the end of a line; None is all. A file that has not changed is read once a process.
+    """
+    status = path.stat()
+    return _count_lines(path, front, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _count_lines(path: Path, front: int | None, _size: int, _mtime: int) -> tuple[int, int, bool]:
+    utf_8 = others = read = 0
     with open_file(path) as file:
         for line in file:
+            read += len(line)
             if b"\0" in line:
                 return 0, 0, False
             if not line.isascii():
@@ -151,6 +192,8 @@ def count_lines(path: Path) -> tuple[int, int, bool]:
                     utf_8 += 1
                 except UnicodeDecodeError:
                     others += 1
+            if front is not None and read >= front:
+                break
     return utf_8, others, True
 
 

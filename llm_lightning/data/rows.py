@@ -59,10 +59,12 @@ def joined(parts: list[Rows]) -> Rows:
 class MissingColumn(UserError):
     """A file or a split lacks a column that the config names."""
 
-    def __init__(self, key: str, message: str) -> None:
+    def __init__(self, key: str, column: str, message: str) -> None:
         super().__init__(message)
         self.key = key
         """Which column it is: a field of ColumnsConfig."""
+        self.column = column
+        """Its name."""
 
 
 def label_columns(label: Any) -> list[str]:
@@ -93,7 +95,7 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
                 _conversation_columns(data, present) if key == "text" and column in ("messages", "instruction") else None
             ) or nearest(column, present)
             raise MissingColumn(
-                key, f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}.{hint}"
+                key, column, f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}.{hint}"
             )
 
 
