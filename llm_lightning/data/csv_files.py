@@ -146,8 +146,8 @@ def _require_one_reading(text: _Text, layout: Layout) -> None:
         if record is None or alternative is None or record.fields != alternative.fields:
             line = (record or alternative).line
             raise UserError(
-                f"{text.path}, line {line}: a backslash before a double quote: whether the quote ends the field, or is a part of it, cannot be "
-                f"seen, as the rows are whole in both cases. Write quotes inside fields twice, and nothing before them."
+                f"{text.path}, line {line}: a backslash before a double quote: whether the quote ends the field, or is a part of it, "
+                f"cannot be seen, as the rows are whole in both cases. Write quotes inside fields twice, and nothing before them."
             )
 
 

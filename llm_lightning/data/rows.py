@@ -52,7 +52,7 @@ def joined(parts: list[Rows]) -> Rows:
         return parts[part].where(index - (ends[part - 1] if part else 0))
 
     identity = xxhash.xxh3_128(",".join(part.fingerprint for part in parts).encode()).hexdigest()
-    notes = tuple(_merge([note for part in parts for note in part.notes]))
+    notes = tuple(merge_notes([note for part in parts for note in part.notes]))
     return Rows(table=datasets.concatenate_datasets([part.table for part in parts]), fingerprint=identity, where=where, notes=notes)
 
 
@@ -95,7 +95,9 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
                 _conversation_columns(data, present) if key == "text" and column in ("messages", "instruction") else None
             ) or nearest(column, present)
             raise MissingColumn(
-                key, column, f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}.{hint}"
+                key,
+                column,
+                f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}.{hint}",
             )
 
 
@@ -112,7 +114,7 @@ def _conversation_columns(data: DataConfig, present: list[str]) -> str | None:
     return f"{preferences} Set data.columns.text=chosen." if "chosen" in present else None
 
 
-def _merge(notes: list[str]) -> list[str]:
+def merge_notes(notes: list[str]) -> list[str]:
     """Return notes on several files, of those that say the same of their file only one."""
     files: dict[str, list[str]] = {}
     for note in notes:

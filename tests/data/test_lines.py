@@ -11,7 +11,13 @@ from llm_lightning.data import lines as lines_module
 from llm_lightning.data.lines import FRONT, detect_format, lines
 from llm_lightning.errors import UserError
 
-TEXTS = {"iso2022_jp": "日本語の文\n", "iso2022_kr": "한국어 문장\n", "hz": "汉字文本\n", "utf-7": "Grüße – €\n", "cp1252": "only ASCII\n"}
+TEXTS = {
+    "iso2022_jp": "日本語の文\n",
+    "iso2022_kr": "한국어 문장\n",
+    "hz": "汉字文本\n",
+    "utf-7": "Grüße – €\n",
+    "cp1252": "only ASCII\n",
+}
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -43,7 +49,9 @@ def test_colours_of_terminals_are_text(tmp_path: Path) -> None:
     assert list(lines(tmp_path / "t.txt")) == ["\x1b[31mred\x1b[0m\n"]
 
 
-def test_a_file_is_searched_once_for_its_encoding_and_a_stream_at_its_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_searched_once_for_its_encoding_and_a_stream_at_its_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "t.txt"
     path.write_bytes(b"caf\xe9\n" * 100)
     opened: list[Path] = []

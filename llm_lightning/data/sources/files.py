@@ -95,7 +95,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, extra_columns: tuple[st
     types = {name: features.get(name, datasets.Json() if name in survey.nested else "string") for name in used}
     types |= {name: datasets.Json() for name in used if name not in _configured(data)}
     types |= {LINE: "int64", PROBLEM: "string"}
-    table = generated(_read_rows, types, folder, identity, path=path, data=data, used=used, survey=survey)
+    table = generated(read_rows, types, folder, identity, path=path, data=data, used=used, survey=survey)
     _store(survey, folder)
     if len(table) == 0:
         raise UserError(f"{path}: {'the file has a header and' if kind == 'csv' else 'there are'} no rows.")
@@ -173,11 +173,17 @@ def _store(survey: Survey, folder: Path) -> None:
 
 def rows(path: Path, data: DataConfig, extra_columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file as they are asked for, and say in the log how it is read."""
-    survey = _survey(path, data, kind) if (kind := kind_of(path, data)) != "columnar" else Survey(list(ColumnarFile(path).features))
-    require_columns(str(path), data, survey.columns or _configured(data))
+    survey = survey_file(path, data)
     for note in survey.notes:
         log.warning("%s: %s", path, note)
-    yield from _read_rows(path, data, used_columns(data, survey.columns, extra_columns or ()), survey)
+    yield from read_rows(path, data, used_columns(data, survey.columns, extra_columns or ()), survey)
+
+
+def survey_file(path: Path, data: DataConfig) -> Survey:
+    """Return what a pass over a file of any kind shows. Raises UserError where a column that the config names is not there."""
+    survey = _survey(path, data, kind) if (kind := kind_of(path, data)) != "columnar" else Survey(list(ColumnarFile(path).features))
+    require_columns(str(path), data, survey.columns or _configured(data))
+    return survey
 
 
 def batches(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
@@ -185,7 +191,8 @@ def batches(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     yield from rows(path, data)
 
 
-def _read_rows(path: Path, data: DataConfig, used: list[str], survey: Survey) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path, data: DataConfig, used: list[str], survey: Survey) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file with the columns `used`, and with the columns `LINE` and `PROBLEM`."""
     kind = kind_of(path, data)
     if kind == "columnar":
         for number, row in enumerate(ColumnarFile(path).rows(used), 1):
