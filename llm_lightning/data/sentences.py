@@ -43,7 +43,7 @@ def group(rows: Rows, data: DataConfig, cache_dir: Path) -> Rows:
     # the rows' place too: problems of sentences name it
     content = (FORMAT, rows.fingerprint, rows.where(0), data.columns.text, data.columns.label, data.columns.sentence, types)
     identity = xxhash.xxh3_128(repr(content).encode()).hexdigest()
-    table = generated(_sentences, types, cache_dir / "rows" / identity, identity, rows=rows, data=data)
+    table = generated(_sentences, types, cache_dir / "rows" / identity, identity, words=rows, data=data)
     first_rows = table.data.column(FIRST_ROW)
     note = f"{len(rows):,} rows of a word are {len(table):,} sentences, by column '{data.columns.sentence}'"
     return Rows(
@@ -54,11 +54,11 @@ def group(rows: Rows, data: DataConfig, cache_dir: Path) -> Rows:
     )
 
 
-def _sentences(rows: Rows, data: DataConfig) -> Iterator[dict[str, Any]]:
+def _sentences(words: Rows, data: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield the sentences of a split, each with the number of its first row."""
-    table, start = rows.table.select_columns(_columns(data, rows.table.column_names)), 0
+    table, start = words.table.select_columns(_columns(data, words.table.column_names)), 0
     values = (dict(zip(block, items, strict=True)) for block in table.iter(1000) for items in zip(*block.values(), strict=True))
-    for size, sentence in group_rows(values, data, rows.where):
+    for size, sentence in group_rows(values, data, words.where):
         yield sentence | {FIRST_ROW: start}
         start += size
 
