@@ -140,9 +140,10 @@ def detect_format(path: Path, encoding: str | None = None, is_stream: bool = Fal
     if 3 * head[:1000].count(0) > len(head[:1000]) and encoding is None:
         name = "utf-16-le" if head[1:1000:2].count(0) > head[:1000:2].count(0) else "utf-16-be"
         raise UserError(f"{path}: this is UTF-16 without a mark: set data.encoding={name} (or iconv -f {name} -t utf-8).")
-    if encoding is None and (name := next((name for code, name in ESCAPES.items() if code in head), None)):
-        iconv = name.upper().replace("2022_", "-2022-")
-        raise UserError(f"{path}: this is {iconv}: set data.encoding={name} (or iconv -f {iconv} -t utf-8).")
+    for code, name in ESCAPES.items() if encoding is None else ():
+        if code in head:
+            iconv = name.upper().replace("2022_", "-2022-")
+            raise UserError(f"{path}: this is {iconv}: set data.encoding={name} (or iconv -f {iconv} -t utf-8).")
     return Format("utf-8", _newline(head))
 
 

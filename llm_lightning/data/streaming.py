@@ -18,6 +18,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from llm_lightning.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the position in files
+FORMAT = 2  # of the position in the documents
 PLACE = "__place__"
 """A column beside a document: its file and line."""
 VALIDATION_DOCUMENTS = 1000  # at the front, where no validation split is given
@@ -101,15 +102,25 @@ def open_stream(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
 
 def _open_hub(data: DataConfig, name: str) -> tuple[Stream, dict[str, Rows]]:
     """Return the stream of a data set of the hub, and the rows of a sample and of the validation split."""
-    stream = Stream(_load_hub(data, data.train or "train"), data.columns.text, name, f"{data.name} {data.config} {data.train}")
+    fingerprint = f"{FORMAT} {data.name} {data.config} {data.train}"
+    stream = Stream(_load_hub(data, data.train or "train"), data.columns.text, name, fingerprint)
     what, documents, size = "validation, the first documents of the stream", stream.documents, VALIDATION_DOCUMENTS
     if data.validation is not None:
         what, documents, size = "validation", _load_hub(data, data.validation), SAMPLE_DOCUMENTS
     rows = {"validation": _as_rows(_check(documents.take(size), stream), stream.column, name, what)}
-    if data.validation is None:
-        stream = replace(stream, documents=stream.documents.skip(size))
+    if data.validation is None:  # `skip` of `datasets` 5.2 leaves out a part of each reader's shards, not the first documents
+        held_out = frozenset(xxhash.xxh3_64_intdigest(text.encode()) for text in rows["validation"].table[stream.column])
+        stream = replace(
+            stream, documents=stream.documents.filter(partial(_is_for_training, column=stream.column, held_out=held_out))
+        )
     rows["train"] = _as_rows(_check(stream.documents.take(SAMPLE_DOCUMENTS), stream), stream.column, name, "train")
     return stream, rows
+
+
+def _is_for_training(document: dict[str, Any], column: str, held_out: frozenset[int]) -> bool:
+    """Return whether a document is none of the validation split, whose hashes are `held_out`."""
+    value = document.get(column)
+    return not isinstance(value, str) or xxhash.xxh3_64_intdigest(value.encode()) not in held_out
 
 
 def _load_hub(data: DataConfig, split: str) -> datasets.IterableDataset:

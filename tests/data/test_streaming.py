@@ -23,6 +23,7 @@ from pyarrow import feather
 from torch.utils.data import DataLoader
 
 from llm_lightning.config import BatchConfig, DataConfig
+from llm_lightning.data import streaming
 from llm_lightning.data.collate import Collator, Step
 from llm_lightning.data.encodings.stream import Encoder
 from llm_lightning.data.reader_state import ReaderState
@@ -261,6 +262,22 @@ def test_no_document_of_the_validation_split_is_trained_on(readers: int, tmp_pat
     parts = [split_dataset_by_node(stream.documents, index, readers) for index in range(readers)]
     texts = [document["text"] for part in parts for document in part]
     assert sorted(texts + rows["validation"].table["text"][:]) == sorted(f"document {i}" for i in range(3000))
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3])
+def test_no_document_of_the_validation_split_of_the_hub_is_trained_on(
+    readers: int, hub_stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three shards: with as many readers each reads one, and `skip` would leave out a third of its documents from each."""
+    monkeypatch.setattr(streaming, "_load_hub", lambda *_: hub_stream.documents)
+    stream, rows = open_stream(DataConfig(source="hub", name="made/up", streaming=True))
+    parts = [split_dataset_by_node(stream.documents, index, readers) for index in range(readers)]
+    texts = [document["text"] for part in parts for document in part]
+    assert sorted(texts + rows["validation"].table["text"][:]) == sorted(DOCUMENTS)
+    first = reader(stream, readers - 1, readers)  # the first may have the validation split alone
+    pieces(first, 7)
+    state = ReaderState.from_state_dict(first.state.state_dict())
+    assert pieces(reader(stream, readers - 1, readers, state), 60) == pieces(first, 60)
 
 
 def test_a_file_is_streamed_by_its_name(tmp_path: Path) -> None:
