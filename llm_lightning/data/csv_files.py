@@ -108,8 +108,8 @@ def detect_layout(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
 
 def _ends_in_long_field(text: _Text, layout: Layout) -> bool:
     """Return whether a quoted field begins in the first half of a file's front and goes on behind it."""
-    trial = _try(text, layout)
-    return trial.open_line > 0 and 2 * sum(map(len, text.front[: trial.open_line - 1])) < sum(map(len, text.front))
+    sizes, line = [len(row) for row in text.lines()], _try(text, layout).open_line
+    return line > 0 and 2 * sum(sizes[: line - 1]) < sum(sizes)
 
 
 def _detect_quoting(text: _Text, layout: Layout, wanted: list[str]) -> Layout:

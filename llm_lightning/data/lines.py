@@ -176,7 +176,10 @@ def count_lines(path: Path, front: int | None = None) -> tuple[int, int, bool]:
     `front` is how many bytes are looked at, up to the end of a line; None is all. A file that has not changed is read once a process.
     """
     status = path.stat()
-    return _count_lines(path, front, status.st_size, status.st_mtime_ns)
+    try:
+        return _count_lines(path, front, status.st_size, status.st_mtime_ns)
+    except DAMAGED as error:
+        raise UserError(f"{path}: the file is damaged or cannot be read ({str(error) or type(error).__name__}).") from error
 
 
 @functools.lru_cache(maxsize=1 << 16)

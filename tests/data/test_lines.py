@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 
@@ -42,6 +43,13 @@ def test_codes_of_other_character_sets_are_refused(code: str, encoding: str | No
     path.write_text("plain\n" * 20_000 + f"a {code}F|K\\\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"line 20001: '\\x.* data\.encoding"):
         list(lines(path, encoding))
+
+
+def test_a_damaged_file_is_named_where_its_encoding_is_searched(tmp_path: Path) -> None:
+    content = gzip.compress(b"".join(f"{i * i} caf\xe9\n".encode("latin-1") for i in range(100_000)))
+    (tmp_path / "t.txt.gz").write_bytes(content[:-1000])
+    with pytest.raises(UserError, match=r"t\.txt\.gz: the file is damaged"):
+        list(lines(tmp_path / "t.txt.gz", "cp1252"))
 
 
 def test_colours_of_terminals_are_text(tmp_path: Path) -> None:
