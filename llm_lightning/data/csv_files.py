@@ -100,16 +100,20 @@ def detect_layout(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
     if not data.streaming:
         return _detect_quoting(_Text(path, data), layout, wanted)
     size = FRONT
-    while (text := _Text.of_front(path, data, size)).is_cut and size < LONGEST_FRONT and _ends_in_long_field(text, layout):
+    while (text := _Text.of_front(path, data, size)).is_cut and (line := _find_long_field(text, layout)):
+        if size >= LONGEST_FRONT:
+            raise UserError(
+                f"{path}, line {line}: a double quote opens a field and is not closed for {size:,} characters{_advice(text, layout)}"
+            )
         size *= 8
     layout = _detect_quoting(text, layout, wanted)
     return replace(layout, notes=tuple(f"{note} (seen at its front)" if text.is_cut else note for note in layout.notes))
 
 
-def _ends_in_long_field(text: _Text, layout: Layout) -> bool:
-    """Return whether a quoted field begins in the first half of a file's front and goes on behind it."""
+def _find_long_field(text: _Text, layout: Layout) -> int:
+    """Return the line of a row that begins in the first half of a file's front and goes on behind it; 0 where there is none."""
     sizes, line = [len(row) for row in text.lines()], _try(text, layout).open_line
-    return line > 0 and 2 * sum(sizes[: line - 1]) < sum(sizes)
+    return line if 2 * sum(sizes[: max(line - 1, 0)]) < sum(sizes) else 0
 
 
 def _detect_quoting(text: _Text, layout: Layout, wanted: list[str]) -> Layout:
