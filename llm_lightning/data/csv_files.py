@@ -1,7 +1,8 @@
 """Read csv and tsv files as other programs write them.
 
 How a file is laid out is decided from all of it, before a row is taken: the separator by the columns that the config names, the quotes
-by which reading gives every row as many fields as the header has. What is recognised is said in notes; what is not is refused.
+by which reading gives every row as many fields as the header has. What is recognised is said in notes; what is not is refused. Of a
+file that is streamed (data.streaming) the first MiB decides, or more where a field is longer, as the file may be very large.
 
 `quotes` doubles quotes inside quotes (RFC 4180, Excel, pandas), `backslash_quotes` writes backslash and quote instead (Spark),
 `backslashes` has no quotes, and a backslash before separators and ends of lines (MySQL's OUTFILE, Postgres' COPY), `plain` has neither
@@ -30,6 +31,10 @@ BLANKS = " \t\r\n\ufeff\u200b\xa0\u3000"
 HEAD = 20  # lines at the front of which one names the columns; above it programs write titles and comments
 MISSING = "\\N"
 """A gap in files of MySQL, Postgres and Hive."""
+FRONT = 1 << 20  # characters of a streamed file that decide on its layout
+LONGEST_FRONT = 1 << 26  # where a quoted field takes most of it
+_OPEN_QUOTE = "a double quote opens a field and is not closed up to the end of the file"
+_OPEN_BACKSLASH = "a backslash at the end of the file"
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _JSON_LINE = re.compile(r'\s*(?:\{\s*"[^"]*"\s*:|\[\s*\{)')
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "0": ""}
@@ -67,19 +72,81 @@ class Record:
     """Whether quotes cannot be read, so that it is unclear where rows begin."""
 
 
+@dataclass(frozen=True)
+class _Text:
+    """The lines of a file that decide on its layout."""
+
+    path: Path
+    data: DataConfig
+    front: tuple[str, ...] | None = None
+    """Of a stream, the lines at its front; None is all of the file."""
+    is_cut: bool = False
+    """Whether the file goes on behind `front`."""
+
+    def lines(self) -> Iterator[str]:
+        return lines(self.path, self.data.encoding, self.data.streaming) if self.front is None else iter(self.front)
+
+    @staticmethod
+    def of_front(path: Path, data: DataConfig, size: int) -> _Text:
+        """Return the first `size` characters of a file, up to the end of a line."""
+        front: list[str] = []
+        for line in lines(path, data.encoding, data.streaming):
+            if size <= 0:
+                return _Text(path, data, tuple(front), is_cut=True)
+            front.append(line)
+            size -= len(line)
+        return _Text(path, data, tuple(front))
+
+
 def detect_layout(path: Path, data: DataConfig, wanted: list[str], is_to_predict: bool = False) -> Layout:
     """Return how a file is laid out; `wanted` are the columns that the config names. Raises UserError where it cannot be read so."""
     layout = _read_header(path, data, wanted)
-    if data.column_names is None and _has_row_names(path, data, layout):
+    text = _read_front(path, data, layout) if data.streaming else _Text(path, data)
+    if data.column_names is None and _has_row_names(text, layout):
         note = "the rows have a field more than the header, which counts them (as R writes row names) and is left out"
         layout = replace(layout, names=("", *layout.names), header=None, notes=(*layout.notes, note))
     layout = replace(layout, drops_headers=layout.header is not None and len(layout.header) > 1 and not is_to_predict)
-    trial = _try(path, data, layout)
+    layout = _detect_quoting(text, layout, wanted)
+    return replace(layout, notes=tuple(f"{note} (seen at its front)" if text.is_cut else note for note in layout.notes))
+
+
+def _read_front(path: Path, data: DataConfig, layout: Layout) -> _Text:
+    """Return the front of a file that is streamed. Raises UserError for a quote that is not closed in `LONGEST_FRONT` characters."""
+    size = FRONT
+    while (text := _Text.of_front(path, data, size)).is_cut and (line := _find_long_field(text, layout)):
+        if size >= LONGEST_FRONT:
+            raise UserError(
+                f"{path}, line {line}: a double quote opens a field and is not closed for {size:,} characters{_advice(text, layout)}"
+            )
+        size *= 8
+    return text
+
+
+def _find_long_field(text: _Text, layout: Layout) -> int:
+    """Return the line of a row that begins in the first half of a file's front and goes on behind it; 0 where there is none."""
+    sizes, line = [len(row) for row in text.lines()], _try(text, layout).open_line
+    return line if 2 * sum(sizes[: max(line - 1, 0)]) < sum(sizes) else 0
+
+
+def _has_row_names(text: _Text, layout: Layout) -> bool:
+    """Return whether each row has a field more than the header, and the first fields count the rows, from 0 or 1."""
+    first = None
+    for number, (_, _, fields, error) in enumerate(row for row in _rows(text, layout) if row[2] or row[3]):
+        if error is not None or len(fields) != len(layout.names) + 1 or not fields[0].isdecimal():
+            return False
+        first = int(fields[0]) if first is None else first
+        if first not in (0, 1) or int(fields[0]) != first + number:
+            return False
+    return first is not None
+
+
+def _detect_quoting(text: _Text, layout: Layout, wanted: list[str]) -> Layout:
+    path, trial = text.path, _try(text, layout)
     if trial.problems:
         first, notes = trial.first, layout.notes
         alternatives = ["backslashes"] if layout.quoting == "plain" else ["backslash_quotes", "backslashes"]
-        for quoting in alternatives if any("\\" in line for line in lines(path, data.encoding)) else []:
-            other = _try(path, data, replace(layout, quoting=quoting))
+        for quoting in alternatives if any("\\" in line for line in text.lines()) else []:
+            other = _try(text, replace(layout, quoting=quoting))
             has_quotes = quoting == "backslashes" and other.enclosed  # quotes that would become part of the values
             if (
                 not has_quotes
@@ -92,48 +159,36 @@ def detect_layout(path: Path, data: DataConfig, wanted: list[str], is_to_predict
                 break
         else:
             if first.is_broken:
-                raise UserError(f"{path}, line {first.line}: {first.problem}{_advice(path, data, layout)}")
-    elif layout.quoting == "quotes" and any('\\"' in line for line in lines(path, data.encoding)):
-        layout = replace(layout, notes=(*layout.notes, *_require_one_reading(path, data, layout)))
+                raise UserError(f"{path}, line {first.line}: {first.problem}{_advice(text, layout)}")
+    elif layout.quoting == "quotes" and any('\\"' in line for line in text.lines()):
+        layout = replace(layout, notes=(*layout.notes, *_require_one_reading(text, layout)))
     return replace(layout, notes=(*layout.notes, *_describe(path, layout, trial, wanted)))
 
 
-def _has_row_names(path: Path, data: DataConfig, layout: Layout) -> bool:
-    """Return whether each row has a field more than the header, and the first fields count the rows, from 0 or 1."""
-    first = None
-    for number, (_, _, fields, error) in enumerate(row for row in _rows(path, data, layout) if row[2] or row[3]):
-        if error is not None or len(fields) != len(layout.names) + 1 or not fields[0].isdecimal():
-            return False
-        first = int(fields[0]) if first is None else first
-        if first not in (0, 1) or int(fields[0]) != first + number:
-            return False
-    return first is not None
-
-
-def _require_one_reading(path: Path, data: DataConfig, layout: Layout) -> list[str]:
+def _require_one_reading(text: _Text, layout: Layout) -> list[str]:
     """Return a note on backslashes at the ends of fields, which Spark would have doubled.
 
     Raises UserError where a file has other rows, all of them whole, if a backslash before a quote means a quote.
     """
     other = replace(layout, quoting="backslash_quotes")
-    if _try(path, data, other).problems:
+    if _try(text, other).problems:
         return []
     doubled = 0
-    for record, alternative in zip_longest(_records(path, data, layout), _records(path, data, other)):
+    for record, alternative in zip_longest(_records(text, layout), _records(text, other)):
         texts, others = ([] if r is None else [field.rstrip("\\") for field in r.fields] for r in (record, alternative))
         doubled += record is not None and alternative is not None and record.fields != alternative.fields
         if record is None or alternative is None or texts != others:
             line = (record or alternative).line
             raise UserError(
-                f"{path}, line {line}: a backslash before a double quote: whether the quote ends the field, or is a part of it, cannot be "
-                f"seen, as the rows are whole in both cases. Write quotes inside fields twice, and nothing before them."
+                f"{text.path}, line {line}: a backslash before a double quote: whether the quote ends the field, or is a part of it, "
+                f"cannot be seen, as the rows are whole in both cases. Write quotes inside fields twice, and nothing before them."
             )
     return [f"{doubled:,} rows have fields that end with backslashes, which are taken as they stand"] if doubled else []
 
 
-def _advice(path: Path, data: DataConfig, layout: Layout) -> str:
+def _advice(text: _Text, layout: Layout) -> str:
     """Return what to do about quotes that cannot be read. Only what works is advised."""
-    plain = _try(path, data, replace(layout, quoting="plain"))
+    plain = _try(text, replace(layout, quoting="plain"))
     if not plain.problems and not plain.enclosed:
         return "; double quotes are plain characters in this file: set data.quotes=false."
     return "; a double quote inside a quoted field is written twice, and one that opens a field has to close it. Mend the line."
@@ -141,7 +196,7 @@ def _advice(path: Path, data: DataConfig, layout: Layout) -> str:
 
 @dataclass
 class _Trial:
-    """What reading a whole file in one way showed."""
+    """What reading a file, or its front, in one way showed."""
 
     rows: int = 0
     problems: int = 0
@@ -155,13 +210,17 @@ class _Trial:
     """Columns whose values all begin and end with a double quote."""
     apostrophes: frozenset[int] = frozenset()
     """Columns whose values all begin and end with an apostrophe."""
+    open_line: int = 0
+    """Where the row begins that goes on behind the file's front; 0 where there is none."""
 
 
-def _try(path: Path, data: DataConfig, layout: Layout) -> _Trial:
+def _try(text: _Text, layout: Layout) -> _Trial:
     trial = _Trial()
     enclosed, apostrophes = set(range(len(layout.names))), set(range(len(layout.names)))
-    for record in _records(path, data, layout):
-        if record.problem is not None:
+    for record in _records(text, layout):
+        if text.is_cut and record.problem in (_OPEN_QUOTE, _OPEN_BACKSLASH):
+            trial.open_line = record.line
+        elif record.problem is not None:
             trial.problems += 1
             if trial.problems == 1 or (record.is_broken and not trial.first.is_broken):
                 trial.first = record
@@ -206,7 +265,7 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
     """Return the layout as the config, the file's ending and its first line have it. Raises UserError for repeated names."""
     delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if ending(path) in (".tsv", ".tab") else ",")
     quoting, start, notes = "quotes" if data.quotes else "plain", 0, []
-    front = list(islice(lines(path, data.encoding), 200))
+    front = list(islice(lines(path, data.encoding, data.streaming), 200))
     while start < len(front) and not front[start].strip():
         start += 1
     if start < len(front) and (match := _SEP_LINE.fullmatch(front[start])):
@@ -286,16 +345,16 @@ def _split(front: list[str], start: int, delimiter: str, quoting: str) -> tuple[
 
 def read_records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
     """Yield the rows of a file with as many fields as it has columns; a row that has others has a problem."""
-    for record in _records(path, data, layout):
+    for record in _records(_Text(path, data), layout):
         if record.problem is None and layout.drops_headers and tuple(record.fields) == layout.header:
             continue
         yield record
 
 
-def _records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
+def _records(text: _Text, layout: Layout) -> Iterator[Record]:
     width, names = len(layout.names), layout.names
     header = None if layout.header is None else sorted(layout.header)
-    for line, number_of_lines, fields, error in _rows(path, data, layout):
+    for line, number_of_lines, fields, error in _rows(text, layout):
         if error is not None:
             yield Record(line, [], error, is_broken="carriage return" not in error)
             continue
@@ -318,16 +377,16 @@ def _records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
             yield Record(line, [], f"a quoted field runs over {number_of_lines} lines and holds tabs", is_broken=True)
         elif header is not None and fields[0] in header and tuple(fields) != layout.header and sorted(fields) == header:
             raise UserError(
-                f"{path}, line {line}: another header, with the columns in the order {listed(fields)}; files with different columns "
+                f"{text.path}, line {line}: another header, with the columns in the order {listed(fields)}; files with different columns "
                 f"were put together: give them as they were, in a list: data.train=[<file>,<file>]."
             )
         else:
             yield Record(line, fields)
 
 
-def _rows(path: Path, data: DataConfig, layout: Layout) -> Iterator[tuple[int, int, list[str], str | None]]:
+def _rows(text: _Text, layout: Layout) -> Iterator[tuple[int, int, list[str], str | None]]:
     """Yield (first line, lines, fields, what is wrong) of each row behind the header, blank lines among them."""
-    source: Iterator[str] = islice(lines(path, data.encoding), layout.start, None)
+    source: Iterator[str] = islice(text.lines(), layout.start, None)
     if layout.quoting == "backslashes":
         yield from _escaped_rows(source, layout)
         return
@@ -346,7 +405,7 @@ def _rows(path: Path, data: DataConfig, layout: Layout) -> Iterator[tuple[int, i
             if "new-line character" in error:
                 error = "a carriage return inside the line, in a field without quotes"
             elif "unexpected end" in error:
-                error = "a double quote opens a field and is not closed up to the end of the file"
+                error = _OPEN_QUOTE
             elif "expected after" in error:
                 error = f"a double quote inside a quoted field ({error})"
             yield layout.start + before + 1, reader.line_num - before, [], error
@@ -390,7 +449,7 @@ def _escaped_rows(source: Iterator[str], layout: Layout) -> Iterator[tuple[int, 
         yield first, line - first + 1, values, error
         first, row = line + 1, ""
     if row:
-        yield first, line - first + 1, [], "a backslash at the end of the file"
+        yield first, line - first + 1, [], _OPEN_BACKSLASH
 
 
 _UNKNOWN_ESCAPE = re.compile(r"""(?<!\\)(?:\\\\)*\\([^\\ntrbfvZN0"'\r\n])""")

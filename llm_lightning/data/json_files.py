@@ -27,10 +27,13 @@ def read_values(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | 
 
     Raises UserError for a json file that is no list of objects, and no row alone.
     """
-    if _is_one_value(path, data):
-        yield from _items(path, data)
-        return
-    for number, line in enumerate(lines(path, data.encoding), 1):
+    items = read_items(path, data)
+    yield from read_lines(path, data) if items is None else items
+
+
+def read_lines(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
+    """Yield (line, value, what is wrong) of every line that is not blank."""
+    for number, line in enumerate(lines(path, data.encoding, data.streaming), 1):
         if line.strip():
             value, problem = parse(line.lstrip("\ufeff"))
             yield number, value, problem
@@ -78,22 +81,25 @@ def find_half_character(value: Any) -> str | None:
     return None if match is None else f"half a character (\\u{ord(match[0]):04x}): a pair of surrogates was cut in two"
 
 
-def _is_one_value(path: Path, data: DataConfig) -> bool:
-    """Return whether a file is to be read as one JSON value, and not as a value a line."""
-    filled = list(islice((line for line in lines(path, data.encoding) if line.strip()), 2))
+def read_items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]] | None:
+    """Yield (number, value, what is wrong) of every item of a file that is one JSON value; None for a file with a value a line.
+
+    Raises UserError for a value that is no list of objects.
+    """
+    filled = list(islice((line for line in lines(path, data.encoding, data.streaming) if line.strip()), 2))
     if not filled:
-        return False
+        return None
     first, is_json = filled[0].lstrip("\ufeff \t"), ending(path) == ".json"
     value, problem = parse(first)
     if problem is not None:  # a value over several lines, or a damaged line
-        return first.startswith("[") or is_json
-    if isinstance(value, dict):
-        return is_json and len(filled) == 1
-    return is_json or (isinstance(value, list) and len(filled) == 1)
+        return _items(path, data) if first.startswith("[") or is_json else None
+    if isinstance(value, list) and len(filled) == 1:
+        return ((number, item, None) for number, item in enumerate(value, 1))
+    return _items(path, data) if is_json and (not isinstance(value, dict) or len(filled) == 1) else None
 
 
 def _items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
-    text = "".join(lines(path, data.encoding)).lstrip("\ufeff")
+    text = "".join(lines(path, data.encoding, data.streaming)).lstrip("\ufeff")
     values = parse_document(path, text)
     if isinstance(values, dict) and _is_row(values, data):
         values = [values]

@@ -7,6 +7,7 @@ that fit, and `data.encoding` says which one it is.
 from __future__ import annotations
 
 import codecs
+import functools
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from llm_lightning.errors import UserError
 
 NUL = "a NUL byte; the file is damaged, or no text."
 HEAD = 1 << 16  # bytes at the front of a file that decide on its line ends
+FRONT = 16 << 20  # bytes at the front of a streamed file that decide whether it is UTF-8
 MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 SIGNATURES = {
     b"PK\x03\x04": "a zip archive or a spreadsheet (xlsx, ods): unpack it, or save the sheet as csv",
@@ -40,6 +42,11 @@ _COMMON = {"gb18030": (0xB0, 0xD7), "big5": (0xA4, 0xC6), "cp932": (0x82, 0x97),
 """Lead bytes of the characters that texts are mostly made of."""
 
 
+ESCAPES = {b"\x1b$)C": "iso2022_kr", b"\x1b$B": "iso2022_jp", b"\x1b$@": "iso2022_jp"}
+"""Codes that switch to another character set in files of 7-bit encodings, and the encoding that each is of."""
+_DESIGNATORS = "$()*+-./"  # behind ESC they begin such a code; other escapes, such as colours of terminals, are text
+
+
 @dataclass(frozen=True)
 class Format:
     """How a text file is to be read."""
@@ -50,13 +57,13 @@ class Format:
     """What was recognised, without the file's name."""
 
 
-def lines(path: Path, encoding: str | None = None) -> Iterator[str]:
+def lines(path: Path, encoding: str | None = None, is_stream: bool = False) -> Iterator[str]:
     """Yield the lines of a text file with their ends; those of old Macs (a carriage return) become newlines.
 
-    `encoding` is that of files that are not UTF-8. Raises UserError for compressed files that are damaged, files that are no text, and
-    bytes that cannot be decoded.
+    `encoding` is that of files that are not UTF-8; with `is_stream` the front of the file decides whether it is. Raises UserError for
+    compressed files that are damaged, files that are no text, and bytes that cannot be decoded.
     """
-    for number, (line, problem) in enumerate(read_lines(path, detect_format(path, encoding)), 1):
+    for number, (line, problem) in enumerate(read_lines(path, detect_format(path, encoding, is_stream)), 1):
         if problem is not None:
             raise UserError(f"{path}, line {number}: {problem}")
         yield line
@@ -70,7 +77,7 @@ def read_lines(path: Path, text_format: Format) -> Iterator[tuple[str, str | Non
     number, encoding, advice = 0, text_format.encoding, ""
     try:
         with open_file(path) as file:
-            if text_format.newline == "\n" and "\n".encode(encoding) == b"\n":
+            if text_format.newline == "\n" and _is_read_by_line(encoding):
                 for number, line in enumerate(file, 1):
                     try:
                         decoded = line.decode("utf-8-sig" if number == 1 and encoding == "utf-8" else encoding)
@@ -80,14 +87,16 @@ def read_lines(path: Path, text_format: Format) -> Iterator[tuple[str, str | Non
                         )
                         yield "", f"byte 0x{line[error.start]:02x} is not {encoding.upper()}; {advice}"
                     else:
-                        yield ("", NUL) if "\0" in decoded else (decoded, None)
+                        problem = _find_codes(decoded)
+                        yield (decoded, None) if problem is None else ("", problem)
                 return
             text = io.TextIOWrapper(file, encoding, newline=text_format.newline)
             for number, decoded in enumerate(text, 1):
                 if text_format.newline == "\r" and decoded.endswith("\r"):
                     decoded = f"{decoded[:-1]}\n"
                 decoded = decoded.removeprefix("\ufeff") if number == 1 else decoded
-                yield ("", NUL) if "\0" in decoded else (decoded, None)
+                problem = _find_codes(decoded)
+                yield (decoded, None) if problem is None else ("", problem)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}, behind line {number}: the bytes there are not {encoding} ({error.reason}); mend them, or set "
@@ -97,8 +106,31 @@ def read_lines(path: Path, text_format: Format) -> Iterator[tuple[str, str | Non
         raise UserError(f"{path}: the file is damaged or cannot be read ({str(error) or type(error).__name__}).") from error
 
 
-def detect_format(path: Path, encoding: str | None = None) -> Format:
-    """Return how to read a text file. `encoding` is that of files that are not UTF-8. Raises UserError for a file that is no text."""
+def _is_read_by_line(encoding: str) -> bool:
+    """Return whether each line can be decoded alone: not in UTF-16, nor where codes hold for the lines behind them."""
+    return "\n".encode(encoding) == b"\n" and not codecs.lookup(encoding).name.startswith(("iso2022", "hz", "utf-7"))
+
+
+def _find_codes(line: str) -> str | None:
+    """Return what is wrong with a line that holds a NUL character, or codes of a 7-bit encoding, which would be learnt as text."""
+    if "\0" in line:
+        return NUL
+    code = next((c for c in "\x0e\x0f" if c in line), None)
+    if code is None and "\x1b" in line:
+        code = next((f"\x1b{c}" for c in _DESIGNATORS if f"\x1b{c}" in line), None)
+    if code is None:
+        return None
+    return (
+        f"{code!r} switches to another character set, as in ISO-2022 text; set data.encoding to the encoding of the file (iso2022_jp, "
+        f"iso2022_kr), or take such codes out."
+    )
+
+
+def detect_format(path: Path, encoding: str | None = None, is_stream: bool = False) -> Format:
+    """Return how to read a text file. `encoding` is that of files that are not UTF-8.
+
+    With `is_stream` only the first 16 MiB are looked at. Raises UserError for a file that is no text.
+    """
     try:
         with open_file(path) as file:
             head = file.read(HEAD)
@@ -110,7 +142,7 @@ def detect_format(path: Path, encoding: str | None = None) -> Format:
             marked, "\n" if _has_newline(head.decode(marked, "ignore")) else "\r", (f"read as {marked.upper()}, as its mark says",)
         )
     if encoding is not None and codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig") and not head.startswith(codecs.BOM_UTF8):
-        utf_8, others, decodable = count_lines(path)
+        utf_8, others, decodable = count_lines(path, FRONT if is_stream else None)
         if utf_8 and not others and decodable:
             return Format("utf-8", _newline(head), (f"read as UTF-8, which it is, and not as data.encoding={encoding}",))
         if not decodable or others:
@@ -118,10 +150,20 @@ def detect_format(path: Path, encoding: str | None = None) -> Format:
             if utf_8:
                 notes += (f"{utf_8:,} of {utf_8 + others:,} lines with characters beyond ASCII would be UTF-8 too: look at them",)
             return Format(encoding, "\n" if _has_newline(head.decode(encoding, "ignore")) else "\r", notes)
+        if not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):  # whose line ends have NUL bytes
+            text = head.decode(encoding, "ignore")
+            is_ascii = text == head.decode("ascii")  # and not ISO-2022, HZ or UTF-7, which write all characters by bytes of ASCII
+            return Format(
+                encoding,
+                "\n" if _has_newline(text) else "\r",
+                () if is_ascii else (f"read as {encoding}, as data.encoding says",),
+            )
     if encoding is None and (name := _unmarked_utf_16(head[:1000])) is not None:
         raise UserError(f"{path}: this is UTF-16 without a mark: set data.encoding={name} (or iconv -f {name} -t utf-8).")
-    if (b"\x1b$B" in head or b"\x1b$@" in head) and encoding is None:
-        raise UserError(f"{path}: this is ISO-2022-JP: set data.encoding=iso2022_jp (or iconv -f ISO-2022-JP -t utf-8).")
+    for code, name in ESCAPES.items() if encoding is None else ():
+        if code in head:
+            iconv = name.upper().replace("2022_", "-2022-")
+            raise UserError(f"{path}: this is {iconv}: set data.encoding={name} (or iconv -f {iconv} -t utf-8).")
     return Format("utf-8", _newline(head))
 
 
@@ -157,11 +199,24 @@ def _has_newline(head: str) -> bool:
     return newlines >= returns or -1 < text.find("\n") < text.find("\r")
 
 
-def count_lines(path: Path) -> tuple[int, int, bool]:
-    """Return (lines beyond ASCII that are UTF-8, lines that are not UTF-8, whether there is no NUL byte)."""
-    utf_8 = others = 0
+def count_lines(path: Path, front: int | None = None) -> tuple[int, int, bool]:
+    """Return (lines beyond ASCII that are UTF-8, lines that are not UTF-8, whether there is no NUL byte).
+
+    `front` is how many bytes are looked at, up to the end of a line; None is all. A file that has not changed is read once a process.
+    """
+    status = path.stat()
+    try:
+        return _count_lines(path, front, status.st_size, status.st_mtime_ns)
+    except DAMAGED as error:
+        raise UserError(f"{path}: the file is damaged or cannot be read ({str(error) or type(error).__name__}).") from error
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _count_lines(path: Path, front: int | None, _size: int, _mtime: int) -> tuple[int, int, bool]:
+    utf_8 = others = read = 0
     with open_file(path) as file:
         for line in file:
+            read += len(line)
             if b"\0" in line:
                 return 0, 0, False
             if not line.isascii():
@@ -170,6 +225,8 @@ def count_lines(path: Path) -> tuple[int, int, bool]:
                     utf_8 += 1
                 except UnicodeDecodeError:
                     others += 1
+            if front is not None and read >= front:
+                break
     return utf_8, others, True
 
 

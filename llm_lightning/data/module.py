@@ -106,7 +106,7 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
         columns = replace(data.columns, label=None) if split == "test" else data.columns  # test may have no labels
         require_columns(split, replace(data, columns=columns), part.table.column_names)
     if data.columns.sentence is not None:
-        loaded = {split: sentences.group(part, data) for split, part in loaded.items()}
+        loaded = {split: sentences.group(part, data, cache) for split, part in loaded.items()}
     for split, part in loaded.items():
         for note in part.notes:
             log.warning("%s: %s", split, note)

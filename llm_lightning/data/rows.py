@@ -54,7 +54,7 @@ def joined(parts: list[Rows]) -> Rows:
         return parts[part].where(index - (ends[part - 1] if part else 0))
 
     identity = xxhash.xxh3_128(",".join(part.fingerprint for part in parts).encode()).hexdigest()
-    notes = tuple(_merge([note for part in parts for note in part.notes]))
+    notes = tuple(merge_notes([note for part in parts for note in part.notes]))
     columns = tuple(dict.fromkeys(name for part in parts for name in part.columns))
     table = datasets.concatenate_datasets([part.table for part in parts])
     return Rows(table=table, fingerprint=identity, where=where, notes=notes, columns=columns)
@@ -63,10 +63,12 @@ def joined(parts: list[Rows]) -> Rows:
 class MissingColumn(UserError):
     """A file or a split lacks a column that the config names."""
 
-    def __init__(self, key: str, message: str) -> None:
+    def __init__(self, key: str, column: str, message: str) -> None:
         super().__init__(message)
         self.key = key
         """Which column it is: a field of ColumnsConfig."""
+        self.column = column
+        """Its name."""
 
 
 def label_columns(label: Any) -> list[str]:
@@ -97,7 +99,9 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
                 column, present
             )
             raise MissingColumn(
-                key, f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}.{hint}"
+                key,
+                column,
+                f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}.{hint}",
             )
 
 
@@ -120,7 +124,7 @@ def _conversation_columns(data: DataConfig, present: list[str]) -> str | None:
     return f"{preferences} Set data.columns.text=chosen." if "chosen" in present else None
 
 
-def _merge(notes: list[str]) -> list[str]:
+def merge_notes(notes: list[str]) -> list[str]:
     """Return notes on several files, of those that say the same of their file only one."""
     files: dict[str, list[str]] = {}
     for note in notes:

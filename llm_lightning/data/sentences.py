@@ -7,50 +7,56 @@ first row and nothing below (`Sentence #` of Kaggle's table).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
+import xxhash
 
 from llm_lightning.config import DataConfig
 from llm_lightning.data.labels import canonical
 from llm_lightning.data.rows import LINE, PROBLEM, Rows
+from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError
 
+FORMAT = 1  # of the sentences in the cache
+FIRST_ROW = "__first_row__"
+"""A column of the cache: the number of a sentence's first row."""
 NAMES = ("sentence #", "sentence_id", "sent_id", "sentence", "sentence_idx", "sent", "sentenceid", "sentence id", "doc_id", "id")
 """What the column is usually called, the likelier names first."""
 
 
-def group(rows: Rows, data: DataConfig) -> Rows:
-    """Return the rows of a split with a sentence each. A sentence with a malformed row is malformed.
+def group(rows: Rows, data: DataConfig, cache_dir: Path) -> Rows:
+    """Return the rows of a split with a sentence each, from the cache where they were made before. A sentence with a malformed row is
+    malformed.
 
     Raises UserError where the first row has no sentence, or where a sentence goes on behind another one.
     """
-    first_rows: list[int] = []
-
-    def generate() -> Iterator[dict[str, Any]]:
-        start = 0
-        table = rows.table.select_columns(_columns(data, rows.table.column_names))
-        values = (dict(zip(block, items, strict=True)) for block in table.iter(1000) for items in zip(*block.values(), strict=True))
-        for size, sentence in group_rows(values, data, rows.where):
-            first_rows.append(start)
-            start += size
-            yield sentence
-
-    sentences = list(generate())
     kinds = {data.columns.text: datasets.Value("string")}
     if data.columns.label in rows.table.features:  # test may have no tags
         kinds[data.columns.label] = rows.table.features[data.columns.label]
-    features = {name: datasets.List(kind) for name, kind in kinds.items()} | {PROBLEM: datasets.Value("string")}
-    table = datasets.Dataset.from_list(
-        [{name: sentence.get(name) for name in features} for sentence in sentences], datasets.Features(features)
-    )
-    note = f"{len(rows):,} rows of a word are {len(sentences):,} sentences, by column '{data.columns.sentence}'"
+    types = {name: datasets.List(kind) for name, kind in kinds.items()} | {PROBLEM: "string", FIRST_ROW: "int64"}
+    # the rows' place too: problems of sentences name it
+    content = (FORMAT, rows.fingerprint, rows.where(0), data.columns.text, data.columns.label, data.columns.sentence, types)
+    identity = xxhash.xxh3_128(repr(content).encode()).hexdigest()
+    table = generated(_sentences, types, cache_dir / "rows" / identity, identity, words=rows, data=data)
+    first_rows = table.data.column(FIRST_ROW)
+    note = f"{len(rows):,} rows of a word are {len(table):,} sentences, by column '{data.columns.sentence}'"
     return Rows(
-        table=table,
+        table=table.remove_columns(FIRST_ROW),
         fingerprint=f"{rows.fingerprint}-by-{data.columns.sentence}",
-        where=lambda i: rows.where(first_rows[i]),
+        where=lambda i: rows.where(first_rows[i].as_py()),
         notes=(*rows.notes, note),
     )
+
+
+def _sentences(words: Rows, data: DataConfig) -> Iterator[dict[str, Any]]:
+    """Yield the sentences of a split, each with the number of its first row."""
+    table, start = words.table.select_columns(_columns(data, words.table.column_names)), 0
+    values = (dict(zip(block, items, strict=True)) for block in table.iter(1000) for items in zip(*block.values(), strict=True))
+    for size, sentence in group_rows(values, data, words.where):
+        yield sentence | {FIRST_ROW: start}
+        start += size
 
 
 def _columns(data: DataConfig, present: list[str]) -> list[str]:

@@ -2,6 +2,9 @@
 
     documents of one reader ─ tokenizer ─ pool of pieces ─ best fit ─ rows ─ this rank's part of a step
 
+Files are read as those that are not streamed: the same encodings, separators, quotes and compression. How a table is laid out, and
+whether a file is UTF-8, is decided on its front, as a whole pass over a huge file would take longer than a start may.
+
 A reader is a process, or one of its loader workers; `datasets` deals the documents out to the readers. A reader's pool holds pieces of
 documents for some 64 rows. A row starts with a piece drawn at random and is filled with the largest pieces that fit, so the pool is
 also the shuffle buffer. The position in the documents and the pool are a reader's state (`reader_state.py`). Every checkpoint holds
@@ -13,8 +16,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,16 +34,19 @@ from llm_lightning.config import BatchConfig, DataConfig
 from llm_lightning.data.collate import Collator, MicroBatch, Step, as_step
 from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import Example
-from llm_lightning.data.paths import ending, split_files
+from llm_lightning.data.paths import split_files
 from llm_lightning.data.plan import most_rows
 from llm_lightning.data.reader_state import Piece, ReaderChange, ReaderState
-from llm_lightning.data.rows import Rows
-from llm_lightning.data.sources.files import TABLES
-from llm_lightning.data.sources.text import ENDINGS, refuse_table
-from llm_lightning.errors import UserError
+from llm_lightning.data.rows import LINE, PROBLEM, Rows, merge_notes, unused_columns
+from llm_lightning.data.sources import text
+from llm_lightning.data.sources.files import TABLES, Survey, kind_of, read_rows, survey_file
+from llm_lightning.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
+FORMAT = 2  # of the position in the documents
+PLACE = "__place__"
+"""A column beside a document: its file and line."""
 VALIDATION_DOCUMENTS = 1000  # at the front, where no validation split is given
 SAMPLE_DOCUMENTS = 10_000  # behind them: the tokenizer is trained on these, and the preflight looks at them
 POOL_ROWS = 64  # rows' worth of pieces to choose from
@@ -57,95 +64,182 @@ class Stream:
     """Which files it is, without reading them: their sizes, or the name of a data set on the hub."""
 
 
+@dataclass(frozen=True)
+class StreamedFile:
+    """A file of a stream."""
+
+    path: Path
+    survey: Survey | None
+    """How a table is read, as its front shows; None for plain text."""
+    skip: int = 0
+    """Documents at its front that are not read: those of the validation split."""
+
+
 def open_stream(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
     """Return the training documents, and the rows of a sample of them and of the validation split.
 
     Raises UserError if there is no document.
     """
-    train = Stream(_load_documents(data), data.columns.text, str(data.name or data.train or data.dir), _identify(data))
+    name = str(data.name or data.train or data.dir)
+    if data.source == "hub" and data.dir is None:
+        return _open_hub(data, name)
+    data = replace(data, columns=replace(data.columns, text_pair=None, label=None, sentence=None))  # which are not read
+    files, paths = _open_files(data, "train"), _list_files(data)["train"]
+    fingerprint = xxhash.xxh3_128_hexdigest(repr((FORMAT, [path.stat().st_size for path in paths])).encode())
     rows = {}
     if data.validation is not None:
-        documents = _load_documents(replace(data, train=data.validation))
-        rows["validation"] = _read_rows(
-            documents.take(SAMPLE_DOCUMENTS) if data.source == "hub" else documents, train, "validation"
-        )
+        documents = (row for file in _open_files(data, "validation") for row in _read_documents(file, data))
+        rows["validation"] = _as_rows(documents, data.columns.text, name, "validation")
     else:
-        documents = train.documents.take(VALIDATION_DOCUMENTS)
-        rows["validation"] = _read_rows(documents, train, "validation, the first documents of the stream")
-        train = replace(train, documents=train.documents.skip(VALIDATION_DOCUMENTS))
-    rows["train"] = _read_rows(train.documents.take(SAMPLE_DOCUMENTS), train, "train")
-    return train, rows
+        front, files = _take(files, data, VALIDATION_DOCUMENTS)
+        rows["validation"] = _as_rows(front, data.columns.text, name, "validation, the first documents of the stream")
+    if not files:
+        raise UserError(f"{name}: no documents for train; the stream has too few: leave out data.streaming.")
+    stream = Stream(_deal_files(files, data), data.columns.text, name, fingerprint)
+    rows["train"] = _as_rows(stream.documents.take(SAMPLE_DOCUMENTS), stream.column, name, "train")
+    return stream, rows
 
 
-def _identify(data: DataConfig) -> str:
-    """Return which files `data.train` names, without reading them."""
-    if data.source == "hub" and data.dir is None:
-        return f"{data.name} {data.config} {data.train}"
-    return xxhash.xxh3_128_hexdigest(repr([file.stat().st_size for file in _files(data)]).encode())
+def _open_hub(data: DataConfig, name: str) -> tuple[Stream, dict[str, Rows]]:
+    """Return the stream of a data set of the hub, and the rows of a sample and of the validation split."""
+    fingerprint = f"{FORMAT} {data.name} {data.config} {data.train}"
+    stream = Stream(_load_hub(data, data.train or "train"), data.columns.text, name, fingerprint)
+    what, documents, size = "validation, the first documents of the stream", stream.documents, VALIDATION_DOCUMENTS
+    if data.validation is not None:
+        what, documents, size = "validation", _load_hub(data, data.validation), SAMPLE_DOCUMENTS
+    rows = {"validation": _as_rows(_check(documents.take(size), stream), stream.column, name, what)}
+    if data.validation is None:  # `skip` of `datasets` 5.2 leaves out a part of each reader's shards, not the first documents
+        held_out = frozenset(xxhash.xxh3_64_intdigest(text.encode()) for text in rows["validation"].table[stream.column])
+        stream = replace(
+            stream, documents=stream.documents.filter(partial(_is_for_training, column=stream.column, held_out=held_out))
+        )
+    rows["train"] = _as_rows(_check(stream.documents.take(SAMPLE_DOCUMENTS), stream), stream.column, name, "train")
+    return stream, rows
 
 
-def _files(data: DataConfig) -> list[Path]:
-    """Return the files of `data.train`."""
-    files = split_files(replace(data, validation=None, test=None), ENDINGS if data.source == "text" else TABLES)["train"]
-    for file in files if data.source == "text" else []:
-        refuse_table(file, data)
+def _is_for_training(document: dict[str, Any], column: str, held_out: frozenset[int]) -> bool:
+    """Return whether a document is none of the validation split, whose hashes are `held_out`."""
+    value = document.get(column)
+    return not isinstance(value, str) or xxhash.xxh3_64_intdigest(value.encode()) not in held_out
+
+
+def _load_hub(data: DataConfig, split: str) -> datasets.IterableDataset:
+    """Return the documents of a split, unread. Raises UserError where they cannot be opened."""
+    try:
+        return datasets.load_dataset(data.name, data.config, split=split, streaming=True)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"data.streaming: {data.name} cannot be opened ({first_line(error)}).") from error
+
+
+def _list_files(data: DataConfig) -> dict[str, list[Path]]:
+    """Return the files of train, and of validation where the config names it."""
+    return split_files(replace(data, test=None), text.ENDINGS if data.source == "text" else TABLES)
+
+
+def _open_files(data: DataConfig, split: str) -> list[StreamedFile]:
+    """Return the files of a split, and log how each is read, as its front shows. Raises UserError for one that cannot be read."""
+    files: list[StreamedFile] = []
+    notes: list[str] = []
+    for path in _list_files(data)[split]:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty.")
+        if data.source == "text":
+            text.refuse_table(path, data)
+            files.append(StreamedFile(path, None))
+            notes += [f"{path}: {note}" for note in text.describe(path, data)]
+            continue
+        survey = survey_file(path, data)
+        unused = unused_columns(survey.columns, [data.columns.text])
+        notes += [f"{path}: {note}" for note in [*survey.notes, *unused]]
+        files.append(StreamedFile(path, replace(survey, nested=[], items=None)))
+    for note in merge_notes(notes):
+        log.warning("%s: %s", split, note)
     return files
 
 
-def _load_documents(data: DataConfig) -> datasets.IterableDataset:
-    """Return the documents of `data.train`, unread. Raises UserError where they cannot be opened."""
-    try:
-        if data.source == "hub" and data.dir is None:
-            return datasets.load_dataset(data.name, data.config, split=data.train or "train", streaming=True)
-        plain, files = data.source == "text", _files(data)
-        kinds = {"text"} if plain else {ending(file).lstrip(".") for file in files}
-        if len(kinds) != 1:
-            raise UserError(f"data.train={data.train}: files of several kinds ({', '.join(sorted(kinds))}) cannot be one stream.")
-        kind = {"jsonl": "json", "ndjson": "json", "tsv": "csv", "tab": "csv"}.get(kind := kinds.pop(), kind)
-        options: dict[str, Any] = {}
-        if data.encoding is not None and kind in ("text", "csv", "json"):
-            options["encoding"] = data.encoding
-        if plain:
-            options["sample_by"] = {"file": "document", "blank_line": "paragraph", "line": "line"}[data.document]
-        elif kind == "csv":
-            options["delimiter"] = data.delimiter or ("\t" if ending(files[0]) in (".tsv", ".tab") else ",")
-        return datasets.load_dataset(kind, data_files=[str(file) for file in files], split="train", streaming=True, **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"data.streaming: {data.name or data.train} cannot be opened ({str(error).splitlines()[0]}).") from error
+def _deal_files(files: list[StreamedFile], data: DataConfig) -> datasets.IterableDataset:
+    """Return the documents of files, each file a shard, which `datasets` deals out and whose position it keeps."""
+    return datasets.IterableDataset.from_generator(_read_files, gen_kwargs={"files": files, "data": data})
 
 
-def _read_rows(documents: datasets.IterableDataset, stream: Stream, what: str) -> Rows:
+def _read_files(files: list[StreamedFile], data: DataConfig) -> Iterator[dict[str, Any]]:
+    for file in files:
+        yield from islice(_read_documents(file, data), file.skip, None)
+
+
+def _take(files: list[StreamedFile], data: DataConfig, count: int) -> tuple[list[dict[str, Any]], list[StreamedFile]]:
+    """Return the first documents, and the files with what is left."""
+    front: list[dict[str, Any]] = []
+    for i, file in enumerate(files):
+        room = count - len(front)
+        documents = list(islice(_read_documents(file, data), room + 1))
+        front += documents[:room]
+        if len(documents) > room:
+            return front, [replace(file, skip=room), *files[i + 1 :]]
+    return front, []
+
+
+def _read_documents(file: StreamedFile, data: DataConfig) -> Iterator[dict[str, Any]]:
+    """Yield the documents of a file with their places; blank ones are left out.
+
+    Bad rows are left out and counted in the log under data.on_bad_row=skip. Raises UserError for the first one otherwise.
+    """
+    if file.survey is None:
+        yield from _read_text(file.path, data)
+        return
+    column, bad, unit = data.columns.text, 0, "row" if kind_of(file.path, data) == "columnar" else "line"
+    for row in read_rows(file.path, data, [column], file.survey):
+        value, problem, place = row[column], row[PROBLEM], f"{file.path}, {unit} {row[LINE]}"
+        if problem is None and not isinstance(value, str):
+            problem = f"column '{column}' " + ("is empty" if value is None else f"holds {type(value).__name__}, not text")
+        if problem is None:
+            if value.strip():
+                yield {column: value, PLACE: place}
+            continue
+        if data.on_bad_row == "error":
+            raise UserError(f"{place}: {problem}. Mend the row, or leave such rows out with data.on_bad_row=skip.")
+        bad += 1
+        if bad == 1:
+            log.warning("%s: %s; such rows are left out (data.on_bad_row=skip)", place, problem)
+    if bad:
+        log.warning("%s: %s bad rows were left out", file.path, f"{bad:,}")
+
+
+def _read_text(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+    """Yield the documents of a file of plain text."""
+    pieces = text.documents(path, data)
+    if data.document == "file":  # comes in pieces, and is one document
+        whole = "".join(piece["text"] for piece in pieces)
+        pieces = iter([{"text": whole, LINE: 1}] if whole else [])
+    for piece in pieces:
+        yield {data.columns.text: piece["text"], PLACE: f"{path}, line {piece[LINE]}"}
+
+
+def _as_rows(documents: Iterable[dict[str, Any]], column: str, name: str, what: str) -> Rows:
     """Read all documents, leaving out blank ones. Raises UserError where none is left."""
-    texts = [text for text in _read_texts(iter(documents), stream) if text.strip()]
-    if not texts:
-        raise UserError(f"{stream.name}: no documents for {what}; the stream has too few: leave out data.streaming.")
+    filled = [row for row in documents if row[column].strip()]
+    if not filled:
+        raise UserError(f"{name}: no documents for {what}; the stream has too few: leave out data.streaming.")
+    texts, places = [row[column] for row in filled], [row.get(PLACE) for row in filled]
     identity = xxhash.xxh3_128("\0".join(texts).encode()).hexdigest()
-    table = datasets.Dataset.from_dict({stream.column: texts})
-    return Rows(table=table, fingerprint=identity, where=lambda i: f"{stream.name} ({what}), document {i + 1}")
+    table = datasets.Dataset.from_dict({column: texts})
+    return Rows(table=table, fingerprint=identity, where=lambda i: places[i] or f"{name} ({what}), document {i + 1}")
 
 
-def _read_texts(documents: Iterator[dict[str, Any]], stream: Stream) -> Iterator[str]:
-    """Yield the text of each document. Raises UserError where the column is missing or holds no text."""
-    for number, row in enumerate(_read_documents(documents, stream), 1):
-        text = row.get(stream.column)
-        if not isinstance(text, str):
-            problem = f"is not there; there are {', '.join(row)}"
-            if stream.column in row:
-                problem = f"holds {type(text).__name__}, not text"
-            raise UserError(f"{stream.name}, document {number}: column '{stream.column}' {problem} (data.columns.text).")
-        yield text
-
-
-def _read_documents(documents: Iterator[dict[str, Any]], stream: Stream) -> Iterator[dict[str, Any]]:
-    """Yield the documents. Raises UserError where a file cannot be read: bytes that are not UTF-8, JSON that is broken."""
+def _check(documents: Iterable[dict[str, Any]], stream: Stream) -> Iterator[dict[str, Any]]:
+    """Yield documents. Raises UserError where one cannot be read, where the column is missing, or where it holds no text."""
     number = 0
     try:
-        for row in documents:
+        for number, row in enumerate(documents, 1):
+            value = row.get(stream.column)
+            if not isinstance(value, str):
+                problem = f"is not there; there are {', '.join(row)}"
+                if stream.column in row:
+                    problem = f"holds {type(value).__name__}, not text"
+                raise UserError(f"{stream.name}, document {number}: column '{stream.column}' {problem} (data.columns.text).")
             yield row
-            number += 1
     except (ValueError, OSError, EOFError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{stream.name}: cannot be read behind document {number} of this reader ({reason}).") from error
+        raise UserError(f"{stream.name}: cannot be read behind document {number} of this reader ({first_line(error)}).") from error
 
 
 class Reader:
@@ -201,7 +295,7 @@ class Reader:
         size = sum(map(len, self.state.pool))
         while size < POOL_ROWS * self.row_size:
             if self._texts is None:
-                self._texts = _read_texts(iter(self.documents), self.stream)
+                self._texts = (row[self.stream.column] for row in _check(self.documents, self.stream))
             texts = list(islice(self._texts, DOCUMENTS_AT_ONCE))
             self.state.documents = self.documents.state_dict()  # before it has read, `datasets` 5.2 forgets where it was to start
             if not texts:

@@ -74,7 +74,7 @@ def evaluate(config: Config) -> dict[str, Any]:
 
         def pieces() -> Iterator[tuple[str, bool]]:
             for path in expand("evaluate.text", str(wanted.text)):
-                for piece in text.documents(path, config.data.document, config.data.encoding):
+                for piece in text.documents(path, config.data):
                     yield piece["text"], piece[CONTINUES]
 
         of_text = likelihood.of_text(pieces(), window, min(wanted.stride or -(-window // 2), window))

@@ -238,7 +238,8 @@ def test_extra_columns_are_read_where_a_file_has_them(tmp_path: Path) -> None:
     assert [note.split(": ", 1)[1] for note in rows.notes] == ["1 column is not used: id"]
 
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12) | st.text(
+# without codes of 7-bit encodings (ESC, SO, SI), which are refused
+TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0\x0e\x0f\x1b"), max_size=12) | st.text(
     st.sampled_from(list("ab\"\\,;\t|\n\r' N")), max_size=12
 )
 WRITERS: dict[str, Callable[[list[tuple[str, str]]], str]] = {

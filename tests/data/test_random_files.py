@@ -65,7 +65,7 @@ class Kind:
 
 # ---- texts ----
 
-CHARACTERS = st.characters(codec="utf-8", exclude_characters="\x00\ufeff", exclude_categories=("Cs",))
+CHARACTERS = st.characters(codec="utf-8", exclude_characters="\x00\x0e\x0f\x1b\ufeff", exclude_categories=("Cs",))
 SHORT = st.text(CHARACTERS, min_size=1, max_size=20).filter(lambda text: bool(text.strip()))
 LINE = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=20).filter(
     lambda text: bool(text.strip()) and not text.startswith("\ufeff")

@@ -11,7 +11,8 @@ import json
 import logging
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,14 @@ CSV = (".csv", ".tsv", ".tab")
 JSON = (".jsonl", ".ndjson", ".json")
 COLUMNAR = (".parquet", ".arrow", ".feather")
 TABLES = (*CSV, *JSON, *COLUMNAR)
+FRONT = 1000  # values of a streamed jsonl file that are looked at for its columns
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a pass over a whole file showed."""
+    """What a pass over a whole file showed, or over the front of a stream."""
 
     columns: list[str]
     """The names of all columns."""
@@ -50,6 +52,8 @@ class Survey:
     notes: list[str] = field(default_factory=list)
     layout: Layout | None = None
     """Of a csv file; not kept in the cache, as only reading the file needs it."""
+    items: list[tuple[int, Any, str | None]] | None = None
+    """Of a file that is one list: its values, as `json_files.read_items` yields them; not kept in the cache either."""
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
@@ -70,8 +74,9 @@ def _load_split(split: str, files: list[Path], data: DataConfig, cache_dir: Path
     except MissingColumn as missing:
         if split != "test" or missing.key != "label":
             raise
-        note = str(missing)
-    unlabelled = replace(data, columns=replace(data.columns, label=None))
+        note, column = str(missing), missing.column
+    present = [name for name in label_columns(data.columns.label) if name != column]
+    unlabelled = replace(data, columns=replace(data.columns, label=present or None))
     part = _load_split(split, files, unlabelled, cache_dir, extra_columns)
     return replace(part, notes=(*part.notes, note))
 
@@ -93,7 +98,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, extra_columns: tuple[st
     types |= {name: datasets.Json() for name in used if name not in _configured(data)}
     types |= {LINE: "int64", PROBLEM: "string"}
     text_labels = [name for name in label_columns(data.columns.label) if name in extra_columns]
-    table = generated(_read_rows, types, folder, identity, path=path, data=data, used=used, survey=survey, text_labels=text_labels)
+    table = generated(read_rows, types, folder, identity, path=path, data=data, used=used, survey=survey, text_labels=text_labels)
     _store(survey, folder)
     if len(table) == 0:
         raise UserError(f"{path}: {'the file has a header and' if kind == 'csv' else 'there are'} no rows.")
@@ -136,21 +141,26 @@ def _configured(data: DataConfig) -> list[str]:
 
 
 def _survey(path: Path, data: DataConfig, kind: str, is_to_predict: bool = False) -> Survey:
-    """Read a whole csv or json file for its columns. Raises UserError where one that the config names is in no row."""
-    notes = list(detect_format(path, data.encoding).notes)
+    """Read a csv or json file, or the front of one that is streamed, for its columns.
+
+    Raises UserError where a column that the config names is in no row.
+    """
+    notes = list(detect_format(path, data.encoding, data.streaming).notes)
     if kind == "csv":
         layout = csv_files.detect_layout(path, data, _configured(data), is_to_predict)
         require_columns(str(path), data, list(layout.names))
         return Survey(list(layout.names), [], [*notes, *layout.notes], layout)
     columns: dict[str, None] = {}
     nested: dict[str, None] = {}
-    for _, value, _ in json_files.read_values(path, data):
+    values = json_files.read_items(path, data)
+    items = None if values is None else list(values)
+    for _, value, _ in islice(json_files.read_lines(path, data), FRONT if data.streaming else None) if items is None else items:
         if isinstance(value, dict):
             columns.update(dict.fromkeys(value))
             nested.update({name: None for name, item in value.items() if isinstance(item, list | dict)})
     if columns:
         require_columns(str(path), data, list(columns))
-    return Survey(list(columns), list(nested), notes)
+    return Survey(list(columns), list(nested), notes, items=items)
 
 
 def _stored_survey(folder: Path) -> Survey | None:
@@ -165,24 +175,31 @@ def _store(survey: Survey, folder: Path) -> None:
     file = folder / "survey.json"
     if not file.is_file():
         partial = folder / f"survey.{os.getpid()}.partial"
-        content = {name: value for name, value in asdict(survey).items() if name != "layout"}
+        content = {"columns": survey.columns, "nested": survey.nested, "notes": survey.notes}
         partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(file)
 
 
 def rows(path: Path, data: DataConfig, extra_columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file to predict as they are asked for, and say in the log how it is read."""
-    kind = kind_of(path, data)
-    survey = Survey(list(ColumnarFile(path).features)) if kind == "columnar" else _survey(path, data, kind, is_to_predict=True)
-    require_columns(str(path), data, survey.columns or _configured(data))
+    survey = survey_file(path, data, is_to_predict=True)
     for note in survey.notes:
         log.warning("%s: %s", path, note)
-    yield from _read_rows(path, data, used_columns(data, survey.columns, extra_columns or ()), survey)
+    yield from read_rows(path, data, used_columns(data, survey.columns, extra_columns or ()), survey)
 
 
-def _read_rows(
+def survey_file(path: Path, data: DataConfig, is_to_predict: bool = False) -> Survey:
+    """Return what a pass over a file of any kind shows. Raises UserError where a column that the config names is not there."""
+    kind = kind_of(path, data)
+    survey = Survey(list(ColumnarFile(path).features)) if kind == "columnar" else _survey(path, data, kind, is_to_predict)
+    require_columns(str(path), data, survey.columns or _configured(data))
+    return survey
+
+
+def read_rows(
     path: Path, data: DataConfig, used: list[str], survey: Survey, text_labels: Collection[str] = ()
 ) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file with the columns `used`, and with the columns `LINE` and `PROBLEM`."""
     kind = kind_of(path, data)
     if kind == "columnar":
         for number, row in enumerate(ColumnarFile(path).rows(used), 1):
@@ -190,7 +207,7 @@ def _read_rows(
     elif kind == "csv":
         yield from _csv_rows(path, data, used, survey.layout or csv_files.detect_layout(path, data, _configured(data)))
     else:
-        for number, value, problem in json_files.read_values(path, data):
+        for number, value, problem in json_files.read_values(path, data) if survey.items is None else survey.items:
             yield _from_value(value, problem, data, number, used, survey.nested, text_labels)
 
 
@@ -198,6 +215,8 @@ def _csv_rows(path: Path, data: DataConfig, used: list[str], layout: Layout) -> 
     extra = set(used) - set(_configured(data))
     places = [(name, layout.names.index(name)) for name in used]
     for record in csv_files.read_records(path, data, layout):
+        if record.is_broken:  # behind the front of a stream: in a file that was read whole no row is
+            raise UserError(f"{path}, line {record.line}: {record.problem}; mend the line, or leave out data.streaming.")
         if record.problem is not None:
             yield _problem(used, record.line, record.problem)
             continue

@@ -65,8 +65,9 @@ def _rows(data: DataConfig, table: datasets.Dataset, name: str, extra_columns: t
 
 
 def _plain_rows(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    for row in table:
-        yield {column: without_gaps(value) for column, value in row.items()}
+    for block in table.iter(batch_size=1000):
+        for values in zip(*block.values(), strict=True):
+            yield {column: without_gaps(value) for column, value in zip(block, values, strict=True)}
 
 
 def _download(data: DataConfig) -> datasets.DatasetDict:

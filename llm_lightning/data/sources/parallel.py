@@ -33,9 +33,6 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
 
 def _read(pair: list[Path], data: DataConfig, cache_dir: Path) -> Rows:
     source, target = pair
-    counts = [sum(1 for _ in lines(path, data.encoding)) for path in pair]
-    if counts[0] != counts[1]:
-        raise UserError(f"{source} has {counts[0]:,} lines and {target} {counts[1]:,}: they are no translation of each other.")
     identity = content_hash(pair, "parallel", data.columns, data.encoding)
     types = {data.columns.text: "string", str(data.columns.label): "string", LINE: "int64"}
     table = generated(_pairs, types, cache_dir / "rows" / identity, identity, source=source, target=target, data=data)
@@ -46,5 +43,8 @@ def _read(pair: list[Path], data: DataConfig, cache_dir: Path) -> Rows:
 
 
 def _pairs(source: Path, target: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
+    counts = [sum(1 for _ in lines(path, data.encoding)) for path in (source, target)]
+    if counts[0] != counts[1]:
+        raise UserError(f"{source} has {counts[0]:,} lines and {target} {counts[1]:,}: they are no translation of each other.")
     for number, pair in enumerate(zip(lines(source, data.encoding), lines(target, data.encoding), strict=True), 1):
         yield {data.columns.text: pair[0].strip(), str(data.columns.label): pair[1].strip(), LINE: number}

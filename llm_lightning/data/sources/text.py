@@ -41,14 +41,18 @@ def refuse_table(path: Path, data: DataConfig) -> None:
     )
     if ending(path) in TABLES:
         raise UserError(f"{path}: {advice}.")
-    front = [line.strip() for line in islice(lines(path, data.encoding), SAMPLE) if line.strip()]
+    front = [line.strip() for line in islice(lines(path, data.encoding, data.streaming), SAMPLE) if line.strip()]
     if len(front) > 1 and all(line.startswith("{") and isinstance(parse(line)[0], dict) for line in front):
         raise UserError(f"{path}: {advice} (it holds a JSON object a line; give it the ending .jsonl).")
 
 
-def _describe_table(path: Path, data: DataConfig) -> Iterator[str]:
-    """Yield a note where the first lines all have as many tabs, or as many commas or semicolons as a first line without blanks."""
-    front = [line.rstrip("\r\n") for line in islice(lines(path, data.encoding), SAMPLE) if line.strip()]
+def describe(path: Path, data: DataConfig) -> Iterator[str]:
+    """Yield notes on how a file is read, and one where it may be a table.
+
+    Then the first lines all have as many tabs, or as many commas or semicolons as a first line without blanks.
+    """
+    yield from detect_format(path, data.encoding, data.streaming).notes
+    front = [line.rstrip("\r\n") for line in islice(lines(path, data.encoding, data.streaming), SAMPLE) if line.strip()]
     for separator, name in {"\t": "tabs", ",": "commas", ";": "semicolons"}.items():
         counts = {line.count(separator) for line in front}
         is_header = separator == "\t" or (bool(front) and " " not in front[0])
@@ -66,24 +70,20 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
     refuse_table(path, data)
     identity = content_hash([path], data.document, data.encoding)
     types = {"text": "string", LINE: "int64", CONTINUES: "bool"}
-    table = generated(_documents, types, cache_dir / "rows" / identity, identity, path=path, data=data)
+    table = generated(documents, types, cache_dir / "rows" / identity, identity, path=path, data=data)
     if len(table) == 0:
         raise UserError(f"{path}: there is no text in the file.")
     starts = table.data.column(LINE)
-    notes = tuple(f"{path}: {note}" for note in [*detect_format(path, data.encoding).notes, *_describe_table(path, data)])
+    notes = tuple(f"{path}: {note}" for note in describe(path, data))
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {starts[i].as_py()}", notes=notes)
 
 
-def _documents(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
-    return documents(path, data.document, data.encoding)
-
-
-def documents(path: Path, document: str, encoding: str | None = None) -> Iterator[dict[str, Any]]:
+def documents(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield documents with the line they start on, long ones in pieces that end with a line. White space alone is no document.
 
     Lines that end as on Windows (carriage return and newline) end with a newline in the text.
     """
-    start, size, continues = 1, 0, False
+    document, start, size, continues = data.document, 1, 0, False
     block: list[str] = []
 
     def piece() -> Iterator[dict[str, Any]]:
@@ -92,7 +92,7 @@ def documents(path: Path, document: str, encoding: str | None = None) -> Iterato
             yield {"text": text if document == "file" else text.strip(), LINE: start, CONTINUES: continues}
         block.clear()
 
-    for number, line in enumerate(lines(path, encoding), 1):
+    for number, line in enumerate(lines(path, data.encoding, data.streaming), 1):
         if line.endswith("\r\n"):
             line = f"{line[:-2]}\n"
         if size >= LARGE and document == "file":
