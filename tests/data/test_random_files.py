@@ -13,7 +13,8 @@ import json
 import tempfile
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from llm_lightning.cli import load
+from llm_lightning.config import Config
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import Text, prepare
 from llm_lightning.errors import UserError
@@ -47,7 +49,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 TOKENIZER = build_tokenizer()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """A kind of file: how its rows are drawn and written, and how an independent reader and a learner see them."""
 
@@ -355,26 +357,23 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
     return content
 
 
+@cache
+def configure(kind: Kind) -> Config:
+    """Return the checked config of a kind of file, without the file: composing it anew takes longer than reading the file."""
+    with tempfile.NamedTemporaryFile(suffix=kind.ending) as file:
+        return load(["task=finetune", *kind.arguments, f"data.train={file.name}"])
+
+
 def outcome(kind: Kind, content: bytes, skip: bool) -> tuple[Text | None, str]:
     """Return (the data as a run would train on it, "") or (None, the message of the refusal)."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"random{kind.ending}")
         file.write_bytes(content)
-        bad = ["data.on_bad_row=skip"] if skip else []
+        config = configure(kind)
+        files = {"train": str(file), "validation": str(file), "block_size": 2048}  # no row is cut
+        data = replace(config.data, on_bad_row="skip" if skip else "error", **files)
         try:
-            config = load(
-                [
-                    "task=finetune",
-                    *kind.arguments,
-                    f"data.train={file}",
-                    f"data.validation={file}",
-                    f"cache_dir={folder}/cache",
-                    "data.block_size=2048",  # no row is cut
-                    *bad,
-                ]
-            )
-            text = prepare(config, kind.encoding, TOKENIZER)
-            return text, ""
+            return prepare(replace(config, data=data, cache_dir=folder), kind.encoding, TOKENIZER), ""
         except UserError as error:
             return None, str(error)
 
