@@ -90,8 +90,8 @@ def split_columns(line: str, has_tabs: bool) -> list[str]:
     """Return the columns of a line. Between tabs blanks belong to a word; a non-breaking space does everywhere."""
     line = line.rstrip(" \t\r\n")
     if has_tabs:
-        return [part.strip(" ") for part in line.split("\t")]
-    return re.split(r"[ \t]+", line.lstrip(" \t"))
+        return [part.strip(" \r") for part in line.split("\t")]
+    return re.split(r"[ \t]+", line.lstrip(" \t\r"))
 
 
 def is_blank(line: str) -> bool:

@@ -134,7 +134,12 @@ def read_jsonl(content: bytes) -> list[Any] | None:
         lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
         return None
-    return [read_object(line) for line in lines if line.strip()]
+    return [read_object(line) for line in cut_marks(lines) if line.strip()]
+
+
+def cut_marks(lines: list[str]) -> list[str]:
+    """Return lines without the byte order marks of files that were put behind one another."""
+    return [line.lstrip("\ufeff") for line in lines]
 
 
 def read_object(line: str) -> Any:
@@ -166,7 +171,7 @@ def read_conversations(content: bytes) -> list[Any] | None:
         lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
         return None
-    return [read_conversation(line) for line in lines if line.strip()]
+    return [read_conversation(line) for line in cut_marks(lines) if line.strip()]
 
 
 def read_conversation(line: str) -> Any:
@@ -217,12 +222,13 @@ def read_conll(content: bytes) -> list[Any] | None:
             sentence.append(line.rstrip("\r").split("\t"))
         elif sentence:
             whole = all(len(fields) == 2 and fields[0].strip() and fields[1].strip() for fields in sentence)
-            rows.append([(fields[0].strip(), fields[1].strip()) for fields in sentence] if whole else BAD)
+            words, tags = ([fields[i].strip() for fields in sentence] for i in (0, -1))
+            rows.append((" ".join(words), tags) if whole else BAD)
             sentence = []
     return rows
 
 
-def learnt_tags(text: Text) -> list[list[tuple[str, str]]]:
+def learnt_tags(text: Text) -> list[tuple[str, list[str]]]:
     train = text.splits["train"]
     assert train.token_targets is not None
     assert text.labels is not None
@@ -230,8 +236,7 @@ def learnt_tags(text: Text) -> list[list[tuple[str, str]]]:
     for i in range(len(train)):
         targets = train.token_targets[train.starts[i] : train.starts[i] + train.lengths[i]]
         tags = [text.labels.names[target] for target in targets if target != IGNORED]
-        words = decode(train[i]).removeprefix("<|end|>").removesuffix("<|end|>").split(" ")
-        rows.append(list(zip(words, tags, strict=True)))
+        rows.append((decode(train[i]).removeprefix("<|end|>").removesuffix("<|end|>"), tags))
     return rows
 
 
@@ -280,7 +285,6 @@ def read_squad(content: bytes) -> list[Any] | None:
             read_answer(paragraph.get("context"), asked.get("question"), asked.get("answers"))
             for paragraph in paragraphs
             for asked in paragraph["qas"]
-            if isinstance(asked["id"], str)
         ]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, IndexError):
         return None
@@ -291,7 +295,9 @@ def read_answer(context: Any, question: Any, answers: list[dict[str, Any]] | Non
         return BAD
     if not answers:
         return (question, "")
-    text, start = answers[0]["text"], answers[0]["answer_start"]
+    text, start = answers[0]["text"], answers[0].get("answer_start")
+    if start is None and context.count(text) == 1:  # there is but one place for it
+        start = context.index(text)
     placed = isinstance(start, int) and start >= 0 and context[start : start + len(text)] == text
     return (question, visible(text)) if placed and visible(text) else BAD
 
