@@ -44,7 +44,7 @@ SHOWN = {
     "multi_label": ["[CLS] a fine day [SEP] → x, y", "[CLS] a dull day [SEP] → no label"],
     "tagging": ["[CLS] ann/B-PER unmet/O rome/B-LOC [SEP]"],
     "translation": ["a fine day → ein schöner tag<|endoftext|>"],
-    "instruction": ["<|user|>⏎who<|assistant|>⏎«ada⏎lint<|endoftext|>»⏎"],
+    "instruction": ["<|user|>⏎who⏎<|assistant|>⏎«ada⏎lint<|endoftext|>»⏎"],
     "causal_lm": ["<|endoftext|>a fine day<|endoftext|>"],
 }
 
