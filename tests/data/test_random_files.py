@@ -414,12 +414,12 @@ QUICK: dict[str, Any] = {
 @pytest.mark.parametrize("count", FILES)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_random_file_is_learnt_as_it_stands_or_refused(kind: Kind, count: int) -> None:
-    @settings(max_examples=count // 4, **QUICK)
+    @settings(max_examples=count // 4, derandomize=count < 100, **QUICK)
     @given(kind.rows)
     def whole(rows: Any) -> None:
         require_right(kind, kind.write(rows), False, True)
 
-    @settings(max_examples=count - count // 4, **QUICK)
+    @settings(max_examples=count - count // 4, derandomize=count < 100, **QUICK)
     @given(kind.rows.flatmap(lambda rows: damaged(kind.write(rows))), st.booleans())
     def broken(content: bytes, skip: bool) -> None:
         require_right(kind, content, skip, False)
