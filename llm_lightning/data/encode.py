@@ -124,7 +124,6 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
     encoding.notes.clear()
     kind = np.uint16 if len(encoding.tokenizer) <= 1 << 16 else np.uint32
     bad, count, size, truncated = BadRows(rows, data), 0, 0, encoding.truncated
-    encoding.notes.clear()
     parts: dict[str, list[np.ndarray]] = {"lengths": [], "rows": [], "second": [], "labels": []}
     with (folder / "tokens.bin").open("wb") as file, (folder / "token_targets.bin").open("wb") as targets:
         for batch in _batches(examples.read(rows, data, encoding, bad)):
@@ -207,8 +206,7 @@ def _open(folder: Path, block_size: int, next_token: bool, one_stream: bool) -> 
         starts = np.arange(0, max(len(tokens) - 1, 0), block_size, dtype=np.int64)
         lengths = np.minimum(block_size + 1, len(tokens) - starts).astype(np.int32)
     else:
-        stored = (folder / "starts.npy").is_file()  # caches of earlier versions have none
-        starts = _mapped(folder / "starts.npy") if stored else np.cumsum(lengths, dtype=np.int64) - lengths
+        starts = _mapped(folder / "starts.npy")
     optional = {
         name: _mapped(folder / f"{name}.npy") if (folder / f"{name}.npy").is_file() else None for name in ("labels", "second")
     }
