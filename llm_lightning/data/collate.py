@@ -59,6 +59,11 @@ class MicroBatch:
     """Computed only because another rank has one batch more, and all gather a sharded model together: counts for nothing."""
 
     @property
+    def segments(self) -> int:
+        """Sequences in `input_ids`, one of padding included that fills a batch up (`fill`)."""
+        return len(self.cu_seqlens) - 1
+
+    @property
     def target_count(self) -> int:
         return 0 if self.blank else len(self.targets)
 

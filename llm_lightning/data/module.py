@@ -183,8 +183,11 @@ class DataModule(lightning.LightningDataModule):
         start, rank, world = self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size
         if self.text.stream is not None:
             return self._loader(self._streamed(self.text.stream, start, rank, world))
-        steps = TrainingSteps(self.text.splits["train"], self.plan, self.spec, self.collator, self.total_steps, rank, world)
-        return self._loader(steps, sampler=FromStep(start, self.total_steps))
+        return self._loader(self.training_steps(rank, world), sampler=FromStep(start, self.total_steps))
+
+    def training_steps(self, rank: int, world: int) -> TrainingSteps:
+        """Return a rank's parts of all steps, where the training text is not streamed."""
+        return TrainingSteps(self.text.splits["train"], self.plan, self.spec, self.collator, self.total_steps, rank, world)
 
     def _streamed(self, stream: Stream, start: int, rank: int, world: int) -> StreamedSteps:
         block, spec, seed = self.config.data.block_size, self.spec, self.config.seed

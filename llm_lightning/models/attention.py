@@ -3,15 +3,14 @@
 transformers calls it with queries, keys and values of shape (1, heads, tokens, dim) and with the keywords that the model itself was
 called with, `cu_seq_lens_q` among them. Without that keyword it refuses to work, for then documents would see each other.
 
-On a CPU the sequences of one length are one rectangle, without padding; on a CUDA device torch's variable-length kernel takes the
-batch as it is. What neither can do (dropout of attention weights on CUDA, fp32, an older GPU or an older torch there) goes through SDPA
-on rows that are padded inside attention alone. Capped logits and sinks, which no kernel has, are plain products.
+On a CPU the sequences of one length are one rectangle, without padding; on a CUDA device FlashAttention's variable-length kernel takes
+the batch as it is, dropout included. What neither can do (fp32 and older GPUs there) goes through SDPA on rows that are padded inside
+attention alone. Capped logits and sinks, which no kernel has, are plain products.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import itertools
 import math
 from collections.abc import Iterator
@@ -22,23 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from llm_lightning.models.dropout import draws, factors
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-
-    _OPTIONS = set(inspect.signature(varlen_attn).parameters)
-except ImportError:  # torch before 2.10
-    _OPTIONS = set()
-
 NAME = "padding_free"
 
-VARLEN = {"scale", "window_size"} <= _OPTIONS
-"""Whether torch's variable-length kernel can be told of a scale and of a window: since torch 2.11."""
-VARLEN_GROUPS = "enable_gqa" in _OPTIONS
-"""Whether it takes fewer heads of keys and values than of queries: since torch 2.12."""
+WIDEST = 256
+"""The widest heads that FlashAttention's kernel takes (Dao 2023)."""
 
 SHORT = 128
 """Tokens up to which half-precision attention is computed in fp32 on a CPU: oneDNN makes a bf16 kernel anew for every number and length
@@ -120,15 +109,8 @@ def _attend(
     if q.device.type == "cpu":
         return by_length(q, k, v, cu_seqlens, dropout, causal, window, scale)
     same_width = q.shape[-1] == v.shape[-1]  # not in DeepSeek's latent attention
-    if q.device.type == "cuda" and not dropout and q.dtype != torch.float32 and same_width and _has_varlen(q.device):
-        span = (window, 0 if causal else window)
-        if not VARLEN_GROUPS:
-            k, v = repeat_heads(q, k, v)
-        options: dict[str, Any] = {"scale": scale, "window_size": span}
-        if q.shape[1] != k.shape[1]:
-            options["enable_gqa"] = True
-        out: Any = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
-        return out
+    if q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16) and same_width and _has_flash(q):
+        return by_flash_attention(q, k, v, cu_seqlens, longest, dropout, causal, window, scale)
     return in_rows(q, k, v, cu_seqlens, longest, dropout, causal, window, scale)
 
 
@@ -146,19 +128,14 @@ def lengths_at_hand(cu_seqlens: Tensor, longest: int) -> Iterator[None]:
         _lengths = None
 
 
-def given(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
-    """Return the mask that transformers would make: that of padding, which `attention` then refuses. With lengths at hand the batch is
-    flat, and the mask is one of ones that the model has made itself (BioGPT)."""
-    return attention_mask if _lengths is None else None
+def _has_flash(q: Tensor) -> bool:
+    """Return whether FlashAttention's kernel takes such heads on their GPU: from compute capability 8.0 on. torch.compile sees through it."""
+    return q.shape[-1] <= WIDEST and bool(torch.cuda.get_device_properties(q.device).major >= 8)
 
 
-def _has_varlen(device: torch.device) -> bool:
-    """Return whether torch's variable-length kernel runs on a GPU: from compute capability 8.0 on. torch.compile sees through it."""
-    return VARLEN and bool(torch.cuda.get_device_properties(device).major >= 8)
-
-
+# No function for masks is registered beside it: so transformers makes none, and does not read positions back from a GPU to see whether
+# it needs one. A mask of padding reaches `attention` without lengths, and is refused there.
 AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, given)
 
 
 def visible(length: int, causal: bool, window: int, device: torch.device) -> Tensor | None:
@@ -271,6 +248,36 @@ def _write(into: Tensor, rectangle: Tensor, count: int) -> None:
     rows = rectangle.unflatten(0, (count, into.shape[1], -1))
     rows = rows[:, :, 0] if rows.shape[2] == 1 else rows.sum(2)
     into.unflatten(0, (count, -1)).copy_(rows.transpose(1, 2))
+
+
+def by_flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, dropout: float, causal: bool, window: int, scale: float
+) -> Tensor:
+    """Return (tokens, heads, dim) attention by FlashAttention (Dao 2023), which takes a flat batch, dropout and shared keys.
+
+    torch's own `varlen_attn` calls the same kernel, and leaves out its dropout.
+    """
+    width = q.shape[-1]
+    if odd := width % 8:
+        q, k, v = (F.pad(x, (0, 8 - odd)) for x in (q, k, v))
+    ahead = 0 if causal else window
+    found = torch.ops.aten._flash_attention_forward(
+        q,
+        k,
+        v,
+        cu_seqlens,
+        cu_seqlens,
+        longest,
+        longest,
+        dropout,
+        causal and window < 0,
+        False,
+        scale=scale,
+        window_size_left=window,
+        window_size_right=-1 if window < 0 and not causal else ahead,
+    )
+    out: Tensor = found[0]
+    return out[..., :width] if odd else out
 
 
 def in_rows(

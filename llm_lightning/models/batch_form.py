@@ -42,9 +42,25 @@ def set_batch_form(model: PreTrainedModel, form: BatchForm) -> None:
     if form.padded_because is None and not is_unpadded(model):
         model.__dict__["published_attention"] = model.config._attn_implementation
         model.set_attn_implementation(attention.NAME)
+        for module in _warning_modules(model):
+            module.__dict__[_WARNING] = _no_warning
     elif form.padded_because is not None and is_unpadded(model):
         model.set_attn_implementation(published_attention(model))
+        for module in _warning_modules(model):
+            module.__dict__.pop(_WARNING, None)
     model.__dict__["batch_form"] = form
+
+
+_WARNING = "warn_if_padding_and_no_attention_mask"
+"""transformers' look at the ids for padding that no mask tells of: there is none in a flat batch, and a GPU is waited for (5.23)."""
+
+
+def _warning_modules(model: PreTrainedModel) -> list[nn.Module]:
+    return [module for module in model.modules() if hasattr(module, _WARNING)]
+
+
+def _no_warning(input_ids: Any, attention_mask: Any) -> None:
+    pass
 
 
 def is_unpadded(model: PreTrainedModel) -> bool:

@@ -72,14 +72,14 @@ def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     pooling = batch_form(model).pooling
     if pooling == "late":
         with _spliced(model, batch, lambda hidden: hidden[:, None]):
-            return mean(model(input_ids=batch.input_ids[:, None]).logits)
+            return mean(model(input_ids=batch.input_ids[:, None]).logits)[: len(batch.indices)]
     if pooling == "mean":
         spliced = _spliced(model, batch, lambda hidden: mean(hidden)[:, None])
     else:
         places = _last(model, batch) if pooling == "last" else first
         spliced = _spliced(model, batch, lambda hidden: hidden[:, None], places)
     with spliced:
-        return model(input_ids=batch.input_ids[first][:, None]).logits  # as if each sequence had one token
+        return model(input_ids=batch.input_ids[first][:, None]).logits[: len(batch.indices)]  # as if each sequence had one token
 
 
 def span_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
@@ -217,5 +217,5 @@ def _last(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 
 def sequence_of(batch: MicroBatch) -> Tensor:
     """(tokens,) which of the batch's sequences a token belongs to."""
-    numbers = torch.arange(len(batch.indices), device=batch.input_ids.device)
+    numbers = torch.arange(batch.segments, device=batch.input_ids.device)
     return torch.repeat_interleave(numbers, batch.cu_seqlens.diff(), output_size=len(batch.input_ids))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from llm_lightning.data.masking import IGNORED
 
 LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Logits that are held at once: as few as keep the matrix products efficient."""
+ALIGNED = 64
+"""A GPU multiplies matrices whose rows begin at a multiple of 16 bytes faster: a vocabulary is padded to a multiple of so many tokens."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -31,27 +38,69 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        on_gpu = hidden.device.type == "cuda"
+        vocabulary = len(weight)
+        if on_gpu and vocabulary % ALIGNED:
+            weight = F.pad(weight, (0, 0, 0, -vocabulary % ALIGNED))
         rows = max(1, LOGITS.get(hidden.device.type, 1 << 26) // len(weight))
         loss = hidden.new_zeros((), dtype=exact)
         backward = any(ctx.needs_input_grad)
         into_hidden = torch.empty_like(hidden) if backward else None
         into_weight = torch.zeros_like(weight, dtype=exact) if ctx.needs_input_grad[1] else None  # a frozen head has none
         for start in range(0, len(hidden), rows):
-            h, target = hidden[start : start + rows], targets[start : start + rows, None]
+            h, target = hidden[start : start + rows], targets[start : start + rows]
+            real = target != IGNORED
             logits = h @ weight.T
-            p = logits.softmax(-1, dtype=exact)
-            denominator = logits.amax(-1).to(exact) - p.amax(-1).log()  # the largest p never underflows
-            loss += (denominator - logits.gather(1, target)[:, 0].to(exact)).sum()
+            if on_gpu and exact == torch.float32:
+                losses, slope = _fused()(logits, target.clamp(min=0), vocabulary)
+            else:
+                losses, slope = losses_and_slope(logits, target.clamp(min=0))
+            loss += (losses * real).sum()
             if into_hidden is not None:
-                p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand(len(h), 1))
-                slope = p.to(h.dtype)
                 torch.mm(slope, weight, out=into_hidden[start : start + rows])
+                into_hidden[start : start + rows] *= real[:, None]
                 if into_weight is not None:
-                    into_weight += slope.T @ h
-        ctx.save_for_backward(into_hidden, into_weight)
+                    into_weight += slope.T @ (h * real[:, None])
+        ctx.save_for_backward(into_hidden, None if into_weight is None else into_weight[:vocabulary])
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         into_hidden, into_weight = ctx.saved_tensors
         return into_hidden * grad, None if into_weight is None else into_weight * grad, None
+
+
+def losses_and_slope(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (rows,) -log softmax(logits)[target], and the gradient of their sum by the logits (rows, vocabulary), in their type."""
+    exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    place = targets[:, None]
+    p = logits.softmax(-1, dtype=exact)
+    denominator = logits.amax(-1).to(exact) - p.amax(-1).log()  # the largest p never underflows
+    losses = denominator - logits.gather(1, place)[:, 0].to(exact)
+    p.scatter_add_(1, place, p.new_full((1, 1), -1.0).expand(len(logits), 1))
+    return losses, p.to(logits.dtype)
+
+
+def fused_losses_and_slope(logits: Tensor, targets: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Return what `losses_and_slope` does, of logits whose columns behind the vocabulary are padding.
+
+    Written to be compiled: logits are then read twice and the gradient is written once, without a tensor in fp32.
+    """
+    column = torch.arange(logits.shape[1], device=logits.device)
+    exact = torch.where(column < vocabulary, logits.float(), -torch.inf)
+    denominator = exact.logsumexp(-1)
+    losses = denominator - logits.gather(1, targets[:, None])[:, 0].float()
+    slope = (exact - denominator[:, None]).exp() - (column == targets[:, None]).float()
+    return losses, slope.to(logits.dtype)
+
+
+@functools.cache
+def _fused() -> Any:
+    """Return `fused_losses_and_slope` compiled, or as it is where there is no compiler."""
+    return torch.compile(fused_losses_and_slope, dynamic=True) if has_compiler() else fused_losses_and_slope
+
+
+@functools.cache
+def has_compiler() -> bool:
+    """Return whether torch.compile makes kernels for a GPU here: with Triton."""
+    return importlib.util.find_spec("triton") is not None

@@ -62,7 +62,7 @@ class Objective(lightning.LightningModule):
         """The metrics of the last evaluation: `split/metric` to a number."""
         self._make_optimizer: Callable[[nn.Module], Optimizer]
         self._factor: Callable[[int], float]
-        self._train_on = OptimizerStep(self)
+        self.steps = OptimizerStep(self)
         self._pass: EvaluationPass | None = None
         """The evaluation that is going on."""
         self._batches: dict[str, Any] = {}
@@ -164,7 +164,7 @@ class Objective(lightning.LightningModule):
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_step(self, step: Step, batch_index: int) -> dict[str, Any]:
-        return self._train_on(step)
+        return self.steps(step)
 
     def precision_context(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context to call the model in outside of a step, as for text that it writes: that of the Trainer's precision."""

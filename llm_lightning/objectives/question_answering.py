@@ -61,12 +61,12 @@ class QuestionAnswering(Objective):
         logits = span_logits(self.model, batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         window = sequence_of(batch)
-        largest = logits.new_full((len(batch.indices), 2), -torch.inf)
+        largest = logits.new_full((batch.segments, 2), -torch.inf)
         largest = largest.scatter_reduce(0, window[:, None].expand_as(logits), logits.detach(), "amax")
         sums = torch.zeros_like(largest).index_add(0, window, (logits - largest[window]).exp())
-        places = batch.cu_seqlens[:-1, None] + batch.targets
+        places = batch.cu_seqlens[: len(batch.indices), None] + batch.targets
         wanted = logits[places[:, 0], 0] + logits[places[:, 1], 1]
-        return ((largest + sums.log()).sum() - wanted.sum()) / 2, logits
+        return ((largest + sums.log())[: len(batch.indices)].sum() - wanted.sum()) / 2, logits
 
     def build_states(self) -> States:
         return {"windows": Rows(len(self.text.splits[self.split]), SCORED)}

@@ -57,7 +57,7 @@ def _kept(objective: Objective, batch: MicroBatch, trainer: lightning.Trainer) -
         return tensor
 
     batch = objective.transfer_batch_to_device(batch, objective.model.device, 0)
-    with trainer.precision_plugin.train_step_context(), saved_tensors_hooks(note, lambda tensor: tensor):
+    with trainer.precision_plugin.forward_context(), saved_tensors_hooks(note, lambda tensor: tensor):
         loss = objective.loss_sum(batch)
     del loss
     return sum(storages.values())

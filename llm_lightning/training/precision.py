@@ -71,6 +71,11 @@ class MasterWeights(Precision):
         return module
 
     @contextmanager
+    def train_step_context(self) -> Generator[None, None, None]:
+        """Do nothing: the optimizer step enters `forward_context` around its passes, each time anew where CUDA graphs record them."""
+        yield
+
+    @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
         model = self._objective.model
         if self._way != "copies":

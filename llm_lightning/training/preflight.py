@@ -29,7 +29,7 @@ from llm_lightning.models import embedding
 from llm_lightning.models.forward import token_logits
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.evaluation import score_batches
-from llm_lightning.training import batch_size, compilation
+from llm_lightning.training import batch_size, compilation, trial
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from llm_lightning.training.memory import peak
 
@@ -65,7 +65,9 @@ class Preflight:
         """Yield name and function of each check: on rank 0 all; on the others those of their own device, and scores, a collective."""
         yield from self.data_checks() if distributed.is_rank_zero() else ()
         yield "one step on the longest batch", self.step
-        if self.data.config.trainer.compile is not False:
+        if self.data.config.trainer.compile == "auto" and self.alone_on_gpu():
+            yield "fastest step", self.fastest
+        elif self.data.config.trainer.compile is not False:
             yield "compile", self.compile
         yield from self.model_checks() if distributed.is_rank_zero() else ()
         yield "monitored metric", self.monitor
@@ -222,6 +224,24 @@ class Preflight:
             objective.model.zero_grad()
             torch.cuda.empty_cache()
 
+    def alone_on_gpu(self) -> bool:
+        """Return whether one process trains on one GPU, with weights that it may cast and gradients that need no scale."""
+        return (
+            self.trainer.strategy.root_device.type == "cuda"
+            and self.trainer.world_size == 1
+            and str(self.trainer.precision) != "16-mixed"
+        )
+
+    def fastest(self) -> str:
+        """The ways to go forward and backward timed, and the fastest taken; layers are compiled only where it pays."""
+        model, device = self.objective.model, self.trainer.strategy.root_device
+        state, gpu_state = torch.get_rng_state(), torch.cuda.get_rng_state(device)
+        try:
+            return trial.take_fastest(self.objective, self.data, self.trainer, compilation.pays(model, self.data, device))
+        finally:
+            torch.set_rng_state(state)
+            torch.cuda.set_rng_state(gpu_state, device)
+
     def compile(self) -> str:
         """Layers compiled, where it pays, for batches of any shape: all that compiling takes is spent here."""
         model, device = self.objective.model, self.trainer.strategy.root_device
@@ -250,7 +270,7 @@ class Preflight:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         objective.to(device).train()
-        with self.trainer.precision_plugin.train_step_context():
+        with self.trainer.precision_plugin.forward_context():
             loss = objective.loss_sum(objective.transfer_batch_to_device(batch, device, 0))
         loss.backward()
         missing = [

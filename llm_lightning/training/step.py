@@ -11,6 +11,8 @@ weights that come out are those of a step that had been cut so from the start, t
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from llm_lightning.data.collate import MicroBatch, Step, pieces
 from llm_lightning.errors import RunError
 from llm_lightning.models import dropout, embedding
 from llm_lightning.training import parallel
+from llm_lightning.training.graphs import Graphs
 
 if TYPE_CHECKING:
     from llm_lightning.objectives.base import Objective
@@ -43,6 +46,12 @@ class OptimizerStep:
         """Into how many pieces each micro-batch is cut: a power of two."""
         self._reducing = False
         """Whether the backward pass has begun that gradients are reduced in."""
+        self._graphs: Graphs | None = None
+
+    def use_graphs(self, context: Callable[[], AbstractContextManager[Any]] | None) -> None:
+        """Have forward and backward passes run from CUDA graphs in the precision's context, or where it is None no longer."""
+        trained = [parameter for parameter in self._objective.model.parameters() if parameter.requires_grad]
+        self._graphs = None if context is None else Graphs(self.passes, trained, context)
 
     def __call__(self, step: Step) -> dict[str, Any]:
         """Train on a step. Returns its `loss_sum` (this rank's) and `targets` (all ranks'), `gradient_norm` and `learning_rate`.
@@ -60,7 +69,8 @@ class OptimizerStep:
         norm = clip(objective.model, optimizer.optimizer, objective.clip_norm, scaler)
         rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
-        optimizer.zero_grad()
+        if self._graphs is None:  # they write over gradients in place
+            optimizer.zero_grad()
         scheduler.step()
         return {"loss_sum": loss_sum, "targets": targets, "gradient_norm": norm, "learning_rate": rate}
 
@@ -80,6 +90,8 @@ class OptimizerStep:
                 size = self._halve(step.step, attempt, batches, started, error)
             attempt += 1  # here the error is gone, and with it what its traceback kept in memory
             parallel.discard_step(objective.model)
+            if self._graphs is not None:
+                self._graphs.clear()
             if objective.device.type == "cuda":
                 torch.cuda.empty_cache()
             log.warning(
@@ -95,18 +107,30 @@ class OptimizerStep:
 
     def _backward(self, batches: list[MicroBatch], targets: Tensor) -> Tensor:
         """Add the gradients of micro-batches to those of the parameters, and return their summed loss."""
-        objective, strategy = self._objective, self._objective.trainer.strategy
-        scale = objective.trainer.world_size / targets.clamp(min=1.0)  # DDP and FSDP2 average over ranks, and we want the sum
+        objective, trainer = self._objective, self._objective.trainer
+        scale = trainer.world_size / targets.clamp(min=1.0)  # DDP and FSDP2 average over ranks, and we want the sum
         total = torch.zeros_like(targets)
-        for i, batch in enumerate(batches):
-            self._reducing = False
-            last = i == len(batches) - 1
-            with parallel.gradient_sync(strategy, objective.model, last):
-                loss = objective.loss_sum(batch) * (not batch.blank)
-                self._reducing = last
-                objective.manual_backward(loss * scale.to(loss.dtype))
-            total += loss.detach()
+        if self._graphs is not None:
+            for i, batch in enumerate(batches):
+                total += self._graphs(batch, scale, first=i == 0)
+            return total
+        with trainer.precision_plugin.forward_context():
+            for i, batch in enumerate(batches):
+                self._reducing = False
+                last = i == len(batches) - 1
+                with parallel.gradient_sync(trainer.strategy, objective.model, last):
+                    total += self.passes(batch, scale, last)
         return total
+
+    def passes(self, batch: MicroBatch, scale: Tensor, last: bool = True) -> Tensor:
+        """Go forward and backward: add the gradients of scale times a micro-batch's loss to those of the parameters. Returns the loss.
+
+        `last` tells whether ranks exchange gradients in this backward pass.
+        """
+        loss = self._objective.loss_sum(batch) * (not batch.blank)
+        self._reducing = last
+        self._objective.manual_backward(loss * scale.to(loss.dtype))
+        return loss.detach()
 
     def _halve(self, step: int, attempt: int, batches: list[MicroBatch], started: int | None, error: torch.OutOfMemoryError) -> int:
         """Have micro-batches cut in halves on every rank, and return the tokens of the largest so far.

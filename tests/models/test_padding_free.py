@@ -62,9 +62,9 @@ LENGTHS = [9, 5, 14, 3, 9, 11, 9, 1]
 CU_SEQLENS = torch.tensor([0, *np.cumsum(LENGTHS)], dtype=torch.int32)
 
 
-def made(architecture: str, head: str) -> PreTrainedModel:
+def made(architecture: str, head: str, classes: int = 3) -> PreTrainedModel:
     torch.manual_seed(0)
-    special = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": 2, "num_labels": 3}
+    special = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": 2, "num_labels": classes}
     config = AutoConfig.for_model(architecture, **special, **SETTINGS.get(architecture, ENCODER))
     for name in vars(config):
         if ("dropout" in name or "pdrop" in name) and isinstance(getattr(config, name), float):

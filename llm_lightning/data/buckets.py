@@ -1,0 +1,72 @@
+"""Few shapes of flat batches: a GPU then runs a step from a CUDA graph, or from a kernel that was compiled for its shape.
+
+A batch is filled up with sequences of padding behind its own. They have no target, and no sequence sees another: losses, gradients and
+the sequences' own dropout stay what they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llm_lightning.data.collate import ROUND, MicroBatch
+from llm_lightning.data.masking import IGNORED
+
+SHARE = 0.05
+"""The share of positions that filling up may cost, where a batch has more than ROUND / SHARE of them."""
+SEQUENCES = 8
+"""Batches whose targets are tokens are filled up to a multiple of as many sequences."""
+LONG = 256
+"""Tokens from which on sequences of equal length are left as they are: as dense blocks they have a faster kernel."""
+
+
+def bucket(count: int) -> int:
+    """Return the size that a number of positions is filled up to."""
+    step = max(ROUND, 2 ** int(math.log2(max(count * SHARE, 1))))
+    return -(-count // step) * step
+
+
+def longest_bucket(length: int) -> int:
+    """Return the bound that kernels are given for the longest sequence: a power of two."""
+    return max(ROUND, 2 ** math.ceil(math.log2(length)))
+
+
+def fill(batch: MicroBatch) -> MicroBatch:
+    """Return the batch filled up to a size that few batches have, on its device.
+
+    Targets of padding are IGNORED, and the places of targets that are not there are 0. `indices` stay those of the real sequences where
+    targets belong to sequences. Translations, whose targets are a text of their own, and equal long sequences are left as they are.
+    """
+    tokens, sequences = len(batch.input_ids), batch.segments
+    dense = batch.longest >= LONG and sequences * batch.longest == tokens == bucket(tokens)
+    if batch.cu_targets is not None or dense or tokens == sequences:
+        return batch
+    of_tokens = batch.target_places is not None or len(batch.targets) == tokens
+    fillers = SEQUENCES - sequences % SEQUENCES if of_tokens else 1
+    total = bucket(tokens + fillers)
+    bounds = [batch.cu_seqlens, torch.arange(tokens + 1, tokens + fillers, dtype=torch.int32, device=batch.cu_seqlens.device)]
+    targets, places = batch.targets, batch.target_places
+    if places is not None:
+        wanted = bucket(max(len(places), 1))
+        targets, places = _fill(targets, wanted, IGNORED), _fill(places, wanted)
+    elif of_tokens:
+        targets = _fill(targets, total, IGNORED)
+    return replace(
+        batch,
+        input_ids=_fill(batch.input_ids, total),
+        position_ids=_fill(batch.position_ids, total),
+        cu_seqlens=F.pad(torch.cat(bounds), (0, 1), value=total),
+        longest=longest_bucket(max(batch.longest, total - tokens - fillers + 1)),
+        targets=targets,
+        indices=_fill(batch.indices, sequences + fillers) if of_tokens else batch.indices,
+        target_places=places,
+        token_type_ids=None if batch.token_type_ids is None else _fill(batch.token_type_ids, total),
+    )
+
+
+def _fill(values: Tensor, count: int, value: int = 0) -> Tensor:
+    return F.pad(values, (0, count - len(values)), value=value)

@@ -1,0 +1,169 @@
+"""Which way forward and backward passes run fastest on this GPU, by trial: kernel after kernel, from CUDA graphs, by compiled layers.
+
+Each way is held against the first one: losses and gradients of the same batches, without dropout, have to be the same to rounding. One
+that fails or differs is named and left out, so what could not be tried on some card can never train wrongly there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.module import DataModule
+from llm_lightning.objectives.base import Objective
+from llm_lightning.training import compilation
+from llm_lightning.training.graphs import Graphs
+
+log = logging.getLogger(__name__)
+
+STEPS = 4
+"""Steps of the run whose micro-batches are tried."""
+MOST = 6
+"""Micro-batches that are tried at the most."""
+ROUNDS = 5
+"""Passes over them that are timed; three go before them, in which graphs are captured and layers compiled."""
+ERROR = {torch.bfloat16: 0.03, torch.float32: 2e-3}
+"""How far a way's gradients may be from those of the first, of their norm."""
+GAIN = 1.03
+"""How many times as fast as a simpler way another has to be to be taken."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to go forward and backward."""
+
+    name: str
+    compiled: bool = False
+    graphs: bool = False
+
+
+WAYS = (Way("kernel by kernel"), Way("CUDA graphs", graphs=True))
+COMPILED = (Way("compiled layers", compiled=True), Way("compiled layers in CUDA graphs", compiled=True, graphs=True))
+
+
+def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trainer, compiles: bool) -> str:
+    """Set the objective up for the fastest way, and return what was found; layers are compiled where `compiles` says so."""
+    device = trainer.strategy.root_device
+    objective.to(device)
+    batches = [batch.to(device) for batch in _batches(data, trainer.world_size)]
+    seconds: dict[Way, float] = {}
+    problems: list[str] = []
+    reference: _Result | None = None
+    for way in WAYS + (COMPILED if compiles else ()):
+        compilation.start(objective.model) if way.compiled else compilation.stop(objective.model)
+        try:
+            found = _run(objective.eval(), batches, way, trainer.precision_plugin.forward_context)
+            reference = reference or found
+            if (problem := _compare(found, reference)) is not None:
+                raise ArithmeticError(problem)
+            seconds[way] = _time(objective.train(), batches, way, trainer.precision_plugin.forward_context)
+        except Exception as error:  # of a compiler, a driver, or a model's own code
+            if way is WAYS[0]:
+                raise
+            problems.append(f"{way.name}: {str(error).splitlines()[0][:200]}")
+            log.warning("left out: %s", problems[-1])
+        finally:
+            objective.train()
+            objective.model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+    chosen = WAYS[0]
+    for way in seconds:
+        if seconds[way] * GAIN < seconds[chosen]:
+            chosen = way
+    compilation.start(objective.model) if chosen.compiled else compilation.stop(objective.model)
+    objective.steps.use_graphs(trainer.precision_plugin.forward_context if chosen.graphs else None)
+    times = ", ".join(f"{way.name} {1000 * value:.1f} ms" for way, value in seconds.items())
+    return f"{chosen.name} (a micro-batch: {times})"
+
+
+def _batches(data: DataModule, world: int) -> list[MicroBatch]:
+    """Return micro-batches of the first steps, as many as are tried; of streamed data the longest rows."""
+    if data.text.stream is not None:
+        return [data.longest(world)]
+    steps = data.training_steps(0, world)
+    found = [batch for number in range(min(STEPS, len(steps))) for batch in steps[number].micro_batches]
+    return found[:MOST]
+
+
+@dataclass
+class _Result:
+    losses: list[float]
+    gradients: list[Tensor]
+
+
+def _run(objective: Objective, batches: list[MicroBatch], way: Way, context: Callable[[], Any]) -> _Result:
+    """Return losses and gradients of the batches, after what a way does the first times."""
+    passes = _passes(objective, way, context)
+    for _ in range(3):
+        losses = [passes(batch, i == 0) for i, batch in enumerate(batches)]
+    gradients = [p.grad.clone() for p in objective.model.parameters() if p.grad is not None]
+    return _Result([float(loss) for loss in losses], gradients)
+
+
+def _time(objective: Objective, batches: list[MicroBatch], way: Way, context: Callable[[], Any]) -> float:
+    """Return seconds a micro-batch."""
+    objective.model.zero_grad(set_to_none=True)
+    passes = _passes(objective, way, context)
+    device = batches[0].input_ids.device
+    for number in range(3 + ROUNDS):
+        if number == 3:
+            torch.cuda.synchronize(device)
+            started = time.perf_counter()
+        for i, batch in enumerate(batches):
+            passes(batch, i == 0)
+    torch.cuda.synchronize(device)
+    return (time.perf_counter() - started) / ROUNDS / len(batches)
+
+
+def _passes(objective: Objective, way: Way, context: Callable[[], Any]) -> Callable[[MicroBatch, bool], Tensor]:
+    """Return what goes forward and backward on a batch in a way."""
+    parameters = [p for p in objective.model.parameters() if p.requires_grad]
+    one = torch.ones((), device=parameters[0].device)
+
+    def plain(batch: MicroBatch, factor: Tensor) -> Tensor:
+        loss = objective.loss_sum(batch)
+        (loss * factor.to(loss.dtype) / max(batch.target_count, 1)).backward()
+        return loss.detach()
+
+    if way.graphs:
+        graphs = Graphs(plain, parameters, context)
+
+        def captured(batch: MicroBatch, first: bool) -> Tensor:
+            loss = graphs(batch, one, first)
+            if graphs.failed is not None:
+                raise RuntimeError(graphs.failed)
+            return loss
+
+        return captured
+
+    def direct(batch: MicroBatch, first: bool) -> Tensor:
+        if first:
+            objective.model.zero_grad(set_to_none=True)
+        with context():
+            return plain(batch, one)
+
+    return direct
+
+
+def _compare(found: _Result, reference: _Result) -> str | None:
+    """Return how a result differs, if it does more than by rounding."""
+    kind = torch.bfloat16 if len(reference.gradients) and torch.cuda.is_bf16_supported() else torch.float32
+    limit = ERROR[kind]
+    if len(found.gradients) != len(reference.gradients):
+        return f"{len(found.gradients)} weights have gradients, and {len(reference.gradients)} should"
+    for ours, theirs in zip(found.losses, reference.losses, strict=True):
+        if not abs(ours - theirs) <= limit * max(abs(theirs), 1e-6):
+            return f"a loss is {ours:.6g}, and {theirs:.6g} kernel by kernel"
+    squares = [
+        (float((a - b).float().norm()), float(b.float().norm())) for a, b in zip(found.gradients, reference.gradients, strict=True)
+    ]
+    error = sum(x**2 for x, _ in squares) ** 0.5 / max(sum(y**2 for _, y in squares) ** 0.5, 1e-30)
+    return None if error <= limit else f"gradients are off by {error:.1%}"
