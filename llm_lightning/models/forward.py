@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from llm_lightning.data.collate import MicroBatch, rounded
 from llm_lightning.models import attention, last_layer
 from llm_lightning.models.batch_form import batch_form, is_unpadded, transformer_of
-from llm_lightning.models.loss import linear_cross_entropy
+from llm_lightning.models.loss import cross_entropy, linear_cross_entropy
 
 
 def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
@@ -43,9 +43,7 @@ def token_loss(model: PreTrainedModel, batch: MicroBatch, chunked: bool = True) 
     if chunked and type(head) is nn.Linear and is_unpadded(model) and batch_form(model).plain_head:
         with _spliced(model, batch, lambda hidden: hidden[None], batch.target_places), _loss_for_logits(head, batch.targets):
             return model(input_ids=batch.input_ids[None]).logits
-    logits = token_logits(model, batch)
-    exact = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(exact, batch.targets, reduction="sum")
+    return cross_entropy(token_logits(model, batch), batch.targets)
 
 
 def log_likelihoods(model: PreTrainedModel, batch: MicroBatch) -> Tensor:

@@ -32,6 +32,31 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     return loss
 
 
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return Σ -log softmax(logits)[target], a scalar, of logits (targets, vocabulary); softmax and sums are in fp32, or fp64 for fp64."""
+    if logits.device.type == "cuda" and logits.dtype in (torch.bfloat16, torch.float16):
+        loss: Tensor = _CrossEntropy.apply(logits, targets)
+        return loss
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(exact, targets, reduction="sum", ignore_index=IGNORED)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The gradient is computed in the forward pass, in the type of the logits: there are no logits in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        real = targets != IGNORED
+        losses, slope = _fused()(logits, targets.clamp(min=0), logits.shape[1])
+        ctx.save_for_backward(slope, real)
+        return (losses * real).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        slope, real = ctx.saved_tensors
+        return slope * (grad * real)[:, None].to(slope.dtype), None
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are computed in the forward pass, while a chunk's logits are there: ∂loss/∂logits = softmax - one-hot."""
 

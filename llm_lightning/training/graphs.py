@@ -48,7 +48,7 @@ class Graphs:
         """Why nothing is captured any more."""
 
     def __call__(self, batch: MicroBatch, factor: Tensor, first: bool) -> Tensor:
-        """Add a micro-batch's gradients to those of the parameters, or replace them where it is the `first` of its step. Returns its loss."""
+        """Add a micro-batch's gradients to the parameters', or replace them where it is the `first` of its step. Returns its loss."""
         batch = fill(batch)
         key = (first, *_shape(batch))
         graph = self._graphs.get(key)
@@ -76,20 +76,23 @@ class Graphs:
     def _capture(self, key: Key, batch: MicroBatch, factor: Tensor, first: bool) -> _Graph | None:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        own = replace(batch, **{name: value.clone() for name, value in batch.tensors().items()})  # type: ignore[arg-type]
-        own_factor, graph = factor.clone(), torch.cuda.CUDAGraph()
+        own, own_factor, graph = _copy(batch), factor.clone(), torch.cuda.CUDAGraph()
         torch.cuda.synchronize(factor.device)
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            # other threads go on meanwhile, as that which pins the next batches' memory
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self._run(own, own_factor, first)
         except RuntimeError as error:
             self.failed = str(error).splitlines()[0]
             log.warning("CUDA graphs: left out from now on, as a step cannot be captured (%s)", self.failed)
             return None
+        self._keep(key, _Graph(graph, own, own_factor, loss))
+        return self._graphs[key]
+
+    def _keep(self, key: Key, graph: _Graph) -> None:
         if len(self._graphs) >= MOST:
             self._graphs.popitem(last=False)
-        self._graphs[key] = _Graph(graph, own, own_factor, loss)
-        return self._graphs[key]
+        self._graphs[key] = graph
 
 
 class _Graph:
@@ -104,6 +107,10 @@ class _Graph:
             into.copy_(value)
         self._graph.replay()
         return self._loss.clone()  # the next graph may write over it
+
+
+def _copy(batch: MicroBatch) -> MicroBatch:
+    return replace(batch, **{name: value.clone() for name, value in batch.tensors().items()})  # type: ignore[arg-type]
 
 
 def _shape(batch: MicroBatch) -> Key:

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llm_lightning.data.masking import IGNORED
 from llm_lightning.models import loss as module
-from llm_lightning.models.loss import linear_cross_entropy
+from llm_lightning.models.loss import fused_losses_and_slope, linear_cross_entropy, losses_and_slope
 
 TARGETS, WIDTH, VOCABULARY = 23, 8, 31
 
@@ -30,6 +31,7 @@ def test_loss_and_gradients_equal_those_of_the_logits(
     results = []
     for ours in (True, False):
         hidden, weight, targets = drawn(dtype, scale)
+        targets[::6] = IGNORED
         logits = hidden @ weight.T
         exact = logits if dtype == torch.float64 else logits.float()
         value = linear_cross_entropy(hidden, weight, targets) if ours else F.cross_entropy(exact, targets, reduction="sum")
@@ -59,3 +61,27 @@ def test_without_gradients_nothing_is_kept() -> None:
         value = linear_cross_entropy(hidden, weight, targets)
     assert not value.requires_grad
     torch.testing.assert_close(value, F.cross_entropy(hidden @ weight.T, targets, reduction="sum"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_compiled_for_a_gpu_equals_what_a_cpu_runs(dtype: torch.dtype) -> None:
+    """Columns behind the vocabulary are padding, whatever they hold."""
+    torch.manual_seed(0)
+    logits, targets = (8 * torch.randn(TARGETS, VOCABULARY)).to(dtype), torch.randint(VOCABULARY, (TARGETS,))
+    losses, slope = losses_and_slope(logits, targets)
+    found_losses, found_slope = fused_losses_and_slope(F.pad(logits, (0, 9), value=50.0), targets, VOCABULARY)
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-3
+    torch.testing.assert_close(found_losses, losses, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(found_slope[:, :VOCABULARY], slope, atol=tolerance, rtol=tolerance)
+    assert not found_slope[:, VOCABULARY:].any()
+
+
+def test_the_loss_of_logits_on_a_gpu_is_that_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_fused", lambda: fused_losses_and_slope)
+    torch.manual_seed(0)
+    logits, targets = torch.randn(TARGETS, VOCABULARY, requires_grad=True), torch.randint(VOCABULARY, (TARGETS,))
+    targets[::6] = IGNORED
+    results = []
+    for loss in (module._CrossEntropy.apply(logits, targets), F.cross_entropy(logits, targets, reduction="sum")):
+        results.append((loss.detach(), torch.autograd.grad(loss / 7, logits)[0]))
+    torch.testing.assert_close(results[0], results[1])

@@ -44,7 +44,7 @@ class Bare:
         self.trainer: Any = SimpleNamespace(
             world_size=world,
             strategy=SimpleNamespace(reduce=self._reduce),
-            precision_plugin=SimpleNamespace(scaler=scaler),
+            precision_plugin=SimpleNamespace(scaler=scaler, forward_context=contextlib.nullcontext),
         )
         self.gradients: list[Tensor] = []
         self.fails: set[int] = set()
