@@ -140,7 +140,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     try:
         loggers.begin(sinks, resume)
         checks = preflight.run(folder, data, objective, engine, thorough=False)
-        compiling = sum(check.seconds for check in checks if check.name == "compile")
+        compiling = sum(check.seconds for check in checks if check.name in ("compile", "fastest step"))
         setup = time.perf_counter() - started
         engine.fit(objective, data, ckpt_path=resume, weights_only=True)
         if checkpoints.decided_step != engine.global_step:  # training ended between two validations

@@ -1,4 +1,4 @@
-"""What only a GPU can show: the variable-length kernel agrees with the CPU, and a step never waits for the device."""
+"""What only a GPU can show: its kernels agree with the CPU's, graphs with kernels one by one, and a step never waits for the device."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from llm_lightning.models import attention
 from llm_lightning.models.flat_check import use_flat_batches
 from llm_lightning.models.forward import token_logits
+from llm_lightning.models.loss import cross_entropy, linear_cross_entropy
 from llm_lightning.objectives.base import Objective
+from llm_lightning.training.graphs import Graphs
 
-from .conftest import TINY_GPT, Runner
+from .conftest import TINY_BERT, TINY_GPT, Runner
 from .models.test_padding_free import COVERED, OTHERS, collated, language_head, made
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -66,3 +70,114 @@ def test_a_step_does_not_wait_for_the_device(corpus: Path, run: Runner, monkeypa
         f"run_dir={tmp_path}/run",
     )
     assert summary["steps"] == 8
+
+
+@pytest.mark.parametrize(("causal", "window"), [(False, -1), (True, -1), (True, 5), (False, 5)])
+def test_backward_drops_the_attention_weights_that_forward_dropped(causal: bool, window: int) -> None:
+    """Attention is linear in its values: <output, g> = <gradient of the values, values>, whatever was dropped."""
+    lengths = torch.tensor([29, 17, 17, 8, 2])
+    bounds = F.pad(lengths.cumsum(0), (1, 0)).to("cuda", torch.int32)
+    torch.manual_seed(0)
+    q, k, v = (
+        torch.randn(int(lengths.sum()), heads, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for heads in (8, 4, 4)
+    )
+
+    def attend(dropout: float) -> torch.Tensor:
+        return attention.by_flash_attention(q, k, v, bounds, 29, dropout, causal, window, 0.125)
+
+    output = attend(0.3)
+    direction = torch.randn_like(output)
+    (gradient,) = torch.autograd.grad(output, v, direction)
+    assert not output.equal(attend(0.3))
+    forward, backward = (float((a.float() * b.float()).sum().detach()) for a, b in ((output, direction), (gradient, v)))
+    assert forward == pytest.approx(backward, rel=0.02, abs=1.0)
+    exact, mean = attend(0.0).float(), sum(attend(0.3).detach().float() for _ in range(200)) / 200
+    assert float((mean - exact).abs().mean() / exact.abs().mean()) < 0.08  # by chance 0.04
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_dense_blocks_give_the_same_by_either_kernel(dropout: float) -> None:
+    q, k, v = (torch.randn(4 * 512, heads, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for heads in (8, 4, 4))
+    bounds = torch.arange(0, 4 * 512 + 1, 512, dtype=torch.int32, device="cuda")
+    arguments = (q, k, v, bounds, 512, dropout, True, -1, 0.125)
+    attention._cudnn_is_faster.clear()
+    first = attention.by_flash_attention(*arguments)
+    ((kind, faster),) = attention._cudnn_is_faster.items()
+    attention._cudnn_is_faster[kind] = not faster
+    second = attention.by_flash_attention(*arguments)
+    attention._cudnn_is_faster.clear()
+    if not dropout:
+        torch.testing.assert_close(first, second, atol=0.02, rtol=0.02)
+    gradients = [torch.autograd.grad(output.float().sum(), v)[0].float() for output in (first, second)]
+    torch.testing.assert_close(*gradients, atol=0.05 if not dropout else 1.0, rtol=0.05)
+
+
+@pytest.mark.parametrize("vocabulary", [512, 1001])
+def test_the_loss_and_its_gradients_are_those_of_fp32(vocabulary: int) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(300, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(vocabulary, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.randint(vocabulary, (300,), device="cuda")
+    targets[::7] = -100
+    logits = hidden @ weight.T
+    expected = F.cross_entropy(logits.float(), targets, reduction="sum")
+    exact = torch.autograd.grad(expected, (hidden, weight))
+    for loss in (linear_cross_entropy(hidden, weight, targets), cross_entropy(hidden @ weight.T, targets)):
+        assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-3)
+        for found, gradient in zip(torch.autograd.grad(loss, (hidden, weight)), exact, strict=True):
+            assert float((found - gradient).float().norm() / gradient.float().norm()) < 5e-3
+
+
+def arguments_of(kind: str, corpus: Path, reviews: Path) -> list[str]:
+    gpu = ["trainer.accelerator=gpu", "trainer.devices=1", "trainer.max_steps=16", "trainer.max_epochs=100"]
+    if kind == "causal":
+        data = ["task=pretrain", *TINY_GPT, "data=text", f"data.train={corpus}", "data.document=line", "data.block_size=32"]
+        return [*data, *gpu, "batch.sequences=16", "batch.micro_tokens=128"]
+    if kind == "masked":
+        data = ["task=pretrain", "objective=masked_lm", *TINY_BERT, "data=text", f"data.train={corpus}", "data.document=line"]
+        return [*data, *gpu, "batch.sequences=16"]
+    return [
+        "task=finetune",
+        *TINY_BERT,
+        "data=files",
+        f"data.train={reviews}",
+        "data.columns.text=body",
+        "data.columns.label=stars",
+        *gpu,
+        "batch.sequences=16",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "classes"])
+def test_graphs_train_as_kernels_one_by_one(
+    kind: str, corpus: Path, reviews: Path, run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Dropout included: a graph is given the seed of each step."""
+    start, capture, captured = Objective.on_train_start, Graphs._capture, [0]
+
+    def with_graphs(self: Objective) -> None:
+        self.steps.use_graphs(self.trainer.precision_plugin.forward_context)
+        start(self)
+
+    def counted(self: Graphs, *arguments: Any) -> Any:
+        captured[0] += 1
+        return capture(self, *arguments)
+
+    monkeypatch.setattr(Objective, "on_train_start", with_graphs)
+    results = []
+    for name in ("graphs", "one by one"):
+        monkeypatch.setattr(Graphs, "_capture", counted if name == "graphs" else lambda *arguments: None)
+        folder = tmp_path / name.replace(" ", "-")
+        summary = run(*arguments_of(kind, corpus, reviews), "trainer.compile=false", f"run_dir={folder}")
+        results.append(summary["metrics"]["validation/loss"])
+    assert captured[0] > 0
+    assert "left out" not in (tmp_path / "graphs" / "train.log").read_text()
+    assert results[0] == pytest.approx(results[1], rel=2e-3)
+
+
+def test_preflight_times_the_ways_and_takes_one(corpus: Path, reviews: Path, run: Runner, tmp_path: Path) -> None:
+    run(*arguments_of("classes", corpus, reviews), f"run_dir={tmp_path}/run")
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "kernel by kernel" in log
+    assert "CUDA graphs" in log
+    assert "left out" not in log

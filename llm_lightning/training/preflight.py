@@ -237,10 +237,12 @@ class Preflight:
         model, device = self.objective.model, self.trainer.strategy.root_device
         state, gpu_state = torch.get_rng_state(), torch.cuda.get_rng_state(device)
         try:
-            return trial.take_fastest(self.objective, self.data, self.trainer, compilation.pays(model, self.data, device))
+            found = trial.take_fastest(self.objective, self.data, self.trainer, compilation.pays(model, self.data, device))
         finally:
             torch.set_rng_state(state)
             torch.cuda.set_rng_state(gpu_state, device)
+        log.info("step: %s", found)
+        return found
 
     def compile(self) -> str:
         """Layers compiled, where it pays, for batches of any shape: all that compiling takes is spent here."""
