@@ -20,6 +20,8 @@ SHARE = 0.05
 """The share of positions that filling up may cost, where a batch has more than ROUND / SHARE of them."""
 SEQUENCES = 8
 """Batches whose targets are tokens are filled up to a multiple of as many sequences."""
+SHORTEST = 128
+"""The least bound on the longest sequence: FlashAttention takes so many queries at once, however short sequences are."""
 LONG = 256
 """Tokens from which on sequences of equal length are left as they are: as dense blocks they have a faster kernel."""
 
@@ -32,7 +34,7 @@ def bucket(count: int) -> int:
 
 def longest_bucket(length: int) -> int:
     """Return the bound that kernels are given for the longest sequence: a power of two."""
-    return max(ROUND, 2 ** math.ceil(math.log2(length)))
+    return max(SHORTEST, 2 ** math.ceil(math.log2(length)))
 
 
 def fill(batch: MicroBatch) -> MicroBatch:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,13 +23,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from llm_lightning.models.dropout import draws, factors
+from llm_lightning.models.flash_attention import by_flash_attention, has_kernel, repeat_heads
 
 NAME = "padding_free"
-
-WIDEST = 256
-"""The widest heads that FlashAttention's kernel takes (Dao 2023)."""
-BLOCK = 256
-"""Tokens from which on sequences of equal length, which are dense blocks, may go to cuDNN's kernel: it makes a plan for each shape."""
 
 SHORT = 128
 """Tokens up to which half-precision attention is computed in fp32 on a CPU: oneDNN makes a bf16 kernel anew for every number and length
@@ -111,8 +106,7 @@ def _attend(
         return with_changed_logits(q, k, v, cu_seqlens, dropout, causal, window, scale, softcap, sinks)
     if q.device.type == "cpu":
         return by_length(q, k, v, cu_seqlens, dropout, causal, window, scale)
-    same_width = q.shape[-1] == v.shape[-1]  # not in DeepSeek's latent attention
-    if q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16) and same_width and _has_flash(q):
+    if has_kernel(q, v):
         return by_flash_attention(q, k, v, cu_seqlens, longest, dropout, causal, window, scale)
     return in_rows(q, k, v, cu_seqlens, longest, dropout, causal, window, scale)
 
@@ -129,11 +123,6 @@ def lengths_at_hand(cu_seqlens: Tensor, longest: int) -> Iterator[None]:
         yield
     finally:
         _lengths = None
-
-
-def _has_flash(q: Tensor) -> bool:
-    """Return whether FlashAttention's kernel takes such heads on their GPU: from compute capability 8.0 on."""
-    return q.shape[-1] <= WIDEST and bool(torch.cuda.get_device_properties(q.device).major >= 8)
 
 
 # No function for masks is registered beside it: so transformers makes none, and does not read positions back from a GPU to see whether
@@ -253,82 +242,6 @@ def _write(into: Tensor, rectangle: Tensor, count: int) -> None:
     into.unflatten(0, (count, -1)).copy_(rows.transpose(1, 2))
 
 
-def by_flash_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, dropout: float, causal: bool, window: int, scale: float
-) -> Tensor:
-    """Return (tokens, heads, dim) attention by FlashAttention (Dao 2023), which takes a flat batch, dropout and shared keys.
-
-    torch's own `varlen_attn` calls the same kernel, and leaves out its dropout. Equal long sequences go to cuDNN's where it is faster.
-    """
-    count = len(cu_seqlens) - 1
-    if longest >= BLOCK and count * longest == len(q) and not 0 <= window < longest - 1:
-        kind = q.shape[1], k.shape[1], q.shape[2], q.dtype, dropout > 0, causal
-        if kind not in _cudnn_is_faster and not torch.compiler.is_compiling() and not torch.cuda.is_current_stream_capturing():
-            _cudnn_is_faster[kind] = _measure(q, k, v, cu_seqlens, longest, dropout, causal, scale)
-        if _cudnn_is_faster.get(kind, False):
-            return _by_cudnn(q, k, v, count, dropout, causal, scale)
-    return _by_flash(q, k, v, cu_seqlens, longest, dropout, causal, window, scale)
-
-
-def _by_flash(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, dropout: float, causal: bool, window: int, scale: float
-) -> Tensor:
-    width = q.shape[-1]
-    if odd := width % 8:
-        q, k, v = (F.pad(x, (0, 8 - odd)) for x in (q, k, v))
-    ahead = 0 if causal else window
-    lengths = cu_seqlens, cu_seqlens, longest, longest
-    found = torch.ops.aten._flash_attention_forward(
-        q, k, v, *lengths, dropout, causal and window < 0, False, scale=scale, window_size_left=window, window_size_right=ahead
-    )
-    out: Tensor = found[0]
-    return out[..., :width] if odd else out
-
-
-def _by_cudnn(q: Tensor, k: Tensor, v: Tensor, count: int, dropout: float, causal: bool, scale: float) -> Tensor:
-    """Return (tokens, heads, dim) attention inside of so many sequences of equal length."""
-    a, b, c = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, *repeat_heads(q, k, v)))
-    found = torch.ops.aten._scaled_dot_product_cudnn_attention(a, b, c, None, True, dropout, causal, False, scale=scale)
-    out: Tensor = found[0]
-    return out.transpose(1, 2).flatten(0, 1)
-
-
-_cudnn_is_faster: dict[tuple[Any, ...], bool] = {}
-"""Of each (heads, heads of keys, dim, type, dropout, causality) that this process has met in equal sequences."""
-
-
-def _measure(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, dropout: float, causal: bool, scale: float) -> bool:
-    """Return whether cuDNN's kernel is faster than FlashAttention's forward and backward, and gives the same: for blocks on Hopper it is
-    up to 1.8 times as fast. Random numbers go on where they were."""
-    state = torch.cuda.get_rng_state(q.device)
-
-    def flash(p: float) -> Tensor:
-        return _by_flash(*parts, cu_seqlens, longest, p, causal, -1, scale)
-
-    def cudnn(p: float) -> Tensor:
-        return _by_cudnn(*parts, len(cu_seqlens) - 1, p, causal, scale)
-
-    def seconds(run: Any) -> float:
-        for trial in range(6):
-            if trial == 2:
-                torch.cuda.synchronize(q.device)
-                started = time.perf_counter()
-            torch.autograd.grad(run(dropout), parts, slopes)
-        torch.cuda.synchronize(q.device)
-        return time.perf_counter() - started
-
-    with torch.inference_mode(False), torch.enable_grad():
-        parts = [x.detach().clone().requires_grad_() for x in (q, k, v)]
-        slopes = torch.ones_like(parts[0])
-        try:
-            off = float((cudnn(0.0) - flash(0.0)).abs().max().detach()) / max(float(parts[2].abs().max().detach()), 1e-6)
-            return off < 0.02 and seconds(cudnn) < seconds(flash)
-        except RuntimeError:  # older versions of cuDNN refuse some shapes
-            return False
-        finally:
-            torch.cuda.set_rng_state(state, q.device)
-
-
 def in_rows(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, dropout: float, causal: bool, window: int, scale: float
 ) -> Tensor:
@@ -412,16 +325,6 @@ def _changed_product(
         logits = torch.cat([logits, sinks.to(logits.dtype)[:, None, None].expand(*logits.shape[:3], 1)], -1)
     probabilities = logits.softmax(-1)[..., : k.shape[2]].to(v.dtype)
     return F.dropout(probabilities, dropout) @ v if dropout else probabilities @ v
-
-
-def repeat_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return keys and values (tokens, heads, dim) with as many heads as the queries have.
-
-    SDPA does it itself with `enable_gqa`, but then it cannot use every kernel that needs no (length, length) memory: torch 2.8 has none for
-    a CPU (807 MiB at 4,096 tokens, where equal heads take 28), and CUDA none for fp32.
-    """
-    times = q.shape[1] // k.shape[1]
-    return (k, v) if times == 1 else (k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))
 
 
 def dense(

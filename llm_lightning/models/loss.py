@@ -77,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             real = target != IGNORED
             logits = h @ weight.T
             if on_gpu and exact == torch.float32:
-                losses, slope = _fused()(logits, target.clamp(min=0), vocabulary)
+                losses, slope = _fused(whole=len(h) == rows)(logits, target.clamp(min=0), vocabulary)
             else:
                 losses, slope = losses_and_slope(logits, target.clamp(min=0))
             loss += (losses * real).sum()
@@ -120,9 +120,12 @@ def fused_losses_and_slope(logits: Tensor, targets: Tensor, vocabulary: int) -> 
 
 
 @functools.cache
-def _fused() -> Any:
-    """Return `fused_losses_and_slope` compiled, or as it is where there is no compiler."""
-    return torch.compile(fused_losses_and_slope, dynamic=True) if has_compiler() else fused_losses_and_slope
+def _fused(whole: bool = False) -> Any:
+    """Return `fused_losses_and_slope` compiled, or as it is where there is no compiler.
+
+    `whole` chunks, which all have the same size, have a kernel of their own: it takes two thirds of the time of one for any size (H200).
+    """
+    return torch.compile(fused_losses_and_slope, dynamic=not whole) if has_compiler() else fused_losses_and_slope
 
 
 @functools.cache

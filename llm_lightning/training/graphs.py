@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -35,7 +35,7 @@ class Graphs:
     def __init__(
         self,
         passes: Callable[[MicroBatch, Tensor], Tensor],
-        parameters: list[Tensor],
+        parameters: Sequence[Tensor],
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         """`passes` goes forward and backward, given a batch and the factor of its loss, and returns the loss; `context` is that of the
@@ -84,6 +84,8 @@ class Graphs:
                 loss = self._run(own, own_factor, first)
         except RuntimeError as error:
             self.failed = str(error).splitlines()[0]
+            self.clear()
+            torch.cuda.empty_cache()
             log.warning("CUDA graphs: left out from now on, as a step cannot be captured (%s)", self.failed)
             return None
         self._keep(key, _Graph(graph, own, own_factor, loss))

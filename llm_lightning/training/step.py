@@ -85,18 +85,19 @@ class OptimizerStep:
             try:
                 return self._backward(batches, targets)
             except torch.OutOfMemoryError as error:
-                now = parallel.exchanges(strategy, objective.model)
-                started = None if now is None or begun is None else now - begun
-                size = self._halve(step.step, attempt, batches, started, error)
+                if self._graphs is not None:
+                    remedy = "CUDA graphs, which keep memory of their own, are left out from now on"
+                else:
+                    now = parallel.exchanges(strategy, objective.model)
+                    started = None if now is None or begun is None else now - begun
+                    size = self._halve(step.step, attempt, batches, started, error)
+                    remedy = f"micro-batches of {size:,} tokens are halved from now on (batch.micro_tokens)"
             attempt += 1  # here the error is gone, and with it what its traceback kept in memory
+            self._graphs = None
             parallel.discard_step(objective.model)
-            if self._graphs is not None:
-                self._graphs.clear()
             if objective.device.type == "cuda":
                 torch.cuda.empty_cache()
-            log.warning(
-                "out of memory on a micro-batch of %s tokens: from now on they are halved (batch.micro_tokens)", f"{size:,}"
-            )
+            log.warning("out of memory: %s", remedy)
 
     def _cut(self, batches: list[MicroBatch]) -> list[MicroBatch]:
         """Return the micro-batches in pieces. Under FSDP2 there are as many on every rank, as all ranks gather weights together."""

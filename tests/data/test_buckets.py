@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm_lightning.data.buckets import SHARE, bucket, fill, longest_bucket
+from llm_lightning.data.buckets import SHARE, SHORTEST, bucket, fill, longest_bucket
 from llm_lightning.data.collate import ROUND, MicroBatch, rounded
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.models import dropout
@@ -34,7 +34,7 @@ def test_a_bucket_adds_at_most_five_percent_or_a_few_positions(count: int) -> No
 @given(st.integers(1, 10**5))
 def test_the_bound_of_the_longest_is_one_of_few(length: int) -> None:
     bound = longest_bucket(length)
-    assert length <= bound < max(2 * length, ROUND + 1)
+    assert length <= bound < max(2 * length, SHORTEST + 1)
     assert bound & (bound - 1) == 0
 
 
