@@ -194,7 +194,11 @@ class TrainerConfig:
     precision: str = bounded("auto", Choice("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "fp8"))
     """`auto` is bf16-mixed where the hardware multiplies bf16, else 32-true; `fp8` is bf16-mixed with the layers' products in fp8."""
     compile: Any = bounded("auto", Choice("auto", True, False))  # noqa: RUF009
-    """Whether torch.compile compiles the layers, a minute or more at the start; `auto` does on a GPU where the run is long enough."""
+    """Whether torch.compile compiles the layers, a minute or more at the start. `auto` tries on a GPU what is fastest: CUDA graphs, and
+    compiled layers where the run is long enough."""
+    recompute: str = bounded("auto", Choice("auto", "none", "layers"))
+    """Whether layers keep their inputs alone and run again in the backward pass: a quarter of the memory for a third more time. `auto`
+    does where memory would not hold a single row otherwise."""
     clip_norm: float | None = bounded(1.0, Range(0, open_low=True))
     """Largest gradient norm of a step; null does not clip."""
     validate_every_steps: int | None = bounded(None, POSITIVE)

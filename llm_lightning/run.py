@@ -25,6 +25,7 @@ from llm_lightning.inference.export import Best, recover
 from llm_lightning.inference.latency import latency_ms
 from llm_lightning.models import build, float8
 from llm_lightning.models.flat_check import agree_on_batch_form
+from llm_lightning.models.recompute import recompute_layers
 from llm_lightning.objectives.base import Objective
 from llm_lightning.reporting import about, record
 from llm_lightning.reporting.data_card import data_card
@@ -256,4 +257,6 @@ def built(config: Config, text: Text, objective: Objective, data: DataModule) ->
     objective.connect(model, lambda module: made(config.optimizer, module), factor, config.trainer.clip_norm, config.seed)
     if config.trainer.precision == "fp8":
         float8.convert(model)
+    if config.trainer.recompute == "layers":
+        recompute_layers(model)
     return model

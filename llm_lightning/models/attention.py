@@ -125,6 +125,11 @@ def lengths_at_hand(cu_seqlens: Tensor, longest: int) -> Iterator[None]:
         _lengths = None
 
 
+def contexts_of_lengths() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
+    """Return the contexts of a layer's forward pass and of its repetition, which has the same lengths at hand."""
+    return contextlib.nullcontext(), contextlib.nullcontext() if _lengths is None else lengths_at_hand(*_lengths)
+
+
 # No function for masks is registered beside it: so transformers makes none, and does not read positions back from a GPU to see whether
 # it needs one. A mask of padding reaches `attention` without lengths, and is refused there.
 AttentionInterface.register(NAME, attention)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from llm_lightning.data.collate import rounded
 from llm_lightning.models.layers import layers
+from llm_lightning.models.recompute import recomputes
 
 _BERT, _LLAMA = ("attention.self", "attention.self"), ("input_layernorm", "self_attn")
 PARTS = {
@@ -36,7 +37,8 @@ def only(model: PreTrainedModel, places: Tensor | None, tokens: int) -> Iterator
     layer = layers(model.base_model)[-1]
     names = PARTS.get(model.config.model_type)
     compiled = layer._compiled_call_impl is not None  # hooks that change would have it compiled anew at each step
-    if places is None or names is None or compiled or 2 * len(places) > tokens:
+    again = recomputes(model) and model.training  # when the hooks are gone
+    if places is None or names is None or compiled or again or 2 * len(places) > tokens:
         yield lambda hidden: hidden[0, :tokens] if places is None else hidden[0, places]
         return
     filled = F.pad(places, (0, rounded(len(places)) - len(places)))  # few shapes, as of whole batches

@@ -84,7 +84,14 @@ KEYS: dict[Kind, tuple[str, ...]] = {
     Kind.SEED: ("seed",),
     Kind.LENGTH: ("trainer.max_steps", "trainer.max_epochs", "trainer.validate_every_steps", "callbacks.patience"),
     Kind.EXECUTION: (
-        *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.compile"),
+        *(
+            "trainer.accelerator",
+            "trainer.devices",
+            "trainer.num_nodes",
+            "trainer.strategy",
+            "trainer.compile",
+            "trainer.recompute",
+        ),
         *(
             "trainer.detect_anomaly",
             "trainer.hang_timeout",

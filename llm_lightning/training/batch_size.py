@@ -17,10 +17,14 @@ SHARE = 0.8
 """Of the free memory that is planned for; the rest is for what is freed at once, and for fragments."""
 
 
+class NoRoom(UserError):
+    """Not a single row fits into the device's memory."""
+
+
 def plan(objective: Objective, data: DataModule, trainer: lightning.Trainer) -> int:
     """Tokens that fit: from the bytes that the backward pass keeps of one longest row, which are counted and not guessed.
 
-    Raises UserError where not even one does.
+    Raises NoRoom where not even one does.
     """
     device = trainer.strategy.root_device
     objective.to(device).train()
@@ -30,7 +34,7 @@ def plan(objective: Objective, data: DataModule, trainer: lightning.Trainer) -> 
     rows = int(SHARE * free / row)
     length = len(data.longest_rows(1).input_ids)
     if rows < 1:
-        raise UserError(
+        raise NoRoom(
             f"batch.micro_tokens=auto: a row of {length:,} tokens takes {row / 2**30:.2f} GiB to train on, and {max(free, 0) / 2**30:.2f} "
             f"GiB are left beside weights and optimizer; lower data.block_size, or choose a smaller model."
         )

@@ -27,6 +27,7 @@ from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
 from llm_lightning.models import embedding
 from llm_lightning.models.forward import token_logits
+from llm_lightning.models.recompute import can_recompute, recompute_layers
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.evaluation import score_batches
 from llm_lightning.training import batch_size, compilation, trial
@@ -210,7 +211,21 @@ class Preflight:
         objective, device = self.objective, self.trainer.strategy.root_device
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             return "left out: the model is cut up over the devices only when training starts"
-        auto = self.data.config.batch.micro_tokens == "auto"
+        if self.data.config.trainer.recompute == "auto" and can_recompute(objective.model):
+            try:
+                return self._fit(device)
+            except batch_size.NoRoom:
+                log.info("step: no memory for a single row; layers run again in the backward pass (trainer.recompute=layers)")
+                objective.model.zero_grad()
+                recompute_layers(objective.model)
+        return self._fit(device)
+
+    def _fit(self, device: torch.device) -> str:
+        """Try the batch that takes the most memory, in halves where `batch.micro_tokens=auto` is to find what fits.
+
+        Raises NoRoom where not even one row does.
+        """
+        objective, auto = self.objective, self.data.config.batch.micro_tokens == "auto"
         if auto:
             self.data.limit(batch_size.plan(objective, self.data, self.trainer))
         while True:
@@ -218,8 +233,12 @@ class Preflight:
                 return self._tried(device, self.data.longest(self.trainer.world_size))
             except torch.OutOfMemoryError as error:
                 size, longest = len(self.data.longest(self.trainer.world_size).input_ids), self.data.longest_rows(1).longest
-                if not auto or size // 2 < longest:
-                    raise UserError(f"the device has no memory for {size:,} tokens at once: set batch.micro_tokens=auto") from error
+                if size // 2 < longest or not auto:
+                    advice = (
+                        "lower data.block_size, or choose a smaller model" if size < 2 * longest else "set batch.micro_tokens=auto"
+                    )
+                    kind = batch_size.NoRoom if size < 2 * longest else UserError
+                    raise kind(f"the device has no memory for {size:,} tokens at once: {advice}.") from error
             self.data.limit(size // 2)
             objective.model.zero_grad()
             torch.cuda.empty_cache()
@@ -274,7 +293,7 @@ class Preflight:
         objective.to(device).train()
         with self.trainer.precision_plugin.forward_context():
             loss = objective.loss_sum(objective.transfer_batch_to_device(batch, device, 0))
-        loss.backward()
+            loss.backward()  # in the context too: layers may run again
         missing = [
             name for name, p in model.named_parameters() if p.requires_grad and p.grad is not None and not p.grad.isfinite().all()
         ]

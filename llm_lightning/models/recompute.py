@@ -1,0 +1,47 @@
+"""Recomputation: a layer keeps its input alone, and its forward pass is run again when its gradient is wanted (Chen et al. 2016).
+
+By transformers' own checkpointing of layers, whose passes give the same numbers, dropout included: gradients are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from llm_lightning.errors import UserError
+from llm_lightning.models import attention
+from llm_lightning.models.batch_form import batch_form
+
+
+def can_recompute(model: PreTrainedModel) -> bool:
+    """Return whether transformers can run the layers of such a model again."""
+    return bool(model.supports_gradient_checkpointing)
+
+
+def recomputes(model: nn.Module) -> bool:
+    """Return whether the model's layers are run again in the backward pass of training."""
+    return bool(model.__dict__.get("recomputes", False))
+
+
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Have the model's layers keep their inputs alone in training from now on. Raises UserError where transformers cannot do it."""
+    if not can_recompute(model):
+        raise UserError(f"trainer.recompute=layers: transformers cannot run layers of {model.config.model_type} again; use none.")
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()) or _drops_weights(model.config)
+    settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": drops}  # a CUDA graph cannot read a generator's state
+    if batch_form(model).lengths_at_hand:
+        settings["context_fn"] = attention.contexts_of_lengths
+    enable = (
+        getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    )  # before transformers 5.23
+    enable(settings)
+    model.disable_input_require_grads()  # which only the other kind of checkpoints needs: embeddings may be frozen
+    model.__dict__["recomputes"] = True
+
+
+def _drops_weights(config: Any) -> bool:
+    """Return whether a config has dropout anywhere, as of attention weights, which no module stands for."""
+    values = config.to_dict().items()
+    return any(("dropout" in name or "pdrop" in name) and isinstance(value, float) and value > 0 for name, value in values)
