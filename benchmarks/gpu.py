@@ -42,6 +42,8 @@ RESERVE = 8.0
 """Seconds of a case that a peer leaves to each peer behind it."""
 LEAST = 4.0
 """Seconds below which a peer is not even begun."""
+WHOLE = 240.0
+"""Seconds for all of the default cases."""
 GRACE = 20.0
 """Seconds behind its time limit after which a peer is taken to hang, and its process is killed."""
 
@@ -108,12 +110,12 @@ OF_SENTENCES = ("ours", "hf", "hf_no_cudnn", LATE)
 OF_ROWS = ("ours", "loop", "hf", "hf_no_cudnn", LATE)
 OF_BLOCKS = ("ours", "loop", "hf", LATE)
 CASES = {
-    "bert32": Case("bert", "SequenceClassification", BERT, 30522, 32, OF_SENTENCES, 33, 5),
-    "bert256": Case("bert", "SequenceClassification", BERT, 30522, 256, OF_SENTENCES, 27, 5),
+    "bert32": Case("bert", "SequenceClassification", BERT, 30522, 32, OF_SENTENCES, 33, 25),
+    "bert256": Case("bert", "SequenceClassification", BERT, 30522, 256, OF_SENTENCES, 27, 25),
     "bert512": Case("bert", "SequenceClassification", BERT, 30522, 32, OF_ROWS, 60, 30, 512),
     "modernbert": Case("modernbert", "MaskedLM", MODERNBERT, 50368, 32, OF_ROWS, 90, 45, 1024, warm_up=10, steps=24),
-    "gpt2": Case("gpt2", "CausalLM", GPT2, 50304, 64, OF_BLOCKS, 70, 15, 1024, micro_batches=2, warm_up=10, steps=24),
-    "llama1b": Case("llama", "CausalLM", LLAMA_1B, 32000, 8, OF_BLOCKS, 50, 15, 2048, warm_up=6, steps=15),
+    "gpt2": Case("gpt2", "CausalLM", GPT2, 50304, 64, OF_BLOCKS, 85, 35, 1024, micro_batches=2, warm_up=10, steps=24),
+    "llama1b": Case("llama", "CausalLM", LLAMA_1B, 32000, 8, OF_BLOCKS, 75, 35, 2048, warm_up=6, steps=15),
     "lora8b": Case(
         "llama", "CausalLM", LLAMA_8B, 128256, 2, OF_BLOCKS, 120, 60, 4096, micro_batches=2, warm_up=4, steps=10, has_adapter=True
     ),
@@ -180,14 +182,20 @@ class Job:
 
 
 def list_jobs(names: list[str]) -> list[Job]:
-    """Return what is to be done, in order: the cases without hf_compiled, then that of each case, of the last case first."""
+    """Return what is to be done, in order: the cases without hf_compiled, then that of each case, of the last case first.
+
+    The default cases have no time of their own for it, but what the others leave.
+    """
     jobs = []
     until = time.time() + START_UP
+    end = time.time() + WHOLE if names == DEFAULT and not TINY else math.inf
     for name in names:
         until += CASES[name].limit
         jobs += [Job(name, peer, until) for peer in CASES[name].peers if peer != LATE]
-    until += sum(CASES[name].late_limit for name in names)
-    return jobs + [Job(name, LATE, until) for name in reversed(names)]
+    for name in reversed(names):
+        until += CASES[name].late_limit
+        jobs.append(Job(name, LATE, min(until, end)))
+    return jobs
 
 
 @dataclass
@@ -219,9 +227,10 @@ class State:
         return self.jobs[len(self.results) :]
 
     def seconds_left(self) -> float:
-        """Return how long the next job may take: its peers behind it are left `RESERVE` each."""
+        """Return how long the next job may take: the peers of its case that come next are left `RESERVE` each."""
         job, *others = self.left
-        return job.until - time.time() - RESERVE * sum(other.until == job.until for other in others)
+        waiting = 0 if job.peer == LATE else sum(other.case == job.case and other.peer != LATE for other in others)
+        return job.until - time.time() - RESERVE * waiting
 
     def finish(self, numbers: dict[str, float], seconds: float, note: str) -> None:
         """Take in what came of the next job."""

@@ -292,12 +292,16 @@ def list_arguments(case: Case, folder: Path) -> list[str]:
 # ---- ours ----
 
 
-def tuned(config: Config, folder: Path, data: DataModule, objective: Objective, engine: Any) -> str:
-    """Have preflight try the longest batch and decide how steps are computed, as it does before each run; return what it decided."""
+DECIDING = ("one step on the longest batch", "fastest step", "compile")
+"""The checks of preflight that decide how steps are computed."""
+
+
+def tuned(folder: Path, data: DataModule, objective: Objective, engine: Any) -> str:
+    """Have preflight decide how steps are computed, as it does before each run, and return what it decided."""
     checks = preflight.Preflight(folder, data, objective, engine, thorough=False)
     engine.precision_plugin.convert_module(objective)
-    checks.step()
-    return checks.compile() if config.trainer.compile is not False else "compile=false"
+    decided = [check() for name, check in checks.checks() if name in DECIDING]
+    return decided[-1]
 
 
 def train_ours(shared: Prepared, meter: Meter) -> None:
@@ -323,7 +327,7 @@ def train_ours(shared: Prepared, meter: Meter) -> None:
         sinks = loggers.build(config.logger, Path(folder), {}, [], None, objective.monitor, objective.maximize)
         engine = trainer.build(config.trainer, Path(folder), data.total_steps, data.total_steps, sinks, [monitor, Timing()])
         engine.limit_val_batches = 0  # Lightning would validate when it is stopped
-        meter.note = tuned(config, Path(folder), data, objective, engine)
+        meter.note = tuned(Path(folder), data, objective, engine)
         engine.fit(objective, data)
 
 
