@@ -1,9 +1,9 @@
 """Training on one GPU beside Hugging Face's Trainer and a plain loop: `python benchmarks/gpu.py [case …]`.
 
-Without a case it takes those of `DEFAULT`, in four minutes at most; the others are `bert512`, `modernbert` and `lora8b`. The peers of a
-case train one after the other in one process, on the same sequences and with weights of the same shape:
+Without a case it takes those of `DEFAULT`, in four minutes at most; `CASES` has more. The peers of a case train one after the other in one process, on the same sequences and with weights of the same shape:
 
 - ours: the trainer of `train.py` with its monitor and its CSV logger, after the part of preflight that decides how steps are computed;
+- ours_eager, ours_recomputed: the same kernel by kernel, and with layers that run again in the backward pass (trainer.recompute);
 - hf: Hugging Face's Trainer with bf16, fused AdamW and, for sentences, batches of like lengths; loader processes, no NaN filter;
 - hf_no_cudnn: the same without cuDNN's attention, which builds a plan for each new shape;
 - hf_compiled: the same under torch.compile;
@@ -72,6 +72,8 @@ class Case:
     """Steps before the clock runs."""
     steps: int = 40
     """Steps that are timed."""
+    captures: int = 0
+    """Steps before the warm-up of ours in which its graphs are captured, one for each shape that sentences come in."""
     has_adapter: bool = False
     """Whether LoRA is trained, over weights that stay as they are, in bf16."""
 
@@ -110,12 +112,13 @@ OF_SENTENCES = ("ours", "hf", "hf_no_cudnn", LATE)
 OF_ROWS = ("ours", "loop", "hf", "hf_no_cudnn", LATE)
 OF_BLOCKS = ("ours", "loop", "hf", LATE)
 CASES = {
-    "bert32": Case("bert", "SequenceClassification", BERT, 30522, 32, OF_SENTENCES, 33, 25),
-    "bert256": Case("bert", "SequenceClassification", BERT, 30522, 256, OF_SENTENCES, 27, 25),
+    "bert32": Case("bert", "SequenceClassification", BERT, 30522, 32, OF_SENTENCES, 36, 25, captures=200, steps=60),
+    "bert256": Case("bert", "SequenceClassification", BERT, 30522, 256, OF_SENTENCES, 30, 25, captures=100),
     "bert512": Case("bert", "SequenceClassification", BERT, 30522, 32, OF_ROWS, 60, 30, 512),
     "modernbert": Case("modernbert", "MaskedLM", MODERNBERT, 50368, 32, OF_ROWS, 90, 45, 1024, warm_up=10, steps=24),
     "gpt2": Case("gpt2", "CausalLM", GPT2, 50304, 64, OF_BLOCKS, 85, 35, 1024, micro_batches=2, warm_up=10, steps=24),
     "llama1b": Case("llama", "CausalLM", LLAMA_1B, 32000, 8, OF_BLOCKS, 75, 35, 2048, warm_up=6, steps=15),
+    "recompute": Case("llama", "CausalLM", LLAMA_1B, 32000, 8, ("ours_eager", "ours_recomputed"), 25, 0, 2048, warm_up=4, steps=8),
     "lora8b": Case(
         "llama", "CausalLM", LLAMA_8B, 128256, 2, OF_BLOCKS, 120, 60, 4096, micro_batches=2, warm_up=4, steps=10, has_adapter=True
     ),
@@ -146,6 +149,7 @@ if TINY:
             late_limit=600,
             warm_up=1,
             steps=2,
+            captures=0,
         )
         for name, case in CASES.items()
     }
@@ -192,7 +196,7 @@ def list_jobs(names: list[str]) -> list[Job]:
     for name in names:
         until += CASES[name].limit
         jobs += [Job(name, peer, until) for peer in CASES[name].peers if peer != LATE]
-    for name in reversed(names):
+    for name in (name for name in reversed(names) if LATE in CASES[name].peers):
         until += CASES[name].late_limit
         jobs.append(Job(name, LATE, min(until, end)))
     return jobs
@@ -304,7 +308,7 @@ def publish(state: State, fastest: float, shown: bool = False) -> None:
 
     order = {(job.case, job.peer): (list(CASES).index(job.case), CASES[job.case].peers.index(job.peer)) for job in state.jobs}
     results = sorted(state.results, key=lambda result: order[result.case, result.peer])
-    ours = {result.case: result.numbers.get("tokens/s", math.nan) for result in results if result.peer == "ours"}
+    ours = {result.case: result.numbers.get("tokens/s", math.nan) for result in results if result.peer in ("ours", "ours_eager")}
     rows = [result.row(ours.get(result.case, math.nan), fastest) for result in results]
     facts = {"fastest product TFLOP/s": fastest / 1e12, "data sheet TFLOP/s": DATA_SHEET / 1e12, "text": state.sources}
     name = "_".join(["gpu", name_card(), *sys.argv[1:]])

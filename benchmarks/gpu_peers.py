@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import json
@@ -297,15 +298,15 @@ DECIDING = ("one step on the longest batch", "fastest step", "compile")
 
 
 def tuned(folder: Path, data: DataModule, objective: Objective, engine: Any) -> str:
-    """Have preflight decide how steps are computed, as it does before each run, and return what it decided."""
+    """Have preflight decide how steps are computed, as it does before each run, and return what it decided by trial."""
     checks = preflight.Preflight(folder, data, objective, engine, thorough=False)
     engine.precision_plugin.convert_module(objective)
-    decided = [check() for name, check in checks.checks() if name in DECIDING]
-    return decided[-1]
+    decided = {name: check() for name, check in checks.checks() if name in DECIDING}
+    return decided.get("fastest step", "")
 
 
-def train_ours(shared: Prepared, meter: Meter) -> None:
-    """Train as `train.py` does, the default logging included."""
+def train_ours(shared: Prepared, meter: Meter, **settings: Any) -> None:
+    """Train as `train.py` does, the default logging included. The settings are those of `trainer`."""
 
     class Timing(Callback):
         def on_train_start(self, *_: Any) -> None:
@@ -315,7 +316,7 @@ def train_ours(shared: Prepared, meter: Meter) -> None:
             meter.add(batch.tokens, batch.targets)
             trainer.should_stop = meter.step()
 
-    config = shared.config
+    config = replace(shared.config, trainer=replace(shared.config.trainer, **settings))
     text, objective, data = prepared(config, shared.tokenizer)
     kind = find_auto_class(shared.case)
     draw = kind.from_config
@@ -481,6 +482,8 @@ def train_loop(shared: Prepared, meter: Meter) -> None:
 
 TRAIN: dict[str, Callable[[Prepared, Meter], None]] = {
     "ours": train_ours,
+    "ours_eager": functools.partial(train_ours, compile=False),
+    "ours_recomputed": functools.partial(train_ours, compile=False, recompute="layers"),
     "hf": train_hugging_face,
     "hf_no_cudnn": train_without_cudnn,
     "hf_compiled": train_compiled,
@@ -507,7 +510,8 @@ def measure_peak() -> float:
 def run_peer(peer: str, shared: Prepared, seconds: float) -> tuple[dict[str, float], str]:
     """Train a peer for at most so many seconds, and free what it took. Returns its numbers, none where it failed, and a note."""
     environment, cudnn = dict(os.environ), torch.backends.cuda.cudnn_sdp_enabled()
-    meter = Meter(shared.case.warm_up, shared.case.steps, time.perf_counter() + 0.9 * seconds)
+    captures = shared.case.captures if peer == "ours" else 0
+    meter = Meter(captures + shared.case.warm_up, shared.case.steps, time.perf_counter() + 0.9 * seconds)
     try:
         with limit_time(seconds):
             torch.manual_seed(0)

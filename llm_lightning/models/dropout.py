@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -62,6 +63,13 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p) if self.training else x
+
+
+def drops(model: PreTrainedModel) -> bool:
+    """Return whether anything of a model has dropout in training, attention weights included, which no module stands for."""
+    settings = model.config.to_dict().items()
+    of_config = any(("dropout" in name or "pdrop" in name) and isinstance(p, float) and p > 0 for name, p in settings)
+    return of_config or any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def replace(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from llm_lightning.errors import UserError
 from llm_lightning.models import attention
 from llm_lightning.models.batch_form import batch_form
+from llm_lightning.models.dropout import drops
 
 
 def can_recompute(model: PreTrainedModel) -> bool:
@@ -29,8 +30,7 @@ def recompute_layers(model: PreTrainedModel) -> None:
     """Have the model's layers keep their inputs alone in training from now on. Raises UserError where transformers cannot do it."""
     if not can_recompute(model):
         raise UserError(f"trainer.recompute=layers: transformers cannot run layers of {model.config.model_type} again; use none.")
-    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()) or _drops_weights(model.config)
-    settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": drops}  # a CUDA graph cannot read a generator's state
+    settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": drops(model)}  # which a CUDA graph cannot read
     if batch_form(model).lengths_at_hand:
         settings["context_fn"] = attention.contexts_of_lengths
     enable = (
@@ -39,9 +39,3 @@ def recompute_layers(model: PreTrainedModel) -> None:
     enable(settings)
     model.disable_input_require_grads()  # which only the other kind of checkpoints needs: embeddings may be frozen
     model.__dict__["recomputes"] = True
-
-
-def _drops_weights(config: Any) -> bool:
-    """Return whether a config has dropout anywhere, as of attention weights, which no module stands for."""
-    values = config.to_dict().items()
-    return any(("dropout" in name or "pdrop" in name) and isinstance(value, float) and value > 0 for name, value in values)

@@ -50,7 +50,7 @@ class Graphs:
     def __call__(self, batch: MicroBatch, factor: Tensor, first: bool) -> Tensor:
         """Add a micro-batch's gradients to the parameters', or replace them where it is the `first` of its step. Returns its loss."""
         batch = fill(batch)
-        key = (first, *_shape(batch))
+        key = (first, *shape_of(batch))
         graph = self._graphs.get(key)
         if graph is None and key in self._seen and self.failed is None:
             graph = self._capture(key, batch, factor, first)
@@ -115,6 +115,6 @@ def _copy(batch: MicroBatch) -> MicroBatch:
     return replace(batch, **{name: value.clone() for name, value in batch.tensors().items()})  # type: ignore[arg-type]
 
 
-def _shape(batch: MicroBatch) -> Key:
+def shape_of(batch: MicroBatch) -> Key:
     """Return what a graph of a batch can be used for: batches of the same."""
     return (batch.longest, batch.blank, *((name, value.dtype, tuple(value.shape)) for name, value in batch.tensors().items()))

@@ -16,18 +16,20 @@ import lightning
 import torch
 from torch import Tensor
 
+from llm_lightning.data.buckets import fill
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import DataModule
+from llm_lightning.models.dropout import drops
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training import compilation
-from llm_lightning.training.graphs import Graphs
+from llm_lightning.training.graphs import Graphs, shape_of
 
 log = logging.getLogger(__name__)
 
 STEPS = 4
 """Steps of the run whose micro-batches are tried."""
-MOST = 6
-"""Micro-batches that are tried at the most."""
+MOST = 4
+"""Micro-batches of different shapes that are tried at the most."""
 ROUNDS = 5
 """Passes over them that are timed; three go before them, in which graphs are captured and layers compiled."""
 ERROR = {True: 0.03, False: 2e-3}
@@ -58,10 +60,11 @@ def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trai
     seconds: dict[Way, float] = {}
     problems: list[str] = []
     reference: _Result | None = None
+    objective.train(not drops(objective.model))  # draws of dropout differ from way to way; without any, nothing is compiled twice
     for way in WAYS + (COMPILED if compiles else ()):
         compilation.start(objective.model) if way.compiled else compilation.stop(objective.model)
         try:
-            found = _run(objective.eval(), batches, way, trainer.precision_plugin.forward_context)
+            found = _run(objective, batches, way, trainer.precision_plugin.forward_context)
             reference = reference or found
             if (problem := _compare(found, reference, limit)) is not None:
                 raise ArithmeticError(problem)
@@ -72,9 +75,10 @@ def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trai
             problems.append(f"{way.name}: {str(error).splitlines()[0][:200]}")
             log.warning("left out: %s", problems[-1])
         finally:
-            objective.train()
+            objective.train(not drops(objective.model))
             objective.model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
+    objective.train()
     chosen = WAYS[0]
     for way in seconds:
         if seconds[way] * GAIN < seconds[chosen]:
@@ -86,12 +90,12 @@ def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trai
 
 
 def _batches(data: DataModule, world: int) -> list[MicroBatch]:
-    """Return micro-batches of the first steps, as many as are tried; of streamed data the longest rows."""
+    """Return micro-batches of the first steps, one of each shape that they are filled up to; of streamed data the longest rows."""
     if data.text.stream is not None:
         return [data.longest(world)]
     steps = data.training_steps(0, world)
-    found = [batch for number in range(min(STEPS, len(steps))) for batch in steps[number].micro_batches]
-    return found[:MOST]
+    found = {shape_of(fill(batch)): batch for number in range(min(STEPS, len(steps))) for batch in steps[number].micro_batches}
+    return list(found.values())[:MOST]
 
 
 @dataclass
