@@ -1,6 +1,7 @@
 """Training on one GPU beside Hugging Face's Trainer and a plain loop: `python benchmarks/gpu.py [case …]`.
 
-Without a case it takes those of `DEFAULT`, in four minutes at most; `CASES` has more. The peers of a case train one after the other in one process, on the same sequences and with weights of the same shape:
+Without a case it takes those of `DEFAULT`, in four minutes at most; `CASES` has more. The peers of a case train one after the other
+in one process, on the same sequences and with weights of the same shape:
 
 - ours: the trainer of `train.py` with its monitor and its CSV logger, after the part of preflight that decides how steps are computed;
 - ours_eager, ours_recomputed: the same kernel by kernel, and with layers that run again in the backward pass (trainer.recompute);
