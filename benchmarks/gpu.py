@@ -119,7 +119,7 @@ CASES = {
     "modernbert": Case("modernbert", "MaskedLM", MODERNBERT, 50368, 32, OF_ROWS, 90, 45, 1024, warm_up=10, steps=24),
     "gpt2": Case("gpt2", "CausalLM", GPT2, 50304, 64, OF_BLOCKS, 85, 35, 1024, micro_batches=2, warm_up=10, steps=24),
     "llama1b": Case("llama", "CausalLM", LLAMA_1B, 32000, 8, OF_BLOCKS, 75, 35, 2048, warm_up=6, steps=15),
-    "recompute": Case("llama", "CausalLM", LLAMA_1B, 32000, 8, ("ours_eager", "ours_recomputed"), 25, 0, 2048, warm_up=4, steps=8),
+    "recompute": Case("llama", "CausalLM", LLAMA_1B, 32000, 8, ("ours_eager", "ours_recomputed"), 60, 0, 2048, warm_up=4, steps=8),
     "lora8b": Case(
         "llama", "CausalLM", LLAMA_8B, 128256, 2, OF_BLOCKS, 120, 60, 4096, micro_batches=2, warm_up=4, steps=10, has_adapter=True
     ),
