@@ -65,7 +65,7 @@ report: setup ## the leaderboard over the runs below RUNS=runs
 	$(BIN)/python -m llm_lightning.reporting $(RUNS)
 
 dashboard: setup ## the project's W&B workspace, or its specification where no key is configured
-	$(BIN)/python -m llm_lightning.reporting.dashboard
+	$(BIN)/python -m llm_lightning.tracking.dashboard
 
 clean: ## remove the environment, runs and caches of the tools
 	rm -rf $(VENV) $(OLDEST) runs wandb build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,13 +15,13 @@ import numpy as np
 from common import report
 from settings import pick
 
-from llm_lightning.config import BatchConfig
+from llm_lightning.config.schema import BatchConfig
 from llm_lightning.data.plan import Plan
 
 CODE = """
 import json, resource, sys, time
 import numpy as np
-from llm_lightning.config import BatchConfig
+from llm_lightning.config.schema import BatchConfig
 from llm_lightning.data.plan import Plan
 
 count, kind = int(sys.argv[1]), sys.argv[2]

@@ -125,10 +125,11 @@ def train_ours(arguments: list[str], turn: Turn) -> None:
     from lightning.pytorch.callbacks import Callback
 
     from llm_lightning.cli import load
-    from llm_lightning.config import cache_folder
+    from llm_lightning.config.schema import cache_folder
     from llm_lightning.objectives.evaluation import score_batches
     from llm_lightning.run import built, prepared
-    from llm_lightning.training import loggers, trainer
+    from llm_lightning.tracking import loggers
+    from llm_lightning.training import trainer
     from llm_lightning.training.monitor import Monitor
 
     class Waiting(Callback):

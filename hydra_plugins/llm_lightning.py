@@ -26,7 +26,7 @@ class Sweeps(Sweeper):
             )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from llm_lightning.config import SweepConfig
+        from llm_lightning.config.schema import SweepConfig
         from llm_lightning.sweep import sweep
 
         assert self.config is not None

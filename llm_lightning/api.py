@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llm_lightning import cli, stored
-from llm_lightning.checks import check_generate
-from llm_lightning.config import Config
+from llm_lightning import cli
+from llm_lightning.config import saved_runs as stored
+from llm_lightning.config.schema import Config
+from llm_lightning.config.validation import check_generate
 from llm_lightning.errors import UserError
 from llm_lightning.inference import use
 from llm_lightning.inference.generate import Generator

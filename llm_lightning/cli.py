@@ -25,14 +25,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llm_lightning import checks, config, distributed
-from llm_lightning.config import CONF
+from llm_lightning import distributed
+from llm_lightning.config import schema as config
+from llm_lightning.config import validation as checks
+from llm_lightning.config.messages import explain
+from llm_lightning.config.model_settings import resolve_settings
+from llm_lightning.config.overrides import quote_overrides
+from llm_lightning.config.redaction import redacted
+from llm_lightning.config.saved_runs import STORED, stored
+from llm_lightning.config.schema import CONF
 from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError
-from llm_lightning.explain import explain
-from llm_lightning.model_settings import resolve_settings
-from llm_lightning.overrides import quote_overrides
-from llm_lightning.redact import redacted
-from llm_lightning.stored import STORED, stored
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from datetime import timedelta
 import torch
 
 from llm_lightning import distributed
-from llm_lightning.config import Config, TrainerConfig
+from llm_lightning.config.schema import Config, TrainerConfig
 from llm_lightning.errors import RunError, UserError
 from llm_lightning.machine import cores
 from llm_lightning.watchdog import Watchdog

@@ -14,7 +14,8 @@ from hydra.utils import get_object
 from transformers import PreTrainedModel
 
 from llm_lightning import distributed, launch
-from llm_lightning.config import AdapterConfig, Config, ModelConfig, cache_folder, plain
+from llm_lightning.config.schema import AdapterConfig, Config, ModelConfig, cache_folder, plain
+from llm_lightning.config.signatures import made
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text, prepare
 from llm_lightning.data.preview import show_rows
@@ -31,10 +32,10 @@ from llm_lightning.reporting import about, record
 from llm_lightning.reporting.data_card import data_card
 from llm_lightning.runs.identity import configuration
 from llm_lightning.runs.weights import fingerprint_weights
-from llm_lightning.signatures import made
-from llm_lightning.training import loggers, preflight, trainer
+from llm_lightning.tracking import loggers
+from llm_lightning.tracking.energy import Energy
+from llm_lightning.training import preflight, trainer
 from llm_lightning.training.checkpoints import Checkpoints, resume_point
-from llm_lightning.training.energy import Energy
 from llm_lightning.training.monitor import Monitor
 from llm_lightning.training.samples import Samples
 from llm_lightning.training.signals import StopOnSignal

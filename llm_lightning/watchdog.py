@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from llm_lightning import distributed
+from llm_lightning.config.redaction import redacted
 from llm_lightning.errors import OtherRankFailed, RunError, Stopped
-from llm_lightning.redact import redacted
 
 log = logging.getLogger(__name__)
 

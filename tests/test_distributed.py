@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llm_lightning import distributed
-from llm_lightning.config import TrainerConfig
+from llm_lightning.config.schema import TrainerConfig
 from llm_lightning.distributed import Launch, read_launch
 from llm_lightning.errors import UserError
 from llm_lightning.launch import _require_agreement, _require_gpus

@@ -25,7 +25,7 @@ import pytest
 
 import llm_lightning
 from llm_lightning.cli import load
-from llm_lightning.config import Config
+from llm_lightning.config.schema import Config
 from llm_lightning.errors import UserError
 
 from .conftest import QUIET, ROOT, TINY_BERT, TINY_GPT

@@ -6,8 +6,8 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from llm_lightning.cli import load
+from llm_lightning.config.model_settings import attribute_map
 from llm_lightning.errors import UserError
-from llm_lightning.model_settings import attribute_map
 
 FINETUNE = ("task=finetune", "objective=classification", "data=docs_topics")
 GPT_TINY = {"n_layer": 4, "n_embd": 256, "n_head": 4, "n_positions": 512, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

@@ -18,11 +18,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from llm_lightning import stored
 from llm_lightning.cli import load
-from llm_lightning.config import Config, plain
+from llm_lightning.config import saved_runs as stored
+from llm_lightning.config.overrides import quote_overrides
+from llm_lightning.config.schema import Config, plain
 from llm_lightning.errors import UserError
-from llm_lightning.overrides import quote_overrides
 
 from .conftest import ROOT
 
@@ -206,8 +206,8 @@ def test_what_a_refusal_suggests_works_when_pasted(value: str) -> None:
     """Settings of open groups may be text; Hydra's grammar is all that knows them."""
     from hydra.errors import OverrideParseException
 
-    from llm_lightning.explain import explain
-    from llm_lightning.overrides import parse_overrides
+    from llm_lightning.config.messages import explain
+    from llm_lightning.config.overrides import parse_overrides
 
     key = "objective.metric"
     try:
@@ -253,7 +253,8 @@ def test_prompts_of_files(finished: Path, tmp_path: Path) -> None:
 def test_a_shell_s_words_and_input(environment: dict[str, str]) -> None:
     """What the process of a shell gets: arguments as bytes, and a prompt on standard input."""
     code = (
-        "import sys; from llm_lightning.overrides import parse_overrides; from llm_lightning.inference.text_rows import read_prompt\n"
+        "import sys; from llm_lightning.config.overrides import parse_overrides\n"
+        "from llm_lightning.inference.text_rows import read_prompt\n"
         "print(ascii([parse_overrides(sys.argv[1:]), read_prompt('prompt', '-')]))"
     )
     typed = "prompt='tis 你好, é: (x)\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_lightning.redact import redacted
+from llm_lightning.config.redaction import redacted
 
 from .conftest import TINY_BERT
 

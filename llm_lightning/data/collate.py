@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from llm_lightning.config import BatchConfig
+from llm_lightning.config.schema import BatchConfig
 from llm_lightning.data.encode import Encoded
 from llm_lightning.data.masking import IGNORED, Masking
 from llm_lightning.data.plan import Plan, RowGroup

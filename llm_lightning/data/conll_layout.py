@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.config import ColumnsConfig
+from llm_lightning.config.schema import ColumnsConfig
 from llm_lightning.data.sources.files import lines
 from llm_lightning.data.tag_schemes import PARTS_OF_SPEECH, TagScheme, recognize
 from llm_lightning.errors import UserError, listed, nearest

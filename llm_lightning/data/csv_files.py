@@ -20,7 +20,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.compression import ending
 from llm_lightning.data.lines import lines
 from llm_lightning.errors import UserError, listed

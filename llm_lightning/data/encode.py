@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import examples, tokenizers
 from llm_lightning.data.encodings import Encoding, Sequences
 from llm_lightning.data.examples import BadRows, Example

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.label_values import canonical, is_unlabelled
 from llm_lightning.data.labels import count_values
 from llm_lightning.data.rows import PROBLEM, Rows, column_values, label_columns

@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_names import Class, Column, mapping_example, name_classes
 from llm_lightning.data.label_values import MISSING, TRUTH, canonical, fold, parse_number, truth

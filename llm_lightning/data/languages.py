@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from llm_lightning.config import LanguagesConfig
+from llm_lightning.config.schema import LanguagesConfig
 from llm_lightning.errors import UserError, listed, nearest
 
 _PAIRS = """

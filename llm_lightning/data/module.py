@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from llm_lightning import distributed
-from llm_lightning.config import Config, cache_folder
+from llm_lightning.config.schema import Config, cache_folder
 from llm_lightning.data import encode, encodings, examples, sentences, splits, tokenizers
 from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, Step, TrainingSteps
 from llm_lightning.data.encode import Encoded

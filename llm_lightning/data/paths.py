@@ -13,7 +13,7 @@ from pathlib import Path
 
 import xxhash
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.compression import COMPRESSED, ending, open_file, stem
 from llm_lightning.errors import UserError, listed, nearest
 

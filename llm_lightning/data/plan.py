@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from llm_lightning.config import BatchConfig
+from llm_lightning.config.schema import BatchConfig
 from llm_lightning.data.packing import Patterns
 from llm_lightning.errors import UserError
 

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import xxhash
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.labels import canonical
 from llm_lightning.data.rows import LINE, PROBLEM, Rows
 from llm_lightning.data.tables import generated

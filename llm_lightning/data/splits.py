@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.label_values import canonical
 from llm_lightning.data.rows import CONTINUES, Rows
 from llm_lightning.errors import UserError

@@ -30,7 +30,7 @@ import xxhash
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 
-from llm_lightning.config import BatchConfig, DataConfig
+from llm_lightning.config.schema import BatchConfig, DataConfig
 from llm_lightning.data.collate import Collator, MicroBatch, Step, as_step
 from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import Example

@@ -16,7 +16,7 @@ import xxhash
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llm_lightning.config import TokenizerConfig
+from llm_lightning.config.schema import TokenizerConfig
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError, first_line
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, TextStreamer
 
-from llm_lightning.config import DataConfig, GenerateConfig
+from llm_lightning.config.schema import DataConfig, GenerateConfig
 from llm_lightning.data.conversations import Conversation, Message
 from llm_lightning.data.encodings import text_of
 from llm_lightning.data.encodings.chat import Encoder

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.encodings import Sequences, text_of
 from llm_lightning.data.examples import BadRow, Example
 from llm_lightning.data.literals import parse_structure

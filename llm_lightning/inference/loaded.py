@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from llm_lightning.config import BatchConfig
+from llm_lightning.config.schema import BatchConfig
 from llm_lightning.data import encode
 from llm_lightning.data.collate import EVALUATION, Collator, MicroBatch
 from llm_lightning.data.encodings import Sequences

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.lines import advise_encoding, detect_format, read_lines
 from llm_lightning.data.rows import LINE, PROBLEM, require_columns
 from llm_lightning.data.sources import files

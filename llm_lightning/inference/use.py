@@ -15,7 +15,8 @@ import torch
 from hydra.utils import get_object
 from transformers import AutoConfig
 
-from llm_lightning.config import ColumnsConfig, Config
+from llm_lightning.config.schema import ColumnsConfig, Config
+from llm_lightning.config.signatures import made
 from llm_lightning.data import encodings, tokenizers
 from llm_lightning.data.module import Text
 from llm_lightning.data.paths import expand
@@ -32,7 +33,6 @@ from llm_lightning.models.positions import positions_of
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.reporting import record
-from llm_lightning.signatures import made
 from llm_lightning.training import trainer
 
 WINDOW = 1024

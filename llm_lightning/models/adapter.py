@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llm_lightning.config import AdapterConfig
+from llm_lightning.config.schema import AdapterConfig
 from llm_lightning.errors import UserError, listed
 from llm_lightning.models.layers import layers
 

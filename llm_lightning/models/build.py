@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 
-from llm_lightning.config import ModelConfig
+from llm_lightning.config.schema import ModelConfig
 from llm_lightning.data import tokenizers
 from llm_lightning.errors import UserError, first_line, listed, nearest
 from llm_lightning.models import adapter, dropout, embedding

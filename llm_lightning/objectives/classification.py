@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.module import Text
@@ -19,7 +20,6 @@ from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import sequence_logits
 from llm_lightning.objectives.base import Evaluation, Objective
-from llm_lightning.signatures import Range
 
 
 class Classification(Objective):

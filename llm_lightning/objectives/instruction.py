@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.conversations import Conversation
 from llm_lightning.data.encodings.chat import Encoder
@@ -25,7 +26,6 @@ from llm_lightning.models.forward import token_loss
 from llm_lightning.models.generate import Fitted, continued, end_tokens, fit, until
 from llm_lightning.objectives.base import SAMPLED, SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import perplexity
-from llm_lightning.signatures import Range
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import numpy as np
 from torch import Tensor
 
+from llm_lightning.config.signatures import Range
 from llm_lightning.data import tokenizers
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.masking import Masking
@@ -16,7 +17,6 @@ from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import token_loss
 from llm_lightning.objectives.base import Evaluation, Objective
 from llm_lightning.objectives.language import perplexity, unigram_entropy
-from llm_lightning.signatures import Range
 
 
 class MaskedLM(Objective):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llm_lightning import distributed
+from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.encodings.spans import Encoder, Window
 from llm_lightning.data.examples import Example
@@ -22,7 +23,6 @@ from llm_lightning.metrics.text import SAMPLE, answer_agreements
 from llm_lightning.metrics.words import describe_words, is_latin, split_words
 from llm_lightning.models.forward import sequence_of, span_logits
 from llm_lightning.objectives.base import Evaluation, Objective
-from llm_lightning.signatures import Range
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import EVALUATION, Collator, MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.languages import has_languages, language_id
@@ -25,7 +26,6 @@ from llm_lightning.models.generate import until, written
 from llm_lightning.models.positions import positions_of
 from llm_lightning.objectives.base import SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import perplexity
-from llm_lightning.signatures import Range
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import torch
 from torch import nn
 
+from llm_lightning.config.signatures import Range
 from llm_lightning.optim.groups import decay_groups
-from llm_lightning.signatures import Range
 
 
 def adamw(

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable
 from typing import Annotated
 
+from llm_lightning.config.signatures import Range
 from llm_lightning.errors import UserError
-from llm_lightning.signatures import Range
 
 Factor = Callable[[int], float]
 

@@ -13,7 +13,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from llm_lightning.config import Config
+from llm_lightning.config.schema import Config
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text
 from llm_lightning.machine import cores

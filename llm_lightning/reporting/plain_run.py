@@ -8,7 +8,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from llm_lightning.config import CONF, flat, plain, typed
+from llm_lightning.config.schema import CONF, flat, plain, typed
 from llm_lightning.runs.identity import LISTED, select
 
 

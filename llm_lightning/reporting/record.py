@@ -21,9 +21,9 @@ import xxhash
 import yaml
 
 from llm_lightning import distributed
-from llm_lightning.config import Config, plain
+from llm_lightning.config.redaction import redacted
+from llm_lightning.config.schema import Config, plain
 from llm_lightning.errors import UserError
-from llm_lightning.redact import redacted
 from llm_lightning.reporting.card import write_card
 from llm_lightning.reporting.report import write_report
 from llm_lightning.runs.identity import has_same_contents, has_same_result

@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 from omegaconf import OmegaConf
 
-from llm_lightning.config import flat, schema
+from llm_lightning.config.schema import flat, schema
 from llm_lightning.errors import UserError
 
 log = logging.getLogger(__name__)

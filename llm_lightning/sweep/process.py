@@ -22,8 +22,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from llm_lightning.config.redaction import redacted
 from llm_lightning.machine import cores
-from llm_lightning.redact import redacted
 
 log = logging.getLogger(__name__)
 

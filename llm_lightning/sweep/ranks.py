@@ -14,7 +14,7 @@ from typing import Any
 from hydra.plugins.launcher import Launcher
 
 from llm_lightning import distributed
-from llm_lightning.config import SweepConfig
+from llm_lightning.config.schema import SweepConfig
 from llm_lightning.errors import RunError, UserError
 from llm_lightning.sweep.process import run_job
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from llm_lightning.redact import redacted
+from llm_lightning.config.redaction import redacted
 from llm_lightning.reporting.table import Table
 from llm_lightning.sweep.process import Outcome
 

@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, Trial, TrialState
 
-from llm_lightning.config import SweepConfig
+from llm_lightning.config.schema import SweepConfig
 from llm_lightning.errors import UserError
 from llm_lightning.reporting import record
 from llm_lightning.sweep.process import Judge

@@ -24,16 +24,17 @@ import yaml
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
-from llm_lightning import checks, cli, distributed
-from llm_lightning.config import Config, SweepConfig
+from llm_lightning import cli, distributed
+from llm_lightning.config import validation as checks
+from llm_lightning.config.overrides import write_override
+from llm_lightning.config.redaction import redacted
+from llm_lightning.config.saved_runs import STORED
+from llm_lightning.config.schema import Config, SweepConfig
 from llm_lightning.errors import UserError
-from llm_lightning.overrides import write_override
-from llm_lightning.redact import redacted
 from llm_lightning.reporting import record
 from llm_lightning.reporting.leaderboard import write_comparison
 from llm_lightning.reporting.runs import find, grouped
 from llm_lightning.reporting.table import show
-from llm_lightning.stored import STORED
 from llm_lightning.sweep import space
 from llm_lightning.sweep.process import Judge, Outcome, Share, run_job, shares
 from llm_lightning.sweep.ranks import STOPPING, Ranks

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from llm_lightning import distributed
-from llm_lightning.config import CheckpointConfig
+from llm_lightning.config.schema import CheckpointConfig
 from llm_lightning.data.collate import Step
 from llm_lightning.data.module import DataModule
 from llm_lightning.errors import Pruned, UserError

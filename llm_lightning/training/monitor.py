@@ -24,7 +24,7 @@ from llm_lightning.data.collate import Step
 from llm_lightning.errors import RunError
 from llm_lightning.models.batch_form import is_unpadded
 from llm_lightning.objectives.base import Objective
-from llm_lightning.training.energy import Energy
+from llm_lightning.tracking.energy import Energy
 from llm_lightning.training.memory import peak, release, settle
 from llm_lightning.training.throughput import Flops, Peak
 

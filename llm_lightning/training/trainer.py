@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from llm_lightning import distributed
-from llm_lightning.config import TrainerConfig
+from llm_lightning.config.schema import TrainerConfig
 from llm_lightning.errors import UserError
 from llm_lightning.training import precision as precisions
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO

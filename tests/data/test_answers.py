@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llm_lightning.cli import load
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import module
 from llm_lightning.data.answers import read_answers
 from llm_lightning.data.encodings import spans

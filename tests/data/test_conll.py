@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llm_lightning.config import ColumnsConfig, DataConfig
+from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data.conll_layout import decide, looks_like_conll, survey
 from llm_lightning.data.rows import LINE, PROBLEM, Rows
 from llm_lightning.data.sources import conll

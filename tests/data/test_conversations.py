@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from llm_lightning.cli import load
-from llm_lightning.config import ColumnsConfig, DataConfig
+from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data.conversations import Conversation
 from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow, BadRows, Example

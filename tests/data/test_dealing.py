@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from llm_lightning.config import BatchConfig
+from llm_lightning.config.schema import BatchConfig
 from llm_lightning.data.collate import Collator, MicroBatch, TrainingSteps
 from llm_lightning.data.plan import Plan, Row, cut, evaluation, most_rows
 

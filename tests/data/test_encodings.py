@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_lightning.config import ColumnsConfig, DataConfig, TokenizerConfig
+from llm_lightning.config.schema import ColumnsConfig, DataConfig, TokenizerConfig
 from llm_lightning.data import tokenizers
 from llm_lightning.data.encodings import spans, translation, words
 from llm_lightning.data.examples import BadRow, Example

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import pytest
 
-from llm_lightning.config import ColumnsConfig, DataConfig
+from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data.answers import is_answered, read_answers
 from llm_lightning.data.conversations import Reader
 from llm_lightning.data.encodings import scores, texts

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from llm_lightning.cli import load
-from llm_lightning.config import ColumnsConfig, DataConfig
+from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data import encodings, labels
 from llm_lightning.data.encodings import label_sets, scores, texts, words
 from llm_lightning.data.examples import BadRow

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-from llm_lightning.config import ColumnsConfig, DataConfig
+from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data import json_files, sentences
 from llm_lightning.data.sources import files, hub, parallel
 

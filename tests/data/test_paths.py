@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import paths
 from llm_lightning.errors import UserError
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_lightning.config import BatchConfig
+from llm_lightning.config.schema import BatchConfig
 from llm_lightning.data.packing import Patterns
 from llm_lightning.data.plan import EVALUATION_TOKENS, EpochPlan, Plan, Row, cut, evaluation
 from llm_lightning.errors import UserError
@@ -128,7 +128,7 @@ def test_a_step_is_found_without_walking_to_it(lengths: np.ndarray, spec: BatchC
 @pytest.mark.parametrize("packing", [None, ROW])
 def test_the_plan_is_the_same_in_another_process_and_under_another_hash_seed(packing: int | None) -> None:
     code = (
-        "import numpy as np; from llm_lightning.config import BatchConfig; from llm_lightning.data.plan import Plan\n"
+        "import numpy as np; from llm_lightning.config.schema import BatchConfig; from llm_lightning.data.plan import Plan\n"
         "lengths = np.random.default_rng(0).integers(1, 60, 500).astype(np.int32)\n"
         f"plan = Plan(lengths, BatchConfig(tokens=300), 7, {packing})\n"
         "print([[row.tolist() for row in plan.epoch(e)[s]] for e in (0, 3) for s in range(len(plan.epoch(e)))])"

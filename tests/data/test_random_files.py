@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from llm_lightning.cli import load
-from llm_lightning.config import Config
+from llm_lightning.config.schema import Config
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import Text, prepare
 from llm_lightning.errors import UserError

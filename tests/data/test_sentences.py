@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from llm_lightning.cli import load
-from llm_lightning.config import ColumnsConfig, DataConfig
+from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data.encodings import words
 from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError

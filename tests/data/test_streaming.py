@@ -22,7 +22,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from pyarrow import feather
 from torch.utils.data import DataLoader
 
-from llm_lightning.config import BatchConfig, DataConfig
+from llm_lightning.config.schema import BatchConfig, DataConfig
 from llm_lightning.data import csv_files, streaming
 from llm_lightning.data.collate import Collator, Step
 from llm_lightning.data.encodings.stream import Encoder

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from llm_lightning import cli
-from llm_lightning.config import ColumnsConfig, DataConfig
+from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data import module
 from llm_lightning.data.rows import PROBLEM, Rows
 from llm_lightning.data.sources import files, parallel, self_instruct, text

@@ -12,7 +12,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_lightning.config import DataConfig, TokenizerConfig
+from llm_lightning.config.schema import DataConfig, TokenizerConfig
 from llm_lightning.data import encodings, tokenizers
 from llm_lightning.data.encodings import stream, texts
 from llm_lightning.data.encodings.documents import Encoder

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm_lightning.config import ColumnsConfig, DataConfig
+from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data.rows import LINE, PROBLEM
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import paths_of, rows_of, usable

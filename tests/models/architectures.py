@@ -20,7 +20,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
-from llm_lightning.config import AdapterConfig
+from llm_lightning.config.schema import AdapterConfig
 from llm_lightning.data.collate import Collator, MicroBatch
 from llm_lightning.errors import RunError
 from llm_lightning.models import adapter, forward

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from llm_lightning.cli import load
-from llm_lightning.config import AdapterConfig
+from llm_lightning.config.schema import AdapterConfig
 from llm_lightning.errors import UserError
 from llm_lightning.models import adapter
 from llm_lightning.models.flat_check import use_flat_batches

@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from llm_lightning.cli import load
-from llm_lightning.config import ModelConfig
+from llm_lightning.config.schema import ModelConfig
 from llm_lightning.data import tokenizers
 from llm_lightning.errors import UserError
 from llm_lightning.models import build

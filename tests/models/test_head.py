@@ -13,7 +13,7 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel
 
-from llm_lightning.config import ModelConfig
+from llm_lightning.config.schema import ModelConfig
 from llm_lightning.models import build
 from llm_lightning.models.head import match_rows
 

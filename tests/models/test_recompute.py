@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
-from llm_lightning.config import AdapterConfig
+from llm_lightning.config.schema import AdapterConfig
 from llm_lightning.errors import UserError
 from llm_lightning.models import adapter, dropout, last_layer
 from llm_lightning.models.flat_check import use_flat_batches

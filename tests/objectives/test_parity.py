@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 from llm_lightning.cli import load
-from llm_lightning.config import Config
+from llm_lightning.config.schema import Config
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import DataModule
 from llm_lightning.models import build

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_lightning.config import Config, DataConfig
+from llm_lightning.config.schema import Config, DataConfig
 from llm_lightning.reporting.about import data_name
 
 

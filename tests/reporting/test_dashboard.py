@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llm_lightning.reporting import dashboard
+from llm_lightning.tracking import dashboard
 
 from ..conftest import TINY_GPT, Runner
 

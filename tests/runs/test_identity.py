@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llm_lightning.cli import load
-from llm_lightning.config import Config, plain
+from llm_lightning.config.schema import Config, plain
 from llm_lightning.errors import UserError
 from llm_lightning.reporting.plain_run import differences
 from llm_lightning.reporting.record import finished

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_lightning.cli import load
-from llm_lightning.config import CONF
+from llm_lightning.config.schema import CONF
 from llm_lightning.errors import UserError
 from llm_lightning.sweep import space
 from llm_lightning.sweep.ranks import Ranks

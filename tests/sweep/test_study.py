@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_lightning.config import SweepConfig
+from llm_lightning.config.schema import SweepConfig
 from llm_lightning.errors import UserError
 from llm_lightning.sweep.space import Dimension
 

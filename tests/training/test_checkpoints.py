@@ -15,7 +15,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from llm_lightning.config import CheckpointConfig
+from llm_lightning.config.schema import CheckpointConfig
 from llm_lightning.errors import RunError, Stopped, UserError
 from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.training.checkpoint_io import damage

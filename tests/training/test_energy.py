@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llm_lightning.config import CallbacksConfig
-from llm_lightning.training.energy import READ, Energy
+from llm_lightning.config.schema import CallbacksConfig
+from llm_lightning.tracking.energy import READ, Energy
 
 
 class Meter:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm_lightning.config import LoggerConfig
+from llm_lightning.config.schema import LoggerConfig
 from llm_lightning.errors import Pruned, RunError, Stopped
 from llm_lightning.runs.identity import configuration
-from llm_lightning.training import wandb_logger
-from llm_lightning.training.wandb_logger import WandbLogger
+from llm_lightning.tracking import wandb_logger
+from llm_lightning.tracking.wandb_logger import WandbLogger
 
 from ..conftest import TINY_BERT, TINY_GPT, Runner
 from .wandb_file import read
@@ -257,7 +257,7 @@ def test_a_server_that_is_lost_costs_no_training(
 
 
 def test_without_a_key_nothing_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from llm_lightning.training.wandb_mode import read_mode
+    from llm_lightning.tracking.wandb_mode import read_mode
 
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "online")
@@ -298,8 +298,8 @@ def test_variables_that_switch_wandb_off(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from llm_lightning.training import loggers
-    from llm_lightning.training.wandb_mode import read_mode
+    from llm_lightning.tracking import loggers
+    from llm_lightning.tracking.wandb_mode import read_mode
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_DISABLED", raising=False)
@@ -316,7 +316,7 @@ def test_variables_that_switch_wandb_off(
 
 
 def test_wandb_disabled_on_the_command_line_of_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from llm_lightning.training.wandb_mode import read_mode
+    from llm_lightning.tracking.wandb_mode import read_mode
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

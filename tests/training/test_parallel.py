@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from llm_lightning.config import TrainerConfig
+from llm_lightning.config.schema import TrainerConfig
 from llm_lightning.data.collate import Collator, MicroBatch
 from llm_lightning.errors import UserError
 from llm_lightning.models.flat_check import use_flat_batches

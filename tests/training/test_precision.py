@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from llm_lightning.config import TrainerConfig
+from llm_lightning.config.schema import TrainerConfig
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training import precision, trainer
 from llm_lightning.training.precision import MasterWeights, WorkingWeights, in_bf16

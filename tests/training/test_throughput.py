@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from llm_lightning.config import AdapterConfig
+from llm_lightning.config.schema import AdapterConfig
 from llm_lightning.models import adapter
 from llm_lightning.training import monitor as module
 from llm_lightning.training.monitor import Monitor

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from tokenizers import Tokenizer
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.rows import Rows

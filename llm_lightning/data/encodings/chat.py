@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.chat_template import HEADERS, ChatTemplate, Rendered
 from llm_lightning.data.conversations import BESIDE, LEARNT, Conversation, Message, Reader
 from llm_lightning.data.encodings import Encoding, Sequences

@@ -15,7 +15,7 @@ from typing import Any
 
 import datasets
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import labels
 from llm_lightning.data.encodings import texts
 from llm_lightning.data.examples import BadRow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.encodings import texts
 from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_values import parse_number

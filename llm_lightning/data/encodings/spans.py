@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.answers import Answer, is_answered, read_answers
 from llm_lightning.data.encodings import Encoding, Sequences, text_of
 from llm_lightning.data.examples import BadRow, BadRows, Example

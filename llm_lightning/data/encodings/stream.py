@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.encodings import documents
 from llm_lightning.data.examples import Example
 from llm_lightning.data.labels import Labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import labels
 from llm_lightning.data.encodings import NO_TOKEN, Encoding, Sequences
 from llm_lightning.data.examples import BadRow, BadRows, Example

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.encodings import NO_TOKEN, Encoding, Sequences, text_of
 from llm_lightning.data.examples import BadRows, Example
 from llm_lightning.data.labels import Labels

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import labels
 from llm_lightning.data.encodings import NO_TOKEN, Sequences, documents, texts
 from llm_lightning.data.examples import BadRow, BadRows, Example

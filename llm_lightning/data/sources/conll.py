@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import conll_layout
 from llm_lightning.data.conll_layout import DOCSTART, NOT_A_WORD, NUMBER, Layout
 from llm_lightning.data.paths import content_hash, ending, split_files

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import xxhash
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import builtin
 from llm_lightning.data.rows import Rows
 from llm_lightning.data.sources.docs import position

@@ -18,7 +18,7 @@ from typing import Any
 
 import datasets
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import csv_files, json_files
 from llm_lightning.data.alignment import align
 from llm_lightning.data.csv_files import MISSING, Layout

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import xxhash
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.parquet_files import plain_feature, without_gaps
 from llm_lightning.data.paths import SPLITS
 from llm_lightning.data.rows import Rows, unused_columns

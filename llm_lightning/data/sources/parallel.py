@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.lines import detect_format, lines
 from llm_lightning.data.paths import SPLITS, content_hash, located, with_compressed
 from llm_lightning.data.rows import LINE, Rows

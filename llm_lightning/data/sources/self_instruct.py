@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.json_files import parse
 from llm_lightning.data.lines import lines
 from llm_lightning.data.paths import content_hash, split_files

@@ -20,7 +20,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import json_files
 from llm_lightning.data.paths import content_hash, ending, split_files
 from llm_lightning.data.rows import PROBLEM, Rows, joined

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from llm_lightning.config import DataConfig
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.json_files import parse
 from llm_lightning.data.lines import detect_format, lines
 from llm_lightning.data.paths import content_hash, ending, split_files

@@ -13,10 +13,10 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from llm_lightning.redact import redacted
-from llm_lightning.signatures import Choice, Range
+from llm_lightning.config.redaction import redacted
+from llm_lightning.config.signatures import Choice, Range
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The option files: in an installed package inside it, in a checkout beside it."""
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers.logger import Logger
 
-from llm_lightning.config import LoggerConfig
-from llm_lightning.training.csv_logger import CSVLogger
-from llm_lightning.training.wandb_logger import WandbLogger
-from llm_lightning.training.wandb_mode import read_mode
+from llm_lightning.config.schema import LoggerConfig
+from llm_lightning.tracking.csv_logger import CSVLogger
+from llm_lightning.tracking.wandb_logger import WandbLogger
+from llm_lightning.tracking.wandb_mode import read_mode
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from hydra.errors import ConfigCompositionException, MissingConfigException, Ove
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 
-from llm_lightning import config
-from llm_lightning.config import CONF, OPEN_GROUPS
+from llm_lightning.config import schema as config
+from llm_lightning.config.overrides import is_text, write_override
+from llm_lightning.config.schema import CONF, OPEN_GROUPS
 from llm_lightning.errors import listed, nearest
-from llm_lightning.overrides import is_text, write_override
 
 
 def explain(error: Exception, in_shell: bool = True) -> str:

@@ -18,14 +18,24 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llm_lightning import distributed, signatures
-from llm_lightning.config import CONF, OPEN_GROUPS, AdapterConfig, Config, DataConfig, GenerateConfig, SweepConfig, cache_folder
+from llm_lightning import distributed
+from llm_lightning.config import signatures
+from llm_lightning.config.overrides import escape_interpolations
+from llm_lightning.config.schema import (
+    CONF,
+    OPEN_GROUPS,
+    AdapterConfig,
+    Config,
+    DataConfig,
+    GenerateConfig,
+    SweepConfig,
+    cache_folder,
+)
 from llm_lightning.data import paths
 from llm_lightning.errors import UserError, listed, nearest
 from llm_lightning.machine import cores
-from llm_lightning.overrides import escape_interpolations
 
-SOURCES = Path(__file__).parent / "data" / "sources"
+SOURCES = Path(__file__).parents[1] / "data" / "sources"
 OUT = (".jsonl", ".parquet")
 """How the name of a file of predictions ends."""
 OF_FILES = ("files", "text", "conll", "squad", "parallel", "self_instruct")

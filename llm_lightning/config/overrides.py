@@ -29,7 +29,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from llm_lightning.config import CONF, Config
+from llm_lightning.config.schema import CONF, Config
 from llm_lightning.errors import UserError
 
 FILES = ("data.train", "data.validation", "data.test")

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.redact import redacted
+from llm_lightning.config.redaction import redacted
 
 
 def log(run: Any, which: str, summary: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The project's W&B workspace as code: `python -m llm_lightning.reporting.dashboard` makes it, or prints it where there is no key.
+"""The project's W&B workspace as code: `python -m llm_lightning.tracking.dashboard` makes it, or prints it where there is no key.
 
 Seeds of one configuration are drawn as their mean and range: runs carry the hash of what they share as `configuration`.
 """
@@ -10,10 +10,10 @@ import json
 import sys
 from typing import Any
 
-from llm_lightning.config import LoggerConfig
+from llm_lightning.config.schema import LoggerConfig
 from llm_lightning.errors import RunError, UserError
 from llm_lightning.reporting.table import SCORES, WRITTEN
-from llm_lightning.training.wandb_mode import read_mode
+from llm_lightning.tracking.wandb_mode import read_mode
 
 NAME = "llm_lightning"
 SPLITS = ("validation", "test")
@@ -122,7 +122,7 @@ def workspace(entity: str, project: str) -> Any:
 
 def main() -> None:
     defaults = LoggerConfig()
-    parser = argparse.ArgumentParser(prog="python -m llm_lightning.reporting.dashboard", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m llm_lightning.tracking.dashboard", description=__doc__)
     parser.add_argument("--project", default=defaults.project)
     parser.add_argument("--entity", help="user or team; by default that of the key")
     options = parser.parse_args()

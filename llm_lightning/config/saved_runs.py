@@ -12,11 +12,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llm_lightning import checks
-from llm_lightning.config import Config, schema, typed
+from llm_lightning.config import validation as checks
+from llm_lightning.config.messages import explain
+from llm_lightning.config.overrides import escape_interpolations, parse_overrides
+from llm_lightning.config.schema import Config, schema, typed
 from llm_lightning.errors import UserError
-from llm_lightning.explain import explain
-from llm_lightning.overrides import escape_interpolations, parse_overrides
 
 STORED = ("evaluate", "predict", "generate", "chat", "export")
 """The tasks that begin with a finished run."""

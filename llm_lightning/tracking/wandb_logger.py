@@ -22,11 +22,11 @@ from lightning.fabric.loggers.logger import _DummyExperiment
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from llm_lightning.config import LoggerConfig, flat
+from llm_lightning.config.redaction import redacted
+from llm_lightning.config.schema import LoggerConfig, flat
 from llm_lightning.errors import Pruned, Stopped
-from llm_lightning.redact import redacted
-from llm_lightning.training import wandb_artifacts, wandb_charts
-from llm_lightning.training.wandb_mode import read_mode
+from llm_lightning.tracking import wandb_artifacts, wandb_charts
+from llm_lightning.tracking.wandb_mode import read_mode
 
 log = logging.getLogger(__name__)
 

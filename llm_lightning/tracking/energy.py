@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from llm_lightning import distributed
-from llm_lightning.config import CallbacksConfig
+from llm_lightning.config.schema import CallbacksConfig
 
 READ = {
     "kwh": "energy_consumed",
