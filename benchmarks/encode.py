@@ -21,7 +21,7 @@ from settings import pick
 
 def encode(arguments: list[str]) -> None:
     """Encode the data that the arguments name, and print [seconds, peak GiB, peak GiB with mapped files, tokens]."""
-    from llm_lightning.cli import load
+    from llm_lightning.config.compose import load
     from llm_lightning.data.module import prepare
 
     peak, done = [0], threading.Event()

@@ -59,7 +59,7 @@ def hugging_face(name: str, model: str, turn: Turn, **options: Any) -> None:
     import transformers
     from turns import train_hugging_face
 
-    from llm_lightning.cli import load
+    from llm_lightning.config.compose import load
     from llm_lightning.data.sources import files
     from llm_lightning.training.precision import bf16_unit
 

@@ -31,7 +31,7 @@ from lightning.pytorch.callbacks import Callback
 from settings import DATA, TINY, pick
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.config.schema import AdapterConfig, Config, cache_folder
 from llm_lightning.data.module import DataModule, Text
 from llm_lightning.objectives.base import Objective

@@ -28,7 +28,7 @@ def peer(name: str, size: str) -> None:
         return
     import torch
 
-    from llm_lightning.cli import load
+    from llm_lightning.config.compose import load
     from llm_lightning.data.collate import TrainingSteps
     from llm_lightning.run import built, prepared
     from llm_lightning.training.memory import keep_freed_pages, keep_kernels

@@ -50,7 +50,7 @@ def hugging_face(name: str, arguments: list[str]) -> None:
     from pretrain_vs_hf import SIZE
     from turns import Turn, train_hugging_face
 
-    from llm_lightning.cli import load
+    from llm_lightning.config.compose import load
     from llm_lightning.run import prepared
     from llm_lightning.training.precision import bf16_unit
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from common import report
 from settings import CORPUS, DATA, TINY
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.data.module import DataModule
 from llm_lightning.run import prepared
 

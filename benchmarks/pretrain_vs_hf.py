@@ -52,7 +52,7 @@ def hugging_face(name: str, arguments: list[str], turn: Turn, **options: Any) ->
     import transformers
     from turns import train_hugging_face
 
-    from llm_lightning.cli import load
+    from llm_lightning.config.compose import load
     from llm_lightning.data.encode import Encoded
     from llm_lightning.run import prepared
     from llm_lightning.training.precision import bf16_unit

@@ -124,7 +124,7 @@ def train_ours(arguments: list[str], turn: Turn) -> None:
     import torch
     from lightning.pytorch.callbacks import Callback
 
-    from llm_lightning.cli import load
+    from llm_lightning.config.compose import load
     from llm_lightning.config.schema import cache_folder
     from llm_lightning.objectives.evaluation import score_batches
     from llm_lightning.run import built, prepared

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llm_lightning import cli
+from llm_lightning.config import compose
 from llm_lightning.config import saved_runs as stored
 from llm_lightning.config.schema import Config
 from llm_lightning.config.validation import check_generate
@@ -29,7 +29,7 @@ def train(*overrides: str) -> dict[str, Any]:
     """
     if wrong := [word for word in overrides if not isinstance(word, str)]:
         raise UserError(f"train: expected words of a command line, each a text ('task=finetune', …), and found {wrong[0]!r}.")
-    return run(cli.load(list(overrides)))
+    return run(compose.load(list(overrides)))
 
 
 def load(run: str | Path, *overrides: str) -> Model:

@@ -10,36 +10,31 @@ import contextlib
 import io
 import logging
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from llm_lightning import distributed
-from llm_lightning.config import schema as config
-from llm_lightning.config import validation as checks
-from llm_lightning.config.messages import explain
-from llm_lightning.config.model_settings import resolve_settings
+from llm_lightning.config import compose, validation
+from llm_lightning.config.messages import explain, is_from_hydra
 from llm_lightning.config.overrides import quote_overrides
 from llm_lightning.config.redaction import redacted
 from llm_lightning.config.saved_runs import STORED, stored
-from llm_lightning.config.schema import CONF
+from llm_lightning.config.schema import CONF, SweepConfig
 from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError
 
 
 def main() -> None:
     """Compose the config from `conf/` and the command line, and run it."""
-    register()
+    compose.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we word them ourselves
     if distributed.is_launched():  # torch warns, with a C++ stack, of each connection that a rank's end breaks
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -65,17 +60,6 @@ def _use_utf8() -> None:
                 stream.reconfigure(encoding=encoding, errors="replace" if stream is sys.stdin else "backslashreplace")
 
 
-def register() -> None:
-    """Give Hydra the schema, and what the files of conf/ compute with."""
-    ConfigStore.instance().store(name="schema", node=config.schema())
-    OmegaConf.register_new_resolver("unless_pretrained", _unless_pretrained, replace=True)
-
-
-def _unless_pretrained(fresh: float, pretrained: float, *, _root_: DictConfig) -> float:
-    """A learning rate that trains a model from scratch would wreck pretrained weights."""
-    return fresh if _root_.model.name_or_path is None else pretrained
-
-
 def _job(node: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     elsewhere = hydra_config.mode is RunMode.MULTIRUN  # a job on another machine, whose launcher tells the sweep of its errors
@@ -84,12 +68,12 @@ def _job(node: DictConfig) -> None:
         if node.task in STORED:
             chosen = stored(node.task, node.run, overrides)
         else:
-            chosen = compose(node, dict(hydra_config.runtime.choices), overrides)
-            checks.check(chosen)
+            chosen = compose.compose(node, dict(hydra_config.runtime.choices), overrides)
+            validation.check(chosen)
         sweep = None
         if elsewhere and chosen.run_dir is not None:
             sweep = Path(chosen.run_dir).parent.name
-        elif chosen.sweep != config.SweepConfig():
+        elif chosen.sweep != SweepConfig():
             raise UserError(f"sweep={chosen.choices.get('sweep')}: a sweep is started with -m: python train.py -m …")
         for chatty in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is; it says what does not fit
             logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -107,7 +91,7 @@ def worded() -> Iterator[None]:
         print("\ninterrupted; where a state was saved before, the command with the same run_dir goes on from it", file=sys.stderr)
         sys.exit(RunError.exit_code)
     except Exception as error:
-        if not isinstance(error, RunError | HydraException | OmegaConfBaseException) and not _from_hydra(error):
+        if not isinstance(error, RunError | HydraException | OmegaConfBaseException) and not is_from_hydra(error):
             raise
         if "debug=true" in (argument.lower() for argument in sys.argv[1:]):
             traceback.print_exc()
@@ -125,50 +109,9 @@ def worded() -> Iterator[None]:
 
 def work() -> None:
     """Be one rank of a run that another process has started: it says on standard input what to do."""
-    register()
+    compose.register()
     with worded():
         from llm_lightning.launch import read_task
         from llm_lightning.run import run
 
         run(*read_task())
-
-
-def _from_hydra(error: Exception) -> bool:
-    """Whether Hydra raised it over the command line; it has plain ValueErrors among its refusals."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return any(part in frames[-1].filename.replace(os.sep, "/") for part in ("/hydra/", "/omegaconf/")) if frames else False
-
-
-def load(overrides: list[str]) -> config.Config:
-    """Return the checked config of a command line, for use from Python: `load(["task=finetune", "data=sst2"])`.
-
-    Raises UserError where the command line is wrong.
-    """
-    register()
-    overrides = quote_overrides(overrides)
-    outer = GlobalHydra.instance().hydra  # of a sweep, which loads the configs of its jobs
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-            node = hydra.compose("config", overrides, return_hydra_config=True)
-            choices = dict(node.hydra.runtime.choices)
-            OmegaConf.set_struct(node, False)
-            del node["hydra"]
-            if node.task in STORED:
-                return stored(node.task, node.run, overrides)
-            chosen = compose(node, choices, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, in_shell=False)) from error
-    finally:
-        GlobalHydra.instance().hydra = outer
-    checks.check(chosen)
-    return chosen
-
-
-def compose(node: DictConfig, choices: dict[str, str], overrides: list[str]) -> config.Config:
-    """Return the node as typed dataclasses, with what only the program knows, and the model's settings without those of another model."""
-    OmegaConf.set_struct(node, False)
-    node.model.config, node.model.family = resolve_settings(GlobalHydra.instance().config_loader(), "config", overrides)
-    node.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
-    node.command = shlex.join(["python", *sys.argv]) if sys.argv[0].endswith(".py") else shlex.join(sys.argv)
-    return config.typed(node)

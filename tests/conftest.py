@@ -43,7 +43,7 @@ def run(cache: Path) -> Runner:
     """Runs a command line in this process and returns its summary."""
 
     def start(*overrides: str) -> dict[str, Any]:
-        from llm_lightning.cli import load
+        from llm_lightning.config.compose import load
         from llm_lightning.run import run
 
         return run(load([*QUIET, f"cache_dir={cache}", *overrides]))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import llm_lightning
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.errors import UserError
 from llm_lightning.run import run as start
 

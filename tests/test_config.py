@@ -12,9 +12,9 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from llm_lightning.cli import CONF, load
 from llm_lightning.config import signatures
-from llm_lightning.config.schema import OPEN_GROUPS, Config, plain
+from llm_lightning.config.compose import load
+from llm_lightning.config.schema import CONF, OPEN_GROUPS, Config, plain
 from llm_lightning.errors import UserError
 
 from .conftest import ROOT

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 import llm_lightning
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.config.schema import Config
 from llm_lightning.errors import UserError
 

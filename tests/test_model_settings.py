@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import CONFIG_MAPPING
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.config.model_settings import attribute_map
 from llm_lightning.errors import UserError
 

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from llm_lightning.cli import load
 from llm_lightning.config import saved_runs as stored
+from llm_lightning.config.compose import load
 from llm_lightning.config.overrides import quote_overrides
 from llm_lightning.config.schema import Config, plain
 from llm_lightning.errors import UserError

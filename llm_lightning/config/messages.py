@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import traceback
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
@@ -65,3 +67,9 @@ def _unknown_key(key: str) -> str:
     valid = sorted(map(str, node)) + ([p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"] if not known else [])
     guess = nearest(unknown, valid).replace("'", f"'{known}", 1)
     return f"{key}: there is no such key; {known.rstrip('.') or 'the config'} has {listed(sorted(set(valid)), 40)}.{guess}"
+
+
+def is_from_hydra(error: Exception) -> bool:
+    """Return whether Hydra raised an error over the command line; it has plain ValueErrors among its refusals."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(part in frames[-1].filename.replace(os.sep, "/") for part in ("/hydra/", "/omegaconf/")) if frames else False

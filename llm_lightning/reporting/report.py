@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from llm_lightning.reporting import figures
+from llm_lightning.reporting.changed_settings import differences
 from llm_lightning.reporting.intervals import Interval, intervals
 from llm_lightning.reporting.page import Section, sections, write_page
-from llm_lightning.reporting.plain_run import differences
 from llm_lightning.reporting.runs import Group, Run, load
 from llm_lightning.reporting.table import COSTS, Column, Table, columns_of, written
 

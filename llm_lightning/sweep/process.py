@@ -115,6 +115,8 @@ def _job(
     import torch
 
     from llm_lightning import cli
+    from llm_lightning.config import compose
+    from llm_lightning.config.messages import explain
     from llm_lightning.errors import Pruned, Stopped
     from llm_lightning.run import run
 
@@ -134,12 +136,12 @@ def _job(
 
     try:
         with cli.worded():
-            run(cli.load(overrides), sweep, judge if judged else None)
+            run(compose.load(overrides), sweep, judge if judged else None)
         tell("done", "")
     except SystemExit as exit:
         error = exit.__context__
         status = "pruned" if isinstance(error, Pruned) else "stopped" if isinstance(error, Stopped) else "failed"
-        tell(status, cli.explain(error).removeprefix(f"{status} ") if isinstance(error, Exception) else "")
+        tell(status, explain(error).removeprefix(f"{status} ") if isinstance(error, Exception) else "")
         raise
     except BaseException as error:
         tell("failed", f"{type(error).__name__}: {error}")

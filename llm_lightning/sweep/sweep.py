@@ -24,7 +24,8 @@ import yaml
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
-from llm_lightning import cli, distributed
+from llm_lightning import distributed
+from llm_lightning.config import compose
 from llm_lightning.config import validation as checks
 from llm_lightning.config.overrides import write_override
 from llm_lightning.config.redaction import redacted
@@ -75,7 +76,7 @@ class Sweep:
         for name, point in zip(names, points, strict=True):
             known = xxhash.xxh64_hexdigest(json.dumps(point, sort_keys=True).encode())[:8]  # whatever else is in the list
             jobs.append(self._job(f"{name}-{known}" if name in alike else name, point))
-            cli.load(jobs[-1].overrides)
+            compose.load(jobs[-1].overrides)
         return jobs
 
     def _job(self, name: str, point: dict[str, Any]) -> Job:
@@ -119,7 +120,7 @@ class Sweep:
                 "'optimizer.lr=tag(log,interval(1e-5,1e-3))' for example."
             )
         within = {d.key: next(iter(d.options), d.middle) for d in self.dimensions}
-        config = cli.load(self._job("0", within).overrides)
+        config = compose.load(self._job("0", within).overrides)
         self.folder.mkdir(parents=True, exist_ok=True)
         study = Study(self.folder, self.settings, self.dimensions, _maximizes(config), config.seed)
         drawing = threading.Lock()
@@ -204,7 +205,7 @@ class Sweep:
         if not (job.folder / "summary.json").is_file():
             return None
         with self._composing:  # Hydra composes one config at a time
-            summary = record.finished(job.folder, cli.load(job.overrides))
+            summary = record.finished(job.folder, compose.load(job.overrides))
         return None if summary is None else float(summary["seconds"]["total"])
 
     def stop(self, number: int, frame: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import module
 from llm_lightning.data.answers import read_answers

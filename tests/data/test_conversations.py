@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data.conversations import Conversation
 from llm_lightning.data.encodings.chat import Encoder

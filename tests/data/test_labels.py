@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data import encodings, labels
 from llm_lightning.data.encodings import label_sets, scores, texts, words

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import DataModule
 from llm_lightning.data.preview import decode_rows, show_rows

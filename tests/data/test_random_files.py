@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.config.schema import Config
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import Text, prepare

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data.encodings import words
 from llm_lightning.data.sources import files

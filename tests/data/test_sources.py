@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.data import module
 from llm_lightning.data.module import Text
 from llm_lightning.errors import UserError

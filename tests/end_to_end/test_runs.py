@@ -16,7 +16,7 @@ import transformers
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.errors import Pruned, UserError
 from llm_lightning.run import evaluate
 from llm_lightning.training.checkpoints import saved

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, ByT5Tokenizer, T5Config, T5ForSequenceClassification, pipeline
 
 import llm_lightning
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.errors import RunError, UserError
 from llm_lightning.inference import onnx
 from llm_lightning.reporting.card import write_card

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.errors import UserError
 from llm_lightning.inference import generate, use
 from llm_lightning.run import run as start

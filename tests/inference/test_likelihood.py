@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.data.sources import text
 from llm_lightning.errors import UserError
 from llm_lightning.inference.likelihood import windows

@@ -14,7 +14,7 @@ import pytest
 from transformers import pipeline
 
 import llm_lightning
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.errors import UserError
 from llm_lightning.inference import predict
 from llm_lightning.run import run as start

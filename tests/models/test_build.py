@@ -18,8 +18,8 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from llm_lightning.cli import CONF, load
-from llm_lightning.config.schema import ModelConfig
+from llm_lightning.config.compose import load
+from llm_lightning.config.schema import CONF, ModelConfig
 from llm_lightning.data.collate import Collator
 from llm_lightning.errors import UserError
 from llm_lightning.models import build

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.config.schema import ModelConfig
 from llm_lightning.data import tokenizers
 from llm_lightning.errors import UserError

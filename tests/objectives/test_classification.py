@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.errors import UserError
 from llm_lightning.metrics import counts

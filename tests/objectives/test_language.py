@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.data.collate import EVALUATION
 from llm_lightning.data.module import DataModule
 from llm_lightning.inference.evaluate import evaluate_split

@@ -17,7 +17,7 @@ from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES 
 from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CODES as MBART50
 
 import llm_lightning
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.data import languages
 from llm_lightning.data.collate import EVALUATION
 from llm_lightning.errors import UserError

@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.config.schema import Config
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import DataModule

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, XLNetConfig
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import DataModule
 from llm_lightning.data.tag_schemes import TagScheme

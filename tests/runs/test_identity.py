@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.config.schema import Config, plain
 from llm_lightning.errors import UserError
-from llm_lightning.reporting.plain_run import differences
+from llm_lightning.reporting.changed_settings import differences
 from llm_lightning.reporting.record import finished
 from llm_lightning.runs import identity
 from llm_lightning.runs.identity import KEYS, Kind, configuration, kind_of, require_same_run

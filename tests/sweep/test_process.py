@@ -13,7 +13,7 @@ import torch
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.errors import UserError
 from llm_lightning.sweep import process
 from llm_lightning.sweep.process import Share, shares

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.config.schema import CONF
 from llm_lightning.errors import UserError
 from llm_lightning.sweep import space

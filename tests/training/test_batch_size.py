@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llm_lightning.cli import load
+from llm_lightning.config.compose import load
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.errors import UserError
 from llm_lightning.objectives.causal_lm import CausalLM

@@ -80,7 +80,7 @@ def test_a_failed_run_is_closed_as_failed_and_leaves_none_open(corpus: Path, run
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory, reviews: Path, cache: Path) -> Path:
     """A fine-tuned classifier's run folder."""
-    from llm_lightning.cli import load
+    from llm_lightning.config.compose import load
     from llm_lightning.run import run
 
     folder = tmp_path_factory.mktemp("offline")

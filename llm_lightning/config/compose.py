@@ -1,0 +1,87 @@
+"""Compose the config of a run from `conf/` and overrides, by Hydra: for the command line, for Python, and as the defaults of a task."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llm_lightning.config import schema, validation
+from llm_lightning.config.messages import explain
+from llm_lightning.config.model_settings import resolve_settings
+from llm_lightning.config.overrides import quote_overrides
+from llm_lightning.config.saved_runs import STORED, stored
+from llm_lightning.config.schema import CONF, Config, plain, typed
+from llm_lightning.errors import UserError
+
+
+def register() -> None:
+    """Give Hydra the schema, and what the files of conf/ compute with."""
+    ConfigStore.instance().store(name="schema", node=schema.schema())
+    OmegaConf.register_new_resolver("unless_pretrained", _unless_pretrained, replace=True)
+
+
+def _unless_pretrained(fresh: float, pretrained: float, *, _root_: DictConfig) -> float:
+    """A learning rate that trains a model from scratch would wreck pretrained weights."""
+    return fresh if _root_.model.name_or_path is None else pretrained
+
+
+def load(overrides: list[str]) -> Config:
+    """Return the checked config of a command line, for use from Python: `load(["task=finetune", "data=sst2"])`.
+
+    Raises UserError where the command line is wrong.
+    """
+    register()
+    overrides = quote_overrides(overrides)
+    outer = GlobalHydra.instance().hydra  # of a sweep, which loads the configs of its jobs
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+            node = hydra.compose("config", overrides, return_hydra_config=True)
+            choices = dict(node.hydra.runtime.choices)
+            OmegaConf.set_struct(node, False)
+            del node["hydra"]
+            if node.task in STORED:
+                return stored(node.task, node.run, overrides)
+            chosen = compose(node, choices, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, in_shell=False)) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
+    validation.check(chosen)
+    return chosen
+
+
+def compose(node: DictConfig, choices: dict[str, str], overrides: list[str]) -> Config:
+    """Return the node as typed dataclasses, with what only the program knows, and the model's settings without those of another model."""
+    OmegaConf.set_struct(node, False)
+    node.model.config, node.model.family = resolve_settings(GlobalHydra.instance().config_loader(), "config", overrides)
+    node.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
+    node.command = shlex.join(["python", *sys.argv]) if sys.argv[0].endswith(".py") else shlex.join(sys.argv)
+    return typed(node)
+
+
+def plain_run(task: str) -> dict[str, Any]:
+    """The config of `task=<task>`; inside a run of Hydra's it is composed by that."""
+    if GlobalHydra.instance().is_initialized():
+        node = hydra.compose("config", [f"task={task}"], return_hydra_config=True)
+    else:
+        register()
+        with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+            node = hydra.compose("config", [f"task={task}"], return_hydra_config=True)
+    return _filled(node)
+
+
+def _filled(node: DictConfig) -> dict[str, Any]:
+    choices = node.hydra.runtime.choices
+    OmegaConf.set_struct(node, False)
+    node.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
+    del node["hydra"]
+    return plain(typed(node))
