@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from settings import TINY
 
-from llm_lightning.reporting.record import git_commit, versions
+from llm_lightning.runs.versions import git_commit, package_versions
 from llm_lightning.training.precision import bf16_unit
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,7 +76,7 @@ def write_results(
         "rows": [{name: _finite(cell) for name, cell in zip(columns, row, strict=True)} for row in rows],
         **(facts or {}),
         "machine": machine(),
-        "versions": versions(),
+        "versions": package_versions(),
         "commit": git_commit(),
         "command": shlex.join(["python", *sys.argv]),
     }

@@ -28,9 +28,21 @@ from llm_lightning.models import build, float8
 from llm_lightning.models.flat_check import agree_on_batch_form
 from llm_lightning.models.recompute import recompute_layers
 from llm_lightning.objectives.base import Objective
-from llm_lightning.reporting import about, record
+from llm_lightning.reporting import about
 from llm_lightning.reporting.data_card import data_card
-from llm_lightning.runs.identity import configuration
+from llm_lightning.reporting.results import write_pages, write_results
+from llm_lightning.runs.folder import (
+    forget_launch,
+    open_folder,
+    release_folder,
+    resume_command,
+    scratch_folder,
+    write_config,
+    write_json,
+)
+from llm_lightning.runs.identity import configuration, load_finished, run_identity
+from llm_lightning.runs.log import close_log, log_failure, start_log
+from llm_lightning.runs.versions import package_versions
 from llm_lightning.runs.weights import fingerprint_weights
 from llm_lightning.tracking import loggers
 from llm_lightning.tracking.energy import Energy
@@ -62,17 +74,18 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
         log.info("%s", stopped, extra={"file_only": True})
         raise
     except BaseException:
-        record.log_failure()
+        log_failure()
         raise
     finally:
-        record.close()
+        release_folder()
+        close_log()
 
 
 def train_unless_finished(config: Config, sweep: str | None, judge: Callable[[int, float], bool] | None) -> dict[str, Any]:
     """Train in the run's folder, unless the run that it holds is finished."""
-    folder = record.open_folder(config)
-    record.start_log(folder)
-    done = record.finished(folder, config) if distributed.is_rank_zero() else None
+    folder = open_folder(config)
+    start_log(folder)
+    done = load_finished(folder, config) if distributed.is_rank_zero() else None
     summary: dict[str, Any] | None = distributed.broadcast(done)
     if summary is None:
         log.info("run: %s", folder)
@@ -80,7 +93,7 @@ def train_unless_finished(config: Config, sweep: str | None, judge: Callable[[in
     else:
         announce_finished(folder)
     if distributed.is_rank_zero():
-        record.forget_launch(config)
+        forget_launch(config)
     return summary
 
 
@@ -89,7 +102,7 @@ def announce_finished(folder: Path) -> None:
     if distributed.is_rank_zero():
         log.info("run: %s is finished already; to train it again, give another run_dir", folder)
         if not (folder / "report.html").is_file():  # killed while it was written
-            record.publish(folder)
+            write_pages(folder)
 
 
 def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
@@ -102,14 +115,14 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     show_rows(data)
 
     shared = distributed.is_shared(folder)
-    identity = record.identity(config) | {
+    identity = run_identity(config) | {
         "data": text.fingerprints,
         "weights": fingerprint_weights(build.checkpoint(config.model)) if distributed.is_rank_zero() else None,
         "precision": trainer.resolve_precision(config.trainer),
         "total_steps": data.total_steps,
     }
     done: dict[str, Any] | None = distributed.broadcast(
-        record.finished(folder, config, identity) if distributed.is_rank_zero() else None
+        load_finished(folder, config, identity) if distributed.is_rank_zero() else None
     )
     if done is not None:  # with the same files elsewhere
         announce_finished(folder)
@@ -117,7 +130,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     best = Best(folder, model, text.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
     resume = resume_point(config.resume, folder, shared, identity)
     if distributed.is_rank_zero():
-        record.write_config(folder, config)
+        write_config(folder, config)
         recover(best.folder)
     shown = config.trainer.progress == "bar"
     monitor = Monitor(config.trainer.log_every_steps, data.total_steps, shown, cache_folder(config), energy)
@@ -132,7 +145,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
         patience=config.callbacks.patience,
         judge=judge,
     )
-    stop = StopOnSignal(checkpoints.save, f"to go on: {record.command(config, folder)}")
+    stop = StopOnSignal(checkpoints.save, f"to go on: {resume_command(config, folder)}")
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
     settings = plain(config) | {"configuration": configuration(plain(config), text.fingerprints), "facts": facts}
     sinks = loggers.build(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
@@ -182,8 +195,8 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             "export": str(folder / "hf"),
         }
         if distributed.is_rank_zero():
-            record.write_json(folder / "data.json", data_card(text))
-            record.finish(folder, summary, details)
+            write_json(folder / "data.json", data_card(text))
+            write_results(folder, summary, details)
     except BaseException as error:
         loggers.fail(sinks, error)
         raise
@@ -193,8 +206,8 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
 
 def check(config: Config) -> dict[str, Any]:
     """Try everything that could fail later, and leave nothing behind."""
-    with record.scratch_folder(config) as folder:
-        record.start_log(folder)
+    with scratch_folder(config) as folder:
+        start_log(folder)
         text, objective, data = prepared(config)
         about.describe(config, text, data, built(config, text, objective, data))
         show_rows(data)
@@ -205,7 +218,7 @@ def check(config: Config) -> dict[str, Any]:
 def evaluate(config: Config) -> dict[str, Any]:
     """Repeat a run's evaluation from its weights; the metrics are those of its summary, unless the data was changed."""
     folder = Path(str(config.run)).expanduser()
-    record.start_log(folder)
+    start_log(folder)
     log.info("evaluate: %s", folder)
     text, objective, data = prepared(config, tokenizer=tokenizers.load(str(folder / "hf"), config.model.trust_remote_code))
     objective.model = build.reload(folder / "hf", objective.auto_class, config.model.trust_remote_code)
@@ -215,7 +228,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     metrics = evaluate_splits(engine, objective, data)[0] | objective.summary()
     log.info("%s", "\n".join(f"  {name:<32} {value:.9g}" for name, value in metrics.items()))
     if distributed.is_rank_zero():
-        record.write_json(folder / "evaluate.json", {"metrics": metrics, "config": plain(config), "versions": record.versions()})
+        write_json(folder / "evaluate.json", {"metrics": metrics, "config": plain(config), "versions": package_versions()})
     return {"metrics": metrics}
 
 

@@ -152,7 +152,7 @@ def test_a_variable_of_the_environment_in_a_path() -> None:
 
 
 def test_a_stored_run_has_the_names_that_it_was_given(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llm_lightning.reporting import record
+    from llm_lightning.runs.folder import write_config
 
     for name in NAMES:
         (tmp_path / name).write_text("text,label\na,b\nc,d\n")
@@ -160,7 +160,7 @@ def test_a_stored_run_has_the_names_that_it_was_given(finished: Path, tmp_path: 
     base = load(["task=finetune", "data=files", "data.columns.label=label", f"data.train={tmp_path / 'a b.csv'}"])
     for text in ("1e3", "x ${", "1_000", "null", "2020-01-01", "${HOME}"):
         data = replace(base.data, train=names, validation=names[0], columns=replace(base.data.columns, text=text, label="0x1f"))
-        record.write_config(finished, replace(base, data=data, prompt=text))
+        write_config(finished, replace(base, data=data, prompt=text))
         config = stored.stored("predict", str(finished), ["batch.sequences=3"], checked=False)
         assert (config.data, config.prompt, config.batch.sequences) == (data, text, 3)
 

@@ -32,7 +32,8 @@ from llm_lightning.models import build
 from llm_lightning.models.positions import positions_of
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.causal_lm import CausalLM
-from llm_lightning.reporting import record
+from llm_lightning.runs.folder import write_json
+from llm_lightning.runs.versions import package_versions
 from llm_lightning.training import trainer
 
 WINDOW = 1024
@@ -87,7 +88,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     if config.out or config.run_folder:
         out = _out(config, "likelihood.json")
         settings = {"text": wanted.text, "choices": wanted.choices, "window": window, "stride": wanted.stride}
-        record.write_json(out, {"metrics": found, **settings, "run": config.run, "versions": record.versions()})
+        write_json(out, {"metrics": found, **settings, "run": config.run, "versions": package_versions()})
     return {"metrics": found}
 
 

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+import yaml
 from omegaconf import OmegaConf
 
-from llm_lightning.config.schema import flat, schema
+from llm_lightning.config.schema import Config, flat, plain, schema
 from llm_lightning.errors import UserError
+from llm_lightning.runs.versions import git_commit, package_versions
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +135,25 @@ def kind_of(key: str) -> Kind | None:
 def select(config: dict[str, Any], kinds: Collection[Kind]) -> dict[str, Any]:
     """Return the settings of a nested config that are of one of the kinds, as `a.b.c` -> value; unknown keys are among them."""
     return {key: value for key, value in flat(config).items() if kind_of(key) is None or kind_of(key) in kinds}
+
+
+def run_identity(config: Config) -> dict[str, Any]:
+    """Return what identifies a run in its checkpoints, as plain containers: config, versions and commit."""
+    return {"config": plain(config), "versions": package_versions(), "git": git_commit()}
+
+
+def load_finished(folder: Path, config: Config, run: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Return the summary of the finished run in a folder, if it has the same config; None if there is something to do.
+
+    If `run`, its identity, is given, data and pretrained weights are compared by content, wherever their files are.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        stored: Any = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    is_same = has_same_result(stored, plain(config)) if run is None else has_same_contents(summary, stored, run)
+    return summary if is_same else None
 
 
 def has_same_result(stored: dict[str, Any], now: dict[str, Any]) -> bool:

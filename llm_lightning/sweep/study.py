@@ -21,7 +21,7 @@ from optuna.trial import BaseTrial, Trial, TrialState
 
 from llm_lightning.config.schema import SweepConfig
 from llm_lightning.errors import UserError
-from llm_lightning.reporting import record
+from llm_lightning.runs.folder import lock
 from llm_lightning.sweep.process import Judge
 from llm_lightning.sweep.space import Dimension
 
@@ -138,7 +138,7 @@ class Study:
         file = self.folder / str(number) / "trial.lock"
         file.parent.mkdir(exist_ok=True)
         file.touch()
-        handle = record.locked(file)
+        handle = lock(file)
         if handle is not None:
             self._held[number] = handle
         return handle is not None

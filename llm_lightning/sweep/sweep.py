@@ -32,10 +32,11 @@ from llm_lightning.config.redaction import redacted
 from llm_lightning.config.saved_runs import STORED
 from llm_lightning.config.schema import Config, SweepConfig
 from llm_lightning.errors import UserError
-from llm_lightning.reporting import record
 from llm_lightning.reporting.leaderboard import write_comparison
 from llm_lightning.reporting.runs import find, grouped
 from llm_lightning.reporting.table import show
+from llm_lightning.runs.folder import lock
+from llm_lightning.runs.identity import load_finished
 from llm_lightning.sweep import space
 from llm_lightning.sweep.process import Judge, Outcome, Share, run_job, shares
 from llm_lightning.sweep.ranks import STOPPING, Ranks
@@ -191,7 +192,7 @@ class Sweep:
         """Until nothing else trains in a job's folder: the run of a sweep that was killed saves its state, or the same sweep runs twice."""
         waiting = False
         while job.folder.is_dir() and not self.stopping:
-            handle = record.locked(job.folder)
+            handle = lock(job.folder)
             if handle is not None:
                 os.close(handle)
                 return
@@ -205,7 +206,7 @@ class Sweep:
         if not (job.folder / "summary.json").is_file():
             return None
         with self._composing:  # Hydra composes one config at a time
-            summary = record.finished(job.folder, compose.load(job.overrides))
+            summary = load_finished(job.folder, compose.load(job.overrides))
         return None if summary is None else float(summary["seconds"]["total"])
 
     def stop(self, number: int, frame: Any) -> None:

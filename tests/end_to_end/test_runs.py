@@ -251,14 +251,16 @@ def test_a_damaged_checkpoint_is_named(corpus: Path, run: Runner, tmp_path: Path
 
 
 def test_runs_started_in_the_same_second_get_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llm_lightning.reporting import record
+    from llm_lightning.runs.folder import open_folder, release_folder
+    from llm_lightning.runs.log import close_log
 
     monkeypatch.chdir(tmp_path)
     config = load([])
     made = []
     for _ in range(3):
-        made.append(record.open_folder(config))
-        record.close()
+        made.append(open_folder(config))
+        release_folder()
+        close_log()
     assert len(set(made)) == 3
     assert all(folder.is_dir() for folder in made)
 

@@ -20,9 +20,8 @@ from llm_lightning.config.compose import load
 from llm_lightning.config.schema import Config, plain
 from llm_lightning.errors import UserError
 from llm_lightning.reporting.changed_settings import differences
-from llm_lightning.reporting.record import finished
 from llm_lightning.runs import identity
-from llm_lightning.runs.identity import KEYS, Kind, configuration, kind_of, require_same_run
+from llm_lightning.runs.identity import KEYS, Kind, configuration, kind_of, load_finished, require_same_run
 from llm_lightning.runs.weights import fingerprint_weights
 from llm_lightning.training.checkpoints import saved
 
@@ -248,9 +247,11 @@ def test_what_is_finished(tmp_path: Path) -> None:
     given = ["task=pretrain", "data=text", "data.train=a.txt"]
     (tmp_path / "summary.json").write_text("{}")
     (tmp_path / "config.yaml").write_text(json.dumps(plain(load(given))))
-    assert finished(tmp_path, load([*given, "trainer.devices=4", "logger=wandb", "checkpoint.keep=9", "generate.top_k=3"])) == {}
+    assert (
+        load_finished(tmp_path, load([*given, "trainer.devices=4", "logger=wandb", "checkpoint.keep=9", "generate.top_k=3"])) == {}
+    )
     for change in ("trainer.max_steps=7", "seed=4", "data.test=b.txt", "optimizer.lr=0.7", "callbacks.patience=3"):
-        assert finished(tmp_path, load([*given, change])) is None, change
+        assert load_finished(tmp_path, load([*given, change])) is None, change
 
 
 def test_what_is_one_configuration() -> None:

@@ -1,0 +1,160 @@
+"""The folder of a run: made, locked for one process, and written to atomically. `config.yaml` is written here, and plain JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import xxhash
+import yaml
+
+from llm_lightning import distributed
+from llm_lightning.config.redaction import redacted
+from llm_lightning.config.schema import Config, plain
+from llm_lightning.errors import UserError
+
+LAUNCHES = Path("runs") / ".launches"
+"""Which folder a launcher's job has taken, for its restarts: a file for each job that has not ended."""
+
+
+def open_folder(config: Config) -> Path:
+    """Return the run's folder on this machine, made for this run alone unless `run_dir` names one. A collective.
+
+    Rank 0 decides where it is and locks it. On a machine with another disk it is at the same place, or where `run_dir` says there.
+    Raises UserError where the named folder holds a run already and `resume=never`.
+    """
+    folder: Path | None = None
+    if distributed.is_rank_zero():
+        folder = _named_folder(config) if config.run_dir is not None else _unnamed_folder(config)
+    place = distributed.broadcast(None if folder is None else str(folder.absolute()))
+    if folder is None:
+        folder = Path(place if config.run_dir is None else config.run_dir).expanduser()
+        if distributed.local_rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _named_folder(config: Config) -> Path:
+    """Return the folder of `run_dir`, locked."""
+    folder = Path(str(config.run_dir)).expanduser()
+    if config.resume == "never" and (folder / "config.yaml").is_file():
+        raise UserError(f"run_dir={config.run_dir}: this folder holds a run already; give another, or resume=auto to continue it.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "train.log").open("a").close()
+    except OSError as error:
+        raise UserError(f"run_dir={config.run_dir}: the folder cannot be written ({error.strerror}); give another.") from error
+    _lock_for_training(folder)
+    return folder
+
+
+def _unnamed_folder(config: Config) -> Path:
+    """Return a new folder; after a restart by the launcher, the one that the job took first."""
+    note = _launch_note(config)
+    if note is not None and distributed.read_launch().restarts and note.is_file():
+        folder = Path(note.read_text(encoding="utf-8"))
+    else:
+        folder = _new_folder(config)
+        if note is not None:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(str(folder.absolute()), encoding="utf-8")
+    _lock_for_training(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def scratch_folder(config: Config) -> Iterator[Path]:
+    """Make a folder on the disk that the run would use, and remove it afterwards."""
+    place = Path(config.run_dir or "runs").expanduser()
+    while not place.is_dir():
+        place = place.parent
+    with tempfile.TemporaryDirectory(dir=place, prefix=".check-") as folder:
+        yield Path(folder)
+
+
+def resume_command(config: Config, folder: Path) -> str:
+    """Return the command line that continues a run."""
+    started = str(redacted(config.command or "the same command"))
+    return started if "run_dir=" in started else f"{started} run_dir={shlex.quote(str(folder))}"
+
+
+def _lock_for_training(folder: Path) -> None:
+    """Hold the folder for this process until its end, however that comes. Raises UserError where another process trains in it."""
+    handle = lock(folder)
+    if handle is None:
+        raise UserError(f"run_dir={folder}: another process is training in this folder; wait for it, or give another.")
+    _locks.append(handle)
+
+
+def lock(path: Path) -> int | None:
+    """Return a handle that holds a file or a folder until it is closed or the process ends; None where another has it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+_locks: list[int] = []
+
+
+def release_folder() -> None:
+    """Unlock the folders that this process holds: it may train in another."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=release_folder)  # or loader workers would hold on to the folder for some seconds after a kill
+
+
+def _new_folder(config: Config) -> Path:
+    """Make a folder that no other run has, also not one that was started in the same second."""
+    now, names = datetime.now(), [config.choices.get(g, "") for g in ("task", "data", "model")]
+    parent = Path("runs") / f"{now:%Y-%m-%d}"
+    parent.mkdir(parents=True, exist_ok=True)
+    base = f"{now:%H-%M-%S}-" + "-".join(filter(None, names))
+    for attempt in range(1, 10_000):
+        folder = parent / (base if attempt == 1 else f"{base}-{attempt}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue
+    raise UserError(f"{parent}: no free name for a run folder.")
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write config.yaml of a run that begins or resumes, and remove the summary of an earlier run in the folder."""
+    (folder / "summary.json").unlink(missing_ok=True)
+    text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)  # not OmegaConf's: a path may hold ${
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain containers; a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _launch_note(config: Config) -> Path | None:
+    """Return the file for the folder of the launcher's job, one for each command of a job's script; None without a job."""
+    job = distributed.read_launch().job
+    return None if job is None else LAUNCHES / f"{job}-{xxhash.xxh3_64_hexdigest(str(config.command).encode())}"
+
+
+def forget_launch(config: Config) -> None:
+    """Remove the note of the run's folder: the run has ended, and a restart has nothing to continue."""
+    if (note := _launch_note(config)) is not None:
+        note.unlink(missing_ok=True)
