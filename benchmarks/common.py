@@ -19,8 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 from settings import TINY
 
+from llm_lightning.machine import bf16_unit
 from llm_lightning.runs.versions import git_commit, package_versions
-from llm_lightning.training.precision import bf16_unit
 
 RESULTS = Path(__file__).parent / "results"
 

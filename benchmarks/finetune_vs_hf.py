@@ -61,7 +61,7 @@ def hugging_face(name: str, model: str, turn: Turn, **options: Any) -> None:
 
     from llm_lightning.config.compose import load
     from llm_lightning.data.sources import files
-    from llm_lightning.training.precision import bf16_unit
+    from llm_lightning.machine import bf16_unit
 
     config = load(["data=sst2", "task=finetune", f"data.dir={FOLDER}"])
     tables = {split: rows.table for split, rows in files.load(config.data, Path(tempfile.gettempdir())).items()}

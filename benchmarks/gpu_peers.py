@@ -34,12 +34,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from llm_lightning.config.compose import load
 from llm_lightning.config.schema import AdapterConfig, Config, cache_folder
 from llm_lightning.data.module import DataModule, Text
+from llm_lightning.machine import bf16_unit
 from llm_lightning.objectives.base import Objective
 from llm_lightning.run import built, prepared
 from llm_lightning.tracking import loggers
 from llm_lightning.training import preflight, trainer
 from llm_lightning.training.monitor import Monitor
-from llm_lightning.training.precision import bf16_unit
 from llm_lightning.training.throughput import Flops, Peak
 
 if TYPE_CHECKING:

@@ -30,9 +30,10 @@ def peer(name: str, size: str) -> None:
 
     from llm_lightning.config.compose import load
     from llm_lightning.data.collate import TrainingSteps
+    from llm_lightning.machine import bf16_unit
     from llm_lightning.run import built, prepared
     from llm_lightning.training.memory import keep_freed_pages, keep_kernels
-    from llm_lightning.training.precision import bf16_unit, in_bf16
+    from llm_lightning.training.precision import in_bf16
 
     config = load([*arguments, "trainer=cpu"])
     text, objective, data = prepared(config)

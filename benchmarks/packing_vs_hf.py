@@ -51,8 +51,8 @@ def hugging_face(name: str, arguments: list[str]) -> None:
     from turns import Turn, train_hugging_face
 
     from llm_lightning.config.compose import load
+    from llm_lightning.machine import bf16_unit
     from llm_lightning.run import prepared
-    from llm_lightning.training.precision import bf16_unit
 
     text = prepared(load(arguments))[0]
     data = text.splits["train"]

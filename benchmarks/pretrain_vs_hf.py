@@ -54,8 +54,8 @@ def hugging_face(name: str, arguments: list[str], turn: Turn, **options: Any) ->
 
     from llm_lightning.config.compose import load
     from llm_lightning.data.encode import Encoded
+    from llm_lightning.machine import bf16_unit
     from llm_lightning.run import prepared
-    from llm_lightning.training.precision import bf16_unit
 
     text = prepared(load(arguments))[0]
 

@@ -1,4 +1,4 @@
-"""What this process may use of the machine."""
+"""What this process may use of the machine: its cores, and what multiplies bf16."""
 
 from __future__ import annotations
 
@@ -6,5 +6,18 @@ import os
 
 
 def cores() -> int:
-    """Cores that this process may run on; a batch system may allow fewer than there are."""
+    """Return the number of cores that this process may run on; a batch system may allow fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bf16_unit(accelerator: str) -> str | None:
+    """Return what multiplies bf16 in hardware on an accelerator (`cpu`, `cuda`, `mps`), or None where nothing does."""
+    import torch  # which takes seconds, and the number of cores does not need
+
+    if accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "the GPU"
+    if accelerator == "cpu" and torch.cpu._is_amx_tile_supported():
+        return "the CPU's AMX"
+    if accelerator == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "the CPU's AVX512-BF16"
+    return None

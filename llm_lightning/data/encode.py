@@ -24,6 +24,7 @@ from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import examples, tokenizers
 from llm_lightning.data.encodings import Encoding, Sequences
 from llm_lightning.data.examples import BadRows, Example
+from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError
 
@@ -251,3 +252,13 @@ def _announce(facts: Facts, split: str, data: DataConfig) -> None:
             facts.rows,
             data.block_size,
         )
+
+
+def label_counts(split: Encoded, classes: int) -> np.ndarray:
+    """Return (classes,) how often each class is a target. Raises UserError for a target that is none of them."""
+    if split.labels is not None and split.labels.ndim == 2:
+        return split.labels.sum(0)
+    targets = split.labels if split.labels is not None else split.token_targets[split.token_targets != IGNORED]  # type: ignore[index]
+    if len(targets) and (targets.min() < 0 or targets.max() >= classes):
+        raise UserError(f"labels from {targets.min()} to {targets.max()}, and there are {classes} classes")
+    return np.bincount(targets, minlength=classes)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llm_lightning.config.signatures import Range
+from llm_lightning.machine import bf16_unit
 from llm_lightning.models.layers import layers
 from llm_lightning.optim.groups import decay_groups
-from llm_lightning.training.precision import bf16_unit
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration (Jordan et al. 2024): the steepest at zero, which takes singular values into 0.7 to 1.2."""

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from llm_lightning.data.encode import Encoded
+from llm_lightning.data.encode import Encoded, label_counts
 from llm_lightning.data.module import Text
-from llm_lightning.training.preflight import label_counts
 
 COMPARED = 200_000  # sequences of a split that are looked for a second time; hashing them takes a third of a second
 BARS = 24

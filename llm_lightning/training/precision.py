@@ -22,17 +22,6 @@ from llm_lightning.models.bf16_check import Way, bf16_way, computes_after
 from llm_lightning.models.layers import layers
 
 
-def bf16_unit(accelerator: str) -> str | None:
-    """Return what multiplies bf16 in hardware on an accelerator (`cpu`, `cuda`, `mps`), or None where nothing does."""
-    if accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "the GPU"
-    if accelerator == "cpu" and torch.cpu._is_amx_tile_supported():
-        return "the CPU's AMX"
-    if accelerator == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return "the CPU's AVX512-BF16"
-    return None
-
-
 def plugin(precision: str, sharded: bool) -> Precision | None:
     """Return our Lightning plugin for a precision, or None where Lightning's own does.
 

@@ -21,8 +21,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from llm_lightning import distributed
 from llm_lightning.data.collate import EVALUATION, MicroBatch
-from llm_lightning.data.encode import Encoded
-from llm_lightning.data.masking import IGNORED
+from llm_lightning.data.encode import label_counts
 from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
 from llm_lightning.models import embedding
@@ -387,16 +386,6 @@ def table(outcomes: list[Outcome]) -> str:
     with console.capture() as captured:
         console.print(rows)
     return captured.get()
-
-
-def label_counts(split: Encoded, classes: int) -> np.ndarray:
-    """(classes,) how often each class is a target. Raises UserError for a target that is none of them."""
-    if split.labels is not None and split.labels.ndim == 2:
-        return split.labels.sum(0)
-    targets = split.labels if split.labels is not None else split.token_targets[split.token_targets != IGNORED]  # type: ignore[index]
-    if len(targets) and (targets.min() < 0 or targets.max() >= classes):
-        raise UserError(f"labels from {targets.min()} to {targets.max()}, and there are {classes} classes")
-    return np.bincount(targets, minlength=classes)
 
 
 def shortened(text: str) -> str:

@@ -13,7 +13,7 @@ import transformers
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-from llm_lightning import distributed
+from llm_lightning import distributed, machine
 from llm_lightning.config.schema import TrainerConfig
 from llm_lightning.errors import UserError
 from llm_lightning.training import precision as precisions
@@ -118,7 +118,7 @@ def _precision(wanted: str, accelerator: str) -> tuple[str, str]:
         raise UserError("trainer.precision=fp8: nothing here multiplies fp8 (NVIDIA GPUs since Ada and Hopper do); use auto.")
     if wanted != "auto":
         return wanted, "as configured"
-    unit = precisions.bf16_unit(accelerator)
+    unit = machine.bf16_unit(accelerator)
     return ("32-true", "nothing here multiplies bf16") if unit is None else ("bf16-mixed", f"{unit} multiplies it")
 
 

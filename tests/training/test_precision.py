@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from llm_lightning import machine
 from llm_lightning.config.schema import TrainerConfig
 from llm_lightning.objectives.base import Objective
-from llm_lightning.training import precision, trainer
+from llm_lightning.training import trainer
 from llm_lightning.training.precision import MasterWeights, WorkingWeights, in_bf16
 from llm_lightning.training.step import clip
 
@@ -179,7 +180,7 @@ def test_gradients_are_clipped_after_they_are_unscaled() -> None:
 def test_auto_is_what_the_hardware_multiplies(
     unit: str | None, found: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(precision, "bf16_unit", lambda accelerator: unit)
+    monkeypatch.setattr(machine, "bf16_unit", lambda accelerator: unit)
     engine = trainer.build(TrainerConfig(accelerator="cpu", devices=1, precision="auto"), tmp_path, 1, 1, [], [])
     assert engine.precision == found
     assert isinstance(engine.precision_plugin, MasterWeights) == (unit is not None)
