@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import hydra
@@ -14,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llm_lightning.config import schema, validation
-from llm_lightning.config.messages import explain
+from llm_lightning.config.messages import explain, unknown_key
 from llm_lightning.config.model_settings import resolve_settings
 from llm_lightning.config.overrides import quote_overrides
 from llm_lightning.config.saved_runs import STORED, stored
@@ -63,9 +65,23 @@ def compose(node: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     """Return the node as typed dataclasses, with what only the program knows, and the model's settings without those of another model."""
     OmegaConf.set_struct(node, False)
     node.model.config, node.model.family = resolve_settings(GlobalHydra.instance().config_loader(), "config", overrides)
+    for key in _unknown_keys(node):
+        raise UserError(unknown_key(key))
     node.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
     node.command = shlex.join(["python", *sys.argv]) if sys.argv[0].endswith(".py") else shlex.join(sys.argv)
     return typed(node)
+
+
+def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the keys that `+key=value` has added and the schema does not have."""
+    kind: Any = OmegaConf.get_type(node)
+    known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
+    for name in node:
+        child = node._get_node(name)
+        if known is not None and name not in known:
+            yield f"{prefix}{name}"
+        elif isinstance(child, DictConfig) and not child._is_none():
+            yield from _unknown_keys(child, f"{prefix}{name}.")
 
 
 def plain_run(task: str) -> dict[str, Any]:

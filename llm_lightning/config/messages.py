@@ -30,9 +30,9 @@ def explain(error: Exception, in_shell: bool = True) -> str:
         return _unreadable(str(error.override), in_shell)
     if isinstance(error, ConfigCompositionException) and str(error).startswith("Could not override"):
         key = str(getattr(cause, "full_key", None) or str(error).split("'")[1])
-        return _unknown_key(key)
+        return unknown_key(key)
     if isinstance(cause, ConfigKeyError) and cause.full_key:
-        return _unknown_key(str(cause.full_key))
+        return unknown_key(str(cause.full_key))
     if isinstance(cause, InterpolationKeyError) and cause.full_key:
         hint = "${…} stands for another key, and ${oc.env:NAME} for a variable of the environment"
         return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}; {hint}."
@@ -54,7 +54,7 @@ def _unreadable(override: str, in_shell: bool) -> str:
     return f"{message}a list is [a,b], a mapping {{a: 1, b: 2}}, and text with other signs in them is quoted: ['a (1)','b']."
 
 
-def _unknown_key(key: str) -> str:
+def unknown_key(key: str) -> str:
     """Return the message for a key that the schema does not have."""
     node, known = config.schema(), ""
     parts = key.split(".")

@@ -29,6 +29,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from llm_lightning.config.hydra_keys import translate_hydra_keys
 from llm_lightning.config.schema import CONF, Config
 from llm_lightning.errors import UserError
 
@@ -47,6 +48,7 @@ _INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 def quote_overrides(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of a command line, or overrides from Python, as Hydra's grammar reads them; others than key=value stay."""
+    arguments = translate_hydra_keys(arguments)
     sweeps = any(argument in ("-m", "--multirun") or argument.lower() == "hydra.mode=multirun" for argument in arguments)
     folder = next((argument.partition("=")[2] for argument in arguments if argument.startswith("data.dir=")), None)
     return [_quote_override(argument, sweeps, folder) for argument in arguments]
