@@ -40,10 +40,13 @@ ENDINGS = (
         ".ner",
         ".pos",
         ".tags",
+        ".gold_conll",
+        ".v4_gold_conll",
+        ".v9_gold_conll",
     ),
     *(".txt", ".tsv"),
 )
-FORMAT = 3  # of what is kept of a file's layout
+FORMAT = 4  # of what is kept of a file's layout
 
 log = logging.getLogger(__name__)
 
