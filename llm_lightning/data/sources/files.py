@@ -23,7 +23,7 @@ from llm_lightning.data import csv_files, json_files
 from llm_lightning.data.alignment import align
 from llm_lightning.data.csv_files import MISSING, Layout
 from llm_lightning.data.label_values import canonical
-from llm_lightning.data.lines import detect_format, lines
+from llm_lightning.data.lines import describe_damage, detect_format, lines
 from llm_lightning.data.parquet_files import ColumnarFile
 from llm_lightning.data.paths import content_hash, ending, split_files
 from llm_lightning.data.rows import LINE, PROBLEM, MissingColumn, Rows, joined, label_columns, require_columns, unused_columns
@@ -145,7 +145,7 @@ def _survey(path: Path, data: DataConfig, kind: str, is_to_predict: bool = False
 
     Raises UserError where a column that the config names is in no row.
     """
-    notes = list(detect_format(path, data.encoding, data.streaming).notes)
+    notes = [*detect_format(path, data.encoding, data.streaming).notes, *describe_damage(path, data)]
     if kind == "csv":
         layout = csv_files.detect_layout(path, data, _configured(data), is_to_predict)
         require_columns(str(path), data, list(layout.names))
