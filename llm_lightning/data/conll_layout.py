@@ -15,7 +15,7 @@ from typing import Any
 
 from llm_lightning.config import ColumnsConfig
 from llm_lightning.data.brackets import is_bracketed, list_types, parse_tag
-from llm_lightning.data.sources.files import lines
+from llm_lightning.data.lines import find_damage, lines
 from llm_lightning.data.tag_schemes import PARTS_OF_SPEECH, TagScheme, recognize
 from llm_lightning.errors import UserError, listed, nearest
 
@@ -103,11 +103,13 @@ def is_blank(line: str) -> bool:
     return not line.strip(" \t\r\n")
 
 
-def survey(path: Path, encoding: str | None = None) -> Survey:
-    """Return what the file holds."""
-    found = Survey(_has_tabs(path, encoding))
+def survey(path: Path, encoding: str | None = None, keeps_damage: bool = False) -> Survey:
+    """Return what the file holds; with `keeps_damage` lines that are no text are passed over."""
+    found = Survey(_has_tabs(path, encoding, keeps_damage))
     size, before = 0, ""
-    for number, line in enumerate(lines(path, encoding), 1):
+    for number, line in enumerate(lines(path, encoding, keeps_damage=keeps_damage), 1):
+        if keeps_damage and find_damage(line) is not None:
+            continue
         fields = [] if is_blank(line) else split_columns(line, found.has_tabs)
         if not fields or DOCSTART in fields[:2]:
             found.documents += bool(fields)
@@ -133,9 +135,9 @@ def survey(path: Path, encoding: str | None = None) -> Survey:
     return found
 
 
-def _has_tabs(path: Path, encoding: str | None) -> bool:
+def _has_tabs(path: Path, encoding: str | None, keeps_damage: bool) -> bool:
     seen = with_tab = 0
-    for line in lines(path, encoding):
+    for line in lines(path, encoding, keeps_damage=keeps_damage):
         if not is_blank(line) and not line.startswith("#"):
             seen += 1
             with_tab += "\t" in line.rstrip(" \t\r\n")

@@ -85,7 +85,11 @@ def find_half_character(value: Any) -> str | None:
         match = _SURROGATE.search(json.dumps(value, ensure_ascii=False))
     except RecursionError:
         return "JSON that cannot be read (too many brackets inside each other)"
-    return None if match is None else f"half a character (\\u{ord(match[0]):04x}): a pair of surrogates was cut in two"
+    if match is None:
+        return None
+    code = ord(match[0])
+    byte = f", or byte 0x{code - 0xDC00:02x} cannot be decoded" if 0xDC80 <= code <= 0xDCFF else ""  # as `lines` keeps it
+    return f"half a character (\\u{code:04x}): a pair of surrogates was cut in two{byte}"
 
 
 def read_items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]] | None:

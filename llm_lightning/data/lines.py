@@ -50,9 +50,15 @@ _DESIGNATORS = "$()*+-./"  # behind ESC they begin such a code; other escapes, s
 _BYTES = "llm_lightning.bytes"
 _UNDECODED = re.compile("[\udc00-\udcff]")
 """Characters that stand for bytes which cannot be decoded; no decoded text has them."""
-codecs.register_error(
-    _BYTES, lambda error: ("".join(chr(0xDC00 + code) for code in error.object[error.start : error.end]), error.end)
-)  # type: ignore[attr-defined]
+
+
+def _keep_bytes(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands for bytes that cannot be decoded, and where decoding goes on: a handler for `bytes.decode`."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "".join(chr(0xDC00 + code) for code in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_BYTES, _keep_bytes)
 
 
 @dataclass(frozen=True)

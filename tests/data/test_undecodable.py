@@ -143,3 +143,53 @@ def test_other_rows_are_read_as_they_stand(
     text = prepare(folder, file, "data.on_bad_row=skip")
     expected = [text for i, text in enumerate(rows) if i not in bad]
     assert [example.text for example in text.examples("train")] == ["first", "second", *expected]
+
+
+def read(folder: Path, file: Path, *arguments: str) -> list[str]:
+    """Return the beginnings of the training rows of another kind of data."""
+    config = load(
+        [
+            *("task=finetune", *arguments, f"data.train={file}", f"data.validation={file}", "data.on_bad_row=skip"),
+            *(f"cache_dir={folder / 'cache'}", "model.tokenizer.vocab_size=300", f"run_dir={folder / 'run'}"),
+        ]
+    )
+    kind = {"tagging": "words", "question_answering": "spans", "instruction": "chat"}[config.choices["objective"]]
+    text = module.prepare(config, kind, None)
+    assert text.splits["train"].facts.skipped == 1
+    return [str(example.text) for example in text.examples("train")]
+
+
+def test_a_sentence_of_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "t.conll"
+    file.write_bytes("".join(f"café{i} B-X\nis O\n\n" for i in range(6)).encode().replace("café3".encode(), b"caf\xe93"))
+    assert read(tmp_path, file, "objective=tagging", "data=conll") == [str([f"café{i}", "is"]) for i in (0, 1, 2, 4, 5)]
+    assert "t.conll, line 10: line 10: byte 0xe9 cannot be decoded" in caplog.text
+    assert "t.conll: 1 lines are not UTF-8" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
+def test_a_question(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        {
+            "id": f"q{i}",
+            "context": f"The café {i} is here.",
+            "question": "Where?",
+            "answers": {"text": ["here"], "answer_start": [14]},
+        }
+        for i in range(6)
+    ]
+    content = (
+        json.dumps(rows, ensure_ascii=False)
+        if name == "t.json"
+        else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    )
+    (tmp_path / name).write_bytes(content.encode().replace("café 3".encode(), b"caf\xe9 3"))
+    assert len(read(tmp_path, tmp_path / name, "objective=question_answering", "data=squad", "model.tokenizer.kind=wordpiece")) == 5
+    assert "byte 0xe9 cannot be decoded" in caplog.text
+
+
+def test_a_task_of_self_instruct(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say café {i}", "instances": [{"input": "", "output": "yes"}]} for i in range(6)]
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    (tmp_path / "t.jsonl").write_bytes(content.replace("café 3".encode(), b"caf\xe9 3"))
+    assert len(read(tmp_path, tmp_path / "t.jsonl", "objective=instruction", "data=self_instruct", "model=gpt_tiny")) == 5
