@@ -7,16 +7,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_lightning.cli import load
+from llm_lightning.config import ColumnsConfig, DataConfig
 from llm_lightning.data import module
-from llm_lightning.data.brackets import convert_sentence, is_bracketed
+from llm_lightning.data.brackets import convert_brackets, convert_sentence, is_bracketed
 from llm_lightning.data.examples import BadRow
 from llm_lightning.data.module import Text
-from llm_lightning.data.rows import PROBLEM
+from llm_lightning.data.rows import PROBLEM, Rows
 from llm_lightning.errors import UserError
 from llm_lightning.objectives.tagging import Tagging
 
@@ -252,6 +254,19 @@ def test_brackets_in_a_word_a_row(tmp_path: Path) -> None:
     columns = ["data.columns.text=Word", "data.columns.label=Tag", "data.columns.sentence=Sentence"]
     text = prepare(tmp_path, "data=files", f"data.train={tmp_path / 'train.csv'}", *columns)
     assert text.rows["train"].table["Tag"][0] == ["B-PER", "I-PER", "O"]
+
+
+def test_brackets_that_are_names_of_numbers(tmp_path: Path) -> None:
+    """A data set of the hub has its names beside its numbers."""
+    names = ["*", "(PER*", "*)"]
+    features = datasets.Features(
+        {"words": datasets.List(datasets.Value("string")), "tags": datasets.List(datasets.ClassLabel(names=names))}
+    )
+    table = datasets.Dataset.from_dict({"words": [["Ann", "Lee", "left"]] * 2, "tags": [[1, 2, 0], [0, 0, 1]]}, features=features)
+    data = DataConfig(columns=ColumnsConfig(text="words", label="tags"))
+    rows = convert_brackets({"train": Rows(table=table, fingerprint="x", where=str)}, data, tmp_path)["train"]
+    assert rows.table["tags"][:] == [["B-PER", "I-PER", "O"], None]
+    assert rows.table[PROBLEM][1] == "the bracket '(PER' that word 3 opens is not closed in its sentence"
 
 
 def test_the_setting_decides(tmp_path: Path) -> None:

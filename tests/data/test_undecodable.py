@@ -153,7 +153,9 @@ def read(folder: Path, file: Path, *arguments: str) -> list[str]:
             *(f"cache_dir={folder / 'cache'}", "model.tokenizer.vocab_size=300", f"run_dir={folder / 'run'}"),
         ]
     )
-    kind = {"tagging": "words", "question_answering": "spans", "instruction": "chat"}[config.choices["objective"]]
+    kind = {"tagging": "words", "question_answering": "spans", "instruction": "chat", "translation": "translation"}[
+        config.choices["objective"]
+    ]
     text = module.prepare(config, kind, None)
     assert text.splits["train"].facts.skipped == 1
     return [str(example.text) for example in text.examples("train")]
@@ -193,3 +195,12 @@ def test_a_task_of_self_instruct(tmp_path: Path) -> None:
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     (tmp_path / "t.jsonl").write_bytes(content.replace("café 3".encode(), b"caf\xe9 3"))
     assert len(read(tmp_path, tmp_path / "t.jsonl", "objective=instruction", "data=self_instruct", "model=gpt_tiny")) == 5
+
+
+def test_a_translation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "t.en").write_text("".join(f"the coffee {i}\n" for i in range(6)))
+    (tmp_path / "t.fr").write_bytes("".join(f"le café {i}\n" for i in range(6)).encode().replace("café 3".encode(), b"caf\xe9 3"))
+    columns = ["data.columns.text=en", "data.columns.label=fr"]
+    found = read(tmp_path, tmp_path / "t", "objective=translation", "data=parallel", "model=seq2seq_tiny", *columns)
+    assert found == [f"the coffee {i}" for i in (0, 1, 2, 4, 5)]
+    assert "t.fr, line 4: byte 0xe9 cannot be decoded" in caplog.text
