@@ -93,15 +93,16 @@ def find_damage(text: str) -> str | None:
 
 
 def describe_damage(path: Path, data: DataConfig) -> list[str]:
-    """Return a note on lines of a file that are not UTF-8, where the config leaves such rows out."""
+    """Return a note on lines of a file that are no text, where the config leaves such rows out."""
     if data.on_bad_row != "skip" or detect_format(path, data.encoding, data.streaming).encoding != "utf-8":
         return []
-    count = count_lines(path, FRONT if data.streaming else None)[1]
-    return (
-        [f"{count:,} lines are not UTF-8, and are left out (data.on_bad_row=skip); {_advice(path).removesuffix('.')}"]
-        if count
-        else []
-    )
+    _, count, is_text = count_lines(path, FRONT if data.streaming else None)
+    if not is_text:
+        return ["there are NUL bytes in it, whose lines are left out (data.on_bad_row=skip)"]
+    if not count:
+        return []
+    advice = _advice(path).removesuffix(".")
+    return [f"{count:,} lines have bytes that are not UTF-8; rows with them are left out (data.on_bad_row=skip); {advice}"]
 
 
 def read_lines(path: Path, text_format: Format) -> Iterator[tuple[str, str | None]]:

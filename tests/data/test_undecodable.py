@@ -84,7 +84,7 @@ def test_the_row_is_left_out_and_named(kind: str, place: int, tmp_path: Path, ca
         assert [example.text for example in text.examples("train")] == [*whole[:place], *whole[place + 1 :]], start
         assert text.splits["train"].facts.skipped == 1
         assert f"{name}, line {line}: byte 0xe9 cannot be decoded" in caplog.text
-        assert f"{name}: 1 lines are not UTF-8, and are left out (data.on_bad_row=skip)" in caplog.text
+        assert f"{name}: 1 lines have bytes that are not UTF-8; rows with them are left out (data.on_bad_row=skip)" in caplog.text
         assert "mend these lines" in caplog.text or kind == "json"  # which is one line
     with pytest.raises(UserError, match="byte 0xe9"):
         prepare(tmp_path, file)
@@ -104,6 +104,7 @@ def test_a_nul_byte_is_one_row_too(tmp_path: Path, caplog: pytest.LogCaptureFixt
     text = prepare(tmp_path, file, "data.on_bad_row=skip")
     assert [example.text for example in text.examples("train")] == [text for text, _ in ROWS]
     assert "t.csv, line 14: a NUL byte" in caplog.text
+    assert "t.csv: there are NUL bytes in it" in caplog.text
 
 
 def test_names_of_columns_have_to_be_read(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_a_sentence_of_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     file.write_bytes("".join(f"café{i} B-X\nis O\n\n" for i in range(6)).encode().replace("café3".encode(), b"caf\xe93"))
     assert read(tmp_path, file, "objective=tagging", "data=conll") == [str([f"café{i}", "is"]) for i in (0, 1, 2, 4, 5)]
     assert "t.conll, line 10: line 10: byte 0xe9 cannot be decoded" in caplog.text
-    assert "t.conll: 1 lines are not UTF-8" in caplog.text
+    assert "t.conll: 1 lines have bytes that are not UTF-8" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
