@@ -79,12 +79,12 @@ def convert_sentence(tags: list[str | None]) -> Converted:
 
     Raises BadRow for brackets that do not go together, and for a tag that is no bracket.
     """
-    found: list[str | None] = []
+    converted: list[str | None] = []
     open_types: list[str] = []
     spans = inner = gaps = begin = 0
     for number, tag in enumerate(tags, 1):
         if not tag:
-            found.append(None)
+            converted.append(None)
             continue
         parsed = parse_tag(tag)
         if parsed is None or any(kind.isdigit() for kinds in parsed for kind in kinds):
@@ -98,7 +98,7 @@ def convert_sentence(tags: list[str | None]) -> Converted:
             spans += not open_types
             inner += len(begun) - (not open_types)
             open_types += begun
-        found.append(f"{letter}-{open_types[0]}" if open_types else "O")
+        converted.append(f"{letter}-{open_types[0]}" if open_types else "O")
         for kind in ended:
             if not open_types:
                 raise BadRow(f"the tag '{tag}' of word {number} closes a bracket that none opens")
@@ -106,7 +106,7 @@ def convert_sentence(tags: list[str | None]) -> Converted:
                 raise BadRow(f"the tag '{tag}' of word {number} closes '{kind}', and '{opened}' is open")
     if open_types:
         raise BadRow(f"the bracket '({open_types[0]}' that word {begin} opens is not closed in its sentence")
-    return Converted(found, spans, inner, gaps)
+    return Converted(converted, spans, inner, gaps)
 
 
 def convert_brackets(splits: dict[str, Rows], data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
@@ -136,6 +136,7 @@ def convert_brackets(splits: dict[str, Rows], data: DataConfig, cache_dir: Path)
 
 
 def _convert(rows: Rows, column: str, cache_dir: Path) -> Rows:
+    """Return a split with converted tags, from the cache where it was converted before. Raises UserError where they are trees."""
     types = {column: datasets.List(datasets.Value("string")), PROBLEM: "string", _SPANS: "int64", _INNER: "int64", _GAPS: "int64"}
     identity = xxhash.xxh3_128(repr(("brackets", FORMAT, rows.fingerprint, column)).encode()).hexdigest()
     table = generated(_convert_rows, types, cache_dir / "rows" / identity, identity, words=rows, column=column)
@@ -160,15 +161,15 @@ def _convert(rows: Rows, column: str, cache_dir: Path) -> Rows:
 
 def _convert_rows(words: Rows, column: str) -> Iterator[dict[str, Any]]:
     """Yield the converted tags of each row, or why there are none."""
-    names = _names_of(words, column)
-    for value, problem in _values(words, column):
-        found, problem = (Converted([]), problem) if problem is not None else _convert_value(value, names)
-        tags = None if problem is not None or value is None else found.tags
-        yield {column: tags, PROBLEM: problem, _SPANS: found.spans, _INNER: found.inner_spans, _GAPS: found.gaps}
+    names = _list_names(words, column)
+    for value, problem in _read_values(words, column):
+        converted, problem = (Converted([]), problem) if problem is not None else _convert_value(value, names)
+        tags = None if problem is not None or value is None else converted.tags
+        yield {column: tags, PROBLEM: problem, _SPANS: converted.spans, _INNER: converted.inner_spans, _GAPS: converted.gaps}
 
 
 def _convert_value(value: Any, names: list[str] | None) -> tuple[Converted, str | None]:
-    """Return the converted tags of a row's value, and what is wrong with it."""
+    """Return (the converted tags of a row's value, None), or (no tags, what is wrong with the row)."""
     try:
         tags = _read_tags(value, names)
         if is_unlabelled(parse_structure(value)):
@@ -178,27 +179,27 @@ def _convert_value(value: Any, names: list[str] | None) -> tuple[Converted, str 
         return Converted([]), str(problem)
 
 
-def _values(rows: Rows, column: str) -> Iterator[tuple[Any, str | None]]:
-    """Yield each row's tags as they stand, and what is wrong with the row."""
+def _read_values(rows: Rows, column: str) -> Iterator[tuple[Any, str | None]]:
+    """Yield (the value of a row's tags, what is wrong with the row or None)."""
     names = [name for name in (column, PROBLEM) if name in rows.table.column_names]
     for block in rows.table.select_columns(names).iter(batch_size=1000):
         yield from zip(block[column], block.get(PROBLEM, [None] * len(block[column])), strict=True)
 
 
 def _list_tags(rows: Rows, column: str) -> set[str]:
-    """Return the different tags of a split; none where the first `FRONT` rows have no bracket."""
-    names, found = _names_of(rows, column), set()
-    values = _values(rows, column)
+    """Return the different tags of a split, or of its first `FRONT` rows where these have no bracket."""
+    names, tags = _list_names(rows, column), set()
+    values = _read_values(rows, column)
     for part in (islice(values, FRONT), values):
         for value, problem in part:
             if problem is None:
                 try:
-                    found |= set(_read_tags(value, names))
+                    tags |= set(_read_tags(value, names))
                 except BadRow:  # which is reported, or counted, when the row is read
                     continue
-        if not any(tag[:1] == "(" for tag in found):
+        if not any(tag[:1] == "(" for tag in tags):
             break
-    return found - {""}
+    return tags - {""}
 
 
 def _read_tags(value: Any, names: list[str] | None) -> list[str]:
@@ -207,7 +208,8 @@ def _read_tags(value: Any, names: list[str] | None) -> list[str]:
     return [canonical(tag) if names is None or not isinstance(tag, int) or tag < 0 else names[tag] for tag in tags]
 
 
-def _names_of(rows: Rows, column: str) -> list[str] | None:
+def _list_names(rows: Rows, column: str) -> list[str] | None:
+    """Return the tags by their numbers, where a data set has names for numbers."""
     feature = rows.table.features[column]
     feature = getattr(feature, "feature", feature)
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
