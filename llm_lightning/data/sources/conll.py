@@ -46,7 +46,7 @@ ENDINGS = (
     ),
     *(".txt", ".tsv"),
 )
-FORMAT = 4  # of what is kept of a file's layout
+FORMAT = 3  # of what is kept of a file's layout
 
 log = logging.getLogger(__name__)
 
