@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 
 from llm_lightning.errors import RunError, first_line
+from llm_lightning.inference.experts import computing_every_expert
 from llm_lightning.models.batch_form import is_unpadded, published_attention
 from llm_lightning.models.positions import count_positions
 
@@ -26,6 +28,14 @@ TOLERANCE = 1e-3
 """How far logits may be from torch's, of the largest of them."""
 LENGTHS = ((2, 9), (1, 2), (3, 33), (2, 130))
 """Numbers of texts, and of words in the longest of each, that the two are compared on. The model is traced with the first."""
+
+CAUSES = (
+    (r"Could not guard on data-dependent expression", "its code branches on the values of a tensor, which a trace cannot follow"),
+    (r"No ONNX function found for <OpOverload\(op='([^']+)'", r"ONNX has no operator for \1"),
+    (r"Got invalid dimensions for input", "its code takes as many steps as the traced text has tokens"),
+)
+"""Messages of torch and of ONNX Runtime, and what they mean for the model."""
+ADVICE = "nothing was exported. export.format=hf exports every model"
 
 
 class Logits(nn.Module):
@@ -37,8 +47,11 @@ class Logits(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         options = {"use_cache": False} if "use_cache" in inspect.signature(self.model.forward).parameters else {}
-        found = self.model(**dict(zip(inputs_of(self.model), inputs, strict=True)), **options)
-        return (found.start_logits, found.end_logits) if "start_logits" in found else found.logits
+        rows = dict(zip(inputs_of(self.model), inputs, strict=True))
+        if self.model.config.model_type == "xlnet":  # torch cannot translate its 1.0 - mask of integers
+            rows["attention_mask"] = rows["attention_mask"].to(self.model.dtype)
+        outputs = self.model(**rows, **options)
+        return (outputs.start_logits, outputs.end_logits) if "start_logits" in outputs else outputs.logits
 
 
 def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
@@ -52,17 +65,17 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     try:
         _trace(function, tokenizer, file)
     except Exception as error:  # of torch.export, of the translation to ONNX, of a model's own code
-        raise RunError(f"export.format=onnx: {kind} cannot be exported ({_reason(error)}); nothing was exported.") from error
+        raise RunError(f"export.format=onnx: {kind} cannot be exported ({_reason(error)}); {ADVICE}.") from error
     try:
         difference = _check(function, tokenizer, file)
     except Exception as error:
         raise RunError(
             f"export.format=onnx: ONNX Runtime cannot run {kind} on texts of other lengths than the one it was traced with "
-            f"({_reason(error)}); nothing was exported."
+            f"({_reason(error)}); {ADVICE}."
         ) from error
     if not difference <= TOLERANCE:
         raise RunError(
-            f"export.format=onnx: {kind} in ONNX Runtime: logits are off by {difference:.2g} of the largest; nothing was exported."
+            f"export.format=onnx: {kind} in ONNX Runtime: logits are off by {difference:.2g} of the largest; {ADVICE}."
         )
     log.info("onnx: the logits are torch's, to %.1e of the largest", difference)
 
@@ -76,7 +89,12 @@ def _trace(function: Logits, tokenizer: Any, file: Path) -> None:
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            torch.inference_mode(),
+            contextlib.redirect_stdout(io.StringIO()),
+            computing_every_expert(function.model),
+        ):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 function,
@@ -118,9 +136,12 @@ def texts_of(count: int, words: int) -> list[str]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the deepest cause of an exception in one line: torch wraps it in reports of several pages."""
+    """Return the deepest cause of an exception in one line, in plain words where `CAUSES` has them: torch wraps it in several pages."""
     while error.__cause__ is not None:
         error = error.__cause__
+    for pattern, meaning in CAUSES:
+        if match := re.search(pattern, str(error)):
+            return match.expand(meaning)
     return f"{type(error).__name__}: {first_line(error)}"
 
 
