@@ -1,8 +1,9 @@
 """Experts of a mixture as plain matrix products: what ONNX can express of them.
 
-transformers sorts the tokens by their experts and multiplies each group with its expert's weights, an operator that ONNX does not have; its
-other ways branch on the router's choice, or copy an expert's weights for every token. Here every expert computes every token, and the router's
-weights are zero for those that it did not choose: the numbers of experts over chosen experts times the products, without copies of weights.
+transformers sorts the tokens by their experts and multiplies each group with its expert's weights, by an operator that ONNX does not have.
+Its other ways branch on the router's choice, or copy an expert's weights for every token: at a real model's size gigabytes for a sentence.
+Here every expert computes every token, and the router's weights are zero for the tokens that did not choose it. That multiplies the work
+of the experts by their number over the number chosen for a token.
 """
 
 from __future__ import annotations

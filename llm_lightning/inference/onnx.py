@@ -8,6 +8,7 @@ import io
 import logging
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ LENGTHS = ((2, 9), (1, 2), (3, 33), (2, 130))
 CAUSES = (
     (r"Could not guard on data-dependent expression", "its code branches on the values of a tensor, which a trace cannot follow"),
     (r"No ONNX function found for <OpOverload\(op='([^']+)'", r"ONNX has no operator for \1"),
-    (r"Got invalid dimensions for input", "its code takes as many steps as the traced text has tokens"),
+    (r"Got invalid dimensions for input", "a trace of its code holds for one number of tokens only"),
 )
 """Messages of torch and of ONNX Runtime, and what they mean for the model."""
 ADVICE = "nothing was exported. export.format=hf exports every model"
@@ -74,9 +75,7 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
             f"({_reason(error)}); {ADVICE}."
         ) from error
     if not difference <= TOLERANCE:
-        raise RunError(
-            f"export.format=onnx: {kind} in ONNX Runtime: logits are off by {difference:.2g} of the largest; {ADVICE}."
-        )
+        raise RunError(f"export.format=onnx: {kind} in ONNX Runtime: logits are off by {difference:.2g} of the largest; {ADVICE}.")
     log.info("onnx: the logits are torch's, to %.1e of the largest", difference)
 
 
@@ -85,29 +84,34 @@ def _trace(function: Logits, tokenizer: Any, file: Path) -> None:
     outputs = ["start_logits", "end_logits"] if "QuestionAnswering" in type(function.model).__name__ else ["logits"]
     rows, tokens, written = Dim("rows"), Dim("tokens"), Dim("written")
     dims = [{0: rows, 1: written if name.startswith("decoder") else tokens} for name in names]
-    quiet = logging.getLogger("onnxscript")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
+    with _silence_tracer(), torch.inference_mode(), computing_every_expert(function.model):
+        torch.onnx.export(
+            function,
+            given(function.model, tokenizer, texts_of(*LENGTHS[0])),
+            file,
+            input_names=names,
+            output_names=outputs,
+            dynamic_shapes=(tuple(dims),),
+            dynamo=True,
+            verbose=False,
+        )
+
+
+@contextlib.contextmanager
+def _silence_tracer() -> Iterator[None]:
+    """Drop what torch prints and logs within: of a model that cannot be traced, hundreds of lines above our message, which says why."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with (
             warnings.catch_warnings(),
-            torch.inference_mode(),
             contextlib.redirect_stdout(io.StringIO()),
-            computing_every_expert(function.model),
+            contextlib.redirect_stderr(io.StringIO()),
         ):
             warnings.simplefilter("ignore")
-            torch.onnx.export(
-                function,
-                given(function.model, tokenizer, texts_of(*LENGTHS[0])),
-                file,
-                input_names=names,
-                output_names=outputs,
-                dynamic_shapes=(tuple(dims),),
-                dynamo=True,
-                verbose=False,
-            )
+            yield
     finally:
-        quiet.setLevel(level)
+        logging.disable(level)
 
 
 def _check(function: Logits, tokenizer: Any, file: Path) -> float:
@@ -147,8 +151,8 @@ def _reason(error: BaseException) -> str:
 
 def given(model: PreTrainedModel, tokenizer: Any, texts: list[str]) -> tuple[Tensor, ...]:
     """Texts as padded rows, and for an encoder-decoder the beginning of what it writes."""
-    found = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
-    inputs = (found["input_ids"], found["attention_mask"])
+    encoding = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", verbose=False)  # `_check` cuts long texts
+    inputs = (encoding["input_ids"], encoding["attention_mask"])
     if len(inputs_of(model)) == len(inputs):
         return inputs
     return *inputs, torch.full((len(texts), 3), model.config.decoder_start_token_id)
