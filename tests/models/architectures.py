@@ -1,6 +1,6 @@
 """Tiny models of the architectures that people use, and the table of docs/models.md about them.
 
-`python -m tests.models.architectures` tries the ONNX export of each, which takes half an hour, and writes the table; with names behind
+`python -m tests.models.architectures` tries the ONNX export of each, which takes ten minutes, and writes the table; with names behind
 it, the export of these alone.
 """
 
