@@ -50,7 +50,7 @@ from llm_lightning.training import preflight, trainer
 from llm_lightning.training.checkpoints import Checkpoints, resume_point
 from llm_lightning.training.monitor import Monitor
 from llm_lightning.training.samples import Samples
-from llm_lightning.training.signals import StopOnSignal
+from llm_lightning.training.signals import StopOnSignal, raise_interrupts
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
     if config.task in use.TASKS and (config.task != "evaluate" or config.evaluate.weighs):
         return use.TASKS[config.task](config) if distributed.is_rank_zero() else {}
     try:
-        with launch.processes(config, sweep):
+        with launch.processes(config, sweep), raise_interrupts():
             if config.task == "evaluate":
                 return evaluate(config)
             return check(config) if config.task == "check" else train_unless_finished(config, sweep, judge)

@@ -76,7 +76,7 @@ def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
     """Yield the keys that `+key=value` has added and the schema does not have."""
     kind: Any = OmegaConf.get_type(node)
     known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
-    for name in node:
+    for name in map(str, node):
         child = node._get_node(name)
         if known is not None and name not in known:
             yield f"{prefix}{name}"

@@ -27,7 +27,7 @@ def bounded(default: Any, rule: Range | Choice) -> Any:
 
 
 POSITIVE = Range(1)
-TAG_SCHEMES = ("auto", "iob1", "iob2", "bio", "iobes", "bioes", "bilou", "bmes", "bmewo", "ioe1", "ioe2", "io", "none")
+TAG_SCHEMES = ("auto", "iob1", "iob2", "bio", "iobes", "bioes", "bilou", "bmes", "bmewo", "ioe1", "ioe2", "io", "brackets", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,8 @@ class DataConfig:
     """Label names: a list in the order of the label values, or a mapping from value to name, `{neg: Negative, pos: Positive}`. By default
     the values themselves, sorted."""
     tags: str = bounded("auto", Choice(*TAG_SCHEMES))
-    """How tags mark spans (tagging); `auto` recognises it from the tags, `none` scores words alone, as for parts of speech."""
+    """How tags mark spans (tagging); `auto` recognises it from the tags, `none` scores words alone, as for parts of speech; `brackets`
+    are such as (PERSON*, * and *)."""
     roles: dict[str, str] = field(default_factory=dict)
     """Roles of conversations by their names in the data, `{function_call: assistant, observation: tool}`; the usual names are known."""
     validation_fraction: float = bounded(0.1, Range(0, 1, open=True))

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_lightning.config.schema import ColumnsConfig
-from llm_lightning.data.sources.files import lines
+from llm_lightning.data.brackets import is_bracketed, list_types, parse_tag
+from llm_lightning.data.lines import find_damage, lines
 from llm_lightning.data.tag_schemes import PARTS_OF_SPEECH, TagScheme, recognize
 from llm_lightning.errors import UserError, listed, nearest
 
@@ -25,6 +26,8 @@ DOCSTART = "-DOCSTART-"
 FILLERS = frozenset({"_", "-", "-X-", "*", ""})
 """Values of columns that hold nothing."""
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+CONLL_2012 = ("document", "part", "number", "word", "pos", "parse", "lemma", "frameset", "sense", "speaker", "ner")
+"""The first columns of CoNLL-2011 and 2012; behind them is one of arguments for each predicate of the sentence, then the chains."""
 WORD_NAMES = ("form", "word", "words", "token", "tokens", "text")
 HEADER = frozenset(
     (*CONLLU, *WORD_NAMES, "tag", "tags", "ner", "ner_tag", "ner_tags", "ner-tag", "label", "labels", "entity", "pos", "pos_tag")
@@ -61,6 +64,8 @@ class Survey:
     """Number and columns of the first line."""
     names: tuple[str, ...] = ()
     """The columns' names, of a comment `global.columns`."""
+    begins_documents: bool = False
+    """Whether a line begins with `#begin document`, as in CoNLL-2011 and 2012."""
     hashtags: set[tuple[str, ...]] = field(default_factory=set)
     """Columns of lines that begin with a # and a letter behind it, at most MOST_VALUES of them."""
 
@@ -98,11 +103,13 @@ def is_blank(line: str) -> bool:
     return not line.strip(" \t\r\n")
 
 
-def survey(path: Path, encoding: str | None = None) -> Survey:
-    """Return what the file holds."""
-    found = Survey(_has_tabs(path, encoding))
+def survey(path: Path, encoding: str | None = None, keeps_damage: bool = False) -> Survey:
+    """Return what the file holds; with `keeps_damage` lines that are no text are passed over."""
+    found = Survey(_has_tabs(path, encoding, keeps_damage))
     size, before = 0, ""
-    for number, line in enumerate(lines(path, encoding), 1):
+    for number, line in enumerate(lines(path, encoding, keeps_damage=keeps_damage), 1):
+        if keeps_damage and find_damage(line) is not None:
+            continue
         fields = [] if is_blank(line) else split_columns(line, found.has_tabs)
         if not fields or DOCSTART in fields[:2]:
             found.documents += bool(fields)
@@ -111,6 +118,7 @@ def survey(path: Path, encoding: str | None = None) -> Survey:
         if line.startswith("#"):
             if match := re.match(r"#\s*global\.columns\s*=(.*)", line):
                 found.names = tuple(match[1].lower().split())
+            found.begins_documents |= line.startswith("#begin document")
             if len(fields) > 1 and fields[0] != "#" and len(found.hashtags) < MOST_VALUES:
                 found.hashtags.add(tuple(fields))
             continue  # which may be a comment: only the columns, once they are decided, tell
@@ -127,9 +135,9 @@ def survey(path: Path, encoding: str | None = None) -> Survey:
     return found
 
 
-def _has_tabs(path: Path, encoding: str | None) -> bool:
+def _has_tabs(path: Path, encoding: str | None, keeps_damage: bool) -> bool:
     seen = with_tab = 0
-    for line in lines(path, encoding):
+    for line in lines(path, encoding, keeps_damage=keeps_damage):
         if not is_blank(line) and not line.startswith("#"):
             seen += 1
             with_tab += "\t" in line.rstrip(" \t\r\n")
@@ -169,7 +177,8 @@ class Layout:
     header: int = 0
     """Number of the line that names the columns; 0 where there is none."""
     varies: bool = False
-    """Whether sentences may have other numbers of columns: both columns are configured."""
+    """Whether sentences may have other numbers of columns: both columns are configured, and not by numbers from the last, or they are in
+    front of those that vary."""
     misses: str | None = None
     """What stands for a tag that is missing."""
     closed: tuple[tuple[int, tuple[str, ...]], ...] = ()
@@ -198,8 +207,10 @@ class Layout:
     def is_tag(self, value: str) -> bool:
         """Return whether a value is one of the tags, or of their scheme with another type."""
         values = next((values for column, values in self.closed if column == self.tags), ())
+        if value in values or (_is_bracketed(values) and parse_tag(value) is not None):
+            return True
         scheme = _recognize(values)
-        return value in values or (scheme is not None and bool(scheme.separator) and scheme.parse(value) is not None)
+        return scheme is not None and bool(scheme.separator) and scheme.parse(value) is not None
 
     def read_tag(self, fields: list[str]) -> str | None:
         """Return the tag in a line's columns; None where there is none."""
@@ -214,6 +225,11 @@ class Layout:
 @lru_cache(maxsize=16)
 def _recognize(values: tuple[str, ...]) -> TagScheme | None:
     return recognize(values)
+
+
+@lru_cache(maxsize=16)
+def _is_bracketed(values: tuple[str, ...]) -> bool:
+    return is_bracketed(values)
 
 
 def decide(path: Path, found: Survey, columns: ColumnsConfig, needs_tags: bool, like: tuple[Path, Layout] | None = None) -> Layout:
@@ -232,7 +248,7 @@ def decide(path: Path, found: Survey, columns: ColumnsConfig, needs_tags: bool, 
             f"{path}: column '{names_of_sentences[0]}' tells sentences apart, not blank lines: this is a table, data=files with "
             f"data.columns.sentence, data.columns.text and data.columns.label."
         )
-    names = header or found.names or _conllu_names(path, found)
+    names = header or found.names or _conllu_names(path, found) or _conll_2012_names(found)
     names = names if len(names) == found.columns else ()
     layout: Layout | None = None
     notes: list[str] = []
@@ -243,6 +259,11 @@ def decide(path: Path, found: Survey, columns: ColumnsConfig, needs_tags: bool, 
         notes = _describe(found, layout.index, layout.words, layout.tags, layout.attribute, names)
         if like is not None:
             _require_same_tags(path, found, layout, *like)
+    if (found.of(layout.words) or {}).keys() == {"[WORD]"}:
+        raise UserError(
+            f"{path}: the words are left out ([WORD]), as in OntoNotes' skeletons: fill them in by skeleton2conll first."
+        )
+    is_fixed = names[: len(CONLL_2012)] == CONLL_2012 and max(layout.words, layout.tags or 0) < len(CONLL_2012)
     if found.blocks == 1 and found.longest_block > 512 and layout.index is None:
         notes.append(f"{found.longest_block:,} words are one sentence: no blank line separates sentences")
     places = [i for i in range(found.columns) if i not in (layout.words, layout.tags)]
@@ -253,7 +274,7 @@ def decide(path: Path, found: Survey, columns: ColumnsConfig, needs_tags: bool, 
     return replace(
         layout,
         header=found.first[0] if header else 0,
-        varies=columns.words is not None and columns.tags is not None,
+        varies=is_fixed or all(column is not None and str(column)[:1] != "-" for column in (columns.words, columns.tags)),
         misses="_" if "form" in names and layout.attribute is None else None,
         closed=tuple((i, tuple(sorted(values))) for i, values in closed),
         names=names,
@@ -426,6 +447,13 @@ def _conllu_names(path: Path, found: Survey) -> tuple[str, ...]:
     return CONLLU if is_tree or ".conllu" in path.name else ()
 
 
+def _conll_2012_names(found: Survey) -> tuple[str, ...]:
+    predicates = found.columns - len(CONLL_2012) - 1
+    if not found.begins_documents or predicates < 0:
+        return ()
+    return (*CONLL_2012, *(f"arguments{number}" for number in range(1, predicates + 1)), "coref")
+
+
 def _named_column(
     path: Path, found: Survey, key: str, setting: Any, names: tuple[str, ...], is_needed: bool = True
 ) -> tuple[int | None, str | None]:
@@ -520,9 +548,9 @@ _SPEECH = PARTS_OF_SPEECH | frozenset(("CONJ", "INTJ", "NUM", "PART", "PRT", "SY
 
 
 def _is_marked(values: Counter[str]) -> bool:
-    """Return whether values are tags with letters and types."""
+    """Return whether values are tags with letters and types, or brackets."""
     scheme = recognize(values.keys())
-    return scheme is not None and scheme.name != "io"
+    return (scheme is not None and scheme.name != "io") or is_bracketed(values)
 
 
 def _is_filler(found: Survey, column: int) -> bool:
@@ -541,13 +569,17 @@ def _find_tags(path: Path, found: Survey, index: int | None, words: int, names: 
         for name in ("upos", "xpos"):
             if name in names and not _is_filler(found, names.index(name)) and "ner" not in names:
                 return names.index(name)
+    if names[: len(CONLL_2012)] == CONLL_2012:
+        return names.index("ner")
     candidates = {}
     for i in range(found.columns):
         values = found.of(i)
         if i in (index, words) or values is None or _is_filler(found, i) or _has_attributes(values):
             continue
         candidates[i] = set(values)
-    spans = {i: values for i, values in candidates.items() if values == {"O"} or recognize(values) is not None}
+    spans = {
+        i: values for i, values in candidates.items() if values == {"O"} or recognize(values) is not None or is_bracketed(values)
+    }
     chosen = _choose_spans(spans) if spans else list(candidates)
     if len(chosen) == 1:
         return chosen[0]
@@ -563,7 +595,7 @@ def _find_tags(path: Path, found: Survey, index: int | None, words: int, names: 
 
 def _choose_spans(spans: dict[int, set[str]]) -> list[int]:
     """Return the columns that may be meant: entities before chunks, and among these columns that are not all O."""
-    types = {i: set(scheme.types(values)) if (scheme := recognize(values)) else set() for i, values in spans.items()}
+    types = {i: set(scheme.types(values)) if (scheme := recognize(values)) else list_types(values) for i, values in spans.items()}
     entities = [i for i in spans if not types[i] or not types[i] <= PHRASES]
     if not entities:
         return [max(spans)]

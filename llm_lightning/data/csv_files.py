@@ -22,7 +22,7 @@ from typing import Any
 
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.compression import ending
-from llm_lightning.data.lines import lines
+from llm_lightning.data.lines import find_damage, lines
 from llm_lightning.errors import UserError, listed
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -70,6 +70,13 @@ class Record:
     problem: str | None = None
     is_broken: bool = False
     """Whether quotes cannot be read, so that it is unclear where rows begin."""
+    is_no_text: bool = False
+    """Whether it has bytes that cannot be decoded, which says nothing about the layout of the file."""
+
+
+def _lines(path: Path, data: DataConfig) -> Iterator[str]:
+    """Yield the lines of a file, those that are no text too where the config leaves such rows out."""
+    return lines(path, data.encoding, data.streaming, keeps_damage=data.on_bad_row == "skip")
 
 
 @dataclass(frozen=True)
@@ -84,13 +91,13 @@ class _Text:
     """Whether the file goes on behind `front`."""
 
     def lines(self) -> Iterator[str]:
-        return lines(self.path, self.data.encoding, self.data.streaming) if self.front is None else iter(self.front)
+        return _lines(self.path, self.data) if self.front is None else iter(self.front)
 
     @staticmethod
     def of_front(path: Path, data: DataConfig, size: int) -> _Text:
         """Return the first `size` characters of a file, up to the end of a line."""
         front: list[str] = []
-        for line in lines(path, data.encoding, data.streaming):
+        for line in _lines(path, data):
             if size <= 0:
                 return _Text(path, data, tuple(front), is_cut=True)
             front.append(line)
@@ -220,6 +227,8 @@ def _try(text: _Text, layout: Layout) -> _Trial:
     for record in _records(text, layout):
         if text.is_cut and record.problem in (_OPEN_QUOTE, _OPEN_BACKSLASH):
             trial.open_line = record.line
+        elif record.is_no_text:
+            continue
         elif record.problem is not None:
             trial.problems += 1
             if trial.problems == 1 or (record.is_broken and not trial.first.is_broken):
@@ -265,7 +274,7 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
     """Return the layout as the config, the file's ending and its first line have it. Raises UserError for repeated names."""
     delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if ending(path) in (".tsv", ".tab") else ",")
     quoting, start, notes = "quotes" if data.quotes else "plain", 0, []
-    front = list(islice(lines(path, data.encoding, data.streaming), 200))
+    front = list(islice(_lines(path, data), 200))
     while start < len(front) and not front[start].strip():
         start += 1
     if start < len(front) and (match := _SEP_LINE.fullmatch(front[start])):
@@ -295,6 +304,8 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
     fields, size = _split(front, start, layout.delimiter, quoting)
     if not fields:
         raise UserError(f"{path}, line {start + 1}: the first row cannot be read: a carriage return inside it, or an open quote.")
+    if data.column_names is None and (problem := find_damage("".join(fields))) is not None:
+        raise UserError(f"{path}, line {start + 1}: {problem}, and this line names the columns; mend it, or set data.encoding.")
     if data.column_names is not None:
         if fields == data.column_names:
             raise UserError(f"{path}: the first line names the columns; leave out data.column_names.")
@@ -380,6 +391,8 @@ def _records(text: _Text, layout: Layout) -> Iterator[Record]:
                 f"{text.path}, line {line}: another header, with the columns in the order {listed(fields)}; files with different columns "
                 f"were put together: give them as they were, in a list: data.train=[<file>,<file>]."
             )
+        elif text.data.on_bad_row == "skip" and (problem := find_damage("".join(fields))) is not None:
+            yield Record(line, [], problem, is_no_text=True)
         else:
             yield Record(line, fields)
 

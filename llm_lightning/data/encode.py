@@ -82,21 +82,31 @@ class Encoded:
 def encode(rows: Rows, data: DataConfig, encoding: Encoding, cache_dir: Path, split: str) -> Encoded:
     """The encoded split, from the cache where the same data, tokenizer and settings were encoded before.
 
-    Written into a folder of its own, then renamed: a killed run leaves no half-written cache.
+    Written into a folder of its own, then renamed: a killed run leaves no half-written cache. Where no row is bad, the split is the same
+    whatever data.on_bad_row says, also in its fingerprint: a run may be resumed with the other setting.
     """
     one_stream = bool(getattr(encoding, "one_stream", False))
     template = encoding.tokenizer.chat_template if encoding.templated else None
     marks = (data.languages, data.prefix) if encoding.translates else (sorted(data.roles.items()),) if encoding.templated else ()
-    settings = (*marks, data.columns, data.block_size, data.overlap, one_stream, data.on_bad_row, encoding.labels, template)
+    settings = (*marks, data.columns, data.block_size, data.overlap, one_stream)
     special = sorted((name, str(token)) for name, token in encoding.tokenizer.special_tokens_map.items())  # the ends of texts, say
     tokenizer = f"{tokenizers.identity(encoding.tokenizer)} {special}"
-    identity = f"{FORMAT} {rows.fingerprint} {tokenizer} {type(encoding).__module__} {settings}"
-    folder = cache_dir / "encoded" / xxhash.xxh3_128(identity.encode()).hexdigest()
-    if not _whole(folder):
+    identity = f"{FORMAT} {rows.fingerprint} {tokenizer} {type(encoding).__module__}"
+
+    def folder_of(on_bad_row: str) -> Path:
+        content = f"{identity} {(*settings, on_bad_row, encoding.labels, template)}"
+        return cache_dir / "encoded" / xxhash.xxh3_128(content.encode()).hexdigest()
+
+    folder, skipping = folder_of("error"), folder_of("skip")
+    is_skipped = data.on_bad_row == "skip" and not _whole(folder)
+    if is_skipped and _whole(skipping) and _count_skipped(skipping) > 0:
+        folder = skipping
+    elif not _whole(folder):
         log.info("encoding %s: %s rows", split, f"{len(rows):,}")
         partial = folder.with_name(f"{folder.name}.{os.getpid()}")
         try:
             _write(rows, data, encoding, partial)
+            folder = skipping if _count_skipped(partial) > 0 else folder
             with contextlib.suppress(OSError):  # another process was quicker; its result is the same
                 partial.rename(folder)
         finally:
@@ -118,6 +128,10 @@ def _whole(folder: Path) -> bool:
     except ValueError:
         shutil.rmtree(folder)
         return False
+
+
+def _count_skipped(folder: Path) -> int:
+    return int(json.loads((folder / "facts.json").read_text())["skipped"])
 
 
 def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.compression import ending
-from llm_lightning.data.lines import lines
+from llm_lightning.data.lines import find_damage, lines
 from llm_lightning.errors import UserError, listed
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -33,14 +33,21 @@ def read_values(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | 
 
 def read_lines(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
     """Yield (line, value, what is wrong) of every line that is not blank."""
-    for number, line in enumerate(lines(path, data.encoding, data.streaming), 1):
+    for number, line in enumerate(_lines(path, data), 1):
         if line.strip():
             value, problem = parse(line.lstrip("\ufeff"))
             yield number, value, problem
 
 
+def _lines(path: Path, data: DataConfig) -> Iterator[str]:
+    """Yield the lines of a file, those that are no text too where the config leaves such rows out: `parse` refuses them."""
+    return lines(path, data.encoding, data.streaming, keeps_damage=data.on_bad_row == "skip")
+
+
 def parse(text: str) -> tuple[Any, str | None]:
     """Return (value, None) of a line of JSON, or (None, what is wrong)."""
+    if (problem := find_damage(text)) is not None:
+        return None, problem
     try:
         value = json.loads(text, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
@@ -78,7 +85,11 @@ def find_half_character(value: Any) -> str | None:
         match = _SURROGATE.search(json.dumps(value, ensure_ascii=False))
     except RecursionError:
         return "JSON that cannot be read (too many brackets inside each other)"
-    return None if match is None else f"half a character (\\u{ord(match[0]):04x}): a pair of surrogates was cut in two"
+    if match is None:
+        return None
+    code = ord(match[0])
+    byte = f", or byte 0x{code - 0xDC00:02x} cannot be decoded" if 0xDC80 <= code <= 0xDCFF else ""  # as `lines` keeps it
+    return f"half a character (\\u{code:04x}): a pair of surrogates was cut in two{byte}"
 
 
 def read_items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]] | None:
@@ -86,20 +97,21 @@ def read_items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | N
 
     Raises UserError for a value that is no list of objects.
     """
-    filled = list(islice((line for line in lines(path, data.encoding, data.streaming) if line.strip()), 2))
+    filled = list(islice((line for line in _lines(path, data) if line.strip()), 2))
     if not filled:
         return None
     first, is_json = filled[0].lstrip("\ufeff \t"), ending(path) == ".json"
     value, problem = parse(first)
     if problem is not None:  # a value over several lines, or a damaged line
-        return _items(path, data) if first.startswith("[") or is_json else None
+        is_document = is_json and (len(filled) == 1 or find_damage(first) is None)
+        return _items(path, data) if first.startswith("[") or is_document else None
     if isinstance(value, list) and len(filled) == 1:
         return ((number, item, None) for number, item in enumerate(value, 1))
     return _items(path, data) if is_json and (not isinstance(value, dict) or len(filled) == 1) else None
 
 
 def _items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
-    text = "".join(lines(path, data.encoding, data.streaming)).lstrip("\ufeff")
+    text = "".join(_lines(path, data)).lstrip("\ufeff")
     values = parse_document(path, text)
     if isinstance(values, dict) and _is_row(values, data):
         values = [values]
@@ -107,9 +119,10 @@ def _items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]
         raise UserError(f"{path}: expected a list of objects, found dict{_shape(values)}.")
     if not isinstance(values, list):
         raise UserError(f"{path}: expected a list of objects, found {type(values).__name__}.")
-    has_escapes = has_escaped_surrogate(text)
+    has_escapes, is_damaged = has_escaped_surrogate(text), find_damage(text) is not None
     for number, value in enumerate(values, 1):
-        yield number, value, find_half_character(value) if has_escapes else None
+        problem = find_damage(json.dumps(value, ensure_ascii=False)) if is_damaged else None
+        yield number, value, find_half_character(value) if has_escapes and problem is None else problem
 
 
 def _is_row(values: dict[str, Any], data: DataConfig) -> bool:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import codecs
 import functools
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.compression import DAMAGED, open_file
 from llm_lightning.errors import UserError
 
@@ -45,6 +47,18 @@ _COMMON = {"gb18030": (0xB0, 0xD7), "big5": (0xA4, 0xC6), "cp932": (0x82, 0x97),
 ESCAPES = {b"\x1b$)C": "iso2022_kr", b"\x1b$B": "iso2022_jp", b"\x1b$@": "iso2022_jp"}
 """Codes that switch to another character set in files of 7-bit encodings, and the encoding that each is of."""
 _DESIGNATORS = "$()*+-./"  # behind ESC they begin such a code; other escapes, such as colours of terminals, are text
+_BYTES = "llm_lightning.bytes"
+_UNDECODED = re.compile("[\udc00-\udcff]")
+"""Characters that stand for bytes which cannot be decoded; no decoded text has them."""
+
+
+def _keep_bytes(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands for bytes that cannot be decoded, and where decoding goes on: a handler for `bytes.decode`."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "".join(chr(0xDC00 + code) for code in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_BYTES, _keep_bytes)
 
 
 @dataclass(frozen=True)
@@ -57,16 +71,38 @@ class Format:
     """What was recognised, without the file's name."""
 
 
-def lines(path: Path, encoding: str | None = None, is_stream: bool = False) -> Iterator[str]:
+def lines(path: Path, encoding: str | None = None, is_stream: bool = False, keeps_damage: bool = False) -> Iterator[str]:
     """Yield the lines of a text file with their ends; those of old Macs (a carriage return) become newlines.
 
     `encoding` is that of files that are not UTF-8; with `is_stream` the front of the file decides whether it is. Raises UserError for
-    compressed files that are damaged, files that are no text, and bytes that cannot be decoded.
+    compressed files that are damaged, files that are no text, and bytes that cannot be decoded. With `keeps_damage` a line with such
+    bytes, or with a NUL byte, is yielded too: `find_damage` tells it from text.
     """
-    for number, (line, problem) in enumerate(read_lines(path, detect_format(path, encoding, is_stream)), 1):
-        if problem is not None:
+    for number, (line, problem) in enumerate(_decode(path, detect_format(path, encoding, is_stream)), 1):
+        if problem is not None and not keeps_damage:
             raise UserError(f"{path}, line {number}: {problem}")
         yield line
+
+
+def find_damage(text: str) -> str | None:
+    """Return what is wrong with a line, or a part of it, that `lines` yields with `keeps_damage`; None where it is text."""
+    if not text.isascii() and (match := _UNDECODED.search(text)):
+        return f"byte 0x{ord(match[0]) - 0xDC00:02x} cannot be decoded"
+    problem = _find_codes(text)
+    return problem and problem.removesuffix(".")
+
+
+def describe_damage(path: Path, data: DataConfig) -> list[str]:
+    """Return a note on lines of a file that are no text, where the config leaves such rows out."""
+    if data.on_bad_row != "skip" or detect_format(path, data.encoding, data.streaming).encoding != "utf-8":
+        return []
+    _, count, is_text = count_lines(path, FRONT if data.streaming else None)
+    if not is_text:
+        return ["there are NUL bytes in it, whose lines are left out (data.on_bad_row=skip)"]
+    if not count:
+        return []
+    advice = _advice(path).removesuffix(".")
+    return [f"{count:,} lines have bytes that are not UTF-8; rows with them are left out (data.on_bad_row=skip); {advice}"]
 
 
 def read_lines(path: Path, text_format: Format) -> Iterator[tuple[str, str | None]]:
@@ -74,29 +110,34 @@ def read_lines(path: Path, text_format: Format) -> Iterator[tuple[str, str | Non
 
     Raises UserError for compressed files that are damaged, and where it cannot be told in which line the bytes are that are no text.
     """
+    for line, problem in _decode(path, text_format):
+        yield "" if problem is not None else line, problem
+
+
+def _decode(path: Path, text_format: Format) -> Iterator[tuple[str, str | None]]:
+    """Yield what `read_lines` does, with the characters of lines that are no text: for bytes that cannot be decoded those of _UNDECODED."""
     number, encoding, advice = 0, text_format.encoding, ""
     try:
         with open_file(path) as file:
             if text_format.newline == "\n" and _is_read_by_line(encoding):
                 for number, line in enumerate(file, 1):
+                    codec = "utf-8-sig" if number == 1 and encoding == "utf-8" else encoding
                     try:
-                        decoded = line.decode("utf-8-sig" if number == 1 and encoding == "utf-8" else encoding)
+                        decoded = line.decode(codec)
                     except UnicodeDecodeError as error:
                         advice = advice or (
                             _advice(path) if encoding == "utf-8" else "mend the line, or set another data.encoding."
                         )
-                        yield "", f"byte 0x{line[error.start]:02x} is not {encoding.upper()}; {advice}"
+                        yield line.decode(codec, _BYTES), f"byte 0x{line[error.start]:02x} is not {encoding.upper()}; {advice}"
                     else:
-                        problem = _find_codes(decoded)
-                        yield (decoded, None) if problem is None else ("", problem)
+                        yield decoded, _find_codes(decoded)
                 return
             text = io.TextIOWrapper(file, encoding, newline=text_format.newline)
             for number, decoded in enumerate(text, 1):
                 if text_format.newline == "\r" and decoded.endswith("\r"):
                     decoded = f"{decoded[:-1]}\n"
                 decoded = decoded.removeprefix("\ufeff") if number == 1 else decoded
-                problem = _find_codes(decoded)
-                yield (decoded, None) if problem is None else ("", problem)
+                yield decoded, _find_codes(decoded)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}, behind line {number}: the bytes there are not {encoding} ({error.reason}); mend them, or set "

@@ -107,6 +107,7 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
         require_columns(split, replace(data, columns=columns), part.table.column_names)
     if data.columns.sentence is not None:
         loaded = {split: sentences.group(part, data, cache) for split, part in loaded.items()}
+    loaded = encoder.convert_labels(loaded, data, cache)
     for split, part in loaded.items():
         for note in part.notes:
             log.warning("%s: %s", split, note)

@@ -36,6 +36,7 @@ from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import Example
 from llm_lightning.data.paths import split_files
 from llm_lightning.data.plan import most_rows
+from llm_lightning.data.prodigy import ANSWER
 from llm_lightning.data.reader_state import Piece, ReaderChange, ReaderState
 from llm_lightning.data.rows import LINE, PROBLEM, Rows, merge_notes, unused_columns
 from llm_lightning.data.sources import text
@@ -149,7 +150,7 @@ def _open_files(data: DataConfig, split: str) -> list[StreamedFile]:
             notes += [f"{path}: {note}" for note in text.describe(path, data)]
             continue
         survey = survey_file(path, data)
-        unused = unused_columns(survey.columns, [data.columns.text])
+        unused = unused_columns(survey.columns, [data.columns.text, *([ANSWER] if survey.answers else [])])
         notes += [f"{path}: {note}" for note in [*survey.notes, *unused]]
         files.append(StreamedFile(path, replace(survey, nested=[], items=None)))
     for note in merge_notes(notes):

@@ -35,7 +35,7 @@ LETTERS = {
     "io": "I",
 }
 """The letters of each scheme, beside O."""
-ALIASES = {"bio": "iob2", "bioes": "iobes"}
+ALIASES = {"bio": "iob2", "bioes": "iobes", "brackets": "iob2"}  # brackets.py has made IOB2 of brackets
 TITLES = {"iobes": "IOBES (BIOES)", "iob2": "IOB2 (BIO)"}
 
 OUTSIDE = ("O", "o", "0", "OUT", "OTHER", "NONE", "_", "-")

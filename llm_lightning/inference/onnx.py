@@ -6,7 +6,9 @@ import contextlib
 import inspect
 import io
 import logging
+import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 
 from llm_lightning.errors import RunError, first_line
+from llm_lightning.inference.experts import computing_every_expert
 from llm_lightning.models.batch_form import is_unpadded, published_attention
 from llm_lightning.models.positions import count_positions
 
@@ -26,6 +29,14 @@ TOLERANCE = 1e-3
 """How far logits may be from torch's, of the largest of them."""
 LENGTHS = ((2, 9), (1, 2), (3, 33), (2, 130))
 """Numbers of texts, and of words in the longest of each, that the two are compared on. The model is traced with the first."""
+
+CAUSES = (
+    (r"Could not guard on data-dependent expression", "its code branches on the values of a tensor, which a trace cannot follow"),
+    (r"No ONNX function found for <OpOverload\(op='([^']+)'", r"ONNX has no operator for \1"),
+    (r"Got invalid dimensions for input", "a trace of its code holds for one number of tokens only"),
+)
+"""Messages of torch and of ONNX Runtime, and what they mean for the model."""
+ADVICE = "nothing was exported. export.format=hf exports every model"
 
 
 class Logits(nn.Module):
@@ -37,8 +48,11 @@ class Logits(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         options = {"use_cache": False} if "use_cache" in inspect.signature(self.model.forward).parameters else {}
-        found = self.model(**dict(zip(inputs_of(self.model), inputs, strict=True)), **options)
-        return (found.start_logits, found.end_logits) if "start_logits" in found else found.logits
+        rows = dict(zip(inputs_of(self.model), inputs, strict=True))
+        if self.model.config.model_type == "xlnet":  # torch cannot translate its 1.0 - mask of integers
+            rows["attention_mask"] = rows["attention_mask"].to(self.model.dtype)
+        outputs = self.model(**rows, **options)
+        return (outputs.start_logits, outputs.end_logits) if "start_logits" in outputs else outputs.logits
 
 
 def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
@@ -52,18 +66,16 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     try:
         _trace(function, tokenizer, file)
     except Exception as error:  # of torch.export, of the translation to ONNX, of a model's own code
-        raise RunError(f"export.format=onnx: {kind} cannot be exported ({_reason(error)}); nothing was exported.") from error
+        raise RunError(f"export.format=onnx: {kind} cannot be exported ({_reason(error)}); {ADVICE}.") from error
     try:
         difference = _check(function, tokenizer, file)
     except Exception as error:
         raise RunError(
             f"export.format=onnx: ONNX Runtime cannot run {kind} on texts of other lengths than the one it was traced with "
-            f"({_reason(error)}); nothing was exported."
+            f"({_reason(error)}); {ADVICE}."
         ) from error
     if not difference <= TOLERANCE:
-        raise RunError(
-            f"export.format=onnx: {kind} in ONNX Runtime: logits are off by {difference:.2g} of the largest; nothing was exported."
-        )
+        raise RunError(f"export.format=onnx: {kind} in ONNX Runtime: logits are off by {difference:.2g} of the largest; {ADVICE}.")
     log.info("onnx: the logits are torch's, to %.1e of the largest", difference)
 
 
@@ -72,24 +84,34 @@ def _trace(function: Logits, tokenizer: Any, file: Path) -> None:
     outputs = ["start_logits", "end_logits"] if "QuestionAnswering" in type(function.model).__name__ else ["logits"]
     rows, tokens, written = Dim("rows"), Dim("tokens"), Dim("written")
     dims = [{0: rows, 1: written if name.startswith("decoder") else tokens} for name in names]
-    quiet = logging.getLogger("onnxscript")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
+    with _silence_tracer(), torch.inference_mode(), computing_every_expert(function.model):
+        torch.onnx.export(
+            function,
+            given(function.model, tokenizer, texts_of(*LENGTHS[0])),
+            file,
+            input_names=names,
+            output_names=outputs,
+            dynamic_shapes=(tuple(dims),),
+            dynamo=True,
+            verbose=False,
+        )
+
+
+@contextlib.contextmanager
+def _silence_tracer() -> Iterator[None]:
+    """Drop what torch prints and logs within: of a model that cannot be traced, hundreds of lines above our message, which says why."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
-            torch.onnx.export(
-                function,
-                given(function.model, tokenizer, texts_of(*LENGTHS[0])),
-                file,
-                input_names=names,
-                output_names=outputs,
-                dynamic_shapes=(tuple(dims),),
-                dynamo=True,
-                verbose=False,
-            )
+            yield
     finally:
-        quiet.setLevel(level)
+        logging.disable(level)
 
 
 def _check(function: Logits, tokenizer: Any, file: Path) -> float:
@@ -118,16 +140,19 @@ def texts_of(count: int, words: int) -> list[str]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the deepest cause of an exception in one line: torch wraps it in reports of several pages."""
+    """Return the deepest cause of an exception in one line, in plain words where `CAUSES` has them: torch wraps it in several pages."""
     while error.__cause__ is not None:
         error = error.__cause__
+    for pattern, meaning in CAUSES:
+        if match := re.search(pattern, str(error)):
+            return match.expand(meaning)
     return f"{type(error).__name__}: {first_line(error)}"
 
 
 def given(model: PreTrainedModel, tokenizer: Any, texts: list[str]) -> tuple[Tensor, ...]:
     """Texts as padded rows, and for an encoder-decoder the beginning of what it writes."""
-    found = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
-    inputs = (found["input_ids"], found["attention_mask"])
+    encoding = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", verbose=False)  # `_check` cuts long texts
+    inputs = (encoding["input_ids"], encoding["attention_mask"])
     if len(inputs_of(model)) == len(inputs):
         return inputs
     return *inputs, torch.full((len(texts), 3), model.config.decoder_start_token_id)

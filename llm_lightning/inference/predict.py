@@ -215,7 +215,7 @@ def _values(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...])
         return conll.rows_to_predict(path, data)
     kind = ending(path)
     if data.source == "squad" and kind in (".json", ".jsonl"):
-        return squad.rows_to_predict(path, data.encoding)
+        return squad.rows_to_predict(path, data)
     if kind in files.TABLES:
         return files.rows(path, data, extra_columns)
     if kind not in PLAIN and not (data.source == "parallel" and kind == f".{data.columns.text}".lower()):

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.encodings.words import read_words
 from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import Text
 from llm_lightning.data.tag_schemes import TagScheme, count_transitions, recognize, refine
+from llm_lightning.data.word_lists import read_words
 from llm_lightning.errors import listed
 from llm_lightning.metrics.counts import ClassCounts, Tally
 from llm_lightning.metrics.rows import Parts, Rows, TopRows

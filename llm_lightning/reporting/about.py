@@ -13,12 +13,14 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from llm_lightning import distributed
 from llm_lightning.config.schema import Config
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, Text
 from llm_lightning.machine import cores
 from llm_lightning.models import build
 from llm_lightning.models.batch_form import batch_form, is_unpadded
+from llm_lightning.models.padding_check import warn_of_padding
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ def describe(config: Config, text: Text, data: DataModule, model: PreTrainedMode
         if is_unpadded(model)
         else f"batches padded to their longest sequence, as {batch_form(model).padded_because}",
     )
+    if distributed.is_rank_zero():
+        warn_of_padding(model)
     wanted = config.trainer.max_steps
     sooner = f", trainer.max_epochs comes before trainer.max_steps={wanted}" if wanted and data.total_steps < wanted else ""
     epochs = data.total_steps / len(data.plan.epoch(0))

@@ -23,7 +23,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Reads are Lightning's, with weights_only=True; writes replace the file in one step."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Raises RunError where the file cannot be written, a full disk above all; what was there before is untouched."""
+        """Write a checkpoint; what was there before is untouched until the new file is whole, and no part of a file is left behind.
+
+        Raises RunError where the file cannot be written, a full disk above all, and KeyboardInterrupt where the user interrupts it, of
+        which torch may make a RuntimeError.
+        """
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_name(final)
@@ -34,14 +38,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             partial.replace(final)
             flush_folder(final.parent)
-        except (OSError, RuntimeError) as error:  # torch words some failed writes as RuntimeError
+        except BaseException as error:
             partial.unlink(missing_ok=True)
+            if (interrupt := _find_interrupt(error)) is not None:
+                raise interrupt from None
+            if not isinstance(error, OSError | RuntimeError):  # torch words some failed writes as RuntimeError
+                raise
             free = shutil.disk_usage(final.parent).free / 2**30
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
             raise RunError(
                 f"{final}: the checkpoint cannot be written: {reason} ({free:.2f} GiB free). Checkpoints before it are untouched; "
                 f"make room and repeat the command with run_dir={final.parent.parent}."
             ) from error
+
+
+def _find_interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Return the interrupt that an error was raised for, if any."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 def partial_name(final: Path) -> Path:

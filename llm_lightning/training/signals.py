@@ -6,11 +6,13 @@ SIGINT stops at once.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,24 @@ from llm_lightning.errors import Stopped
 HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+@contextlib.contextmanager
+def raise_interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt where Lightning has made SystemExit of it, which says nothing to the user and ends a calling program."""
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise stop.__context__ from None
+        raise
+
+
 class StopOnSignal(Callback):
     """Comes last, so that whatever else happens at the end of a step is in the state that is saved."""
 
     def __init__(self, save: Callable[[lightning.Trainer], Path], how_to_resume: str) -> None:
         self.save, self.how_to_resume = save, how_to_resume
         self.received: int | None = None
+        self._process = os.getpid()
         self._ranks: Any = None
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -43,6 +57,8 @@ class StopOnSignal(Callback):
                 signal.signal(number, self._heed)
 
     def _heed(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:  # a loader process, which ends with this one
+            return
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number

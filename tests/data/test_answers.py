@@ -318,7 +318,7 @@ def test_a_compressed_file_is_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({**ROW, "answers": ["Ada Lint"]}).encode()))
     try:
-        rows = list(squad.rows(path))
+        rows = list(squad.rows(path, DataConfig(source="squad")))
     except UserError as error:
         assert "train.jsonl.gz" in str(error)  # noqa: PT017
     else:

@@ -152,6 +152,23 @@ def test_skipped_rows_are_counted_and_named(
         assert "validation.csv, line 22: column 'label' has the label 'ugly'" in caplog.text
 
 
+def test_a_file_without_bad_rows_is_the_same_content(written: Callable[[Files], None], tmp_path: Path) -> None:
+    """Another data.on_bad_row alone does not keep a run from being resumed."""
+    written({"train.csv": GOOD, "validation.csv": GOOD + "alone\n"})
+    skip, files = "data.on_bad_row=skip", [*TABLE, "data.validation=train.csv"]
+    fingerprints = [
+        prepare([*files, *setting], tmp_path / cache).fingerprints for cache in "ab" for setting in ([skip], [], [skip])
+    ]
+    assert all(found == fingerprints[0] for found in fingerprints)
+    for _ in ("cold", "warm cache"):
+        text = prepare([*TABLE, skip], tmp_path / "a")
+        assert text.splits["validation"].facts.skipped == 1
+        assert text.fingerprints["train"] == fingerprints[0]["train"]
+        assert text.fingerprints["validation"] != fingerprints[0]["validation"]
+        with pytest.raises(UserError, match=r"validation\.csv, line 22"):
+            prepare(TABLE, tmp_path / "a")
+
+
 def test_words_that_look_like_gaps_are_text(written: Callable[[Files], None], tmp_path: Path) -> None:
     written({"train.csv": GOOD + "NA,null\nnull,null\nNone,null\n", "validation.csv": GOOD})
     text = prepare(TABLE, tmp_path / "cache")

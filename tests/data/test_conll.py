@@ -168,6 +168,12 @@ def test_a_damaged_line_makes_its_sentence_a_bad_row(name: str, content: str, pr
     assert [problem in str(found) for found in problems] == [True]
 
 
+def test_the_last_column_is_the_same_in_all_sentences(tmp_path: Path) -> None:
+    rows = load(tmp_path, "1 Anna NNP B-PER\n2 met VBD O\n\n1 Bob B-PER\n", words=2, tags=-1)
+    assert rows.table["tags"][0] == ["B-PER", "O"]
+    assert "has 3 columns where there should be 4" in rows.table[PROBLEM][1]
+
+
 def test_what_is_left_out_is_counted_and_the_columns_are_named(tmp_path: Path) -> None:
     notes = " ".join(load(tmp_path, UD * 3).notes)
     for part in (

@@ -14,8 +14,8 @@ import pytest
 
 from llm_lightning.config.compose import load
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
-from llm_lightning.data import encodings, labels
-from llm_lightning.data.encodings import label_sets, scores, texts, words
+from llm_lightning.data import encodings, labels, word_lists
+from llm_lightning.data.encodings import label_sets, scores, texts
 from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_values import canonical
 from llm_lightning.data.labelled import drop_unlabelled
@@ -183,7 +183,7 @@ def test_many_classes_in_few_rows_are_learnt(values: list[str], warning: str, ca
 
 def test_twelve_tags_in_twelve_sentences_are_learnt(caplog: pytest.LogCaptureFixture) -> None:
     sentences = rows([[f"T{i}" for i in range(12)]] * 12)
-    assert len(labels.find(DATA, sentences, words.listed_words).names) == 12
+    assert len(labels.find(DATA, sentences, word_lists.listed_words).names) == 12
     assert caplog.text == ""
 
 
@@ -452,8 +452,8 @@ def test_choices_of_label_studio_are_labels() -> None:
 @pytest.mark.parametrize("value", ["['B-PER' 'O' ... 'O']", "[0 1 ... 0]", "['B-PER', 'O"])
 def test_a_part_of_a_list_of_tags_is_no_tags(value: str) -> None:
     with pytest.raises(BadRow, match="cannot be read as a list"):
-        words.listed_tags(value)
-    assert words.listed_tags("[B-PER, O]") == ["B-PER", "O"]
+        word_lists.listed_tags(value)
+    assert word_lists.listed_tags("[B-PER, O]") == ["B-PER", "O"]
 
 
 def test_labels_with_blanks_between_them_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:

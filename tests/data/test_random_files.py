@@ -103,10 +103,7 @@ def write_csv(rows: list[tuple[str, str]]) -> bytes:
 
 def read_csv(content: bytes) -> list[Any] | None:
     """A carriage return that neither quotes nor a newline stand beside spoils its row alone: it is no end of a line."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None
+    text = content.decode("utf-8-sig", "surrogateescape")
     rows: list[Any] = []
     reader = csv.reader(io.StringIO(text, newline="\n"), strict=True)
     while True:
@@ -119,10 +116,13 @@ def read_csv(content: bytes) -> list[Any] | None:
                 return None
             rows.append(BAD)
     rows = [row for row in rows if row]
-    if "\x00" in text or not rows or rows[0] is BAD or sorted(rows[0]) != ["label", "text"]:
+    if "\x00" in text or not rows or rows[0] is BAD or any(map(has_bytes, rows[0])) or sorted(rows[0]) != ["label", "text"]:
         return None
     order = rows[0].index("text"), rows[0].index("label")
-    return [BAD if row is BAD or len(row) != 2 else labelled(row[order[0]], row[order[1]]) for row in rows[1:]]
+    return [
+        BAD if row is BAD or len(row) != 2 or any(map(has_bytes, row)) else labelled(row[order[0]], row[order[1]])
+        for row in rows[1:]
+    ]
 
 
 def write_jsonl(rows: list[tuple[str, str]]) -> bytes:
@@ -130,11 +130,13 @@ def write_jsonl(rows: list[tuple[str, str]]) -> bytes:
 
 
 def read_jsonl(content: bytes) -> list[Any] | None:
-    try:
-        lines = content.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        return None
-    return [read_object(line) for line in cut_marks(lines) if line.strip()]
+    lines = content.decode("utf-8-sig", "surrogateescape").split("\n")
+    return [BAD if has_bytes(line) else read_object(line) for line in cut_marks(lines) if line.strip()]
+
+
+def has_bytes(text: str) -> bool:
+    """Return whether a part of a file, decoded with surrogateescape, has bytes that are not UTF-8."""
+    return any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def cut_marks(lines: list[str]) -> list[str]:
@@ -397,7 +399,7 @@ def require_right(kind: Kind, content: bytes, skip: bool, whole: bool) -> None:
         assert notes, "a file that cannot be read was read without a word"
         return
     good = [row for row in rows if row is not BAD]
-    if notes and not whole:
+    if not whole and not all("bytes that are not UTF-8" in note for note in notes):
         return
     assert kind.learnt(text) == good
     assert text.splits["train"].facts.skipped == (len(rows) - len(good) if skip else 0)

@@ -12,6 +12,7 @@ import pytest
 
 from llm_lightning.config.compose import load
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
+from llm_lightning.data import word_lists
 from llm_lightning.data.encodings import words
 from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError
@@ -158,7 +159,7 @@ def test_keys_that_a_source_does_not_read_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_text_is_a_list_of_words_only_if_all_are_text(text: str, expected: list[str]) -> None:
-    assert words.read_words(text) == expected
+    assert word_lists.read_words(text) == expected
     assert words.Encoder.read_line(None, text) == text.split()  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_lightning.training.checkpoint_io import damage
 from llm_lightning.training.checkpoints import saved
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT
@@ -80,6 +82,33 @@ def test_killed_at_any_moment(case: str, launch: Launch, corpus: Path, reviews: 
     whole, killed = (json.loads((place / "summary.json").read_text()) for place in (tmp_path / "whole", folder))
     assert {**killed["metrics"]} == {**whole["metrics"]}
     assert killed["tokens_seen"] == whole["tokens_seen"]
+
+
+@pytest.mark.parametrize("options", [[], ["data.workers=2"], ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]])
+def test_a_second_interrupt_ends_a_save_at_once(
+    options: list[str], launch: Launch, corpus: Path, reviews: Path, cache: Path, tmp_path: Path
+) -> None:
+    """The files are pipes that nobody reads: a save after the first would never end."""
+    states = tmp_path / "run" / "checkpoints"
+    states.mkdir(parents=True)
+    blocked = [states / f".step-{step:08d}.ckpt.partial" for step in range(3, 49)]
+    for path in blocked:
+        os.mkfifo(path)
+    run = launch([*given("causal packed", corpus, reviews, cache), *options], tmp_path / "run")
+    until(lambda: bool(saved(states)), run)
+    for _ in range(2):
+        time.sleep(1)
+        run.kill(signal.SIGINT)
+    until(lambda: False, run)
+    text = run.log.read_text()
+    assert run.wait() == 1, text[-3000:]
+    assert "interrupted; where a state was saved before" in text
+    assert text.count("SIGINT: finishing the step") == 1
+    assert "Traceback" not in text
+    assert "error:" not in text
+    assert saved(states) == [states / "step-00000002.ckpt"]
+    assert damage(states / "step-00000002.ckpt") is None
+    assert sum(path.exists() for path in blocked) == len(blocked) - 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda s: s.name)

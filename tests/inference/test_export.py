@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -128,16 +129,41 @@ def test_onnx_of_an_encoder_decoder_that_classifies(tmp_path: Path) -> None:
             assert logits == pytest.approx(model(**rows).logits.numpy(), abs=1e-4)
 
 
-def test_onnx_of_a_sliding_window(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["modernbert", "gpt_oss", "xlnet"])
+def test_onnx_of_windows_of_experts_and_of_xlnet(architecture: str, tmp_path: Path) -> None:
     """Texts are longer than the window of 5 tokens, and so is their padding, some of which sees no token: its logits are not compared."""
-    model = build_tiny("modernbert").eval()
+    model = build_tiny(architecture).eval()
     onnx.export(model, Tokenizer(), tmp_path)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     rows = Tokenizer()(["a " * 40, "a " * 10])
     (logits,) = session.run(None, {name: value.numpy() for name, value in rows.items()})
-    real = rows["attention_mask"].bool()
+    real = torch.full((2,), True) if architecture == "xlnet" else rows["attention_mask"].bool()
     with torch.inference_mode():
         assert logits[real.numpy()] == pytest.approx(model(**rows).logits[real].numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("longformer", r"LongformerForMaskedLM cannot be exported \(its code branches on the values of a tensor, .*\)"),
+        ("funnel", r"FunnelForMaskedLM on texts of other lengths .* \(a trace of its code holds for one number of tokens only\)"),
+    ],
+)
+def test_the_reason_of_a_failure_is_in_plain_words_and_alone(
+    architecture: str,
+    reason: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = build_tiny(architecture)
+    capsys.readouterr()
+    caplog.clear()
+    with pytest.raises(RunError, match=rf"^export\.format=onnx: .*{reason}; nothing was exported\. export\.format=hf") as failure:
+        onnx.export(model, Tokenizer(), tmp_path)
+    assert "\n" not in str(failure.value)
+    assert capsys.readouterr() == ("", "")
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_what_cannot_be_exported_is_said(classifier: Path, minilm: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -201,6 +201,13 @@ def test_a_run_moves_with_its_data_and_refuses_other_data(
     assert run(*given)["steps"] == 8
 
 
+def test_a_run_goes_on_with_another_way_of_bad_rows_where_there_are_none(corpus: Path, run: Runner, tmp_path: Path) -> None:
+    given = [*RUN, f"data.train={corpus}", f"run_dir={tmp_path}"]
+    run(*given)
+    assert run(*given, "data.on_bad_row=skip", "trainer.max_steps=8")["steps"] == 8
+    assert "continuing from" in (tmp_path / "train.log").read_text()
+
+
 def test_a_run_goes_on_wherever_its_model_is_and_refuses_another(
     reviews: Path, run: Runner, killed: Callable[..., None], tmp_path: Path
 ) -> None:

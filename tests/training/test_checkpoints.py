@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from llm_lightning.config.schema import CheckpointConfig
 from llm_lightning.errors import RunError, Stopped, UserError
 from llm_lightning.objectives.causal_lm import CausalLM
-from llm_lightning.training.checkpoint_io import damage
+from llm_lightning.training.checkpoint_io import AtomicCheckpointIO, damage
 from llm_lightning.training.checkpoints import Checkpoints, newest, saved
 from llm_lightning.training.monitor import Diverged
 
@@ -87,6 +87,82 @@ def test_a_full_disk_ends_the_run_with_the_state_before_it_untouched(corpus: Pat
     assert not blocked.is_symlink()
     run(*given, f"run_dir={tmp_path / 'full'}")
     assert same_weights(tmp_path / "whole", tmp_path / "full")
+
+
+class InterruptedFile:
+    """A file whose n-th write is interrupted by the user."""
+
+    def __init__(self, file: Any, number: int) -> None:
+        self.file, self.number = file, number
+
+    def write(self, content: Any) -> int:
+        self.number -= 1
+        if self.number == 0:
+            raise KeyboardInterrupt
+        return int(self.file.write(content))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Have the user interrupt the next save: at a write, while the file is flushed, or while it gets its name."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    if moment.startswith("write"):
+        save, number = torch.save, int(moment.split()[1])
+        monkeypatch.setattr(torch, "save", lambda content, file: save(content, InterruptedFile(file, number)))
+    elif moment == "flush":
+        monkeypatch.setattr(os, "fsync", interrupted)
+    else:
+        monkeypatch.setattr(Path, "replace", interrupted)
+
+
+MOMENTS = ["write 1", "write 2", "write 5", "write 9", "flush", "rename"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_interrupted_save_leaves_the_file_before(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, content = tmp_path / "step-00000003.ckpt", {"weights": torch.randn(10_000), "step": 3}
+    writer = AtomicCheckpointIO()
+    writer.save_checkpoint(content, path)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        interrupt(patch, moment)
+        with pytest.raises(KeyboardInterrupt):
+            writer.save_checkpoint({"weights": torch.randn(10_000), "step": 6}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    writer.save_checkpoint(content, path)
+    assert damage(path) is None
+
+
+@pytest.mark.parametrize("moment", ["write 5", "flush"])
+def test_an_interrupt_in_the_middle_of_a_save_is_an_interrupt(
+    moment: str, corpus: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning makes SystemExit of it, without a word, and torch a RuntimeError, as of a full disk."""
+    given = [*RUN, f"data.train={corpus}"]
+    run(*given, f"run_dir={tmp_path / 'whole'}")
+    save, handler = Checkpoints.save, signal.getsignal(signal.SIGINT)
+
+    def interrupted(self: Checkpoints, trainer: Any) -> Path:
+        with monkeypatch.context() as patch:
+            if trainer.global_step == 6:
+                interrupt(patch, moment)
+            return save(self, trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(*given, f"run_dir={tmp_path / 'stopped'}")
+    assert signal.getsignal(signal.SIGINT) == handler
+    states = tmp_path / "stopped" / "checkpoints"
+    assert [path.name for path in states.iterdir()] == ["step-00000003.ckpt"]
+    run(*given, f"run_dir={tmp_path / 'stopped'}")
+    assert same_weights(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_a_signal_in_the_middle_of_a_validation(corpus: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

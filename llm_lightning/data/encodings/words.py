@@ -8,21 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import labels
+from llm_lightning.data.brackets import convert_brackets
 from llm_lightning.data.encodings import NO_TOKEN, Sequences, documents, texts
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.label_values import is_unlabelled
 from llm_lightning.data.labels import Labels
-from llm_lightning.data.literals import BROKEN, parse_structure, split_bare
+from llm_lightning.data.literals import parse_structure
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.rows import Rows
 from llm_lightning.data.sentences import likely_column
 from llm_lightning.data.tag_schemes import recognize
+from llm_lightning.data.word_lists import listed_tags, read_words
 from llm_lightning.errors import UserError
 
 
@@ -33,6 +36,10 @@ class Encoder(documents.Encoder):
     """
 
     needs_offsets = True
+
+    @staticmethod
+    def convert_labels(splits: dict[str, Rows], data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
+        return convert_brackets(splits, data, cache_dir)
 
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
@@ -79,41 +86,6 @@ class Encoder(documents.Encoder):
                 found.token_targets.append(targets)
                 found.examples.append(example)
         return found
-
-
-def listed_words(value: Any) -> list[Any]:
-    """Return the words or tags of a row: a list of them, or text with blanks between. Raises BadRow for a part of a list."""
-    value = parse_structure(value)
-    if isinstance(value, str):
-        if BROKEN.match(value):
-            raise BadRow(f"{_cut(value)} cannot be read as a list")
-        items = split_bare(value) if "," in value else None
-        return value.split() if items is None else items
-    return [value] if isinstance(value, bool | int | float) else list(value or [])
-
-
-def listed_tags(value: Any) -> list[Any]:
-    """Return the tags of a row. Raises BadRow for a list that cannot be read, such as one of numpy's with a gap: [0 1 ... 0]."""
-    tags = listed_words(value)
-    if isinstance(value, str) and len(tags) > 1 and str(tags[0])[0] == "[" != tags[0] and str(tags[-1])[-1] == "]":
-        raise BadRow(f"{_cut(value)} cannot be read as a list")
-    return tags
-
-
-def _cut(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:60]}…")
-
-
-def read_words(value: Any) -> list[Any]:
-    """Return the words of a row: a list of them, or text with blanks between.
-
-    Text spells a list of words only if all items are text: `[1]` is a word.
-    """
-    words = listed_words(value)
-    is_text = isinstance(value, str) and (
-        isinstance(parse_structure(value), dict) or not all(isinstance(word, str) for word in words)
-    )
-    return value.split() if is_text else words
 
 
 def first_tokens(words: list[str], offsets: list[tuple[int, int]]) -> dict[int, int]:

@@ -16,9 +16,9 @@ import datasets
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import conll_layout
 from llm_lightning.data.conll_layout import DOCSTART, NOT_A_WORD, NUMBER, Layout
+from llm_lightning.data.lines import describe_damage, find_damage, lines
 from llm_lightning.data.paths import content_hash, ending, split_files
 from llm_lightning.data.rows import LINE, PROBLEM, Rows, joined
-from llm_lightning.data.sources.files import lines
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError, listed
 
@@ -40,6 +40,9 @@ ENDINGS = (
         ".ner",
         ".pos",
         ".tags",
+        ".gold_conll",
+        ".v4_gold_conll",
+        ".v9_gold_conll",
     ),
     *(".txt", ".tsv"),
 )
@@ -76,7 +79,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, like: tuple[Path, Layou
     if len(table) == 0:
         raise UserError(f"{path}: there is no sentence in the file.")
     starts = table.data.column(LINE)
-    notes = tuple(f"{path}: {note}" for note in layout.notes)
+    notes = tuple(f"{path}: {note}" for note in [*layout.notes, *describe_damage(path, data)])
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {starts[i].as_py()}", notes=notes), layout
 
 
@@ -87,14 +90,16 @@ def _stored_layout(path: Path, data: DataConfig, file: Path, like: tuple[Path, L
         values = {key: tuple((column, tuple(values)) for column, values in stored[key]) for key in ("closed", "others")}
         return Layout(**stored | values | {key: tuple(stored[key]) for key in ("names", "notes")})
     except (OSError, ValueError, KeyError, TypeError):
-        layout = _with_counts(
-            path, data, conll_layout.decide(path, conll_layout.survey(path, data.encoding), data.columns, True, like)
-        )
+        layout = _with_counts(path, data, conll_layout.decide(path, _survey(path, data), data.columns, True, like))
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(json.dumps(asdict(layout)), encoding="utf-8")
     partial.replace(file)
     return layout
+
+
+def _survey(path: Path, data: DataConfig) -> conll_layout.Survey:
+    return conll_layout.survey(path, data.encoding, keeps_damage=data.on_bad_row == "skip")
 
 
 def _with_counts(path: Path, data: DataConfig, layout: Layout) -> Layout:
@@ -123,8 +128,13 @@ def sentences(
     words: list[tuple[str, str | None]] = []
     start, problem, before, width = 1, None, 0, 0
 
-    for number, line in enumerate(lines(path, data.encoding), 1):
+    is_skipped = data.on_bad_row == "skip"
+    for number, line in enumerate(lines(path, data.encoding, keeps_damage=is_skipped), 1):
         is_open = bool(words) or problem is not None
+        if is_skipped and (damage := find_damage(line)) is not None:
+            start = start if is_open else number
+            problem = problem or f"line {number}: {damage}"
+            continue
         fields = [] if conll_layout.is_blank(line) else layout.split(line)
         is_docstart = DOCSTART in fields[:2]
         if not fields or is_docstart:
@@ -193,7 +203,7 @@ def is_to_predict(path: Path, data: DataConfig) -> bool:
         return False
     if suffix not in PLAIN:
         return True
-    is_conll = conll_layout.looks_like_conll(conll_layout.survey(path, data.encoding))
+    is_conll = conll_layout.looks_like_conll(_survey(path, data))
     reading = "a word a line, blank lines between sentences" if is_conll else "a sentence a line"
     log.warning("data.predict: %s is read as %s (the ending .conll always means a word a line)", path, reading)
     return is_conll
@@ -201,7 +211,7 @@ def is_to_predict(path: Path, data: DataConfig) -> bool:
 
 def rows_to_predict(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield a row for each sentence of a file that needs no tags."""
-    layout = _with_counts(path, data, conll_layout.decide(path, conll_layout.survey(path, data.encoding), data.columns, False))
+    layout = _with_counts(path, data, conll_layout.decide(path, _survey(path, data), data.columns, False))
     for note in layout.notes:
         log.warning("data.predict: %s: %s", path, note)
     yield from rows(path, data, layout)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -19,11 +20,11 @@ from typing import Any
 import datasets
 
 from llm_lightning.config.schema import DataConfig
-from llm_lightning.data import csv_files, json_files
+from llm_lightning.data import csv_files, json_files, prodigy
 from llm_lightning.data.alignment import align
 from llm_lightning.data.csv_files import MISSING, Layout
 from llm_lightning.data.label_values import canonical
-from llm_lightning.data.lines import detect_format, lines
+from llm_lightning.data.lines import describe_damage, detect_format, lines
 from llm_lightning.data.parquet_files import ColumnarFile
 from llm_lightning.data.paths import content_hash, ending, split_files
 from llm_lightning.data.rows import LINE, PROBLEM, MissingColumn, Rows, joined, label_columns, require_columns, unused_columns
@@ -54,6 +55,8 @@ class Survey:
     """Of a csv file; not kept in the cache, as only reading the file needs it."""
     items: list[tuple[int, Any, str | None]] | None = None
     """Of a file that is one list: its values, as `json_files.read_items` yields them; not kept in the cache either."""
+    answers: dict[str, int] | None = None
+    """Of a file of Prodigy, which answers leave a row out, and of how many rows; None where it was not looked for."""
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
@@ -93,20 +96,27 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, extra_columns: tuple[st
         require_columns(str(path), data, survey.columns)
     else:
         survey, features = _stored_survey(folder) or _survey(path, data, kind), {}
+    survey = _with_answers(path, data, kind, survey)
+    table_identity = f"{identity}-accepted" if survey.answers else identity
     used = used_columns(data, survey.columns, extra_columns)
     types = {name: features.get(name, datasets.Json() if name in survey.nested else "string") for name in used}
     types |= {name: datasets.Json() for name in used if name not in _configured(data)}
     types |= {LINE: "int64", PROBLEM: "string"}
     text_labels = [name for name in label_columns(data.columns.label) if name in extra_columns]
-    table = generated(read_rows, types, folder, identity, path=path, data=data, used=used, survey=survey, text_labels=text_labels)
+    table = generated(
+        read_rows, types, folder, table_identity, path=path, data=data, used=used, survey=survey, text_labels=text_labels
+    )
     _store(survey, folder)
+    if len(table) == 0 and survey.answers:
+        raise UserError(f"{path}: no annotation was accepted: {prodigy.describe(survey.answers)}.")
     if len(table) == 0:
         raise UserError(f"{path}: {'the file has a header and' if kind == 'csv' else 'there are'} no rows.")
     numbers, unit = table.data.column(LINE), "line" if kind != "columnar" else "row"
-    notes = tuple(f"{path}: {note}" for note in [*survey.notes, *unused_columns(survey.columns, used)])
+    unused = unused_columns(survey.columns, [*used, prodigy.ANSWER] if survey.answers else used)
+    notes = tuple(f"{path}: {note}" for note in [*survey.notes, *_describe_answers(survey, data), *unused])
     return Rows(
         table=table,
-        fingerprint=identity,
+        fingerprint=table_identity,
         where=lambda i: f"{path}, {unit} {numbers[i].as_py()}",
         notes=notes,
         columns=tuple(survey.columns),
@@ -145,7 +155,7 @@ def _survey(path: Path, data: DataConfig, kind: str, is_to_predict: bool = False
 
     Raises UserError where a column that the config names is in no row.
     """
-    notes = list(detect_format(path, data.encoding, data.streaming).notes)
+    notes = [*detect_format(path, data.encoding, data.streaming).notes, *describe_damage(path, data)]
     if kind == "csv":
         layout = csv_files.detect_layout(path, data, _configured(data), is_to_predict)
         require_columns(str(path), data, list(layout.names))
@@ -163,6 +173,32 @@ def _survey(path: Path, data: DataConfig, kind: str, is_to_predict: bool = False
     return Survey(list(columns), list(nested), notes, items=items)
 
 
+def _with_answers(path: Path, data: DataConfig, kind: str, survey: Survey) -> Survey:
+    """Return the survey with the answers of Prodigy's annotators counted, in all rows or the front of a stream."""
+    if survey.answers is not None:
+        return survey
+    if not prodigy.has_answers(survey.columns, _configured(data)):
+        return replace(survey, answers={})
+    values: Iterator[Any]
+    if kind == "columnar":
+        values = (row[prodigy.ANSWER] for row in ColumnarFile(path).rows([prodigy.ANSWER]))
+    elif kind == "csv":
+        layout = survey.layout or csv_files.detect_layout(path, data, _configured(data))
+        place = layout.names.index(prodigy.ANSWER)
+        values = (record.fields[place] for record in csv_files.read_records(path, data, layout) if record.problem is None)
+    else:
+        items = json_files.read_values(path, data) if survey.items is None else survey.items
+        values = (value.get(prodigy.ANSWER) for _, value, _ in items if isinstance(value, dict))
+    front = islice(values, FRONT if data.streaming else None)
+    return replace(survey, answers=prodigy.count_answers(Counter(value if value is None else str(value) for value in front)))
+
+
+def _describe_answers(survey: Survey, data: DataConfig) -> list[str]:
+    """Return a note on rows that Prodigy's annotators did not accept."""
+    place = f" (of its first {FRONT:,} rows; later ones too)" if data.streaming else ""
+    return [f"{prodigy.describe(survey.answers)}{place}"] if survey.answers else []
+
+
 def _stored_survey(folder: Path) -> Survey | None:
     """Return the survey that was made with the rows in a folder of the cache."""
     try:
@@ -175,7 +211,7 @@ def _store(survey: Survey, folder: Path) -> None:
     file = folder / "survey.json"
     if not file.is_file():
         partial = folder / f"survey.{os.getpid()}.partial"
-        content = {"columns": survey.columns, "nested": survey.nested, "notes": survey.notes}
+        content = {"columns": survey.columns, "nested": survey.nested, "notes": survey.notes, "answers": survey.answers}
         partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(file)
 
@@ -193,28 +229,38 @@ def survey_file(path: Path, data: DataConfig, is_to_predict: bool = False) -> Su
     kind = kind_of(path, data)
     survey = Survey(list(ColumnarFile(path).features)) if kind == "columnar" else _survey(path, data, kind, is_to_predict)
     require_columns(str(path), data, survey.columns or _configured(data))
-    return survey
+    if is_to_predict:  # each row has a prediction
+        return survey
+    survey = _with_answers(path, data, kind, survey)
+    return replace(survey, notes=[*survey.notes, *_describe_answers(survey, data)])
 
 
 def read_rows(
     path: Path, data: DataConfig, used: list[str], survey: Survey, text_labels: Collection[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file with the columns `used`, and with the columns `LINE` and `PROBLEM`."""
-    kind = kind_of(path, data)
+    """Yield the rows of a file with the columns `used`, and with the columns `LINE` and `PROBLEM`; of Prodigy's the accepted ones."""
+    kind, left_out = kind_of(path, data), survey.answers or {}
     if kind == "columnar":
-        for number, row in enumerate(ColumnarFile(path).rows(used), 1):
-            yield row | {LINE: number, PROBLEM: None}
+        columns = [*used, prodigy.ANSWER] if left_out else used
+        for number, row in enumerate(ColumnarFile(path).rows(columns), 1):
+            if not left_out or row.pop(prodigy.ANSWER) not in left_out:
+                yield row | {LINE: number, PROBLEM: None}
     elif kind == "csv":
-        yield from _csv_rows(path, data, used, survey.layout or csv_files.detect_layout(path, data, _configured(data)))
+        layout = survey.layout or csv_files.detect_layout(path, data, _configured(data))
+        yield from _csv_rows(path, data, used, layout, left_out)
     else:
         for number, value, problem in json_files.read_values(path, data) if survey.items is None else survey.items:
-            yield _from_value(value, problem, data, number, used, survey.nested, text_labels)
+            if not left_out or not isinstance(value, dict) or str(value.get(prodigy.ANSWER)) not in left_out:
+                yield _from_value(value, problem, data, number, used, survey.nested, text_labels)
 
 
-def _csv_rows(path: Path, data: DataConfig, used: list[str], layout: Layout) -> Iterator[dict[str, Any]]:
+def _csv_rows(path: Path, data: DataConfig, used: list[str], layout: Layout, left_out: Collection[str]) -> Iterator[dict[str, Any]]:
     extra = set(used) - set(_configured(data))
     places = [(name, layout.names.index(name)) for name in used]
+    answer = layout.names.index(prodigy.ANSWER) if left_out else 0
     for record in csv_files.read_records(path, data, layout):
+        if left_out and record.problem is None and record.fields[answer] in left_out:
+            continue
         if record.is_broken:  # behind the front of a stream: in a file that was read whole no row is
             raise UserError(f"{path}, line {record.line}: {record.problem}; mend the line, or leave out data.streaming.")
         if record.problem is not None:

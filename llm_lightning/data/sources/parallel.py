@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_lightning.config.schema import DataConfig
-from llm_lightning.data.lines import detect_format, lines
+from llm_lightning.data.lines import describe_damage, detect_format, find_damage, lines
 from llm_lightning.data.paths import SPLITS, content_hash, located, with_compressed
-from llm_lightning.data.rows import LINE, Rows
+from llm_lightning.data.rows import LINE, PROBLEM, Rows
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError
 
@@ -34,17 +35,23 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
 def _read(pair: list[Path], data: DataConfig, cache_dir: Path) -> Rows:
     source, target = pair
     identity = content_hash(pair, "parallel", data.columns, data.encoding)
-    types = {data.columns.text: "string", str(data.columns.label): "string", LINE: "int64"}
+    types = {data.columns.text: "string", str(data.columns.label): "string", LINE: "int64", PROBLEM: "string"}
     table = generated(_pairs, types, cache_dir / "rows" / identity, identity, source=source, target=target, data=data)
     if len(table) == 0:
         raise UserError(f"{source}: the file is empty.")
-    notes = tuple(f"{path}: {note}" for path in pair for note in detect_format(path, data.encoding).notes)
+    notes = tuple(
+        f"{path}: {note}" for path in pair for note in (*detect_format(path, data.encoding).notes, *describe_damage(path, data))
+    )
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{source} and {target.name}, line {i + 1}", notes=notes)
 
 
 def _pairs(source: Path, target: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
-    counts = [sum(1 for _ in lines(path, data.encoding)) for path in (source, target)]
+    is_skipped = data.on_bad_row == "skip"
+    texts = [partial(lines, path, data.encoding, keeps_damage=is_skipped) for path in (source, target)]
+    counts = [sum(1 for _ in read()) for read in texts]
     if counts[0] != counts[1]:
         raise UserError(f"{source} has {counts[0]:,} lines and {target} {counts[1]:,}: they are no translation of each other.")
-    for number, pair in enumerate(zip(lines(source, data.encoding), lines(target, data.encoding), strict=True), 1):
-        yield {data.columns.text: pair[0].strip(), str(data.columns.label): pair[1].strip(), LINE: number}
+    for number, pair in enumerate(zip(*(read() for read in texts), strict=True), 1):
+        problem = next(filter(None, map(find_damage, pair)), None) if is_skipped else None
+        values = [line.strip() for line in pair] if problem is None else [None, None]
+        yield {data.columns.text: values[0], str(data.columns.label): values[1], LINE: number, PROBLEM: problem}

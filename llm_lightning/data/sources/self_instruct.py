@@ -30,7 +30,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
 
 def _instances(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield a row for each instance of each line; a line or an instance that is none has a problem."""
-    for number, line in enumerate(lines(path, data.encoding), 1):
+    for number, line in enumerate(lines(path, data.encoding, keeps_damage=data.on_bad_row == "skip"), 1):
         if not line.strip():
             continue
         row = {"instruction": None, "input": None, "output": None, LINE: number, PROBLEM: None}

@@ -22,9 +22,10 @@ import numpy as np
 
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import json_files
+from llm_lightning.data.lines import describe_damage, lines
 from llm_lightning.data.paths import content_hash, ending, split_files
 from llm_lightning.data.rows import PROBLEM, Rows, joined
-from llm_lightning.data.sources.files import TABLES, lines
+from llm_lightning.data.sources.files import TABLES
 from llm_lightning.data.tables import generated
 from llm_lightning.errors import UserError, listed
 
@@ -66,7 +67,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
             f"{path}: data=squad reads {listed(ENDINGS)}; read a table of questions by {advice} (the names of its columns)."
         )
     identity = content_hash([path], "squad 3", data.encoding)
-    table = generated(rows, TYPES, cache_dir / "rows" / identity, identity, path=path, encoding=data.encoding)
+    table = generated(rows, TYPES, cache_dir / "rows" / identity, identity, path=path, data=data)
     if len(table) == 0:
         raise UserError(f"{path}: there is no question in the file.")
     names, numbers = table.data.column("id"), table.data.column(FILE_LINE)
@@ -74,7 +75,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
         table=table,
         fingerprint=identity,
         where=lambda i: _place(path, i, names[i].as_py(), numbers[i].as_py()),
-        notes=tuple(_describe(path, table)),
+        notes=(*_describe(path, table), *(f"{path}: {note}" for note in describe_damage(path, data))),
     )
 
 
@@ -84,9 +85,9 @@ def _place(path: Path, i: int, name: str | None, line: int | None) -> str:
     return f"{place}, question {name if name is not None else f'number {i + 1}'}"
 
 
-def rows_to_predict(path: Path, encoding: str | None = None) -> Iterator[dict[str, Any]]:
+def rows_to_predict(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield the questions of a file with their place under `where`."""
-    for i, row in enumerate(rows(path, encoding)):
+    for i, row in enumerate(rows(path, data)):
         yield row | {"where": _place(path, i, row["id"], row[FILE_LINE])}
 
 
@@ -104,12 +105,12 @@ def _describe(path: Path, table: datasets.Dataset) -> Iterator[str]:
         yield f"{path}: {total:,} questions share their id with another ({listed(repeated, 3)}); each is a row of its own."
 
 
-def rows(path: Path, encoding: str | None = None) -> Iterator[dict[str, Any]]:
+def rows(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield the questions of a file, in their order. A question that cannot be one has a problem in place of its values.
 
     Raises UserError where the file is no JSON, or where nothing in it is a question.
     """
-    for line, document, problem in _documents(path, encoding):
+    for line, document, problem in _documents(path, data):
         if problem is not None:
             yield _problem("", None, problem) | {FILE_LINE: line}
             continue
@@ -123,15 +124,15 @@ def rows(path: Path, encoding: str | None = None) -> Iterator[dict[str, Any]]:
                 yield from (row | {FILE_LINE: line} for row in _questions(paragraph, _title(item)))
 
 
-def _documents(path: Path, encoding: str | None) -> Iterator[tuple[int | None, Any, str | None]]:
+def _documents(path: Path, data: DataConfig) -> Iterator[tuple[int | None, Any, str | None]]:
     """Yield (line, value, what is wrong) of each JSON document of a file; the line is None where the file is one document.
 
     Raises UserError where such a file is no JSON; a line that is none is one bad row.
     """
-    if ending(path) not in (".jsonl", ".ndjson") and not _has_a_document_a_line(path, encoding):
-        yield None, json_files.parse_document(path, "".join(lines(path, encoding)).lstrip("\ufeff")), None
+    if ending(path) not in (".jsonl", ".ndjson") and not _has_a_document_a_line(path, data):
+        yield None, json_files.parse_document(path, "".join(_lines(path, data)).lstrip("\ufeff")), None
         return
-    for number, text in enumerate(lines(path, encoding), 1):
+    for number, text in enumerate(_lines(path, data), 1):
         if not text.strip():
             continue
         value, problem = json_files.parse(text.lstrip("\ufeff"))
@@ -140,9 +141,14 @@ def _documents(path: Path, encoding: str | None) -> Iterator[tuple[int | None, A
         yield number, value, problem
 
 
-def _has_a_document_a_line(path: Path, encoding: str | None) -> bool:
+def _lines(path: Path, data: DataConfig) -> Iterator[str]:
+    """Yield the lines of a file, those that are no text too where the config leaves such rows out."""
+    return lines(path, data.encoding, keeps_damage=data.on_bad_row == "skip")
+
+
+def _has_a_document_a_line(path: Path, data: DataConfig) -> bool:
     """Return whether a file whose ending does not say so has several lines, the first of them a whole JSON object."""
-    front = list(islice((line for line in lines(path, encoding) if line.strip()), 2))
+    front = list(islice((line for line in _lines(path, data) if line.strip()), 2))
     return len(front) > 1 and isinstance(json_files.parse(front[0].lstrip("\ufeff"))[0], dict)
 
 

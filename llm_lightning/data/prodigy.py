@@ -1,0 +1,35 @@
+"""Answers of annotators in files of Prodigy: rows that they rejected or passed over are not learnt.
+
+Prodigy writes all that its annotators saw, and their verdict beside it: `"answer": "accept"`, `"reject"` or `"ignore"`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+ANSWER = "answer"
+ACCEPT, OTHERS = "accept", ("reject", "ignore")
+BESIDE = frozenset(("_task_hash", "_input_hash", "spans", "tokens", "label", "options", "accept"))
+"""Columns that tell a file of Prodigy from another with a column of this name."""
+
+
+def has_answers(columns: Collection[str], used: Collection[str]) -> bool:
+    """Return whether a file with these columns may be of Prodigy, and its answers are not what is learnt (`used`)."""
+    return ANSWER in columns and ANSWER not in used and not BESIDE.isdisjoint(columns)
+
+
+def count_answers(answers: Counter[Any]) -> dict[str, int]:
+    """Return how many rows were rejected, and how many ignored; nothing where the answers are not those of Prodigy."""
+    counts = {answer: count for answer, count in answers.items() if answer not in (None, "")}
+    if not counts or not counts.keys() <= {ACCEPT, *OTHERS}:
+        return {}
+    return {answer: counts[answer] for answer in OTHERS if answer in counts}
+
+
+def describe(counts: dict[str, int]) -> str:
+    """Return a note on the rows that are left out."""
+    words = {"reject": "rejected", "ignore": "ignored"}
+    named = " and ".join(f"{count:,} {words[answer]}" for answer, count in counts.items())
+    return f"this is a file of Prodigy, and {named} annotations (column '{ANSWER}') are left out"
