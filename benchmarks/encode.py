@@ -21,8 +21,8 @@ from settings import pick
 
 def encode(arguments: list[str]) -> None:
     """Encode the data that the arguments name, and print [seconds, peak GiB, peak GiB with mapped files, tokens]."""
-    from llm_lightning.config.compose import load
-    from llm_lightning.data.module import prepare
+    from llm_lightning.config.compose import load_config
+    from llm_lightning.data.module import prepare_dataset
 
     peak, done = [0], threading.Event()
 
@@ -32,9 +32,9 @@ def encode(arguments: list[str]) -> None:
             peak[0] = max(peak[0], int(status["RssAnon"].split()[0]))
 
     threading.Thread(target=watch, daemon=True).start()
-    config = load(arguments)
+    config = load_config(arguments)
     started = time.perf_counter()
-    text = prepare(config, "stream", None)
+    text = prepare_dataset(config, "stream", None)
     seconds = time.perf_counter() - started
     done.set()
     tokens = int(text.splits["train"].lengths.sum(dtype="int64"))

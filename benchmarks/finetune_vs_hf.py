@@ -59,11 +59,11 @@ def hugging_face(name: str, model: str, turn: Turn, **options: Any) -> None:
     import transformers
     from turns import train_hugging_face
 
-    from llm_lightning.config.compose import load
+    from llm_lightning.config.compose import load_config
     from llm_lightning.data.sources import files
     from llm_lightning.machine import bf16_unit
 
-    config = load(["data=sst2", "task=finetune", f"data.dir={FOLDER}"])
+    config = load_config(["data=sst2", "task=finetune", f"data.dir={FOLDER}"])
     tables = {split: rows.table for split, rows in files.load(config.data, Path(tempfile.gettempdir())).items()}
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     fixed = name == "hf_default"

@@ -31,12 +31,12 @@ from lightning.pytorch.callbacks import Callback
 from settings import DATA, TINY, pick
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import AdapterConfig, Config, cache_folder
-from llm_lightning.data.module import DataModule, Text
+from llm_lightning.data.module import DataModule, TokenizedDataset
 from llm_lightning.machine import bf16_unit
 from llm_lightning.objectives.base import Objective
-from llm_lightning.run import built, prepared
+from llm_lightning.run import build_and_connect, prepare
 from llm_lightning.tracking import loggers
 from llm_lightning.training import preflight, trainer
 from llm_lightning.training.monitor import Monitor
@@ -242,7 +242,7 @@ class Prepared:
     case: Case
     config: Config
     tokenizer: Any
-    text: Text
+    text: TokenizedDataset
     source: str
     """What the text is."""
 
@@ -251,16 +251,16 @@ def prepare_case(case: Case, folder: Path) -> Prepared:
     """Make or find the text of a case and encode it; a tokenizer is trained for sentences alone, here, before anything is timed."""
     has_sentences = case.length is None and (DATA / "sst2").is_dir() and not TINY
     source = "SST-2" if has_sentences else write_text(case, folder)
-    config = load(list_arguments(case, DATA / "sst2" if has_sentences else folder))
+    config = load_config(list_arguments(case, DATA / "sst2" if has_sentences else folder))
     if case.has_adapter:  # which a checked config has over a checkpoint's weights alone: these are drawn
         adapter = AdapterConfig(kind="lora", rank=RANK, alpha=2 * RANK)
         config = replace(config, model=replace(config.model, adapter=adapter))
     if case.length is None:
-        tokenizer = widen(prepared(config)[0].tokenizer, case.vocabulary)
+        tokenizer = widen(prepare(config)[0].tokenizer, case.vocabulary)
     else:
         words = (folder / ("train.tsv" if case.is_classification else "train.txt")).read_text().split()
         tokenizer = build_word_tokenizer(words, case.vocabulary)
-    return Prepared(case, config, tokenizer, prepared(config, tokenizer)[0], source)
+    return Prepared(case, config, tokenizer, prepare(config, tokenizer)[0], source)
 
 
 def list_arguments(case: Case, folder: Path) -> list[str]:
@@ -318,16 +318,16 @@ def train_ours(shared: Prepared, meter: Meter, **settings: Any) -> None:
             trainer.should_stop = meter.step()
 
     config = replace(shared.config, trainer=replace(shared.config.trainer, **settings))
-    text, objective, data = prepared(config, shared.tokenizer)
+    text, objective, data = prepare(config, shared.tokenizer)
     kind = find_auto_class(shared.case)
     draw = kind.from_config
     with mock.patch.object(kind, "from_config", lambda settings, **_: draw_model(shared.case, settings, draw)):
-        model = built(config, text, objective, data)
+        model = build_and_connect(config, text, objective, data)
     meter.flops = Flops.of(model, text.splits["train"].inputs)
     with tempfile.TemporaryDirectory() as folder:
         monitor = Monitor(config.trainer.log_every_steps, data.total_steps, progress=False, cache=cache_folder(config))
-        sinks = loggers.build(config.logger, Path(folder), {}, [], None, objective.monitor, objective.maximize)
-        engine = trainer.build(config.trainer, Path(folder), data.total_steps, data.total_steps, sinks, [monitor, Timing()])
+        sinks = loggers.build_loggers(config.logger, Path(folder), {}, [], None, objective.monitor, objective.maximize)
+        engine = trainer.build_trainer(config.trainer, Path(folder), data.total_steps, data.total_steps, sinks, [monitor, Timing()])
         engine.limit_val_batches = 0  # Lightning would validate when it is stopped
         meter.note = tuned(Path(folder), data, objective, engine)
         engine.fit(objective, data)

@@ -28,16 +28,16 @@ def peer(name: str, size: str) -> None:
         return
     import torch
 
-    from llm_lightning.config.compose import load
+    from llm_lightning.config.compose import load_config
     from llm_lightning.data.collate import TrainingSteps
     from llm_lightning.machine import bf16_unit
-    from llm_lightning.run import built, prepared
+    from llm_lightning.run import build_and_connect, prepare
     from llm_lightning.training.memory import keep_freed_pages, keep_kernels
     from llm_lightning.training.precision import in_bf16
 
-    config = load([*arguments, "trainer=cpu"])
-    text, objective, data = prepared(config)
-    model = built(config, text, objective, data)
+    config = load_config([*arguments, "trainer=cpu"])
+    text, objective, data = prepare(config)
+    model = build_and_connect(config, text, objective, data)
     (optimizer,), (scheduler,) = objective.configure_optimizers()
     keep_freed_pages()
     keep_kernels()

@@ -50,11 +50,11 @@ def hugging_face(name: str, arguments: list[str]) -> None:
     from pretrain_vs_hf import SIZE
     from turns import Turn, train_hugging_face
 
-    from llm_lightning.config.compose import load
+    from llm_lightning.config.compose import load_config
     from llm_lightning.machine import bf16_unit
-    from llm_lightning.run import prepared
+    from llm_lightning.run import prepare
 
-    text = prepared(load(arguments))[0]
+    text = prepare(load_config(arguments))[0]
     data = text.splits["train"]
     rows = [{"input_ids": data[i].tolist(), "length": len(data[i])} for i in range(len(data))]
     collate = transformers.DataCollatorForLanguageModeling(text.tokenizer, mlm=False)

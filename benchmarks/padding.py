@@ -12,9 +12,9 @@ from pathlib import Path
 from common import report
 from settings import CORPUS, DATA, TINY
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.data.module import DataModule
-from llm_lightning.run import prepared
+from llm_lightning.run import prepare
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else DATA
 SST2 = ["task=finetune", "data=sst2", f"data.dir={FOLDER}/sst2"]
@@ -55,7 +55,7 @@ for name, (arguments, needed) in CASES.items():
         continue
     shares = []
     for changes in (["batch.length_window=1", *(["data.packing=none"] if "causal" in name else [])], []):
-        data = prepared(load([*arguments, *changes]))[2]
+        data = prepare(load_config([*arguments, *changes]))[2]
         shares.append(real_share(data))
     rows.append([name, len(data.plan.lengths), 100 * shares[0], 100 * shares[1], shares[1] / shares[0]])
 report("padding", ["data", "sequences", "real %, shuffled", "real %, planned", "ratio"], rows)

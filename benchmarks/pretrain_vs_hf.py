@@ -52,14 +52,14 @@ def hugging_face(name: str, arguments: list[str], turn: Turn, **options: Any) ->
     import transformers
     from turns import train_hugging_face
 
-    from llm_lightning.config.compose import load
-    from llm_lightning.data.encode import Encoded
+    from llm_lightning.config.compose import load_config
+    from llm_lightning.data.encode import TokenizedSplit
     from llm_lightning.machine import bf16_unit
-    from llm_lightning.run import prepared
+    from llm_lightning.run import prepare
 
-    text = prepared(load(arguments))[0]
+    text = prepare(load_config(arguments))[0]
 
-    def blocks(split: Encoded) -> torch.Tensor:
+    def blocks(split: TokenizedSplit) -> torch.Tensor:
         return torch.from_numpy(split.tokens[: len(split.tokens) // 512 * 512].astype("int64")).view(-1, 512)
 
     def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -124,10 +124,10 @@ def train_ours(arguments: list[str], turn: Turn) -> None:
     import torch
     from lightning.pytorch.callbacks import Callback
 
-    from llm_lightning.config.compose import load
+    from llm_lightning.config.compose import load_config
     from llm_lightning.config.schema import cache_folder
     from llm_lightning.objectives.evaluation import score_batches
-    from llm_lightning.run import built, prepared
+    from llm_lightning.run import build_and_connect, prepare
     from llm_lightning.tracking import loggers
     from llm_lightning.training import trainer
     from llm_lightning.training.monitor import Monitor
@@ -149,13 +149,15 @@ def train_ours(arguments: list[str], turn: Turn) -> None:
 
     turn.score = score
     trainer.quiet_libraries()
-    config = load(["trainer.max_steps=1000000", "trainer.max_epochs=1000", *arguments, "logger=csv", "trainer=cpu"])
-    text, objective, data = prepared(config)
-    built(config, text, objective, data)
+    config = load_config(["trainer.max_steps=1000000", "trainer.max_epochs=1000", *arguments, "logger=csv", "trainer=cpu"])
+    text, objective, data = prepare(config)
+    build_and_connect(config, text, objective, data)
     with tempfile.TemporaryDirectory() as folder:
         monitor = Monitor(config.trainer.log_every_steps, data.total_steps, progress=False, cache=cache_folder(config))
-        sinks = loggers.build(config.logger, Path(folder), {}, [], None, objective.monitor, objective.maximize)
-        engine = trainer.build(config.trainer, Path(folder), data.total_steps, data.total_steps, sinks, [monitor, Waiting()])
+        sinks = loggers.build_loggers(config.logger, Path(folder), {}, [], None, objective.monitor, objective.maximize)
+        engine = trainer.build_trainer(
+            config.trainer, Path(folder), data.total_steps, data.total_steps, sinks, [monitor, Waiting()]
+        )
         engine.fit(objective, data)
 
 

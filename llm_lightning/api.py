@@ -29,7 +29,7 @@ def train(*overrides: str) -> dict[str, Any]:
     """
     if wrong := [word for word in overrides if not isinstance(word, str)]:
         raise UserError(f"train: expected words of a command line, each a text ('task=finetune', …), and found {wrong[0]!r}.")
-    return run(compose.load(list(overrides)))
+    return run(compose.load_config(list(overrides)))
 
 
 def load(run: str | Path, *overrides: str) -> Model:
@@ -92,4 +92,4 @@ class Model:
 
     def _config(self, task: str) -> Config:
         trainer.quiet_libraries()
-        return stored.stored(task, self.run, list(self.overrides), checked=False)
+        return stored.load_saved_config(task, self.run, list(self.overrides), checked=False)

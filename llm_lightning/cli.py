@@ -27,19 +27,19 @@ from llm_lightning.config import compose, validation
 from llm_lightning.config.messages import explain, is_from_hydra
 from llm_lightning.config.overrides import quote_overrides
 from llm_lightning.config.redaction import redacted
-from llm_lightning.config.saved_runs import STORED, stored
+from llm_lightning.config.saved_runs import STORED, load_saved_config
 from llm_lightning.config.schema import CONF, SweepConfig
 from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError
 
 
 def main() -> None:
     """Compose the config from `conf/` and the command line, and run it."""
-    compose.register()
+    compose.register_schema()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we word them ourselves
     if distributed.is_launched():  # torch warns, with a C++ stack, of each connection that a rank's end breaks
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _use_utf8()
-    with worded():
+    with report_errors():
         sys.argv[1:] = quote_overrides(sys.argv[1:])
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
 
@@ -63,12 +63,12 @@ def _use_utf8() -> None:
 def _job(node: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     elsewhere = hydra_config.mode is RunMode.MULTIRUN  # a job on another machine, whose launcher tells the sweep of its errors
-    with contextlib.nullcontext() if elsewhere else worded():  # here too, or Hydra prints its own line before ours
+    with contextlib.nullcontext() if elsewhere else report_errors():  # here too, or Hydra prints its own line before ours
         overrides = list(hydra_config.overrides.task)
         if node.task in STORED:
-            chosen = stored(node.task, node.run, overrides)
+            chosen = load_saved_config(node.task, node.run, overrides)
         else:
-            chosen = compose.compose(node, dict(hydra_config.runtime.choices), overrides)
+            chosen = compose.build_config(node, dict(hydra_config.runtime.choices), overrides)
             validation.check(chosen)
         sweep = None
         if elsewhere and chosen.run_dir is not None:
@@ -83,7 +83,7 @@ def _job(node: DictConfig) -> None:
 
 
 @contextlib.contextmanager
-def worded() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """Turn the user's mistakes, and what else ends a run for a known reason, into one message; debug=true keeps the traceback."""
     try:
         yield
@@ -109,8 +109,8 @@ def worded() -> Iterator[None]:
 
 def work() -> None:
     """Be one rank of a run that another process has started: it says on standard input what to do."""
-    compose.register()
-    with worded():
+    compose.register_schema()
+    with report_errors():
         from llm_lightning.launch import read_task
         from llm_lightning.run import run
 

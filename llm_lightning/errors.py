@@ -40,7 +40,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def listed(names: Iterable[str], most: int = 12) -> str:
+def join_names(names: Iterable[str], most: int = 12) -> str:
     """Names joined by commas, cut after `most` of them."""
     names = list(names)
     more = f", … ({len(names) - most} more)" if len(names) > most else ""

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from llm_lightning import distributed, launch
 from llm_lightning.config.schema import AdapterConfig, Config, ModelConfig, cache_folder, plain
-from llm_lightning.config.signatures import made
+from llm_lightning.config.signatures import instantiate
 from llm_lightning.data import tokenizers
-from llm_lightning.data.module import DataModule, Text, prepare
+from llm_lightning.data.module import DataModule, TokenizedDataset, prepare_dataset
 from llm_lightning.data.preview import show_rows
 from llm_lightning.errors import OtherRankFailed, Stopped, UserError
 from llm_lightning.inference import use
@@ -109,8 +109,8 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     """Pretrain or fine-tune, then evaluate the best weights and write the record."""
     started = time.perf_counter()
     energy = Energy(config.callbacks)
-    text, objective, data = prepared(config)
-    model = built(config, text, objective, data)
+    text, objective, data = prepare(config)
+    model = build_and_connect(config, text, objective, data)
     facts = about.describe(config, text, data, model)
     show_rows(data)
 
@@ -148,9 +148,9 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     stop = StopOnSignal(checkpoints.save, f"to go on: {resume_command(config, folder)}")
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
     settings = plain(config) | {"configuration": configuration(plain(config), text.fingerprints), "facts": facts}
-    sinks = loggers.build(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
+    sinks = loggers.build_loggers(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
     callbacks = [energy, monitor, Samples(folder, monitor), checkpoints, stop]
-    engine = trainer.build(config.trainer, folder, data.total_steps, data.validate_every, sinks, callbacks)
+    engine = trainer.build_trainer(config.trainer, folder, data.total_steps, data.validate_every, sinks, callbacks)
 
     try:
         loggers.begin(sinks, resume)
@@ -166,7 +166,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             checkpoints.save(engine)
         trained = monitor.earlier + time.perf_counter() - started - setup
 
-        best.complete(lambda: modelled(replace(config.model, adapter=AdapterConfig()), text, objective, data))
+        best.complete(lambda: build_for_data(replace(config.model, adapter=AdapterConfig()), text, objective, data))
         distributed.barrier()
         if not shared:
             distributed.send_folder(folder / "hf")
@@ -208,10 +208,10 @@ def check(config: Config) -> dict[str, Any]:
     """Try everything that could fail later, and leave nothing behind."""
     with scratch_folder(config) as folder:
         start_log(folder)
-        text, objective, data = prepared(config)
-        about.describe(config, text, data, built(config, text, objective, data))
+        text, objective, data = prepare(config)
+        about.describe(config, text, data, build_and_connect(config, text, objective, data))
         show_rows(data)
-        engine = trainer.build(config.trainer, folder, data.total_steps, data.validate_every, [], [])
+        engine = trainer.build_trainer(config.trainer, folder, data.total_steps, data.validate_every, [], [])
         return {"checks": [vars(outcome) for outcome in preflight.run(folder, data, objective, engine, thorough=True)]}
 
 
@@ -220,11 +220,11 @@ def evaluate(config: Config) -> dict[str, Any]:
     folder = Path(str(config.run)).expanduser()
     start_log(folder)
     log.info("evaluate: %s", folder)
-    text, objective, data = prepared(config, tokenizer=tokenizers.load(str(folder / "hf"), config.model.trust_remote_code))
+    text, objective, data = prepare(config, tokenizer=tokenizers.load(str(folder / "hf"), config.model.trust_remote_code))
     objective.model = build.reload(folder / "hf", objective.auto_class, config.model.trust_remote_code)
     objective.adapt(objective.model)
     require_same_labels(objective.model, text.label_names)
-    engine = trainer.build(config.trainer, folder, 1, 1, [], [])
+    engine = trainer.build_trainer(config.trainer, folder, 1, 1, [], [])
     metrics = evaluate_splits(engine, objective, data)[0] | objective.summary()
     log.info("%s", "\n".join(f"  {name:<32} {value:.9g}" for name, value in metrics.items()))
     if distributed.is_rank_zero():
@@ -232,7 +232,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     return {"metrics": metrics}
 
 
-def prepared(config: Config, tokenizer: Any | None = None) -> tuple[Text, Objective, DataModule]:
+def prepare(config: Config, tokenizer: Any | None = None) -> tuple[TokenizedDataset, Objective, DataModule]:
     """The encoded data, the objective that reads it, and the loaders; everything random is seeded."""
     lightning.seed_everything(config.seed, verbose=False)
     objective_class: type[Objective] = get_object(config.objective["_target_"])
@@ -240,13 +240,13 @@ def prepared(config: Config, tokenizer: Any | None = None) -> tuple[Text, Object
     cache = cache_folder(config)
     cache.mkdir(parents=True, exist_ok=True)
     with distributed.rank_zero_first(distributed.is_shared(cache)):
-        text = prepare(config, objective_class.encoding, tokenizer)
+        text = prepare_dataset(config, objective_class.encoding, tokenizer)
     require_same_data(text)
-    objective: Objective = made(config.objective, text)
+    objective: Objective = instantiate(config.objective, text)
     return text, objective, DataModule(config, text, objective.masking(config.seed))
 
 
-def require_same_data(text: Text) -> None:
+def require_same_data(text: TokenizedDataset) -> None:
     """Raise UserError where a machine has other data than rank 0. A collective."""
     fingerprints = {name: split.fingerprint for name, split in text.splits.items()}
     everyone = distributed.gather((distributed.read_launch().node_rank, fingerprints))
@@ -256,19 +256,19 @@ def require_same_data(text: Text) -> None:
                 raise UserError(f"data: the {split} split on machine {machine} is not that of machine 0; give all the same files.")
 
 
-def modelled(config: ModelConfig, text: Text, objective: Objective, data: DataModule) -> PreTrainedModel:
+def build_for_data(config: ModelConfig, text: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
     """The model that the objective needs for the data."""
-    model = build.build(config, objective.auto_class, text.tokenizer, data.longest_input, objective.head())
+    model = build.build_model(config, objective.auto_class, text.tokenizer, data.longest_input, objective.head())
     objective.adapt(model)
     return model
 
 
-def built(config: Config, text: Text, objective: Objective, data: DataModule) -> PreTrainedModel:
+def build_and_connect(config: Config, text: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
     """The model, given to the objective with its optimizer and schedule."""
-    model = modelled(config.model, text, objective, data)
+    model = build_for_data(config.model, text, objective, data)
     agree_on_batch_form(model)
-    factor = made(config.scheduler, data.total_steps)
-    objective.connect(model, lambda module: made(config.optimizer, module), factor, config.trainer.clip_norm, config.seed)
+    factor = instantiate(config.scheduler, data.total_steps)
+    objective.connect(model, lambda module: instantiate(config.optimizer, module), factor, config.trainer.clip_norm, config.seed)
     if config.trainer.precision == "fp8":
         float8.convert(model)
     if config.trainer.recompute == "layers":

@@ -43,10 +43,10 @@ def run(cache: Path) -> Runner:
     """Runs a command line in this process and returns its summary."""
 
     def start(*overrides: str) -> dict[str, Any]:
-        from llm_lightning.config.compose import load
+        from llm_lightning.config.compose import load_config
         from llm_lightning.run import run
 
-        return run(load([*QUIET, f"cache_dir={cache}", *overrides]))
+        return run(load_config([*QUIET, f"cache_dir={cache}", *overrides]))
 
     return start
 

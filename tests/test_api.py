@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import llm_lightning
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.errors import UserError
 from llm_lightning.run import run as start
 
@@ -44,7 +44,7 @@ def classifier(reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_predictions_are_those_of_the_command_line(classifier: Path, tmp_path: Path) -> None:
     texts = ["a great film", "quite awful plot"]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in texts))
-    start(load(["task=predict", f"run={classifier}", f"data.predict={tmp_path}/rows.jsonl", f"out={tmp_path}/out.jsonl"]))
+    start(load_config(["task=predict", f"run={classifier}", f"data.predict={tmp_path}/rows.jsonl", f"out={tmp_path}/out.jsonl"]))
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     model = llm_lightning.load(classifier)
     said = model.predict(texts)
@@ -82,7 +82,7 @@ def test_text_is_that_of_the_command_line(corpus: Path, tmp_path: Path) -> None:
     model = llm_lightning.load(tmp_path / "run")
     greedy = model.generate("the cat", temperature=0, max_new_tokens=8)
     given = [f"run={tmp_path}/run", "prompt='the cat'", "generate.temperature=0", "generate.max_new_tokens=8"]
-    assert greedy == start(load(["task=generate", *given]))["text"]
+    assert greedy == start(load_config(["task=generate", *given]))["text"]
     likely, unlikely = model.likelihood(["the cat", "the cat"], ["sees rain", "zzz qqq"])
     assert likely > unlikely
     with pytest.raises(UserError, match=r"generate\.heat: there is no such setting; there are max_new_tokens"):

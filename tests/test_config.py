@@ -13,7 +13,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from llm_lightning.config import signatures
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import CONF, OPEN_GROUPS, Config, plain
 from llm_lightning.errors import UserError
 
@@ -83,7 +83,7 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
 @pytest.mark.parametrize(("arguments", "expected"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else None)
 def test_bad_config(arguments: list[str], expected: list[str]) -> None:
     with pytest.raises(UserError) as error:
-        load(arguments)
+        load_config(arguments)
     message = str(error.value)
     for part in expected:
         assert part in message
@@ -91,14 +91,14 @@ def test_bad_config(arguments: list[str], expected: list[str]) -> None:
 
 def test_all_mistakes_are_named_at_once() -> None:
     with pytest.raises(UserError) as error:
-        load(["optimizer.lr=-1", "optimizer.lrr=1", "resume=alway"])
+        load_config(["optimizer.lr=-1", "optimizer.lrr=1", "resume=alway"])
     assert len(str(error.value).splitlines()) == 3
 
 
 def test_nearest_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text("text,label\na,b\n")
     with pytest.raises(UserError, match=r"did you mean 'reviews\.csv'"):
-        load([*FILES, f"data.train={tmp_path}/review.csv"])
+        load_config([*FILES, f"data.train={tmp_path}/review.csv"])
 
 
 def test_command_line_exits_with_2_and_one_message(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
@@ -137,13 +137,13 @@ def test_help_shows_groups_options_and_seven_examples(command: Callable[..., sub
 def with_files(overrides: list[str], folder: Path) -> Config:
     """The config of a command line, given files where it has none."""
     try:
-        return load(overrides)
+        return load_config(overrides)
     except UserError as error:
         if "data.train is not set" not in str(error) and "no such file" not in str(error):
             raise
         for name in ("train.csv", "MSRpar.train.tsv", "MSRpar.test.tsv", "test_2016_flickr.en"):
             (folder / name).touch()
-        return load([*overrides, f"data.dir={folder}"])
+        return load_config([*overrides, f"data.dir={folder}"])
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -154,7 +154,7 @@ def test_every_shipped_option_composes(group: str, option: str, tmp_path: Path, 
     (tmp_path / "train.txt").write_text("some text")
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text("{}")
-    OmegaConf.save(OmegaConf.create(plain(load([]))), tmp_path / "config.yaml")
+    OmegaConf.save(OmegaConf.create(plain(load_config([]))), tmp_path / "config.yaml")
     needs = {
         ("data", "files"): ["data.train=" + str(tmp_path / "train.csv")],
         ("data", "text"): ["data.train=" + str(tmp_path / "train.txt")],
@@ -188,7 +188,7 @@ def test_no_yaml_repeats_a_default() -> None:
     for group, option in OPTIONS:
         if group not in ("optimizer", "scheduler"):
             continue
-        settings = dict(getattr(load([f"{group}={option}"]), group))
+        settings = dict(getattr(load_config([f"{group}={option}"]), group))
         signature = inspect.signature(get_object(settings.pop("_target_")))
         for key, value in settings.items():
             assert signature.parameters[key].default != value, f"{group}/{option}: {key}"
@@ -209,4 +209,4 @@ def test_who_has_the_last_word(overrides: list[str], key: str, value: float, tmp
 
 
 def test_zero_is_a_seed() -> None:
-    assert load(["seed=0"]).seed == 0
+    assert load_config(["seed=0"]).seed == 0

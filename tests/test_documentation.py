@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 import llm_lightning
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import Config
 from llm_lightning.errors import UserError
 
@@ -179,9 +179,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reviews: Path,
     (folder / "questions.jsonl").write_text('{"text": "the cat", "choices": ["sees rain.", "x"], "label": 0}\n' * 2)
     words = [*SMALL, f"cache_dir={cache}"]
     table = [f"data.train={folder}/reviews.csv" if word.startswith("data.train") else word for word in REVIEWS]
-    run(load([*table, *words, *TINY_BERT, f"run_dir={folder}/runs/reader"]))
+    run(load_config([*table, *words, *TINY_BERT, f"run_dir={folder}/runs/reader"]))
     plain = ["data=text", f"data.train={folder}/corpus/a.txt", "data.document=line"]
-    run(load(["task=pretrain", *words, *TINY_GPT, *plain, f"run_dir={folder}/runs/writer"]))
+    run(load_config(["task=pretrain", *words, *TINY_GPT, *plain, f"run_dir={folder}/runs/writer"]))
     return folder
 
 
@@ -221,11 +221,11 @@ def test_a_command_is_composed(command: Command, inside: Path) -> None:
     words = arguments(command.text)
     if REFUSED & set(words):
         with pytest.raises(UserError) as error:
-            load(words)
+            load_config(words)
         assert f"error: {error.value}" in (ROOT / "README.md").read_text(encoding="utf-8")
         return
     try:
-        load(words)
+        load_config(words)
     except UserError as error:
         if "pip install" not in str(error) and "resume=runs/mine" not in str(error):  # a package, or a checkpoint, that is not here
             raise
@@ -233,16 +233,16 @@ def test_a_command_is_composed(command: Command, inside: Path) -> None:
 
 def small(words: list[str], cache: Path) -> Config:
     """The config of a command that does the same on small data, for two steps."""
-    config = load(words)
+    config = load_config(words)
     words = [*words, f"cache_dir={cache}"]
     if config.task not in ("pretrain", "finetune", "check"):
-        return load(words)
+        return load_config(words)
     if config.data.source == "docs":
         words += ["data=text", "data.train=corpus/a.txt", "data.document=line"]
     if config.data.source == "docs_topics":
         words += REVIEWS[1:]
     tiny = {"encoder": TINY_BERT, "decoder": TINY_GPT}.get(str(config.model.family), []) if config.model.architecture else []
-    return load([*words, *tiny[1:], *SMALL, *([] if config.run_dir else [f"run_dir=runs/{abs(hash(tuple(words)))}"])])
+    return load_config([*words, *tiny[1:], *SMALL, *([] if config.run_dir else [f"run_dir=runs/{abs(hash(tuple(words)))}"])])
 
 
 @pytest.mark.parametrize("command", [c for c in TRAIN if not_run(c.text) is None and not REFUSED & set(arguments(c.text))], ids=str)
@@ -266,7 +266,7 @@ def test_a_target_of_make_exists_and_its_commands_are_composed(command: Command,
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         if "train.py" in line:
-            load(arguments(line.replace("runs/demo/pretrain", "runs/reader")))  # which the command before makes
+            load_config(arguments(line.replace("runs/demo/pretrain", "runs/reader")))  # which the command before makes
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "-m llm_lightning" in c.text and "dashboard" not in c.text], ids=str)
@@ -305,7 +305,7 @@ def test_python_runs(text: str, inside: Path, cache: Path, monkeypatch: pytest.M
     def train_small(*words: str) -> dict[str, Any]:
         if not_run(" ".join(words)) is None:
             return train(*words, *SMALL, *TINY_BERT, f"cache_dir={cache}")
-        load(list(words))
+        load_config(list(words))
         return {}
 
     monkeypatch.setattr(llm_lightning, "train", train_small)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import CONFIG_MAPPING
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.model_settings import attribute_map
 from llm_lightning.errors import UserError
 
@@ -40,7 +40,7 @@ SMALL = "model.config={n_layer: 2, n_embd: 64, n_head: 2}"
 )
 def test_the_settings_of_the_runs_own_architecture_hold(overrides: tuple[str, ...], expected: dict[str, object] | None) -> None:
     task = () if any(override.startswith("task=") for override in overrides) else ("task=pretrain",)
-    settings = load([*task, *overrides]).model.config
+    settings = load_config([*task, *overrides]).model.config
     if expected is None:  # two names of one value are no conflict
         assert {settings.get("n_layer"), settings.get("num_hidden_layers")} == {2}
     else:
@@ -59,14 +59,14 @@ def test_the_settings_of_the_runs_own_architecture_hold(overrides: tuple[str, ..
 )
 def test_settings_that_contradict_each_other_are_refused(overrides: tuple[str, ...], parts: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as error:
-        load(["task=pretrain", *overrides])
+        load_config(["task=pretrain", *overrides])
     assert all(part in str(error.value) for part in parts)
 
 
 def test_a_presets_family_goes_with_its_architecture() -> None:
-    assert load([*FINETUNE, "model.architecture=gpt2"]).model.family is None
-    assert load([*FINETUNE, "model.family=null"]).model.family is None
-    assert load([*FINETUNE, "model.architecture=bert"]).model.family == "encoder"
+    assert load_config([*FINETUNE, "model.architecture=gpt2"]).model.family is None
+    assert load_config([*FINETUNE, "model.family=null"]).model.family is None
+    assert load_config([*FINETUNE, "model.architecture=bert"]).model.family == "encoder"
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "bert", "t5", "deberta-v2", "xlnet", "opt", "bart", "ctrl", "gpt_neo", "bloom"])

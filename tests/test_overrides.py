@@ -19,7 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from llm_lightning.config import saved_runs as stored
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.overrides import quote_overrides
 from llm_lightning.config.schema import Config, plain
 from llm_lightning.errors import UserError
@@ -77,15 +77,15 @@ def finished(tmp_path: Path) -> Path:
     folder = tmp_path / "run [x] ü, it's"
     (folder / "hf").mkdir(parents=True)
     (folder / "hf" / "config.json").write_text("{}")
-    OmegaConf.save(OmegaConf.create(plain(load(["task=finetune", "data=docs_topics"]))), folder / "config.yaml")
+    OmegaConf.save(OmegaConf.create(plain(load_config(["task=finetune", "data=docs_topics"]))), folder / "config.yaml")
     return folder
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_prompt_is_the_text_that_was_typed(text: str, finished: Path) -> None:
-    assert load(["task=generate", f"run={finished}", f"prompt={text}"]).prompt == text
-    assert load([f"prompt={text}"]).prompt == text  # composed by Hydra
-    assert stored.stored("generate", str(finished), [f"prompt={text}"]).prompt == text  # as from Python
+    assert load_config(["task=generate", f"run={finished}", f"prompt={text}"]).prompt == text
+    assert load_config([f"prompt={text}"]).prompt == text  # composed by Hydra
+    assert stored.load_saved_config("generate", str(finished), [f"prompt={text}"]).prompt == text  # as from Python
 
 
 def test_random_prompts(finished: Path) -> None:
@@ -96,7 +96,7 @@ def test_random_prompts(finished: Path) -> None:
             continue  # one quoted string
         quoted = quote_overrides([f"prompt={text}"])
         assert quote_overrides(quoted) == quoted
-        assert stored.stored("generate", str(finished), quoted, checked=False).prompt == text
+        assert stored.load_saved_config("generate", str(finished), quoted, checked=False).prompt == text
 
 
 @pytest.mark.parametrize(
@@ -113,15 +113,15 @@ def test_random_prompts(finished: Path) -> None:
     ],
 )
 def test_a_value_that_is_one_quoted_string_is_what_is_inside(typed: str, text: str, finished: Path) -> None:
-    assert load(["task=generate", f"run={finished}", f"prompt={typed}"]).prompt == text
-    assert load(["task=pretrain", f"logger.project={typed}"]).logger.project == text
+    assert load_config(["task=generate", f"run={finished}", f"prompt={typed}"]).prompt == text
+    assert load_config(["task=pretrain", f"logger.project={typed}"]).logger.project == text
 
 
 def test_half_a_character_is_refused(finished: Path) -> None:
     with pytest.raises(UserError, match="prompt: this is not UTF-8"):
-        load(["task=generate", f"run={finished}", "prompt=x \ud83d"])
+        load_config(["task=generate", f"run={finished}", "prompt=x \ud83d"])
     with pytest.raises(UserError, match="prompt: this is not UTF-8"):
-        load(["task=generate", f"run={finished}", "prompt=" + os.fsdecode(b"caf\xe9")])
+        load_config(["task=generate", f"run={finished}", "prompt=" + os.fsdecode(b"caf\xe9")])
 
 
 NAMES = [
@@ -138,17 +138,17 @@ def test_paths_are_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (folder / name).write_text("text,label\na,b\nc,d\n")
     base = ["task=finetune", "data=files", "data.columns.label=label"]
     run_dir = f"{tmp_path}/runs of/{name.replace('${HOME}', 'x')}"  # which there is not yet, so that ${…} would be an interpolation
-    config = load([*base, f"data.train={folder / name}", f"run_dir={run_dir}"])
+    config = load_config([*base, f"data.train={folder / name}", f"run_dir={run_dir}"])
     assert (config.data.train, config.run_dir) == (str(folder / name), run_dir)
     quoted = name.replace("'", "\\'")
-    config = load([*base, f"data.dir={folder}", f"data.train={name}", f"data.validation=['{quoted}','{quoted}']"])
+    config = load_config([*base, f"data.dir={folder}", f"data.train={name}", f"data.validation=['{quoted}','{quoted}']"])
     assert (config.data.train, config.data.validation) == (name, [name, name])
 
 
 def test_a_variable_of_the_environment_in_a_path() -> None:
     with pytest.raises(UserError, match=r"run_dir: Interpolation key 'HOME' not found; .*\$\{oc.env:NAME\}"):
-        load(["run_dir=${HOME}/runs"])
-    assert load(["run_dir=${oc.env:HOME}/runs"]).run_dir == f"{os.environ['HOME']}/runs"
+        load_config(["run_dir=${HOME}/runs"])
+    assert load_config(["run_dir=${oc.env:HOME}/runs"]).run_dir == f"{os.environ['HOME']}/runs"
 
 
 def test_a_stored_run_has_the_names_that_it_was_given(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,11 +157,11 @@ def test_a_stored_run_has_the_names_that_it_was_given(finished: Path, tmp_path: 
     for name in NAMES:
         (tmp_path / name).write_text("text,label\na,b\nc,d\n")
     names = [f"{tmp_path}/{name}" for name in NAMES]
-    base = load(["task=finetune", "data=files", "data.columns.label=label", f"data.train={tmp_path / 'a b.csv'}"])
+    base = load_config(["task=finetune", "data=files", "data.columns.label=label", f"data.train={tmp_path / 'a b.csv'}"])
     for text in ("1e3", "x ${", "1_000", "null", "2020-01-01", "${HOME}"):
         data = replace(base.data, train=names, validation=names[0], columns=replace(base.data.columns, text=text, label="0x1f"))
         write_config(finished, replace(base, data=data, prompt=text))
-        config = stored.stored("predict", str(finished), ["batch.sequences=3"], checked=False)
+        config = stored.load_saved_config("predict", str(finished), ["batch.sequences=3"], checked=False)
         assert (config.data, config.prompt, config.batch.sequences) == (data, text, 3)
 
 
@@ -172,24 +172,24 @@ def test_lists_patterns_null_and_interpolations_keep_their_meaning(tmp_path: Pat
     base = ["task=finetune", "data=files", "data.columns.label=label"]
 
     def trains(value: str) -> Any:
-        return load([*base, f"data.train={value}"]).data.train
+        return load_config([*base, f"data.train={value}"]).data.train
 
     assert trains("[a.csv,b (1).csv,it's.csv]") == ["a.csv", "b (1).csv", "it's.csv"]
     assert trains("['a.csv', \"c,d.csv\"]") == ["a.csv", "c,d.csv"]
     assert trains("'*.csv'") == "*.csv"
     assert trains("c,d.csv") == "c,d.csv"
-    assert load([*base, "data.train=a.csv", "data.validation=null", "data.dir=null"]).data.validation is None
-    assert re.fullmatch(r"runs/\d{4}/x y", str(load(["run_dir=runs/${now:%Y}/x y"]).run_dir))
-    assert load(["data.labels=[a b,it's,1]"]).data.labels == ["a b", "it's", "1"]
-    assert load([*base, "data.train=a.csv", "data.columns.text=#1 (en)"]).data.columns.text == "#1 (en)"
+    assert load_config([*base, "data.train=a.csv", "data.validation=null", "data.dir=null"]).data.validation is None
+    assert re.fullmatch(r"runs/\d{4}/x y", str(load_config(["run_dir=runs/${now:%Y}/x y"]).run_dir))
+    assert load_config(["data.labels=[a b,it's,1]"]).data.labels == ["a b", "it's", "1"]
+    assert load_config([*base, "data.train=a.csv", "data.columns.text=#1 (en)"]).data.columns.text == "#1 (en)"
 
 
 def test_stop_texts(finished: Path) -> None:
     base = ["task=generate", f"run={finished}", "prompt=a"]
-    assert load([*base, 'generate.stop=["\\n"]']).generate.stop == ["\n"]
+    assert load_config([*base, 'generate.stop=["\\n"]']).generate.stop == ["\n"]
     for text, stop in {"###": "###", '"\\n"': "\n", "User:": "User:", "a b": "a b"}.items():
-        assert load([*base, f"generate.stop={text}"]).generate.stop == [stop]
-    assert load([*base, "generate.stop=['\\n',###,User:,No,007]"]).generate.stop == ["\\n", "###", "User:", "No", "007"]
+        assert load_config([*base, f"generate.stop={text}"]).generate.stop == [stop]
+    assert load_config([*base, "generate.stop=['\\n',###,User:,No,007]"]).generate.stop == ["\\n", "###", "User:", "No", "007"]
 
 
 def test_sweeps_keep_their_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +230,7 @@ def test_prompts_of_files(finished: Path, tmp_path: Path) -> None:
 
     content = "  Q: it's {x}\r\n\tA: ${y}\n\n"
     (tmp_path / "p (1).txt").write_bytes(content.encode())
-    config = load(["task=generate", f"run={finished}", f"prompt_file={tmp_path}/p (1).txt"])
+    config = load_config(["task=generate", f"run={finished}", f"prompt_file={tmp_path}/p (1).txt"])
     assert read_prompt("prompt_file", str(config.prompt_file)) == content
     (tmp_path / "latin.txt").write_bytes(b"one\ncaf\xe9\n")
     with pytest.raises(UserError, match=r"latin.txt, line 2: byte 0xe9 is not UTF-8"):
@@ -246,7 +246,7 @@ def test_prompts_of_files(finished: Path, tmp_path: Path) -> None:
         (["prompt=x", "out=said.jsonl"], "written to the terminal"),
     ]:
         with pytest.raises(UserError, match=message):
-            load(["task=generate", f"run={finished}", *wrong])
+            load_config(["task=generate", f"run={finished}", *wrong])
 
 
 @pytest.mark.parametrize("environment", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
@@ -271,13 +271,13 @@ def test_a_shell_s_words_and_input(environment: dict[str, str]) -> None:
 
 def test_the_run_of_a_stored_task_and_its_files(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "rows [1].jsonl").write_text('{"text": "a"}')
-    config: Config = load(
+    config: Config = load_config(
         ["task=predict", f"run={finished}", f"data.predict={tmp_path}/rows [1].jsonl", f"out={tmp_path}/o [1], é.jsonl"]
     )
     assert config.run_folder == finished
     assert config.out == f"{tmp_path}/o [1], é.jsonl"
     for typed in ("-", "'-'", "/dev/stdin"):
-        assert load(["task=predict", f"run={finished}", f"data.predict={typed}"]).data.predict == typed.strip("'")
+        assert load_config(["task=predict", f"run={finished}", f"data.predict={typed}"]).data.predict == typed.strip("'")
     for wrong, message in [
         (f"data.predict={tmp_path}/row [1].jsonl", r"did you mean 'rows \[1\].jsonl'"),
         ("out=/proc/x/said.jsonl", "out=/proc/x/said.jsonl: its folder cannot be written"),
@@ -286,12 +286,12 @@ def test_the_run_of_a_stored_task_and_its_files(finished: Path, tmp_path: Path) 
         ("batch.sequences=ten", "batch.sequences"),
     ]:
         with pytest.raises(UserError, match=message):
-            load(["task=predict", f"run={finished}", "data.predict=-", wrong])
+            load_config(["task=predict", f"run={finished}", "data.predict=-", wrong])
 
 
 def test_messages_for_python_have_no_advice_for_a_shell() -> None:
     with pytest.raises(UserError) as error:
-        load(["objective.metric=a(1"])
+        load_config(["objective.metric=a(1"])
     assert "write it as 'objective.metric=\"a(1\"'" in str(error.value)
 
 
@@ -307,12 +307,12 @@ def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/proc/nobody")
     with pytest.raises(UserError, match=r"cache_dir=~/.cache/llm_lightning: the folder cannot be written .*cache_dir=<folder>"):
-        load(["task=pretrain"])
-    assert load(["task=pretrain", f"cache_dir={tmp_path}/a b, c"]).cache_dir == f"{tmp_path}/a b, c"
+        load_config(["task=pretrain"])
+    assert load_config(["task=pretrain", f"cache_dir={tmp_path}/a b, c"]).cache_dir == f"{tmp_path}/a b, c"
     assert list(tmp_path.iterdir()) == []
     monkeypatch.chdir("/proc")
     with pytest.raises(UserError, match=r"run_dir is not set, and runs/ cannot be written here .*run_dir=<folder>"):
-        load(["task=pretrain", f"cache_dir={tmp_path}"])
+        load_config(["task=pretrain", f"cache_dir={tmp_path}"])
 
 
 def test_a_home_that_cannot_be_written_is_refused_before_torch_is_imported(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from llm_lightning.config import schema, validation
 from llm_lightning.config.messages import explain, unknown_key
 from llm_lightning.config.model_settings import resolve_settings
 from llm_lightning.config.overrides import quote_overrides
-from llm_lightning.config.saved_runs import STORED, stored
-from llm_lightning.config.schema import CONF, Config, plain, typed
+from llm_lightning.config.saved_runs import STORED, load_saved_config
+from llm_lightning.config.schema import CONF, Config, plain, to_dataclass
 from llm_lightning.errors import UserError
 
 
-def register() -> None:
+def register_schema() -> None:
     """Give Hydra the schema, and what the files of conf/ compute with."""
     ConfigStore.instance().store(name="schema", node=schema.schema())
     OmegaConf.register_new_resolver("unless_pretrained", _unless_pretrained, replace=True)
@@ -35,12 +35,12 @@ def _unless_pretrained(fresh: float, pretrained: float, *, _root_: DictConfig) -
     return fresh if _root_.model.name_or_path is None else pretrained
 
 
-def load(overrides: list[str]) -> Config:
+def load_config(overrides: list[str]) -> Config:
     """Return the checked config of a command line, for use from Python: `load(["task=finetune", "data=sst2"])`.
 
     Raises UserError where the command line is wrong.
     """
-    register()
+    register_schema()
     overrides = quote_overrides(overrides)
     outer = GlobalHydra.instance().hydra  # of a sweep, which loads the configs of its jobs
     GlobalHydra.instance().clear()
@@ -51,8 +51,8 @@ def load(overrides: list[str]) -> Config:
             OmegaConf.set_struct(node, False)
             del node["hydra"]
             if node.task in STORED:
-                return stored(node.task, node.run, overrides)
-            chosen = compose(node, choices, overrides)
+                return load_saved_config(node.task, node.run, overrides)
+            chosen = build_config(node, choices, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, in_shell=False)) from error
     finally:
@@ -61,7 +61,7 @@ def load(overrides: list[str]) -> Config:
     return chosen
 
 
-def compose(node: DictConfig, choices: dict[str, str], overrides: list[str]) -> Config:
+def build_config(node: DictConfig, choices: dict[str, str], overrides: list[str]) -> Config:
     """Return the node as typed dataclasses, with what only the program knows, and the model's settings without those of another model."""
     OmegaConf.set_struct(node, False)
     node.model.config, node.model.family = resolve_settings(GlobalHydra.instance().config_loader(), "config", overrides)
@@ -69,7 +69,7 @@ def compose(node: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         raise UserError(unknown_key(key))
     node.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
     node.command = shlex.join(["python", *sys.argv]) if sys.argv[0].endswith(".py") else shlex.join(sys.argv)
-    return typed(node)
+    return to_dataclass(node)
 
 
 def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -84,20 +84,20 @@ def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _unknown_keys(child, f"{prefix}{name}.")
 
 
-def plain_run(task: str) -> dict[str, Any]:
+def default_config(task: str) -> dict[str, Any]:
     """The config of `task=<task>`; inside a run of Hydra's it is composed by that."""
     if GlobalHydra.instance().is_initialized():
         node = hydra.compose("config", [f"task={task}"], return_hydra_config=True)
     else:
-        register()
+        register_schema()
         with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             node = hydra.compose("config", [f"task={task}"], return_hydra_config=True)
-    return _filled(node)
+    return _complete(node)
 
 
-def _filled(node: DictConfig) -> dict[str, Any]:
+def _complete(node: DictConfig) -> dict[str, Any]:
     choices = node.hydra.runtime.choices
     OmegaConf.set_struct(node, False)
     node.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
     del node["hydra"]
-    return plain(typed(node))
+    return plain(to_dataclass(node))

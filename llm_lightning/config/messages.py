@@ -13,7 +13,7 @@ from omegaconf.errors import ConfigKeyError, InterpolationKeyError, OmegaConfBas
 from llm_lightning.config import schema as config
 from llm_lightning.config.overrides import is_text, write_override
 from llm_lightning.config.schema import CONF, OPEN_GROUPS
-from llm_lightning.errors import listed, nearest
+from llm_lightning.errors import join_names, nearest
 
 
 def explain(error: Exception, in_shell: bool = True) -> str:
@@ -24,7 +24,7 @@ def explain(error: Exception, in_shell: bool = True) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        options = listed(error.options, 40)
+        options = join_names(error.options, 40)
         return f"{group}={option}: there is no such option; {group} can be {options}.{nearest(option, error.options)}"
     if isinstance(error, OverrideParseException):
         return _unreadable(str(error.override), in_shell)
@@ -66,7 +66,7 @@ def unknown_key(key: str) -> str:
     unknown = parts[known.count(".")]
     valid = sorted(map(str, node)) + ([p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"] if not known else [])
     guess = nearest(unknown, valid).replace("'", f"'{known}", 1)
-    return f"{key}: there is no such key; {known.rstrip('.') or 'the config'} has {listed(sorted(set(valid)), 40)}.{guess}"
+    return f"{key}: there is no such key; {known.rstrip('.') or 'the config'} has {join_names(sorted(set(valid)), 40)}.{guess}"
 
 
 def is_from_hydra(error: Exception) -> bool:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llm_lightning.config import validation as checks
 from llm_lightning.config.messages import explain
 from llm_lightning.config.overrides import escape_interpolations, parse_overrides
-from llm_lightning.config.schema import Config, schema, typed
+from llm_lightning.config.schema import Config, schema, to_dataclass
 from llm_lightning.errors import UserError
 
 STORED = ("evaluate", "predict", "generate", "chat", "export")
@@ -39,7 +39,7 @@ OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
 """By the end of a model class's name, and by the problem that its config names: the objective, and the columns that it reads."""
 
 
-def stored(task: str, run: str | None, overrides: list[str], checked: bool = True) -> Config:
+def load_saved_config(task: str, run: str | None, overrides: list[str], checked: bool = True) -> Config:
     """The config that a run was started with, and what the command line changes of it; `checked` where it names what is to be read.
 
     Raises UserError where the run cannot be read, or for an override that such a task cannot follow.
@@ -63,7 +63,7 @@ def stored(task: str, run: str | None, overrides: list[str], checked: bool = Tru
     try:
         for key, value in parse_overrides(changes).items():
             OmegaConf.update(node, key, value, merge=True)
-        config = typed(node)  # type: ignore[arg-type]
+        config = to_dataclass(node)  # type: ignore[arg-type]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, in_shell=False)) from error
     config = replace(config, task=task, run=run)

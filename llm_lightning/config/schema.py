@@ -21,7 +21,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 """The option files: in an installed package inside it, in a checkout beside it."""
 
 
-def bounded(default: Any, rule: Range | Choice) -> Any:
+def bound_field(default: Any, rule: Range | Choice) -> Any:
     """A dataclass field whose value `checks.py` holds to `rule`."""
     return field(default=default, metadata={"rule": rule})
 
@@ -83,65 +83,65 @@ class DataConfig:
     """Whether double quotes enclose fields in csv and tsv files; `false` takes them as plain characters."""
     encoding: str | None = None
     """Encoding of text files that are not UTF-8 and have no byte order mark: `cp1252`, `gb18030`, … Files that are UTF-8 are read so."""
-    document: str = bounded("file", Choice("file", "blank_line", "line"))
+    document: str = bound_field("file", Choice("file", "blank_line", "line"))
     """What one document of a plain-text file is."""
     labels: Any = None
     """Label names: a list in the order of the label values, or a mapping from value to name, `{neg: Negative, pos: Positive}`. By default
     the values themselves, sorted."""
-    tags: str = bounded("auto", Choice(*TAG_SCHEMES))
+    tags: str = bound_field("auto", Choice(*TAG_SCHEMES))
     """How tags mark spans (tagging); `auto` recognises it from the tags, `none` scores words alone, as for parts of speech; `brackets`
     are such as (PERSON*, * and *)."""
     roles: dict[str, str] = field(default_factory=dict)
     """Roles of conversations by their names in the data, `{function_call: assistant, observation: tool}`; the usual names are known."""
-    validation_fraction: float = bounded(0.1, Range(0, 1, open=True))
+    validation_fraction: float = bound_field(0.1, Range(0, 1, open=True))
     """Share of train that becomes validation where there is no validation split."""
-    on_bad_row: str = bounded("error", Choice("error", "skip"))
+    on_bad_row: str = bound_field("error", Choice("error", "skip"))
     """`error` stops at the first unusable row; `skip` leaves such rows out, counts them and says so."""
     languages: LanguagesConfig = field(default_factory=LanguagesConfig)
     """Languages of a translation by mBART, M2M100 or NLLB, which mark each text with its own."""
     prefix: str | None = None
     """Text before each source of a translation, such as T5's `translate English to German: `."""
-    block_size: int = bounded(512, Range(8))
+    block_size: int = bound_field(512, Range(8))
     """Longest sequence, in tokens; memory of a micro-batch grows with it."""
-    overlap: int | None = bounded(None, Range(0))
+    overlap: int | None = bound_field(None, Range(0))
     """Tokens that neighbouring windows of a long context share (question_answering), so that an answer up to that long is whole in one;
     null is a quarter of `block_size`."""
-    packing: str = bounded("none", Choice("none", "best_fit", "concat"))
+    packing: str = bound_field("none", Choice("none", "best_fit", "concat"))
     """`none`: a document is a row; `best_fit`: documents share rows of `block_size` and do not see each other; `concat`: one stream
     of documents cut to blocks, attention reaches across. Longer documents than a block are cut in any case."""
     streaming: bool = False
     """Read, tokenise and pack while training, for text larger than the disk (causal_lm with packing=best_fit)."""
-    share: float = bounded(1.0, Range(0, 1, open_low=True))
+    share: float = bound_field(1.0, Range(0, 1, open_low=True))
     """Fraction of the built-in corpus that is used."""
-    per_class: int | None = bounded(None, POSITIVE)
+    per_class: int | None = bound_field(None, POSITIVE)
     """Training rows a class in built-in labelled data; null takes as many as the smallest class has."""
-    fold: int | None = bounded(None, Range(0, 4))
+    fold: int | None = bound_field(None, Range(0, 4))
     """Which fifth of the articles of one SQuAD file is the test, the next one validation, and the others train."""
-    workers: Any = bounded("auto", Range(0, auto=True))  # noqa: RUF009
+    workers: Any = bound_field("auto", Range(0, auto=True))  # noqa: RUF009
     """Processes a device that assemble batches; 0 does it in the training process. `auto` is that on a CPU, and up to 2 for a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    kind: str = bounded("bpe", Choice("bpe", "wordpiece"))
+    kind: str = bound_field("bpe", Choice("bpe", "wordpiece"))
     """Byte-level BPE (decoders) or lower-cased WordPiece (encoders), trained on the training split."""
-    vocab_size: int = bounded(8192, Range(300))
+    vocab_size: int = bound_field(8192, Range(300))
     """Entries; a larger vocabulary makes shorter sequences and a larger embedding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    kind: str = bounded("none", Choice("none", "lora", "dora"))
+    kind: str = bound_field("none", Choice("none", "lora", "dora"))
     """`lora` trains two narrow matrices beside each linear layer, `dora` the lengths of its columns too; `none` trains the weights."""
-    rank: int = bounded(8, POSITIVE)
+    rank: int = bound_field(8, POSITIVE)
     """Width of the narrow matrices; more can learn more, and takes more memory."""
-    alpha: int = bounded(16, POSITIVE)
+    alpha: int = bound_field(16, POSITIVE)
     """What the adapter adds is scaled by alpha / rank."""
-    dropout: float = bounded(0.0, Range(0, 1, open_high=True))
+    dropout: float = bound_field(0.0, Range(0, 1, open_high=True))
     """Of the adapter's inputs."""
     targets: list[str] | None = None
     """How the names of the linear layers end that get one, `[query, value]` for example; null takes all of the transformer's layers."""
-    quantize: str | None = bounded(None, Choice("nf4", None))
+    quantize: str | None = bound_field(None, Choice("nf4", None))
     """`nf4` keeps the weights below the adapter in four bits (QLoRA, Dettmers et al. 2023; needs bitsandbytes)."""
 
 
@@ -151,7 +151,7 @@ class ModelConfig:
     """A hub name or a local Hugging Face folder to start from."""
     init_from: str | None = None
     """A run folder of ours to start from, with its tokenizer."""
-    family: str | None = bounded(None, Choice("encoder", "decoder", "encoder-decoder", None))
+    family: str | None = bound_field(None, Choice("encoder", "decoder", "encoder-decoder", None))
     """What the model can do, where a preset knows it: encoders fill in masks, decoders continue text, the two together rewrite it."""
     architecture: str | None = None
     """Hugging Face model type that is built from scratch: `gpt2`, `llama`, `bert`, …"""
@@ -167,46 +167,46 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    sequences: int = bounded(32, POSITIVE)
+    sequences: int = bound_field(32, POSITIVE)
     """Sequences (rows, where they are packed) an optimizer step, over all devices and micro-batches."""
-    tokens: int | None = bounded(None, POSITIVE)
+    tokens: int | None = bound_field(None, POSITIVE)
     """Tokens an optimizer step at the most; replaces `sequences` where given."""
-    micro_sequences: int | None = bounded(None, POSITIVE)
+    micro_sequences: int | None = bound_field(None, POSITIVE)
     """Sequences on a device at once; lower it when memory runs out, the result stays the same."""
-    micro_tokens: Any = bounded(None, Range(1, auto=True))  # noqa: RUF009
+    micro_tokens: Any = bound_field(None, Range(1, auto=True))  # noqa: RUF009
     """Tokens on a device at once, as if padded to the longest; accumulation follows from it. `auto` finds as many as fit."""
-    length_window: int = bounded(32, POSITIVE)
+    length_window: int = bound_field(32, POSITIVE)
     """Steps inside which sequences are sorted by length; 1 is a plain shuffle, more means less padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    max_steps: int | None = bounded(None, POSITIVE)
+    max_steps: int | None = bound_field(None, POSITIVE)
     """Optimizer steps; training ends at this or at `max_epochs`, whichever is first."""
-    max_epochs: float | None = bounded(None, Range(0, open_low=True))
+    max_epochs: float | None = bound_field(None, Range(0, open_low=True))
     """Passes over the training data; fractions are allowed."""
-    accelerator: str = bounded("auto", Choice("auto", "cpu", "gpu", "cuda", "mps"))
+    accelerator: str = bound_field("auto", Choice("auto", "cpu", "gpu", "cuda", "mps"))
     devices: Any = "auto"
     """How many devices of this machine, or `auto` for all."""
-    num_nodes: int = bounded(1, POSITIVE)
+    num_nodes: int = bound_field(1, POSITIVE)
     """Machines; under torchrun and srun the launcher's own number, also where this is 1."""
-    strategy: str = bounded("auto", Choice("auto", "ddp", "fsdp"))
+    strategy: str = bound_field("auto", Choice("auto", "ddp", "fsdp"))
     """How several devices share the work: `ddp` copies the model to each, `fsdp` cuts it up."""
-    precision: str = bounded("auto", Choice("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "fp8"))
+    precision: str = bound_field("auto", Choice("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "fp8"))
     """`auto` is bf16-mixed where the hardware multiplies bf16, else 32-true; `fp8` is bf16-mixed with the layers' products in fp8."""
-    compile: Any = bounded("auto", Choice("auto", True, False))  # noqa: RUF009
+    compile: Any = bound_field("auto", Choice("auto", True, False))  # noqa: RUF009
     """Whether torch.compile compiles the layers, a minute or more at the start. `auto` tries on a GPU what is fastest: CUDA graphs, and
     compiled layers where the run is long enough."""
-    recompute: str = bounded("auto", Choice("auto", "none", "layers"))
+    recompute: str = bound_field("auto", Choice("auto", "none", "layers"))
     """Whether layers keep their inputs alone and run again in the backward pass: a quarter of the memory for a third more time. `auto`
     does where memory would not hold a single row otherwise."""
-    clip_norm: float | None = bounded(1.0, Range(0, open_low=True))
+    clip_norm: float | None = bound_field(1.0, Range(0, open_low=True))
     """Largest gradient norm of a step; null does not clip."""
-    validate_every_steps: int | None = bounded(None, POSITIVE)
+    validate_every_steps: int | None = bound_field(None, POSITIVE)
     """Steps between validations; null validates once an epoch, and at the end."""
-    log_every_steps: int = bounded(10, POSITIVE)
-    progress: str = bounded("bar", Choice("bar", "none"))
-    hang_timeout: float = bounded(600.0, Range(0, open_low=True))
+    log_every_steps: int = bound_field(10, POSITIVE)
+    progress: str = bound_field("bar", Choice("bar", "none"))
+    hang_timeout: float = bound_field(600.0, Range(0, open_low=True))
     """Seconds without progress after which a rank counts as hung: the run ends and names it. Large enough for the slowest step."""
     detect_anomaly: bool = False
     """Stop at the operation that made a NaN; slow, for debugging."""
@@ -214,26 +214,26 @@ class TrainerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    every_steps: int | None = bounded(None, POSITIVE)
+    every_steps: int | None = bound_field(None, POSITIVE)
     """Steps between full states (model, optimizer, position); null saves one after each validation."""
-    keep: int = bounded(2, POSITIVE)
+    keep: int = bound_field(2, POSITIVE)
     """Full states kept, each about three times the weights; with two, a damaged newest one has a whole one before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerConfig:
-    name: str = bounded("csv", Choice("csv", "wandb"))
+    name: str = bound_field("csv", Choice("csv", "wandb"))
     """`wandb` logs to Weights & Biases beside metrics.csv: online where a key is configured, else offline."""
     project: str = "llm_lightning"
     entity: str | None = None
-    artifacts: str = bounded("best", Choice("none", "best", "all"))
+    artifacts: str = bound_field("best", Choice("none", "best", "all"))
     """What W&B is told of a run's files, by reference and checksum, never by copy: `best` is the data's fingerprint and the export,
     `all` the full states as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallbacksConfig:
-    patience: int | None = bounded(None, POSITIVE)
+    patience: int | None = bound_field(None, POSITIVE)
     """Validations without improvement after which training stops; null never stops early."""
     energy: bool = True
     """Measure or estimate kWh and CO2 with codecarbon."""
@@ -243,17 +243,17 @@ class CallbacksConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    max_new_tokens: int = bounded(200, POSITIVE)
+    max_new_tokens: int = bound_field(200, POSITIVE)
     """Tokens that are written at the most."""
-    temperature: float = bounded(0.8, Range(0))
+    temperature: float = bound_field(0.8, Range(0))
     """How freely tokens are drawn; 0 always takes the likeliest."""
-    top_k: int | None = bounded(None, POSITIVE)
+    top_k: int | None = bound_field(None, POSITIVE)
     """Draw among so many of the likeliest tokens."""
-    top_p: float = bounded(1.0, Range(0, 1, open_low=True))
+    top_p: float = bound_field(1.0, Range(0, 1, open_low=True))
     """Draw among the likeliest tokens that have this much of the probability together."""
-    min_p: float | None = bounded(None, Range(0, 1))
+    min_p: float | None = bound_field(None, Range(0, 1))
     """Draw among tokens that are at least this share as likely as the likeliest."""
-    repetition_penalty: float = bounded(1.0, Range(0, open_low=True))
+    repetition_penalty: float = bound_field(1.0, Range(0, open_low=True))
     """Above 1, tokens that were there are less likely to come again."""
     stop: list[str] = field(default_factory=list)
     """Texts at which writing ends; they are not shown."""
@@ -267,9 +267,9 @@ class EvaluateConfig:
     """Plain-text files (a glob), how likely a causal model finds which; `data.document` says what a text is."""
     choices: str | None = None
     """Tables (a glob) of texts that go on in one of several ways, in the columns text, choices and label: is the right one likeliest?"""
-    window: int | None = bounded(None, Range(2))
+    window: int | None = bound_field(None, Range(2))
     """Tokens that the model is given at once; null is as many as it has positions, at most 1,024."""
-    stride: int | None = bounded(None, POSITIVE)
+    stride: int | None = bound_field(None, POSITIVE)
     """Tokens by which windows move; the more they overlap, the more context each token has. null is half a window."""
 
     @property
@@ -280,23 +280,23 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    format: str = bounded("hf", Choice("hf", "onnx", "adapter"))
+    format: str = bound_field("hf", Choice("hf", "onnx", "adapter"))
     """`hf` is a Hugging Face folder, `onnx` the model for other runtimes (checked against torch), `adapter` what LoRA trained, alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    method: str = bounded("grid", Choice("grid", "random", "optuna"))
+    method: str = bound_field("grid", Choice("grid", "random", "optuna"))
     """`grid` runs every combination of the values given; `random` draws, and `optuna` draws where results were good before."""
     choices: list[str] = field(default_factory=list)
     """Alternatives that differ in more than one key, each the overrides of one in one text: `["model=bert_tiny", "recipe=sst2_minilm"]`."""
     space: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What `random` and `optuna` vary, by task: a key, and its values or its range in Hydra's notation."""
-    trials: int = bounded(20, POSITIVE)
+    trials: int = bound_field(20, POSITIVE)
     """Runs that are drawn in all, those of earlier starts and of other processes included."""
     prune: bool = True
     """End a drawn run whose best validation so far is worse than the median of the others' when they were as far (on one device)."""
-    jobs: Any = bounded(1, Range(1, auto=True))  # noqa: RUF009
+    jobs: Any = bound_field(1, Range(1, auto=True))  # noqa: RUF009
     """Runs at once, at most one a GPU, or one a core where there is none; `auto` is as many."""
     redo: bool = False
     """Run everything again, in a new folder; by default what is done is left as it is."""
@@ -304,7 +304,7 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    task: str = bounded(MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "generate", "chat", "export", "check"))
+    task: str = bound_field(MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "generate", "chat", "export", "check"))
     objective: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -315,7 +315,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    seed: int = bounded(0, Range(0, 2**32 - 1))
+    seed: int = bound_field(0, Range(0, 2**32 - 1))
     run_dir: str | None = None
     """The run's folder; by default runs/<date>/<time>-<task>-<data>-<model>."""
     resume: str = "auto"
@@ -378,7 +378,7 @@ def _lift_readonly(node: DictConfig) -> None:
             _lift_readonly(child)
 
 
-def typed(node: DictConfig) -> Config:
+def to_dataclass(node: DictConfig) -> Config:
     """The composed node as the frozen dataclasses the rest of the code reads."""
     config = OmegaConf.to_object(node)
     assert isinstance(config, Config)

@@ -150,7 +150,7 @@ def _name(kind: Any) -> str:
     return {bool: "true or false", str: "text", float: "numbers", int: "whole numbers"}.get(kind, str(kind))
 
 
-def made(settings: dict[str, Any], given: Any) -> Any:
+def instantiate(settings: dict[str, Any], given: Any) -> Any:
     """What the `_target_` of an open group makes of what the run gives it and of its settings."""
     from hydra.utils import get_object
 

@@ -32,7 +32,7 @@ from llm_lightning.config.schema import (
     cache_folder,
 )
 from llm_lightning.data import paths
-from llm_lightning.errors import UserError, listed, nearest
+from llm_lightning.errors import UserError, join_names, nearest
 from llm_lightning.machine import cores
 
 SOURCES = Path(__file__).parents[1] / "data" / "sources"
@@ -116,7 +116,7 @@ def _groups(config: Config) -> Iterator[str]:
             if key not in allowed:
                 yield (
                     f"{group}.{key}: {config.choices.get(group, target)} has no such setting; "
-                    f"it has {listed(allowed) or 'none'}.{nearest(key, allowed)}"
+                    f"it has {join_names(allowed) or 'none'}.{nearest(key, allowed)}"
                 )
             elif wrong := signatures.mismatch(value, allowed[key].type):
                 yield f"{group}.{key}={value}: expected {wrong}."
@@ -222,7 +222,7 @@ def _data(config: Config) -> Iterator[str]:
     data = config.data
     sources = sorted(p.stem for p in SOURCES.glob("*.py") if p.stem != "__init__")
     if data.source not in sources:
-        yield f"data.source={data.source}: there is no such source; there are {listed(sources)}.{nearest(data.source, sources)}"
+        yield f"data.source={data.source}: there is no such source; there are {join_names(sources)}.{nearest(data.source, sources)}"
     if data.dir is not None and not (folder := Path(data.dir).expanduser()).is_dir():
         yield f"data.dir={data.dir}: no such folder."
     elif data.dir is not None and data.train is None and not paths.has_split(folder, "train"):
@@ -254,7 +254,7 @@ def _data(config: Config) -> Iterator[str]:
                 )
     for name, role in data.roles.items():
         if role not in ROLES:
-            yield f"data.roles={{{name}: {role}}}: expected one of {listed(ROLES)}.{nearest(role, ROLES)}"
+            yield f"data.roles={{{name}: {role}}}: expected one of {join_names(ROLES)}.{nearest(role, ROLES)}"
     if data.delimiter is not None and len(data.delimiter.replace("\\t", "\t")) != 1:
         yield f"data.delimiter={data.delimiter}: expected one character (a tab is '\\t')."
     if not (config.model.name_or_path or config.model.init_from):
@@ -278,7 +278,7 @@ def _predict(config: Config) -> Iterator[str]:
     if config.out is None and config.run_folder is None:
         yield "out is not set: give out=<file.jsonl or file.parquet>."
     elif config.out is not None and Path(config.out).suffix not in OUT:
-        yield f"out={config.out}: expected a name that ends in {listed(OUT)}."
+        yield f"out={config.out}: expected a name that ends in {join_names(OUT)}."
     else:
         yield from _result(config, "predictions.jsonl")
 
@@ -380,7 +380,7 @@ def _export(config: Config) -> Iterator[str]:
         yield f"export.format=adapter: run={config.run} has no adapter; it was trained without (model/adapter=none)."
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if config.export.format == "onnx" and missing:
-        yield f"export.format=onnx: needs {listed(missing)}; pip install 'llm_lightning[onnx]'."
+        yield f"export.format=onnx: needs {join_names(missing)}; pip install 'llm_lightning[onnx]'."
 
 
 def _fit(config: Config) -> Iterator[str]:
@@ -390,13 +390,13 @@ def _fit(config: Config) -> Iterator[str]:
     if facts.get("labelled") and config.data.columns.label is None:
         yield (
             f"data={chosen} has no labels, and objective={objective} needs them: name the column with data.columns.label=<column>, "
-            f"or choose labelled data ({listed(_options('data', 'label: '))})."
+            f"or choose labelled data ({join_names(_options('data', 'label: '))})."
         )
     family = facts.get("family")
     if family and config.model.family and family != config.model.family and not config.model.init_from:
         yield (
             f"model={config.choices.get('model')} is {_article(config.model.family)}, and objective={objective} needs "
-            f"{_article(family)}: choose one of {listed(_options('model', f'family: {family}'))}."
+            f"{_article(family)}: choose one of {join_names(_options('model', f'family: {family}'))}."
         )
     if config.data.tags != "auto" and facts.get("encoding") != "words":
         yield f"data.tags={config.data.tags}: only objective=tagging has tags; leave it out."

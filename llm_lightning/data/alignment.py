@@ -12,8 +12,8 @@ import xxhash
 
 from llm_lightning.data.label_values import MISSING, canonical, parse_number
 from llm_lightning.data.rows import Rows
-from llm_lightning.data.tables import generated
-from llm_lightning.errors import UserError, listed
+from llm_lightning.data.tables import generate_table
+from llm_lightning.errors import UserError, join_names
 
 MANY = 50  # different values; a column with more is text and no label
 
@@ -66,8 +66,8 @@ def _require_same_labels(name: str, parts: list[Rows]) -> None:
             words = words or (part, values)
     if numbers and words:
         raise UserError(
-            f"column '{name}' has numbers at {numbers[0].where(0)} ({listed(numbers[1], 4)}), and words at {words[0].where(0)} "
-            f"({listed(words[1], 4)}): nothing says which word a number is; write the same labels in both files."
+            f"column '{name}' has numbers at {numbers[0].where(0)} ({join_names(numbers[1], 4)}), and words at {words[0].where(0)} "
+            f"({join_names(words[1], 4)}): nothing says which word a number is; write the same labels in both files."
         )
 
 
@@ -77,7 +77,7 @@ def _convert(part: Rows, types: dict[str, Any], cache_dir: Path) -> Rows:
         return replace(part, table=part.table.select_columns(list(types)))
     identity = xxhash.xxh3_128(f"{part.fingerprint} {types}".encode()).hexdigest()
     folder = cache_dir / "rows" / part.fingerprint
-    return replace(part, table=generated(_converted_rows, types, folder, identity, table=part.table, target=types))
+    return replace(part, table=generate_table(_converted_rows, types, folder, identity, table=part.table, target=types))
 
 
 def _converted_rows(table: datasets.Dataset, target: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -22,9 +22,9 @@ from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_values import canonical, is_unlabelled
 from llm_lightning.data.literals import parse_structure
 from llm_lightning.data.rows import PROBLEM, Rows
-from llm_lightning.data.tables import generated
+from llm_lightning.data.tables import generate_table
 from llm_lightning.data.word_lists import listed_tags
-from llm_lightning.errors import UserError, listed
+from llm_lightning.errors import UserError, join_names
 
 FORMAT = 1  # of the converted tags in the cache
 FRONT = 10_000  # rows in which the first bracket has to be
@@ -123,8 +123,8 @@ def convert_brackets(splits: dict[str, Rows], data: DataConfig, cache_dir: Path)
     has_brackets = is_bracketed(tags["train"])
     if data.tags == "brackets" and not has_brackets:
         raise UserError(
-            f"data.tags=brackets: the tags of column '{column}' of train ({listed(sorted(tags['train']), 8)}) are not such as (PERSON*, * "
-            f"and *); leave data.tags out, and the scheme is recognised."
+            f"data.tags=brackets: the tags of column '{column}' of train ({join_names(sorted(tags['train']), 8)}) are not such as "
+            f"(PERSON*, * and *); leave data.tags out, and the scheme is recognised."
         )
     return {
         split: _convert(rows, column, cache_dir)
@@ -139,7 +139,7 @@ def _convert(rows: Rows, column: str, cache_dir: Path) -> Rows:
     """Return a split with converted tags, from the cache where it was converted before. Raises UserError where they are trees."""
     types = {column: datasets.List(datasets.Value("string")), PROBLEM: "string", _SPANS: "int64", _INNER: "int64", _GAPS: "int64"}
     identity = xxhash.xxh3_128(repr(("brackets", FORMAT, rows.fingerprint, column)).encode()).hexdigest()
-    table = generated(_convert_rows, types, cache_dir / "rows" / identity, identity, words=rows, column=column)
+    table = generate_table(_convert_rows, types, cache_dir / "rows" / identity, identity, words=rows, column=column)
     spans, inner, gaps = (sum(table[name]) for name in (_SPANS, _INNER, _GAPS))
     if inner > TREES * max(spans, 1):
         first = next(i for i, count in enumerate(table[_INNER]) if count)
@@ -220,7 +220,7 @@ def _refuse_chains(rows: Rows, column: str, tags: set[str]) -> None:
     marks = {tag for tag in tags if tag not in PLACEHOLDERS}
     if marks and all(_MENTION.fullmatch(tag) for tag in marks) and any(tag[0] == "(" or tag[-1] == ")" for tag in marks):
         raise UserError(
-            f"{rows.where(0)}: column '{column}' holds coreference chains ({listed(sorted(marks), 4)}), which number mentions and are no "
-            f"tags of words. Choose another column (data.columns.tags of CoNLL files, data.columns.label of tables), or learn them as "
+            f"{rows.where(0)}: column '{column}' holds coreference chains ({join_names(sorted(marks), 4)}), which number mentions "
+            f"and are no tags of words. Choose another column (data.columns.tags of CoNLL files, data.columns.label of tables), or learn them as "
             f"classes by data.tags=none."
         )

@@ -108,7 +108,7 @@ def docstrings(source: tuple[str, str, Path]) -> list[Document]:
     if module == "pydoc_data.topics":
         return [(text, package, module, name) for name, text in _topics(tree)]
     found = []
-    for name, node in _documented(tree, ""):
+    for name, node in _walk_docstrings(tree, ""):
         text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
         if len(text) >= SHORTEST:
             found.append((text, package, module, name))
@@ -132,7 +132,7 @@ def word_runs(text: str, module: str) -> set[int]:
     return {hash(tuple(words[i : i + RUN])) for i in range(len(words) - RUN + 1)}
 
 
-def _documented(
+def _walk_docstrings(
     node: ast.AST, prefix: str
 ) -> Iterator[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
     if isinstance(node, ast.Module):
@@ -141,7 +141,7 @@ def _documented(
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             name = f"{prefix}{child.name}"
             yield name, child
-            yield from _documented(child, f"{name}.")
+            yield from _walk_docstrings(child, f"{name}.")
 
 
 def _topics(tree: ast.Module) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from llm_lightning.config.schema import BatchConfig
-from llm_lightning.data.encode import Encoded
+from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.masking import IGNORED, Masking
 from llm_lightning.data.plan import Plan, RowGroup
 from llm_lightning.data.reader_state import ReaderChange
@@ -283,7 +283,9 @@ class Collator:
 class TrainingSteps(Dataset[Step]):
     """Map-style: item s is the rank's part of optimizer step s, from the plan alone."""
 
-    def __init__(self, data: Encoded, plan: Plan, spec: BatchConfig, collator: Collator, total: int, rank: int, world: int) -> None:
+    def __init__(
+        self, data: TokenizedSplit, plan: Plan, spec: BatchConfig, collator: Collator, total: int, rank: int, world: int
+    ) -> None:
         self.data, self.plan, self.spec, self.collator = data, plan, spec, collator
         self.total, self.rank, self.world = total, rank, world
 
@@ -303,7 +305,7 @@ class TrainingSteps(Dataset[Step]):
 class EvaluationBatches(Dataset[MicroBatch]):
     """Map-style: one pass over a split, each sequence once over all ranks, as many batches on each."""
 
-    def __init__(self, data: Encoded, batches: list[RowGroup], collator: Collator, rank: int, world: int) -> None:
+    def __init__(self, data: TokenizedSplit, batches: list[RowGroup], collator: Collator, rank: int, world: int) -> None:
         self.data, self.batches, self.collator, self.rank, self.world = data, batches, collator, rank, world
 
     def __len__(self) -> int:

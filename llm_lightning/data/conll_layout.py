@@ -17,7 +17,7 @@ from llm_lightning.config.schema import ColumnsConfig
 from llm_lightning.data.brackets import is_bracketed, list_types, parse_tag
 from llm_lightning.data.lines import find_damage, lines
 from llm_lightning.data.tag_schemes import PARTS_OF_SPEECH, TagScheme, recognize
-from llm_lightning.errors import UserError, listed, nearest
+from llm_lightning.errors import UserError, join_names, nearest
 
 MOST_VALUES = 5000  # different values of a column that are remembered; a column with more holds no tags
 HEAD = 1000  # lines that decide whether tabs separate the columns
@@ -364,7 +364,7 @@ def _take_columns(
             return layout, []
     where = ""
     if others:
-        where = f"; they seem to be column {listed(str(i + 1) for i in others)} here"
+        where = f"; they seem to be column {join_names(str(i + 1) for i in others)} here"
     elif taken is not None:
         where = f"; column {first.words + 1} holds what column {taken + 1} does there"
     raise UserError(
@@ -382,7 +382,7 @@ def _require_same_tags(path: Path, found: Survey, layout: Layout, first_path: Pa
     if _share(found, layout.tags, first.is_tag) <= 0.5:
         raise UserError(
             f"{path}: the tags seem to be column {layout.tags + 1} of {found.columns} ({_sample(found, layout.tags)}), and those of "
-            f"{first_path} are {listed(values, 4)}. Give all files the same columns."
+            f"{first_path} are {join_names(values, 4)}. Give all files the same columns."
         )
 
 
@@ -394,7 +394,7 @@ def _share(found: Survey, column: int, fits: Any) -> float:
 
 def _sample(found: Survey, column: int) -> str:
     values = found.of(column)
-    return "…" if values is None else listed(values, 3)
+    return "…" if values is None else join_names(values, 3)
 
 
 def _tags_of_hashtags(found: Survey, tags: int) -> set[str]:
@@ -488,7 +488,7 @@ def _resolve_column(path: Path, found: Survey, key: str, setting: Any, names: tu
         names = (*names, *sorted(keys))
     if not names:
         raise UserError(f"{place}: the {found.columns} columns have no names; give a number from 1, or from -1 (the last) down.")
-    raise UserError(f"{place}: there is no such column; there are {listed(names, 20)}.{nearest(name, names)}")
+    raise UserError(f"{place}: there is no such column; there are {join_names(names, 20)}.{nearest(name, names)}")
 
 
 def _possible_values(found: Survey, column: int) -> set[str]:
@@ -511,12 +511,12 @@ def _find_words(path: Path, found: Survey, index: int | None, names: tuple[str, 
         inner = found.total - found.blocks
         if values is not None and found.total > 1 and all(NUMBER.fullmatch(value) for value in values):
             raise UserError(
-                f"{path}: column {first + 1} holds numbers ({listed(values, 4)}) that do not count the words of a sentence; say which "
+                f"{path}: column {first + 1} holds numbers ({join_names(values, 4)}) that do not count the words of a sentence; say which "
                 f"columns hold what: data.columns.words=2 data.columns.tags=-1, for example."
             )
         if first == 0 and inner > 0 and found.repeats == inner and found.blocks > 1 and len(free) > 2:
             raise UserError(
-                f"{path}: column 1 is the same in all lines of a sentence ({listed(values or (), 3)}), so it holds no words; say which "
+                f"{path}: column 1 is the same in all lines of a sentence ({join_names(values or (), 3)}), so it holds no words; say which "
                 f"columns hold what: data.columns.words=2 data.columns.tags=-1, for example."
             )
     if len(free) == 2 and tags is None and _are_swapped(path, found, *free):
@@ -587,7 +587,7 @@ def _find_tags(path: Path, found: Survey, index: int | None, words: int, names: 
         return None
     if not chosen:
         raise UserError(f"{path}: {_why_no_tags(found)}")
-    options = " and ".join(f"{_name_column(i, names)} ({listed(sorted(candidates[i]), 4)})" for i in chosen)
+    options = " and ".join(f"{_name_column(i, names)} ({join_names(sorted(candidates[i]), 4)})" for i in chosen)
     raise UserError(
         f"{path}: the columns {options} may all hold the tags; choose one: data.columns.tags={chosen[0] + 1}, for example."
     )
@@ -628,7 +628,9 @@ def _describe(
         what.append(f"the tags {f'{attribute} of ' if attribute else ''}column {_name_column(tags, names)}")
     if index is not None:
         what.append(f"column {index + 1} counts the words")
-    rest = "; ".join(f"{_name_column(i, names)} ({'…' if (values := found.of(i)) is None else listed(values, 3)})" for i in unused)
+    rest = "; ".join(
+        f"{_name_column(i, names)} ({'…' if (values := found.of(i)) is None else join_names(values, 3)})" for i in unused
+    )
     settings = " (data.columns.words and data.columns.tags choose others)" if unused else ""
     notes = [", ".join(what) + (f"; not used: {rest}" if unused else "") + settings]
     if "misc" in names and attribute is None and (misc := found.of(names.index("misc"))):

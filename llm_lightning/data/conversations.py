@@ -16,7 +16,7 @@ from llm_lightning.config.validation import ROLES
 from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_values import truth
 from llm_lightning.data.literals import parse_structure
-from llm_lightning.errors import listed, nearest
+from llm_lightning.errors import join_names, nearest
 
 CALLS = ("function_call", "tool_call")
 """Names of roles whose text is a call of a function, as JSON."""
@@ -209,7 +209,7 @@ class Reader:
             return [self._read_message(message, place) for message in split_parts(item, place)]
         pair = next((keys for keys in TURNS if all(item.get(key) is not None for key in keys)), None)
         if pair is None:
-            raise BadRow(f"{place}: expected {{role, content}}, found the fields {listed(item) or 'none'}")
+            raise BadRow(f"{place}: expected {{role, content}}, found the fields {join_names(item) or 'none'}")
         turn = [{"role": "user", "content": item[pair[0]]}, {"role": "assistant", "content": item[pair[1]]}]
         if item.get("system"):
             turn.insert(0, {"role": "system", "content": item["system"]})
@@ -226,7 +226,7 @@ class Reader:
         if role is None:
             names = sorted(self.roles)
             raise BadRow(
-                f"{place}: unknown role '{source}'; understood are {listed(names, len(names))}."
+                f"{place}: unknown role '{source}'; understood are {join_names(names, len(names))}."
                 f"{nearest(source.lower(), names)} Map it with 'data.roles={{{source}: user}}' (or system, assistant, tool)"
             )
         content = next((item[name] for name in ("content", "value", "text") if item.get(name) is not None), None)

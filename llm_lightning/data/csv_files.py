@@ -23,7 +23,7 @@ from typing import Any
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.compression import ending
 from llm_lightning.data.lines import find_damage, lines
-from llm_lightning.errors import UserError, listed
+from llm_lightning.errors import UserError, join_names
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 BLANKS = " \t\r\n\ufeff\u200b\xa0\u3000"
@@ -316,12 +316,12 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
         names = fields  # as they are written
     elif changed := [name for name, stripped in zip(fields, names, strict=True) if name != stripped]:
         what = "blanks follow the separators, and are left out" if strip_blanks else "blanks around names are left out"
-        notes.append(f"{what} (in the header: {listed(map(repr, changed), 5)})")
+        notes.append(f"{what} (in the header: {join_names(map(repr, changed), 5)})")
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
     if used := [name for name in repeated if name in wanted]:
         raise UserError(f"{path}: {names.count(used[0])} columns are named '{used[0]}'; give each a name of its own.")
     if repeated:
-        notes.append(f"several columns share a name ({listed(map(repr, repeated))}); none of them is used")
+        notes.append(f"several columns share a name ({join_names(map(repr, repeated))}); none of them is used")
     header = tuple(name.strip(" ") for name in fields) if strip_blanks else tuple(fields)
     return Layout(layout.delimiter, tuple(names), quoting, start + size, header, strip_blanks=strip_blanks, notes=tuple(notes))
 
@@ -388,7 +388,8 @@ def _records(text: _Text, layout: Layout) -> Iterator[Record]:
             yield Record(line, [], f"a quoted field runs over {number_of_lines} lines and holds tabs", is_broken=True)
         elif header is not None and fields[0] in header and tuple(fields) != layout.header and sorted(fields) == header:
             raise UserError(
-                f"{text.path}, line {line}: another header, with the columns in the order {listed(fields)}; files with different columns "
+                f"{text.path}, line {line}: another header, with the columns in the order {join_names(fields)}; "
+                f"files with different columns "
                 f"were put together: give them as they were, in a list: data.train=[<file>,<file>]."
             )
         elif text.data.on_bad_row == "skip" and (problem := find_damage("".join(fields))) is not None:

@@ -49,7 +49,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TokenizedSplit:
     """The sequences of a split: `tokens[starts[i] : starts[i] + lengths[i]]`."""
 
     tokens: np.ndarray
@@ -79,7 +79,7 @@ class Encoded:
         return self.tokens[start : start + self.lengths[index]]
 
 
-def encode(rows: Rows, data: DataConfig, encoding: Encoding, cache_dir: Path, split: str) -> Encoded:
+def encode(rows: Rows, data: DataConfig, encoding: Encoding, cache_dir: Path, split: str) -> TokenizedSplit:
     """The encoded split, from the cache where the same data, tokenizer and settings were encoded before.
 
     Written into a folder of its own, then renamed: a killed run leaves no half-written cache. Where no row is bad, the split is the same
@@ -159,12 +159,12 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
     (folder / "facts.json").write_text(json.dumps(asdict(facts) | {"dtype": kind.__name__}))
 
 
-def in_memory(found: Sequences, next_token: bool) -> Encoded:
+def in_memory(found: Sequences, next_token: bool) -> TokenizedSplit:
     """Sequences that are needed once, as an encoded split."""
     known = arrays(found)
     lengths = known["lengths"]
     targets = np.fromiter(chain.from_iterable(found.token_targets), dtype=np.int32) if found.token_targets else None
-    return Encoded(
+    return TokenizedSplit(
         tokens=np.fromiter(chain.from_iterable(found.tokens), dtype=np.int32),
         starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)[:-1]]),
         lengths=lengths,
@@ -211,35 +211,35 @@ def _batches(stream: Iterator[Example]) -> Iterator[list[Example]]:
         yield batch
 
 
-def _open(folder: Path, block_size: int, next_token: bool, one_stream: bool) -> Encoded:
+def _open(folder: Path, block_size: int, next_token: bool, one_stream: bool) -> TokenizedSplit:
     facts = json.loads((folder / "facts.json").read_text())
     dtype = np.dtype(facts.pop("dtype"))
     size = (folder / "tokens.bin").stat().st_size
     tokens = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r") if size else np.empty(0, dtype)
-    lengths = _mapped(folder / "lengths.npy")
+    lengths = _map_file(folder / "lengths.npy")
     if one_stream:
         starts = np.arange(0, max(len(tokens) - 1, 0), block_size, dtype=np.int64)
         lengths = np.minimum(block_size + 1, len(tokens) - starts).astype(np.int32)
     else:
-        starts = _mapped(folder / "starts.npy")
+        starts = _map_file(folder / "starts.npy")
     optional = {
-        name: _mapped(folder / f"{name}.npy") if (folder / f"{name}.npy").is_file() else None for name in ("labels", "second")
+        name: _map_file(folder / f"{name}.npy") if (folder / f"{name}.npy").is_file() else None for name in ("labels", "second")
     }
     targeted = (folder / "token_targets.bin").stat().st_size
-    return Encoded(
+    return TokenizedSplit(
         tokens=tokens,
         starts=starts,
         lengths=lengths,
         inputs=lengths - 1 if next_token else lengths,
         token_targets=np.memmap(folder / "token_targets.bin", dtype=np.int32, mode="r") if targeted else None,
-        rows=None if one_stream else _mapped(folder / "rows.npy"),
+        rows=None if one_stream else _map_file(folder / "rows.npy"),
         facts=Facts(**facts),
         fingerprint=folder.name,
         **optional,
     )
 
 
-def _mapped(file: Path) -> np.ndarray:
+def _map_file(file: Path) -> np.ndarray:
     """Map an array into memory: the processes of a machine share its pages. As a plain array, whose items are quicker to read."""
     return np.asarray(np.load(file, mmap_mode="r"))
 
@@ -268,7 +268,7 @@ def _announce(facts: Facts, split: str, data: DataConfig) -> None:
         )
 
 
-def label_counts(split: Encoded, classes: int) -> np.ndarray:
+def label_counts(split: TokenizedSplit, classes: int) -> np.ndarray:
     """Return (classes,) how often each class is a target. Raises UserError for a target that is none of them."""
     if split.labels is not None and split.labels.ndim == 2:
         return split.labels.sum(0)

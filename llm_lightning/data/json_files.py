@@ -16,7 +16,7 @@ from typing import Any
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.compression import ending
 from llm_lightning.data.lines import find_damage, lines
-from llm_lightning.errors import UserError, listed
+from llm_lightning.errors import UserError, join_names
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -135,7 +135,7 @@ def _shape(values: dict[str, Any]) -> str:
     """Return what to do with an object in place of a list of objects."""
     inside = [key for key, value in values.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if inside:
-        return f" with lists of objects in {listed(map(repr, inside), 4)}: write the list alone to a file"
+        return f" with lists of objects in {join_names(map(repr, inside), 4)}: write the list alone to a file"
     if values and all(isinstance(value, dict | list) for value in values.values()):
         return " of columns: write the table row by row (pandas: to_json(…, orient='records'))"
     return ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_lightning.data.label_values import canonical, fold, parse_number
-from llm_lightning.errors import UserError, listed, nearest
+from llm_lightning.errors import UserError, join_names, nearest
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Column:
     """Each value once, in the order that a list of names follows. Values that a data set has names for are these names."""
 
     def __str__(self) -> str:
-        return f"column '{self.name}' has {len(self.values)} ({listed(self.values)})"
+        return f"column '{self.name}' has {len(self.values)} ({join_names(self.values)})"
 
 
 def name_classes(setting: Any, column: Column) -> list[Class]:
@@ -37,7 +37,7 @@ def name_classes(setting: Any, column: Column) -> list[Class]:
         return [(value, [value]) for value in column.values]
     classes = _by_mapping(setting, column) if isinstance(setting, Mapping) else _by_list([canonical(n) for n in setting], column)
     if unused := [name for name, values in classes if not values]:
-        log.warning("data.labels: no row of train has %s", listed(unused))
+        log.warning("data.labels: no row of train has %s", join_names(unused))
     return classes
 
 
@@ -48,7 +48,7 @@ def _by_list(names: list[str], column: Column) -> list[Class]:
     if values <= set(names):
         return [(name, [name] if name in values else []) for name in names]
     if len(names) != len(column.values):
-        raise UserError(f"data.labels names {len(names)} classes ({listed(names)}), and {column}.")
+        raise UserError(f"data.labels names {len(names)} classes ({join_names(names)}), and {column}.")
     folded = {fold(value): value for value in column.values}
     if len(folded) == len(names) and folded.keys() == {fold(name) for name in names}:
         pairs = [(folded[fold(name)], name) for name in names]
@@ -81,7 +81,7 @@ def _require_likeness(pairs: list[tuple[str, str]], column: Column) -> None:
         if alike and value not in alike:
             likeliest = {v: next((n for n in names if is_like(n, v)), "…") for v in values}
             raise UserError(
-                f"data.labels: in the order of the values of column '{column.name}' ({listed(values)}) '{value}' would be called "
+                f"data.labels: in the order of the values of column '{column.name}' ({join_names(values)}) '{value}' would be called "
                 f"'{name}', which looks like '{alike[0]}'; map each value to its name: "
                 f"{mapping_example(values, list(likeliest.values()))}."
             )
@@ -92,7 +92,7 @@ def _by_mapping(setting: Mapping[Any, Any], column: Column) -> list[Class]:
     values = set(column.values)
     if not values & names.keys() and values <= set(names.values()):
         if {*names} == set(map(str, range(len(names)))):  # id2label of a model's config
-            sequence = listed((names[str(i)] for i in range(len(names))), len(names))
+            sequence = join_names((names[str(i)] for i in range(len(names))), len(names))
             raise UserError(
                 f"data.labels maps numbers to the values of column '{column.name}'; for that order: data.labels=[{sequence}]."
             )
@@ -109,8 +109,8 @@ def _by_mapping(setting: Mapping[Any, Any], column: Column) -> list[Class]:
         raise UserError(f"data.labels has no name for the value '{empty[0]}'.")
     if missing := [value for value in column.values if value not in names]:
         raise UserError(
-            f"data.labels has no name for the value '{missing[0]}' of column '{column.name}', which has {listed(column.values)}; "
-            f"it names {listed(names)}.{nearest(missing[0], names)}"
+            f"data.labels has no name for the value '{missing[0]}' of column '{column.name}', which has {join_names(column.values)}; "
+            f"it names {join_names(names)}.{nearest(missing[0], names)}"
         )
     classes: dict[str, list[str]] = {}
     for value, name in names.items():
@@ -126,10 +126,10 @@ def is_like(name: str, value: str) -> bool:
 
 
 def _arrows(pairs: Sequence[tuple[str, str]]) -> str:
-    return listed((f"{value} → {name}" for value, name in pairs), 40)
+    return join_names((f"{value} → {name}" for value, name in pairs), 40)
 
 
 def mapping_example(values: Iterable[str], names: Iterable[str]) -> str:
     """Return the override that gives each value its name."""
-    pairs = listed((f"{value}: {name}" for value, name in zip(values, names, strict=False)), 12)
+    pairs = join_names((f"{value}: {name}" for value, name in zip(values, names, strict=False)), 12)
     return f"'data.labels={{{pairs}}}'"

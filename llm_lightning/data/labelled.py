@@ -10,7 +10,7 @@ from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.label_values import canonical, is_unlabelled
 from llm_lightning.data.labels import count_values
 from llm_lightning.data.rows import PROBLEM, Rows, column_values, label_columns
-from llm_lightning.errors import UserError, listed
+from llm_lightning.errors import UserError, join_names
 
 if TYPE_CHECKING:
     from llm_lightning.data.encodings import Encoding
@@ -47,7 +47,7 @@ def _find_reason(rows: Rows, train: Rows, label: Any, encoding: type[Encoding]) 
     """Return why a split has no labels; None where at least one row has one, or is malformed, which is reported where it is read."""
     columns = label_columns(label)
     if absent := [column for column in columns if column not in rows.table.column_names]:
-        return f"there is no column {listed(map(repr, absent))}"
+        return f"there is no column {join_names(map(repr, absent))}"
     if PROBLEM in rows.table.column_names and rows.table.data.column(PROBLEM).null_count < len(rows):
         return None
     signs: set[str] = set()
@@ -57,8 +57,8 @@ def _find_reason(rows: Rows, train: Rows, label: Any, encoding: type[Encoding]) 
         signs |= set(_flatten(value)) if is_unlabelled(value) else set()
     if signs and any(signs & set(_flatten(value)) for value, _ in _values(train, label, ())):  # then -1, or None, is a label
         return None
-    named = f"column {listed(map(repr, columns))}"
-    return f"{named} holds {listed(sorted(signs))} alone, as benchmarks hide labels" if signs else f"{named} is empty"
+    named = f"column {join_names(map(repr, columns))}"
+    return f"{named} holds {join_names(sorted(signs))} alone, as benchmarks hide labels" if signs else f"{named} is empty"
 
 
 def _flatten(value: Any) -> Iterator[str]:

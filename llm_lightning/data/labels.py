@@ -18,7 +18,7 @@ from llm_lightning.data.label_names import Class, Column, mapping_example, name_
 from llm_lightning.data.label_values import MISSING, TRUTH, canonical, fold, parse_number, truth
 from llm_lightning.data.literals import parse_literal
 from llm_lightning.data.rows import PROBLEM, Rows
-from llm_lightning.errors import UserError, listed
+from llm_lightning.errors import UserError, join_names
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,8 @@ def _of_features(data: DataConfig, names: list[str], column: str) -> Labels:
         setting = {names[int(v)] if (v := canonical(value)) in numbers.values() else v: name for value, name in setting.items()}
     elif setting is not None and len(setting) != len(names):
         raise UserError(
-            f"data.labels names {len(setting)} classes ({listed(map(str, setting))}), and the data set has {len(names)} ({listed(names)})."
+            f"data.labels names {len(setting)} classes ({join_names(map(str, setting))}), "
+            f"and the data set has {len(names)} ({join_names(names)})."
         )
     classes = name_classes(setting, Column(column, [canonical(name) for name in names]))
     numbered = [(name, [numbers.get(value, value) for value in values]) for name, values in classes]
@@ -252,7 +253,7 @@ def _by_value(value: str) -> tuple[int, float, list[Any], str]:
 
 
 def _numbers(counts: Counter[str]) -> str:
-    return listed(f"'{value}' ({count:,})" for value, count in counts.most_common())
+    return join_names(f"'{value}' ({count:,})" for value, count in counts.most_common())
 
 
 def _cut(text: str) -> str:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from llm_lightning.config.schema import LanguagesConfig
-from llm_lightning.errors import UserError, listed, nearest
+from llm_lightning.errors import UserError, join_names, nearest
 
 _PAIRS = """
 af=afr am=amh ar=arb az=azj be=bel bg=bul bn=ben bs=bos ca=cat cs=ces cy=cym da=dan de=deu el=ell en=eng eo=epo es=spa
@@ -61,7 +61,7 @@ def set_languages(tokenizer: Any, languages: LanguagesConfig) -> None:
         example = _example(codes)
         raise UserError(
             f"data.languages.{missing[0]} is not set: {type(tokenizer).__name__} marks each text with its language; give both, "
-            f"'data.languages={{source: {example[0]}, target: {example[1]}}}' for example. There are {listed(codes, 8)}."
+            f"'data.languages={{source: {example[0]}, target: {example[1]}}}' for example. There are {join_names(codes, 8)}."
         )
     tokenizer.tgt_lang, tokenizer.src_lang = chosen["target"], chosen["source"]
 
@@ -82,7 +82,7 @@ def _find_code(side: str, code: str, codes: list[str]) -> str:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise UserError(f"data.languages.{side}={code}: this may be {listed(matches)}; give one of them.")
+        raise UserError(f"data.languages.{side}={code}: this may be {join_names(matches)}; give one of them.")
     raise UserError(
-        f"data.languages.{side}={code}: the tokenizer has no such language; it has {listed(codes, 8)}.{nearest(code, codes)}"
+        f"data.languages.{side}={code}: the tokenizer has no such language; it has {join_names(codes, 8)}.{nearest(code, codes)}"
     )

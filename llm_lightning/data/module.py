@@ -18,7 +18,7 @@ from llm_lightning import distributed
 from llm_lightning.config.schema import Config, cache_folder
 from llm_lightning.data import encode, encodings, examples, sentences, splits, tokenizers
 from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, Step, TrainingSteps
-from llm_lightning.data.encode import Encoded
+from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import BadRows, Example
 from llm_lightning.data.labelled import drop_unlabelled
@@ -37,10 +37,10 @@ SHOWN = 600  # characters of a row that is shown
 
 
 @dataclass(frozen=True)
-class Text:
+class TokenizedDataset:
     """Everything the rest of a run needs to know of its text."""
 
-    splits: dict[str, Encoded]
+    splits: dict[str, TokenizedSplit]
     rows: dict[str, Rows]
     """What the splits were encoded from."""
     encoding: Encoding
@@ -92,13 +92,13 @@ class Text:
         return self.splits["train"].fingerprint
 
 
-def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
+def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> TokenizedDataset:
     """Read, validate and encode every split; where `tokenizer` is None one is trained on train."""
     datasets.disable_progress_bars()  # they say nothing of ours
-    data, cache, encoder = config.data, cache_folder(config), encodings.named(encoding)
+    data, cache, encoder = config.data, cache_folder(config), encodings.get_encoder(encoding)
     if data.streaming:
         stream, rows = open_stream(data)
-        return _encoded(config, rows, encoder, None, tokenizer, stream)
+        return _encode_splits(config, rows, encoder, None, tokenizer, stream)
     source = importlib.import_module(f"llm_lightning.data.sources.{data.source}")
     text_labels = label_columns(data.columns.label) if encoder.label_is_text else []
     loaded = source.load(data, cache, (*encoder.extra_columns, *text_labels))
@@ -115,12 +115,12 @@ def prepare(config: Config, encoding: str, tokenizer: Any | None) -> Text:
     if found is not None:
         loaded = drop_unlabelled(loaded, data, encoder)
     rows = splits.with_validation(loaded, data, encoder.one_label)
-    return _encoded(config, rows, encoder, found, tokenizer, None)
+    return _encode_splits(config, rows, encoder, found, tokenizer, None)
 
 
-def _encoded(
+def _encode_splits(
     config: Config, rows: dict[str, Rows], encoder: type[Encoding], found: Labels | None, tokenizer: Any, stream: Stream | None
-) -> Text:
+) -> TokenizedDataset:
     data, cache = config.data, cache_folder(config)
     if tokenizer is None:
         columns = [data.columns.text, data.columns.text_pair, data.columns.label if encoder.label_is_text else None]
@@ -131,13 +131,13 @@ def _encoded(
             tokenizer.add_special_tokens({"additional_special_tokens": list(encoder.special_tokens)})
     encoding = encoder(tokenizer, data, found)
     encoded = {split: encode.encode(part, data, encoding, cache, split) for split, part in rows.items()}
-    return Text(splits=encoded, rows=rows, encoding=encoding, stream=stream)
+    return TokenizedDataset(splits=encoded, rows=rows, encoding=encoding, stream=stream)
 
 
 class DataModule(lightning.LightningDataModule):
     """Loaders over the plan: a training item is one optimizer step, an evaluation item one batch."""
 
-    def __init__(self, config: Config, text: Text, masking: Masking | None) -> None:
+    def __init__(self, config: Config, text: TokenizedDataset, masking: Masking | None) -> None:
         super().__init__()
         self.config, self.text = config, text
         packed = text.encoding.next_token and config.data.packing == "best_fit"

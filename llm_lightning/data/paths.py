@@ -15,17 +15,17 @@ import xxhash
 
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.compression import COMPRESSED, ending, open_file, stem
-from llm_lightning.errors import UserError, listed, nearest
+from llm_lightning.errors import UserError, join_names, nearest
 
 __all__ = [
     "SPLITS",
     "content_hash",
     "ending",
     "expand",
-    "located",
     "match",
     "missing",
     "open_file",
+    "resolve_path",
     "split_files",
     "stem",
     "with_compressed",
@@ -45,7 +45,7 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.|$)")
 """How the hub numbers the parts of a split: train-00000-of-00002.parquet."""
 
 
-def located(data: DataConfig, name: str) -> Path:
+def resolve_path(data: DataConfig, name: str) -> Path:
     """Return a file name of the config as a path: relative names start at data.dir where that is set."""
     path = Path(name).expanduser()
     return Path(data.dir).expanduser() / path if data.dir and not path.is_absolute() else path
@@ -99,7 +99,9 @@ def expand(
         raise UserError(f"{key}={name}: only folders match this pattern, and no file.")
     if log_notes and len(files) < len(matches):
         others = [path for path in matches if path not in files]
-        log.warning("%s=%s: %s files are read; not read are %s", key, name, len(files), listed((path.name for path in others), 4))
+        log.warning(
+            "%s=%s: %s files are read; not read are %s", key, name, len(files), join_names((path.name for path in others), 4)
+        )
     return files
 
 
@@ -129,7 +131,7 @@ def _files_below(folder: Path, endings: tuple[str, ...] | None, key: str, log_no
         (files if is_read else others).append(path)
     if not files:
         present = f"; there are {_count_endings(others)}" if others else ""
-        raise UserError(f"{key}={folder}: there is no {listed(endings or ('file',))} file in this folder{present}.")
+        raise UserError(f"{key}={folder}: there is no {join_names(endings or ('file',))} file in this folder{present}.")
     if key == "data.train":
         splits = Counter(split for path in files if (split := split_of(path)) is not None)
         if "train" in splits and len(splits) > 1:
@@ -151,10 +153,10 @@ def _is_of_system(path: Path) -> bool:
 def _count_endings(paths: list[Path]) -> str:
     """Return names of a few files, or the counts of their endings."""
     if len(paths) <= 3:
-        return listed(map(str, paths))
+        return join_names(map(str, paths))
     kinds = ("hidden or system files" if _is_of_system(path) else path.suffix or "without an ending" for path in paths)
     counts = Counter(kinds)
-    return listed(f"{count} {name}" for name, count in counts.most_common())
+    return join_names(f"{count} {name}" for name, count in counts.most_common())
 
 
 def split_of(path: Path) -> str | None:
@@ -185,7 +187,7 @@ def split_files(data: DataConfig, endings: Iterable[str]) -> dict[str, list[Path
             files = [path for name in names for path in expand(f"data.{split}", str(name), endings, folder, log_notes=True)]
             twice = [str(path) for path, count in Counter(path.resolve() for path in files).items() if count > 1]
             if twice:
-                log.warning("data.%s: files that are named twice are read twice: %s", split, listed(twice, 3))
+                log.warning("data.%s: files that are named twice are read twice: %s", split, join_names(twice, 3))
             splits[split] = files
         elif data.dir is not None and (files := _files_of(split, Path(data.dir).expanduser(), endings)):
             splits[split] = files
@@ -211,7 +213,7 @@ def _files_of(split: str, folder: Path, endings: tuple[str, ...]) -> list[Path]:
         and split_of(path.relative_to(folder)) == split
     ]
     if len(files) > 1 and not _are_parts(files):
-        several = listed(str(path.relative_to(folder)) for path in files)
+        several = join_names(str(path.relative_to(folder)) for path in files)
         raise UserError(f"data.dir={folder}: several files could be {split} ({several}); name it with data.{split}=<file>.")
     for path in files:
         if shard := _SHARD.search(path.name):
@@ -254,5 +256,5 @@ def mistakes(data: DataConfig) -> Iterator[str]:
         value = getattr(data, split)
         for name in value if isinstance(value, list) else [value] if value is not None else []:
             file = f"{name}.{data.columns.text}" if data.source == "parallel" else str(name)
-            if not (with_compressed(located(data, file)).exists() if data.source == "parallel" else match(file, data.dir)):
+            if not (with_compressed(resolve_path(data, file)).exists() if data.source == "parallel" else match(file, data.dir)):
                 yield f"data.{split}={file}: {_no_file(file, data.dir)}."

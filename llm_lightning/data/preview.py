@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_lightning.data.encode import Encoded
+from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.masking import IGNORED
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def decode_rows(data: DataModule, split: str, count: int = ROWS) -> list[str]:
     return [_decode_sequence(data, encoded, index) for index in _choose(encoded, count)]
 
 
-def _choose(encoded: Encoded, count: int) -> list[int]:
+def _choose(encoded: TokenizedSplit, count: int) -> list[int]:
     """Return a sequence of each of the first rows; of a question's windows the first that has the answer."""
     if encoded.rows is None:
         return list(range(min(count, len(encoded))))
@@ -62,12 +62,12 @@ def _choose(encoded: Encoded, count: int) -> list[int]:
     return chosen
 
 
-def _is_span(encoded: Encoded) -> bool:
+def _is_span(encoded: TokenizedSplit) -> bool:
     """Whether targets are the first and the last token of an answer: a pair of texts with two whole numbers."""
     return encoded.second is not None and encoded.labels is not None and encoded.labels.ndim == 2
 
 
-def _decode_sequence(data: DataModule, encoded: Encoded, index: int) -> str:
+def _decode_sequence(data: DataModule, encoded: TokenizedSplit, index: int) -> str:
     names, encoding = data.text.label_names, data.text.encoding
     tokens = encoded[index].astype(np.int64)
     if encoding.translates:
@@ -155,7 +155,7 @@ def _tag_words(data: DataModule, tokens: np.ndarray, targets: np.ndarray, names:
         yield from [_decode(data, tokens[stop:end])] if stop < end else []
 
 
-def _count_targets(encoded: Encoded, data: DataModule) -> str:
+def _count_targets(encoded: TokenizedSplit, data: DataModule) -> str:
     """Return which part of the tokens is learnt, where only a part is."""
     if encoded.token_targets is None or not data.text.encoding.next_token:
         return ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llm_lightning.config.schema import DataConfig
-from llm_lightning.errors import UserError, listed, nearest
+from llm_lightning.errors import UserError, join_names, nearest
 
 if TYPE_CHECKING:
     import datasets
@@ -37,7 +37,7 @@ class Rows:
         return len(self.table)
 
 
-def joined(parts: list[Rows]) -> Rows:
+def concatenate(parts: list[Rows]) -> Rows:
     """Several files' rows as one, each row still knowing its file."""
     import bisect
     from itertools import accumulate
@@ -101,7 +101,7 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
             raise MissingColumn(
                 key,
                 column,
-                f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {listed(present)}.{hint}",
+                f"{place}: there is no column '{column}' (data.columns.{key}); the columns are {join_names(present)}.{hint}",
             )
 
 
@@ -139,5 +139,5 @@ def unused_columns(present: list[str], used: list[str]) -> list[str]:
     unused = [name for name in present if name not in used and name not in (LINE, PROBLEM, CONTINUES)]
     if not unused:
         return []
-    names = listed(dict.fromkeys(name or "(without a name)" for name in unused), 8)
+    names = join_names(dict.fromkeys(name or "(without a name)" for name in unused), 8)
     return [f"1 column is not used: {names}" if len(unused) == 1 else f"{len(unused):,} columns are not used: {names}"]

@@ -16,7 +16,7 @@ import xxhash
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.labels import canonical
 from llm_lightning.data.rows import LINE, PROBLEM, Rows
-from llm_lightning.data.tables import generated
+from llm_lightning.data.tables import generate_table
 from llm_lightning.errors import UserError
 
 FORMAT = 1  # of the sentences in the cache
@@ -39,7 +39,7 @@ def group(rows: Rows, data: DataConfig, cache_dir: Path) -> Rows:
     # the rows' place too: problems of sentences name it
     content = (FORMAT, rows.fingerprint, rows.where(0), data.columns.text, data.columns.label, data.columns.sentence, types)
     identity = xxhash.xxh3_128(repr(content).encode()).hexdigest()
-    table = generated(_sentences, types, cache_dir / "rows" / identity, identity, words=rows, data=data)
+    table = generate_table(_sentences, types, cache_dir / "rows" / identity, identity, words=rows, data=data)
     first_rows = table.data.column(FIRST_ROW)
     note = f"{len(rows):,} rows of a word are {len(table):,} sentences, by column '{data.columns.sentence}'"
     return Rows(

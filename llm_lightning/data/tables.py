@@ -16,7 +16,7 @@ from datasets.arrow_writer import ArrowWriter
 AT_ONCE = 1000  # rows
 
 
-def generated(
+def generate_table(
     rows: Callable[..., Iterator[Any]], types: dict[str, Any], folder: Path, identity: str, **arguments: Any
 ) -> datasets.Dataset:
     """Return the table that `rows(**arguments)` yields, from `folder` where it was made before.

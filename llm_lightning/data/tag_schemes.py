@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llm_lightning.errors import UserError, listed
+from llm_lightning.errors import UserError, join_names
 
 Span = tuple[str, int, int]
 """A span: its type, its first word, and the word behind its last."""
@@ -167,8 +167,8 @@ def recognize(tags: Collection[str], setting: str = "auto") -> TagScheme | None:
     scheme = _with_separator(tags, name) or _without_separator(tags, name)
     if scheme is None:
         raise UserError(
-            f"data.tags={setting}: the tags ({listed(sorted(tags), 8)}) are not of this scheme, which has "
-            f"{listed(LETTERS[name])} and O; leave data.tags out, and it is recognised."
+            f"data.tags={setting}: the tags ({join_names(sorted(tags), 8)}) are not of this scheme, which has "
+            f"{join_names(LETTERS[name])} and O; leave data.tags out, and it is recognised."
         )
     return scheme
 

@@ -43,7 +43,7 @@ def train(config: TokenizerConfig, rows: Rows, columns: list[str], cache_dir: Pa
         partial = file.with_suffix(f".{os.getpid()}")
         tokenizer.save(str(partial))
         partial.replace(file)
-    return _wrapped(config.kind, Tokenizer.from_file(str(file)))
+    return _wrap(config.kind, Tokenizer.from_file(str(file)))
 
 
 def load(folder_or_name: str, trust_remote_code: bool = False) -> Any:
@@ -257,7 +257,7 @@ def _alphabet(characters: Counter[str], vocab_size: int, special: int) -> tuple[
     return alphabet, pieces
 
 
-def _wrapped(kind: str, tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+def _wrap(kind: str, tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     if kind == "bpe":
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,

@@ -8,7 +8,7 @@ import lightning
 from transformers import PreTrainedModel
 
 from llm_lightning.data.module import DataModule
-from llm_lightning.errors import UserError, listed
+from llm_lightning.errors import UserError, join_names
 from llm_lightning.objectives.base import Objective
 
 
@@ -17,7 +17,7 @@ def require_same_labels(model: PreTrainedModel, names: tuple[str, ...] | None) -
     trained = tuple(name for _, name in sorted((model.config.id2label or {}).items()))
     if names is not None and names != trained:
         raise UserError(
-            f"the data has the classes {listed(names)}, and the model was trained for {listed(trained)}; give data with the same, "
+            f"the data has the classes {join_names(names)}, and the model was trained for {join_names(trained)}; give data with the same, "
             f"and their names with data.labels."
         )
 

@@ -37,7 +37,7 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     To be called on every rank: a sharded model is gathered from all of them, and rank 0 writes.
     """
     if isinstance(model, FSDPModule):
-        model = _gathered(model)
+        model = _gather_weights(model)
     if not distributed.is_rank_zero():
         return
     with _in_place_of(folder) as partial, quiet_transformers():
@@ -76,7 +76,7 @@ class Best:
     def complete(self, plain: Callable[[], PreTrainedModel]) -> None:
         """Make `hf/` of an adapter and of the model that `plain` gives, which has none yet: on rank 0, whose disk has the adapter."""
         if self.origin is not None and distributed.is_rank_zero():
-            export(adapter.merged(plain(), self.folder), self.tokenizer, self.run / "hf")
+            export(adapter.merge_adapter(plain(), self.folder), self.tokenizer, self.run / "hf")
 
 
 def copy_adapter(run: Path, folder: Path) -> None:
@@ -89,7 +89,7 @@ def copy_adapter(run: Path, folder: Path) -> None:
 
 def recover(folder: Path) -> None:
     """Put the old export back where a kill came between the two renames of `_in_place_of`."""
-    old = _old(folder)
+    old = _previous_folder(folder)
     if old.is_dir() and not folder.exists():
         old.rename(folder)
 
@@ -97,7 +97,7 @@ def recover(folder: Path) -> None:
 @contextlib.contextmanager
 def _in_place_of(folder: Path) -> Iterator[Path]:
     """A folder to write into, which then is the folder."""
-    partial, old = folder.with_name(f".{folder.name}.partial"), _old(folder)
+    partial, old = folder.with_name(f".{folder.name}.partial"), _previous_folder(folder)
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -110,11 +110,11 @@ def _in_place_of(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _old(folder: Path) -> Path:
+def _previous_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _gathered(model: PreTrainedModel) -> PreTrainedModel:
+def _gather_weights(model: PreTrainedModel) -> PreTrainedModel:
     """A sharded model as a plain one; its weights are whole on rank 0 alone. transformers cannot save the sharded one itself."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(model, options=options)

@@ -19,7 +19,7 @@ from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import Row, usable, without_label
-from llm_lightning.models.generate import as_published, continued, end_tokens
+from llm_lightning.models.generate import as_published, continue_prompts, end_tokens
 from llm_lightning.models.positions import positions_of
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Generator:
         """`text` for the prompt (or conversation) of each row; a row without one has `error`, or raises UserError."""
         prompts, said = usable(rows, lambda number, row: self.tokens(self._asked(row)), self.data)
         self._report_notes(len(rows))
-        found = list(continued(self.model, list(prompts.values()), self.tokenizer.pad_token_id, **self.options()).values())
+        found = list(continue_prompts(self.model, list(prompts.values()), self.tokenizer.pad_token_id, **self.options()).values())
         texts = self.tokenizer.batch_decode(found, skip_special_tokens=True) if found else []
         said |= {number: {"text": self._stopped(text)} for number, text in zip(prompts, texts, strict=True)}
         return [said[number] for number in range(len(rows))]

@@ -87,7 +87,7 @@ def _trace(function: Logits, tokenizer: Any, file: Path) -> None:
     with _silence_tracer(), torch.inference_mode(), computing_every_expert(function.model):
         torch.onnx.export(
             function,
-            given(function.model, tokenizer, texts_of(*LENGTHS[0])),
+            tokenize_inputs(function.model, tokenizer, texts_of(*LENGTHS[0])),
             file,
             input_names=names,
             output_names=outputs,
@@ -122,7 +122,7 @@ def _check(function: Logits, tokenizer: Any, file: Path) -> float:
     limit = min(count_positions(function.model) or tokenizer.model_max_length, tokenizer.model_max_length)
     differences = []
     for count, words in LENGTHS:
-        inputs = [value[:, :limit] for value in given(function.model, tokenizer, texts_of(count, words))]
+        inputs = [value[:, :limit] for value in tokenize_inputs(function.model, tokenizer, texts_of(count, words))]
         differences.append(_difference(function, session, tuple(inputs)))
     return float(np.max(differences))  # NaN where one is
 
@@ -149,7 +149,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def given(model: PreTrainedModel, tokenizer: Any, texts: list[str]) -> tuple[Tensor, ...]:
+def tokenize_inputs(model: PreTrainedModel, tokenizer: Any, texts: list[str]) -> tuple[Tensor, ...]:
     """Texts as padded rows, and for an encoder-decoder the beginning of what it writes."""
     encoding = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", verbose=False)  # `_check` cuts long texts
     inputs = (encoding["input_ids"], encoding["attention_mask"])

@@ -30,7 +30,7 @@ from llm_lightning.data.paths import ending, expand, match
 from llm_lightning.data.rows import LINE, PROBLEM
 from llm_lightning.data.sentences import group_rows
 from llm_lightning.data.sources import conll, files, squad
-from llm_lightning.errors import UserError, listed
+from llm_lightning.errors import UserError, join_names
 from llm_lightning.inference.loaded import Loaded
 from llm_lightning.inference.text_rows import EMPTY, STANDARD_INPUT, has_half_surrogate, read_plain_text, read_stream
 
@@ -122,7 +122,7 @@ def write(predict: Predict, data: DataConfig, out: Path, model: str, shown: bool
     `model` names the weights: what another model, or other files, have begun is not gone on with.
     """
     if out.suffix not in OUT:
-        raise UserError(f"out={out}: expected a name that ends in {listed(OUT)}.")
+        raise UserError(f"out={out}: expected a name that ends in {join_names(OUT)}.")
     paths = paths_of("data.predict", str(data.predict))
     partial, told = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.partial.json")
     identity = _identity(paths, model, data)
@@ -220,7 +220,7 @@ def _values(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...])
         return files.rows(path, data, extra_columns)
     if kind not in PLAIN and not (data.source == "parallel" and kind == f".{data.columns.text}".lower()):
         _require_no_binary(path, kind, data)
-        print(f"{path}: read as plain text, a row a line; tables end in {listed(files.TABLES)}", file=sys.stderr)
+        print(f"{path}: read as plain text, a row a line; tables end in {join_names(files.TABLES)}", file=sys.stderr)
     return read_plain_text(path, data)
 
 
@@ -236,7 +236,9 @@ def _require_no_binary(path: Path, kind: str, data: DataConfig) -> None:
     text_format = detect_format(path, data.encoding)
     with open_file(path) as file:
         if text_format.encoding == "utf-8" and b"\0" in file.read(1 << 12):
-            raise UserError(f"data.predict={path}: cannot read '{kind}' files; {listed([*files.TABLES, *PLAIN[1:]])} can be read.")
+            raise UserError(
+                f"data.predict={path}: cannot read '{kind}' files; {join_names([*files.TABLES, *PLAIN[1:]])} can be read."
+            )
 
 
 def _to_parquet(lines: Path, out: Path) -> None:

@@ -16,9 +16,9 @@ from hydra.utils import get_object
 from transformers import AutoConfig
 
 from llm_lightning.config.schema import ColumnsConfig, Config
-from llm_lightning.config.signatures import made
+from llm_lightning.config.signatures import instantiate
 from llm_lightning.data import encodings, tokenizers
-from llm_lightning.data.module import Text
+from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.data.paths import expand
 from llm_lightning.data.rows import CONTINUES
 from llm_lightning.data.sources import text
@@ -42,7 +42,7 @@ WINDOW = 1024
 
 def predict(config: Config) -> dict[str, Any]:
     """What a model says of each row of data.predict, written in the order of the rows."""
-    return _written(config, predictor(config))
+    return _write_predictions(config, predictor(config))
 
 
 def generate(config: Config) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def generate(config: Config) -> dict[str, Any]:
         return {"messages": generate.chat()}
     if prompt is not None:
         return {"text": generate.say(prompt)}
-    return _written(config, generate)
+    return _write_predictions(config, generate)
 
 
 def _prompt(config: Config) -> str | None:
@@ -123,10 +123,10 @@ def predictor(config: Config) -> Predictor:
     """The objective of config.run, ready to predict."""
     weights = weights_of(config)
     objective_class: type[Objective] = get_object(config.objective["_target_"])
-    encoding = encodings.named(objective_class.encoding)(
+    encoding = encodings.get_encoder(objective_class.encoding)(
         tokenizers.load(weights, config.model.trust_remote_code), without_label(config.data)
     )
-    objective: Objective = made(config.objective, Text({}, {}, encoding))
+    objective: Objective = instantiate(config.objective, TokenizedDataset({}, {}, encoding))
     return Predictor(objective, config.batch, *_ready(config, objective, weights))
 
 
@@ -145,7 +145,7 @@ def likelihoods(config: Config) -> Likelihood:
     weights = weights_of(config)
     _require_causal(weights, config)
     tokenizer = tokenizers.load(weights, config.model.trust_remote_code)
-    objective = CausalLM(Text({}, {}, encodings.named(CausalLM.encoding)(tokenizer, config.data)))
+    objective = CausalLM(TokenizedDataset({}, {}, encodings.get_encoder(CausalLM.encoding)(tokenizer, config.data)))
     return Likelihood(objective, config.batch, *_ready(config, objective, weights))
 
 
@@ -176,13 +176,13 @@ def _ready(config: Config, objective: Objective, weights: str) -> tuple[Callable
     """Load the objective's model for what the config says of the hardware: (the context that it runs in, its device)."""
     objective.model = build.reload(weights, objective.auto_class, config.model.trust_remote_code)
     objective.adapt(objective.model)
-    engine = trainer.build(replace(config.trainer, devices=1), Path.cwd(), 1, 1, [], [])
+    engine = trainer.build_trainer(replace(config.trainer, devices=1), Path.cwd(), 1, 1, [], [])
     engine.precision_plugin.convert_module(objective)
     objective.to(engine.strategy.root_device).eval()
     return engine.precision_plugin.val_step_context, engine.strategy.root_device
 
 
-def _written(config: Config, predict: Predict) -> dict[str, Any]:
+def _write_predictions(config: Config, predict: Predict) -> dict[str, Any]:
     """How many rows were predicted, and where they are."""
     out = _out(config, "predictions.jsonl")
     identity = f"{weights_of(config)} {config.generate} {config.seed}"

@@ -135,7 +135,7 @@ class Confusion(State):
     def _compact(self) -> None:
         keys = np.concatenate([self._keys, *self._pending])
         counts = np.concatenate([self._counts, np.ones(len(keys) - len(self._keys), np.int64)])
-        self._keys, self._counts = _added(keys, counts)
+        self._keys, self._counts = _sum_by_key(keys, counts)
         self._pending, self._size = [], 0
 
     def sums(self) -> list[np.ndarray]:
@@ -147,7 +147,7 @@ class Confusion(State):
 
     def merge(self, payloads: list[Any]) -> None:
         keys, counts = (np.concatenate(parts) for parts in zip(*payloads, strict=True))
-        self._keys, self._counts = _added(keys, counts)
+        self._keys, self._counts = _sum_by_key(keys, counts)
 
     def top(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return the LISTED pairs of classes that are confused the most often: `true`, `said` and `count`."""
@@ -165,7 +165,7 @@ class Confusion(State):
         ]
 
 
-def _added(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sum_by_key(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return each key once, sorted, with the sum of its counts."""
     if not len(keys):
         return keys, counts

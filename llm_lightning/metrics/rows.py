@@ -61,10 +61,10 @@ class Rows(State):
         self.seen, self._sorted = self.seen + len(numbers), None
         self._parts.append({name: values[chosen] for name, values in {"number": numbers, **columns}.items()})
         if len(self._parts) > 1000:
-            self._parts = [_joined(self._parts)]
+            self._parts = [_concatenate(self._parts)]
 
     def payload(self) -> Any:
-        self._parts = [_joined(self._parts)]
+        self._parts = [_concatenate(self._parts)]
         return self._parts[0], self.seen
 
     def merge(self, payloads: list[Any]) -> None:
@@ -74,7 +74,7 @@ class Rows(State):
     def columns(self) -> dict[str, np.ndarray]:
         """Return the columns, `number` among them, in the order of the rows' numbers; none where there was no row."""
         if self._sorted is None:
-            joined, self._parts = _joined(self._parts), []
+            joined, self._parts = _concatenate(self._parts), []
             order = np.argsort(joined.get("number", np.empty(0)), kind="stable")
             self._sorted = {name: values[order] for name, values in joined.items()}
             self._parts = [self._sorted]
@@ -95,7 +95,7 @@ class Rows(State):
         return {"sampled": {"of": self.seen, "how": "by a hash of the row's number: the same rows in every run on this data"}}
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Return the columns of all parts; a rank without rows has none."""
     parts = [part for part in parts if part]
     if len(parts) <= 1:

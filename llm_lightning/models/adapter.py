@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llm_lightning.config.schema import AdapterConfig
-from llm_lightning.errors import UserError, listed
+from llm_lightning.errors import UserError, join_names
 from llm_lightning.models.layers import layers
 
 WEIGHTS = "adapter_model.safetensors"
@@ -64,7 +64,7 @@ def save(model: PreTrainedModel, trained: dict[str, Tensor], origin: str, folder
     config.save_pretrained(folder)  # what the head is for
 
 
-def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model, without an adapter until now, with the weights that a peft folder adds to its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -79,7 +79,7 @@ def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
     for pattern in patterns:
         matching = [name for name in names if fnmatchcase(name, pattern)]
         if not matching:
-            raise UserError(f"model.freeze: no parameter matches '{pattern}'; there are {listed(names, 8)}.")
+            raise UserError(f"model.freeze: no parameter matches '{pattern}'; there are {join_names(names, 8)}.")
         for name in matching:
             names[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -97,7 +97,7 @@ def _targets(model: PreTrainedModel, endings: list[str] | None) -> list[str]:
         matching = [name for name in linear if f".{name}".endswith(f".{ending}")]
         if not matching:
             there = dict.fromkeys(name.rpartition(".")[2] for name in linear)
-            raise UserError(f"model.adapter.targets: no linear layer's name ends in '{ending}'; there are {listed(there)}.")
+            raise UserError(f"model.adapter.targets: no linear layer's name ends in '{ending}'; there are {join_names(there)}.")
         found += matching
     return found
 

@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 
 from llm_lightning.config.schema import ModelConfig
 from llm_lightning.data import tokenizers
-from llm_lightning.errors import UserError, first_line, listed, nearest
+from llm_lightning.errors import UserError, first_line, join_names, nearest
 from llm_lightning.models import adapter, dropout, embedding
 from llm_lightning.models import head as head_rows
 from llm_lightning.models.flat_check import use_flat_batches
@@ -41,7 +41,7 @@ def tokenizer(config: ModelConfig) -> Any | None:
     return None if origin is None else tokenizers.load(origin, config.trust_remote_code)
 
 
-def build(
+def build_model(
     config: ModelConfig, auto_class: str, tokenizer: Any, longest: int, head: dict[str, Any] | None = None
 ) -> PreTrainedModel:
     """The model with the head that `auto_class` (`AutoModelFor…`) gives it, in fp32.
@@ -63,7 +63,7 @@ def build(
         except Exception as error:  # whatever a model's code says to settings that do not go together
             raise UserError(f"model.config: {first_line(error)}.") from error
         _limit_length(model, tokenizer, longest)
-        return _trained(config, model, [])
+        return _choose_trained(config, model, [])
     with quiet_transformers():
         try:
             model, info = auto.from_pretrained(
@@ -73,7 +73,7 @@ def build(
                 dtype="float32",
                 ignore_mismatched_sizes=True,  # a head for other labels is a new head
                 output_loading_info=True,
-                **_quantized(config, auto, model_config),
+                **_quantization_settings(config, auto, model_config),
             )
         except Exception as error:  # a checkpoint's own code, damaged files, missing packages: each has exceptions of its own
             raise UserError(tokenizers.unreachable(origin, error)) from error
@@ -85,7 +85,7 @@ def build(
     if rows is not None and len(tokenizer) > rows:
         raise UserError(f"the tokenizer has {len(tokenizer)} entries, and the model {rows}: they do not belong together.")
     _limit_length(model, tokenizer, longest)
-    return _trained(config, model.train(), new)  # from_pretrained leaves dropout off, and Lightning keeps what it finds
+    return _choose_trained(config, model.train(), new)  # from_pretrained leaves dropout off, and Lightning keeps what it finds
 
 
 def classes(names: tuple[str, ...]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def reload(folder: Path | str, auto_class: str, trust_remote_code: bool) -> PreT
             raise UserError(f"{folder}: the weights cannot be loaded ({first_line(error)}).") from error
 
 
-def _trained(config: ModelConfig, model: PreTrainedModel, new: list[str]) -> PreTrainedModel:
+def _choose_trained(config: ModelConfig, model: PreTrainedModel, new: list[str]) -> PreTrainedModel:
     """The model with what is trained of it."""
     if config.adapter.kind != "none":
         adapter.add(model, config.adapter, new)
@@ -111,7 +111,7 @@ def _trained(config: ModelConfig, model: PreTrainedModel, new: list[str]) -> Pre
     return _quick(model)
 
 
-def _quantized(config: ModelConfig, auto: Any, model_config: Any) -> dict[str, Any]:
+def _quantization_settings(config: ModelConfig, auto: Any, model_config: Any) -> dict[str, Any]:
     """How from_pretrained is to keep the weights, where not in fp32; a head that is trained stays as it is."""
     if config.adapter.quantize is None:
         return {}
@@ -136,7 +136,9 @@ def _quick(model: PreTrainedModel) -> PreTrainedModel:
 
 def _loaded_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -> Any:
     if config.config:
-        log.warning("model.config (%s) is for models from scratch: the checkpoint's own settings hold", listed(config.config, 6))
+        log.warning(
+            "model.config (%s) is for models from scratch: the checkpoint's own settings hold", join_names(config.config, 6)
+        )
     try:
         return AutoConfig.from_pretrained(origin, trust_remote_code=config.trust_remote_code, **settings)
     except Exception as error:
@@ -154,7 +156,7 @@ def _check_weights(model: PreTrainedModel, info: dict[str, Any], origin: str) ->
             f"a checkpoint of a {model.config.model_type} model of this configuration."
         )
     if new:
-        log.info("model: new weights, not in the checkpoint: %s", listed(new, 6))
+        log.info("model: new weights, not in the checkpoint: %s", join_names(new, 6))
     return new
 
 

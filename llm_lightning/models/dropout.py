@@ -21,7 +21,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
-    return x * (_kept_op if torch.compiler.is_compiling() else kept)(x.detach(), p)
+    return x * (_kept_op if torch.compiler.is_compiling() else draw_factors)(x.detach(), p)
 
 
 def seed(number: int, device: torch.device) -> None:
@@ -33,7 +33,7 @@ def seed(number: int, device: torch.device) -> None:
         torch.manual_seed(number)
 
 
-def kept(like: Tensor, p: float) -> Tensor:
+def draw_factors(like: Tensor, p: float) -> Tensor:
     """Independent factors of the shape and type of `like`: 0 with probability p, else 1 / (1 - p)."""
     return factors(draws(like.numel()), p, like)
 
@@ -49,7 +49,7 @@ def factors(numbers: np.ndarray, p: float, like: Tensor) -> Tensor:
     return torch.from_numpy((numbers >= round(p * 2**16)) * factor).view(like.dtype).view(like.shape)
 
 
-_kept_op = torch.library.custom_op("llm_lightning::kept", kept, mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+_kept_op = torch.library.custom_op("llm_lightning::kept", draw_factors, mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 """The same for the compiler, which cannot look into NumPy."""
 
 

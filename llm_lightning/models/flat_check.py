@@ -157,7 +157,7 @@ def draw_batch(model: PreTrainedModel, lengths: tuple[int, ...]) -> MicroBatch:
     embeddings: Any = model.get_input_embeddings()
     vocabulary, tokens = embeddings.weight.shape[0], sum(lengths)
     special = [getattr(model.config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]  # a model may have several ends
-    usual = torch.tensor([token for token in range(vocabulary) if not any(token in _listed(ids) for ids in special)])
+    usual = torch.tensor([token for token in range(vocabulary) if not any(token in _as_list(ids) for ids in special)])
     bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
     return MicroBatch(
         input_ids=usual[torch.randint(len(usual), (tokens,), generator=generator)],
@@ -242,7 +242,7 @@ def _is_plain_head(flat: PreTrainedModel, reference: PreTrainedModel, form: Batc
     return _gradient_distance(_gradients(flat, loss), _gradients(reference, expected)) <= TOLERANCE
 
 
-def _listed(ids: Any) -> Any:
+def _as_list(ids: Any) -> Any:
     return ids if isinstance(ids, list) else [ids]
 
 

@@ -29,7 +29,7 @@ def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
         logits = model(**padded(model, batch)).logits[sequence_of(batch), batch.position_ids]
         return logits if places is None else logits[places]
     count = len(batch.input_ids if places is None else places)
-    with _spliced(model, batch, lambda hidden: F.pad(hidden, (0, 0, 0, rounded(count) - count))[None], places):
+    with _splice(model, batch, lambda hidden: F.pad(hidden, (0, 0, 0, rounded(count) - count))[None], places):
         return model(input_ids=batch.input_ids[None]).logits[0, :count]
 
 
@@ -41,7 +41,7 @@ def token_loss(model: PreTrainedModel, batch: MicroBatch, chunked: bool = True) 
     """
     head = model.get_output_embeddings()
     if chunked and type(head) is nn.Linear and is_unpadded(model) and batch_form(model).plain_head:
-        with _spliced(model, batch, lambda hidden: hidden[None], batch.target_places), _loss_for_logits(head, batch.targets):
+        with _splice(model, batch, lambda hidden: hidden[None], batch.target_places), _loss_for_logits(head, batch.targets):
             return model(input_ids=batch.input_ids[None]).logits
     return cross_entropy(token_logits(model, batch), batch.targets)
 
@@ -69,13 +69,13 @@ def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 
     pooling = batch_form(model).pooling
     if pooling == "late":
-        with _spliced(model, batch, lambda hidden: hidden[:, None]):
+        with _splice(model, batch, lambda hidden: hidden[:, None]):
             return mean(model(input_ids=batch.input_ids[:, None]).logits)[: len(batch.indices)]
     if pooling == "mean":
-        spliced = _spliced(model, batch, lambda hidden: mean(hidden)[:, None])
+        spliced = _splice(model, batch, lambda hidden: mean(hidden)[:, None])
     else:
         places = _last(model, batch) if pooling == "last" else first
-        spliced = _spliced(model, batch, lambda hidden: hidden[:, None], places)
+        spliced = _splice(model, batch, lambda hidden: hidden[:, None], places)
     with spliced:
         return model(input_ids=batch.input_ids[first][:, None]).logits[: len(batch.indices)]  # as if each sequence had one token
 
@@ -86,7 +86,7 @@ def span_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
         place = (sequence_of(batch), batch.position_ids)
         found = model(**padded(model, batch))
         return torch.stack([found.start_logits[place], found.end_logits[place]], dim=-1)
-    with _spliced(model, batch, lambda hidden: hidden[None]):
+    with _splice(model, batch, lambda hidden: hidden[None]):
         found = model(input_ids=batch.input_ids[None])
         return torch.stack([found.start_logits[0], found.end_logits[0]], dim=-1)
 
@@ -126,7 +126,7 @@ def _loss_for_logits(head: nn.Linear, targets: Tensor) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _spliced(
+def _splice(
     model: PreTrainedModel, batch: MicroBatch, shaped: Callable[[Tensor], Tensor], places: Tensor | None = None
 ) -> Iterator[None]:
     """Whatever the model is called with, its transformer is given the batch, and its head the hidden states at these places, shaped."""

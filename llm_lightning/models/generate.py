@@ -23,7 +23,7 @@ from llm_lightning.models.positions import positions_of
 AT_ONCE = 16  # prompts that are gone on with together
 
 
-def written(model: PreTrainedModel, batch: MicroBatch, **settings: Any) -> list[list[int]]:
+def write_targets(model: PreTrainedModel, batch: MicroBatch, **settings: Any) -> list[list[int]]:
     """The tokens that an encoder-decoder writes for each source of a batch; `settings` are those of generate.
 
     A model that is sharded over ranks is called by all of them as often, each with a batch of its own.
@@ -32,7 +32,7 @@ def written(model: PreTrainedModel, batch: MicroBatch, **settings: Any) -> list[
     return [row[1:] for row in found.tolist()]  # the first begins the text, and is none of it
 
 
-def continued(
+def continue_prompts(
     model: PreTrainedModel, prompts: list[list[int]], pad: int, shared: bool = False, **settings: Any
 ) -> dict[int, list[int]]:
     """The tokens that a decoder writes behind each prompt, of any number and lengths, by the prompt's place.

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llm_lightning.data.label_values import fold
-from llm_lightning.errors import listed
+from llm_lightning.errors import join_names
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def fit_rows(model: PreTrainedModel, before: dict[int, str] | None, names: Seque
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.copy_(parameter[order].clone())
-    log.info("model: the head is the checkpoint's, row by row as the classes are named: %s", listed(names))
+    log.info("model: the head is the checkpoint's, row by row as the classes are named: %s", join_names(names))
     return []
 
 
@@ -103,4 +103,4 @@ def _initialize(model: PreTrainedModel, layer: nn.Linear) -> None:
 
 
 def _classes(names: Sequence[str]) -> str:
-    return f"{len(names)} classes ({listed(names, 8)})"
+    return f"{len(names)} classes ({join_names(names, 8)})"

@@ -47,7 +47,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         real = targets != IGNORED
-        losses, slope = _fused()(logits, targets.clamp(min=0), logits.shape[1])
+        losses, slope = _compile_fused()(logits, targets.clamp(min=0), logits.shape[1])
         ctx.save_for_backward(slope, real)
         return (losses * real).sum()
 
@@ -77,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             real = target != IGNORED
             logits = h @ weight.T
             if on_gpu and exact == torch.float32:
-                losses, slope = _fused(whole=len(h) == rows)(logits, target.clamp(min=0), vocabulary)
+                losses, slope = _compile_fused(whole=len(h) == rows)(logits, target.clamp(min=0), vocabulary)
             else:
                 losses, slope = losses_and_slope(logits, target.clamp(min=0))
             loss += (losses * real).sum()
@@ -120,7 +120,7 @@ def fused_losses_and_slope(logits: Tensor, targets: Tensor, vocabulary: int) -> 
 
 
 @functools.cache
-def _fused(whole: bool = False) -> Any:
+def _compile_fused(whole: bool = False) -> Any:
     """Return `fused_losses_and_slope` compiled, or as it is where there is no compiler.
 
     `whole` chunks, which all have the same size, have a kernel of their own: it takes two thirds of the time of one for any size (H200).

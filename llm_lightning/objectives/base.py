@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from llm_lightning.data.collate import MicroBatch, Step
 from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import Masking
-from llm_lightning.data.module import Text
+from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.errors import RunError, UserError
 from llm_lightning.metrics.state import States
 from llm_lightning.models import build
@@ -47,7 +47,7 @@ class Objective(lightning.LightningModule):
     """The validation metric that decides which weights are the best; an objective may set it by its data."""
     maximize: ClassVar[bool]
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: TokenizedDataset) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.text = text

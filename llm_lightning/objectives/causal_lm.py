@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.module import Text
+from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import token_loss
-from llm_lightning.models.generate import continued
+from llm_lightning.models.generate import continue_prompts
 from llm_lightning.models.positions import positions_of
 from llm_lightning.objectives.base import SAMPLED, SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import bits_per_byte, perplexity, unigram_entropy
@@ -28,7 +28,7 @@ class CausalLM(Objective):
     monitor = "validation/loss"
     maximize = False
 
-    def __init__(self, text: Text, *, chunked_loss: bool = True) -> None:
+    def __init__(self, text: TokenizedDataset, *, chunked_loss: bool = True) -> None:
         """`chunked_loss`: a part of the logits in memory at once, where the head allows it."""
         super().__init__(text)
         self.chunked_loss = chunked_loss
@@ -52,7 +52,7 @@ class CausalLM(Objective):
         prompts = [held[i][: min(PROMPT, len(held[i]) // 2)].tolist() for i in places if len(held[i]) > 1]
         room = (positions_of(self.model.config) or PROMPT + SAMPLED) - max(map(len, prompts), default=0)
         settings: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_k": 0, "max_new_tokens": min(SAMPLED, room)}
-        found = list(continued(self.model, prompts, tokenizer.pad_token_id, **settings).values()) if room > 0 else []
+        found = list(continue_prompts(self.model, prompts, tokenizer.pad_token_id, **settings).values()) if room > 0 else []
         decoded = (tokenizer.batch_decode(part, skip_special_tokens=True) for part in (prompts, found))
         return [{"prompt": prompt, "text": text} for prompt, text in zip(*decoded, strict=False)]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
-from llm_lightning.data.module import Text
-from llm_lightning.errors import UserError, listed
+from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.errors import UserError, join_names
 from llm_lightning.metrics.counts import Calibration, ClassCounts, Confusion
 from llm_lightning.metrics.ranking import CURVES, LabelScores
 from llm_lightning.metrics.rows import Rows, TopRows
@@ -37,7 +37,7 @@ class Classification(Objective):
 
     def __init__(
         self,
-        text: Text,
+        text: TokenizedDataset,
         *,
         label_smoothing: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
         class_weights: Literal["none", "balanced"] | list[Annotated[float, Range(0)]] = "none",
@@ -143,13 +143,13 @@ class Classification(Objective):
         }
 
 
-def _weights(setting: str | list[float], text: Text) -> Tensor | None:
+def _weights(setting: str | list[float], text: TokenizedDataset) -> Tensor | None:
     if setting == "none" or text.labels is None:
         return None
     if isinstance(setting, list) and len(setting) != len(text.labels.names):
         raise UserError(
             f"objective.class_weights has {len(setting)} weights, and there are {len(text.labels.names)} classes "
-            f"({listed(text.labels.names)}): give one for each, in this order."
+            f"({join_names(text.labels.names)}): give one for each, in this order."
         )
     if setting == "balanced":
         counts = np.bincount(text.splits["train"].labels, minlength=len(text.labels.names))  # type: ignore[arg-type]

@@ -17,13 +17,13 @@ from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.conversations import Conversation
 from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow, Example
-from llm_lightning.data.module import Text
+from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.metrics.text import rouge_l
 from llm_lightning.metrics.words import describe_words
 from llm_lightning.models.forward import token_loss
-from llm_lightning.models.generate import Fitted, continued, end_tokens, fit, until
+from llm_lightning.models.generate import Fitted, continue_prompts, end_tokens, fit, until
 from llm_lightning.objectives.base import SAMPLED, SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import perplexity
 
@@ -45,7 +45,7 @@ class Instruction(Objective):
 
     def __init__(
         self,
-        text: Text,
+        text: TokenizedDataset,
         *,
         answered: Annotated[int, Range(0)] = 50,
         max_answer: Annotated[int, Range(1)] = 256,
@@ -81,7 +81,7 @@ class Instruction(Objective):
             reference, said = self._encoder().answer(examples[number].text), answer.strip()
             scores = {"rouge_l": np.array([rouge_l(said, reference)]), "exact_match": np.array([float(said == reference)])}
             states["answers"].update(np.array([number]), **scores)
-            sample = {"prompt": _asked(examples[number].text), "reference": reference, "answer": said}
+            sample = {"prompt": _last_question(examples[number].text), "reference": reference, "answer": said}
             states["samples"].update(np.array([number]), np.zeros(1), np.ones(1, dtype=bool), lambda _, sample=sample: sample)
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
@@ -103,7 +103,11 @@ class Instruction(Objective):
         prompts, examples = self._prompts("validation", SAMPLES)
         answers = self.answer(prompts, max_new_tokens=min(self.max_answer, SAMPLED))
         return [
-            {"prompt": _asked(examples[number].text), "reference": self._encoder().answer(examples[number].text), "text": text}
+            {
+                "prompt": _last_question(examples[number].text),
+                "reference": self._encoder().answer(examples[number].text),
+                "text": text,
+            }
             for number, text in answers.items()
         ]
 
@@ -134,7 +138,9 @@ class Instruction(Objective):
         ends, keys = encoder.ends(), list(prompts)
         fitted = self._fit(prompts, settings["max_new_tokens"]).prompts
         with torch.no_grad(), self.precision_context():
-            tokens = continued(self.model, fitted, tokenizer.pad_token_id, shared, eos_token_id=sorted(ends) or None, **settings)
+            tokens = continue_prompts(
+                self.model, fitted, tokenizer.pad_token_id, shared, eos_token_id=sorted(ends) or None, **settings
+            )
         decoded = {keys[i]: tokenizer.decode(until(written, ends), skip_special_tokens=True) for i, written in tokens.items()}
         return {key: encoder.without_end(text) for key, text in decoded.items()}
 
@@ -165,7 +171,7 @@ class Instruction(Objective):
         return self.text.encoding
 
 
-def _asked(conversation: Conversation) -> str:
+def _last_question(conversation: Conversation) -> str:
     """Return what was said last before the last answer."""
     place = conversation.last_answer
     return str(conversation.messages[place - 1]["content"] or "") if place else ""

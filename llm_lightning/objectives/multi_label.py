@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
-from llm_lightning.data.module import Text
+from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.metrics.counts import DENSE, Calibration, Sums, per_class
 from llm_lightning.metrics.ranking import CURVES, LabelScores
 from llm_lightning.metrics.rows import SHOWN, Rows, TopRows
@@ -35,7 +35,7 @@ class MultiLabel(Objective):
     monitor = "validation/micro_f1"
     maximize = True
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: TokenizedDataset) -> None:
         super().__init__(text)
         self._details: dict[str, Any] = {}
         self._threshold = 0.5

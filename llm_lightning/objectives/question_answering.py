@@ -16,7 +16,7 @@ from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.encodings.spans import Encoder, Window
 from llm_lightning.data.examples import Example
-from llm_lightning.data.module import Text
+from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.metrics.rows import SCORED, Rows, TopRows
 from llm_lightning.metrics.state import States, merge_over_ranks
 from llm_lightning.metrics.text import SAMPLE, answer_agreements
@@ -46,7 +46,7 @@ class QuestionAnswering(Objective):
     monitor = "validation/f1"
     maximize = True
 
-    def __init__(self, text: Text, *, max_answer: Annotated[int, Range(1)] = 30) -> None:
+    def __init__(self, text: TokenizedDataset, *, max_answer: Annotated[int, Range(1)] = 30) -> None:
         """`max_answer` is the longest answer, in tokens."""
         super().__init__(text)
         self.max_answer = max_answer

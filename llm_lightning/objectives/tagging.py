@@ -16,10 +16,10 @@ from torch import Tensor
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import IGNORED
-from llm_lightning.data.module import Text
+from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.data.tag_schemes import TagScheme, count_transitions, recognize, refine
 from llm_lightning.data.word_lists import read_words
-from llm_lightning.errors import listed
+from llm_lightning.errors import join_names
 from llm_lightning.metrics.counts import ClassCounts, Tally
 from llm_lightning.metrics.rows import Parts, Rows, TopRows
 from llm_lightning.metrics.state import States
@@ -45,7 +45,7 @@ class Tagging(Objective):
     monitor = "validation/f1"
     maximize = True
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: TokenizedDataset) -> None:
         super().__init__(text)
         self._details: dict[str, Any] = {}
         self._is_whole = np.empty(0, dtype=bool)
@@ -166,7 +166,7 @@ class Tagging(Objective):
         mistakes = []
         for row, (known, said) in states["mistakes"].rows():
             words = read_words(table[row][column])
-            shown = (_written(self.scheme, tags, words) for tags in (known, said))
+            shown = (_write_spans(self.scheme, tags, words) for tags in (known, said))
             mistakes.append({"text": " ".join(words), **dict(zip(("true", "said"), shown, strict=True))})
         return {"mistakes": mistakes, "examples": states["examples"].table(), **states["examples"].sampled()}
 
@@ -178,7 +178,7 @@ def _by_sequence(batch: MicroBatch, values: Tensor) -> list[Tensor]:
     return list(values.cpu().split(torch.bincount(sequence, minlength=len(batch.indices)).tolist()))
 
 
-def _find_scheme(text: Text) -> TagScheme | None:
+def _find_scheme(text: TokenizedDataset) -> TagScheme | None:
     """Return the scheme of the training tags, and say which it is; also how many neighbours it does not have, as of an I- without a B-."""
     assert text.label_names is not None
     setting = text.encoding.data.tags
@@ -188,7 +188,7 @@ def _find_scheme(text: Text) -> TagScheme | None:
         log.info(
             "tags: %s (%s) mark no spans (%s): accuracy decides which weights are the best",
             len(text.label_names),
-            listed(text.label_names, 8),
+            join_names(text.label_names, 8),
             chosen,
         )
         _warn_of_numbers(text.label_names, setting)
@@ -199,12 +199,15 @@ def _find_scheme(text: Text) -> TagScheme | None:
     log.info(
         "tags: %s, spans of %s; F1 of spans decides which weights are the best%s",
         scheme.title,
-        listed(scheme.types(text.label_names), 8),
+        join_names(scheme.types(text.label_names), 8),
         " (neighbours of one type are one span)" if scheme.name == "io" else "",
     )
     if strange := [name for name in text.label_names if scheme.parse(name) is None]:
         log.warning(
-            "tags: %s do not have the form of %s and count as outside of spans (%s)", listed(strange), scheme.title, scheme.outside
+            "tags: %s do not have the form of %s and count as outside of spans (%s)",
+            join_names(strange),
+            scheme.title,
+            scheme.outside,
         )
     for split in text.splits:
         invalid = count_transitions(scheme, text.label_names, *_tags_of(text, split)).count_invalid(scheme.name)
@@ -227,7 +230,7 @@ def _warn_of_numbers(names: tuple[str, ...], setting: str) -> None:
         )
 
 
-def _tags_of(text: Text, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _tags_of(text: TokenizedDataset, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (words,) the tags of a split, and (words,) the row of each."""
     encoded = text.splits[split]
     assert encoded.token_targets is not None
@@ -236,7 +239,7 @@ def _tags_of(text: Text, split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(encoded.token_targets[is_word]), np.repeat(encoded.rows, encoded.lengths)[is_word]
 
 
-def _written(scheme: TagScheme | None, tags: list[str], words: list[str]) -> str:
+def _write_spans(scheme: TagScheme | None, tags: list[str], words: list[str]) -> str:
     """Return the spans of a sentence as text, or without a scheme its tags; `tags` are those of the words that have a token."""
     if scheme is None:
         return " ".join(tags)

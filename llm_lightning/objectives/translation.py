@@ -16,13 +16,13 @@ from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import EVALUATION, Collator, MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.languages import has_languages, language_id
-from llm_lightning.data.module import Text
-from llm_lightning.errors import UserError, listed
+from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.errors import UserError, join_names
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.metrics.text import SAMPLE, CorpusScores
 from llm_lightning.models.forward import written_logits
-from llm_lightning.models.generate import until, written
+from llm_lightning.models.generate import until, write_targets
 from llm_lightning.models.positions import positions_of
 from llm_lightning.objectives.base import SAMPLES, Evaluation, Objective
 from llm_lightning.objectives.language import perplexity
@@ -48,7 +48,7 @@ class Translation(Objective):
 
     def __init__(
         self,
-        text: Text,
+        text: TokenizedDataset,
         *,
         label_smoothing: Annotated[float, Range(0, 1, open_high=True)] = 0.1,
         beams: Annotated[int, Range(1)] = 4,
@@ -95,7 +95,7 @@ class Translation(Objective):
         if prefixes or codes:
             log.warning(
                 "data.prefix is not set, and the checkpoint was trained with %s before each source: \"data.prefix='%s'\" for example",
-                listed([f"'{prefix}'" for prefix in prefixes or codes], 6),
+                join_names([f"'{prefix}'" for prefix in prefixes or codes], 6),
                 prefixes[0] if prefixes else f"{codes[0]} ",
             )
 
@@ -148,7 +148,7 @@ class Translation(Objective):
         settings: dict[str, Any] = {"num_beams": self.beams, "max_new_tokens": most, "do_sample": False}
         if self.beams > 1:
             settings |= {"length_penalty": self.length_penalty, "early_stopping": True}
-        found = written(self.model, batch, **settings)
+        found = write_targets(self.model, batch, **settings)
         texts = [until(ids, {tokenizer.eos_token_id}) for ids in found]
         if has_languages(tokenizer):  # whose tokens M2M100's tokenizer does not count among the special ones
             language = language_id(tokenizer, tokenizer.tgt_lang)

@@ -17,12 +17,12 @@ Factor = Callable[[int], float]
 
 def linear(total: int, *, warmup: Annotated[float, Range(0)] = 0.06) -> Factor:
     """Up over the warm-up, then straight down to zero at `total`."""
-    return _warmed(total, warmup, lambda progress: 1 - progress)
+    return _warm_up(total, warmup, lambda progress: 1 - progress)
 
 
 def cosine(total: int, *, warmup: Annotated[float, Range(0)] = 0.02, floor: Annotated[float, Range(0, 1)] = 0.1) -> Factor:
     """Up over the warm-up, then half a cosine down to `floor` (Loshchilov and Hutter 2017, equation 5, one period)."""
-    return _warmed(total, warmup, lambda progress: floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
+    return _warm_up(total, warmup, lambda progress: floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def warmup_stable_decay(
@@ -40,7 +40,7 @@ def warmup_stable_decay(
         """`left` is the share of all steps that is left."""
         return floor + (1 - floor) * (1 - math.sqrt(1 - left / falling)) if left < falling else 1.0
 
-    return _warmed(total, warmup, lambda progress: shape((1 - progress) * (1 - _warmup_steps(total, warmup) / total)))
+    return _warm_up(total, warmup, lambda progress: shape((1 - progress) * (1 - _warmup_steps(total, warmup) / total)))
 
 
 def _warmup_steps(total: int, warmup: float) -> int:
@@ -50,7 +50,7 @@ def _warmup_steps(total: int, warmup: float) -> int:
     return steps
 
 
-def _warmed(total: int, warmup: float, shape: Callable[[float], float]) -> Factor:
+def _warm_up(total: int, warmup: float, shape: Callable[[float], float]) -> Factor:
     """Up in a straight line, then `shape` of the progress from 0 to 1 after it."""
     steps = _warmup_steps(total, warmup)
 

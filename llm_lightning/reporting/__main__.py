@@ -12,7 +12,7 @@ from pathlib import Path
 from llm_lightning.errors import UserError
 from llm_lightning.reporting.leaderboard import write_comparison
 from llm_lightning.reporting.report import write_report
-from llm_lightning.reporting.runs import find, grouped
+from llm_lightning.reporting.runs import find, group_runs
 from llm_lightning.reporting.table import all_tables, show, write_csv
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    groups = grouped(runs)
+    groups = group_runs(runs)
     found = all_tables(groups)
     show(found)
     if options.csv is not None:

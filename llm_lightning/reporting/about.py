@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from llm_lightning import distributed
 from llm_lightning.config.schema import Config
 from llm_lightning.data import tokenizers
-from llm_lightning.data.module import DataModule, Text
+from llm_lightning.data.module import DataModule, TokenizedDataset
 from llm_lightning.machine import cores
 from llm_lightning.models import build
 from llm_lightning.models.batch_form import batch_form, is_unpadded
@@ -48,7 +48,7 @@ def _cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def describe(config: Config, text: Text, data: DataModule, model: PreTrainedModel) -> dict[str, Any]:
+def describe(config: Config, text: TokenizedDataset, data: DataModule, model: PreTrainedModel) -> dict[str, Any]:
     """Say what the run is about to do; returns what of it belongs into the summary."""
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_lightning.config.compose import plain_run
+from llm_lightning.config.compose import default_config
 from llm_lightning.config.schema import flat
 from llm_lightning.runs.identity import LISTED, select
 
 
 def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return (key, the run's value, the plain run's value) of the settings that differ and matter, chosen groups first."""
-    own, usual = flat(config), flat(plain_run(config["task"]))
+    own, usual = flat(config), flat(default_config(config["task"]))
     listed = [key for key in own if key.startswith("choices.")] + list(select(config, LISTED))
     keys = [key for key in listed if own[key] != usual.get(key)]
     return [(key.removeprefix("choices."), own[key], usual.get(key)) for key in keys]

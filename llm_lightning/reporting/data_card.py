@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from llm_lightning.data.encode import Encoded, label_counts
-from llm_lightning.data.module import Text
+from llm_lightning.data.encode import TokenizedSplit, label_counts
+from llm_lightning.data.module import TokenizedDataset
 
 COMPARED = 200_000  # sequences of a split that are looked for a second time; hashing them takes a third of a second
 BARS = 24
 
 
-def data_card(text: Text) -> dict[str, dict[str, Any]]:
+def data_card(text: TokenizedDataset) -> dict[str, dict[str, Any]]:
     """Of each split: rows, tokens, lengths, labels, what was cut or left out, and sequences that are there twice, or in train too."""
     seen = {split: _hashes(part) for split, part in text.splits.items()}
     train = set(seen.get("train") or ())
@@ -47,7 +47,7 @@ def data_card(text: Text) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _hashes(part: Encoded) -> list[int] | None:
+def _hashes(part: TokenizedSplit) -> list[int] | None:
     """Of the first sequences; None for the blocks of one stream, which begin anywhere."""
     if part.rows is None:
         return None

@@ -102,15 +102,15 @@ def of_confusion(matrix: np.ndarray, rng: np.random.Generator) -> Draws:
         left -= draws
         drawn = rng.multinomial(count, cells / max(count, 1), draws)
         sums = {
-            "right": _added(drawn[:, true == said], true[true == said], classes),
-            "true": _added(drawn, true, classes),
-            "said": _added(drawn[:, by_said], said[by_said], classes),
+            "right": _sum_by_place(drawn[:, true == said], true[true == said], classes),
+            "true": _sum_by_place(drawn, true, classes),
+            "said": _sum_by_place(drawn[:, by_said], said[by_said], classes),
         }
         parts.append(_of_sums(count, **sums))
     return {name: np.concatenate([part[name] for part in parts]) for name in CONFUSED}
 
 
-def _added(drawn: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
+def _sum_by_place(drawn: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
     """Return (draws, size) the sums of the cells (draws, cells) of each place; places are sorted."""
     sums = np.zeros((len(drawn), size))
     if len(places):

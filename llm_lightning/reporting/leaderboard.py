@@ -137,7 +137,7 @@ def parallel(groups: list[Group], best: Quality) -> Figure | None:
     axes = [(name, values) for name, values in axes if len({str(value) for value in values}) > 1 and None not in values]
     if len(axes) < 3 or len(groups) < 3:
         return None
-    placed = [_placed(values) for _, values in axes]
+    placed = [_place_on_axis(values) for _, values in axes]
     scores = placed[-1][0] if best.higher else [1 - place for place in placed[-1][0]]
     traces = [
         {
@@ -181,7 +181,7 @@ def _settings(groups: list[Group]) -> list[tuple[str, list[Any]]]:
     return axes
 
 
-def _placed(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+def _place_on_axis(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     """Where on an axis from 0 to 1 each value is, and the places that are labelled."""
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) < len(values):

@@ -13,7 +13,7 @@ from llm_lightning.reporting.changed_settings import differences
 from llm_lightning.reporting.intervals import Interval, intervals
 from llm_lightning.reporting.page import Section, sections, write_page
 from llm_lightning.reporting.runs import Group, Run, load
-from llm_lightning.reporting.table import COSTS, Column, Table, columns_of, written
+from llm_lightning.reporting.table import COSTS, Column, Table, columns_of, format_cell
 
 PERCENT = " %"
 
@@ -37,7 +37,7 @@ def results(run: Run) -> Section:
     """Headline numbers with their intervals; where the model is right and wrong; all metrics."""
     known = intervals(run)
     group = Group(run.title, [run])
-    tiles = [(column.title, written(group, column), _within(column, known)) for column in columns_of(run)]
+    tiles = [(column.title, format_cell(group, column), _within(column, known)) for column in columns_of(run)]
     tiles.sort(key=lambda tile: not tile[0].startswith("test"))
     drawn = [
         figure
@@ -163,7 +163,7 @@ def _data_row(split: str, summary: dict[str, Any], card: dict[str, Any]) -> list
 def speed(run: Run) -> Section:
     """Time, memory, energy."""
     group = Group(run.title, [run])
-    tiles = [(column.title, written(group, column), "") for column in COSTS]
+    tiles = [(column.title, format_cell(group, column), "") for column in COSTS]
     throughput, seconds, energy = (run.summary[name] for name in ("throughput", "seconds", "energy"))
     if throughput.get("mfu") is not None:
         tiles.insert(1, ("MFU", f"{throughput['mfu']:.1%}", "of the device's measured peak"))

@@ -99,12 +99,12 @@ def load(folder: Path) -> Run:
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return Run(folder, _filled(summary), config)
+        return Run(folder, _fill_summary(summary), config)
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{folder}: not a readable run ({error}); finish it, or leave it out.") from error
 
 
-def _filled(summary: dict[str, Any]) -> dict[str, Any]:
+def _fill_summary(summary: dict[str, Any]) -> dict[str, Any]:
     """A summary with all that is read of it, also one that is older than some of its parts."""
     found: dict[str, Any] = {"task": "?", "objective": "?", "steps": 0, "tokens_seen": 0, "seed": 0, "git": None} | summary
     for section in ("metrics", "throughput", "seconds", "energy", "versions", "machine"):
@@ -139,7 +139,7 @@ def find(folders: Iterable[Path]) -> list[Run]:
     return runs
 
 
-def grouped(runs: list[Run]) -> list[Group]:
+def group_runs(runs: list[Run]) -> list[Group]:
     """Runs gathered by configuration and data, named by what tells them apart; of the same seed twice, the later run."""
     by_settings: dict[str, dict[Any, Run]] = {}
     for run in sorted(runs, key=lambda run: (run.folder / "summary.json").stat().st_mtime):

@@ -64,7 +64,7 @@ def half_width(values: Sequence[float]) -> float | None:
     return student_t(len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
 
-def compared(first: Group, second: Group, metric: str) -> Comparison | None:
+def compare_groups(first: Group, second: Group, metric: str) -> Comparison | None:
     """The two by their test examples (or validation's), else by the seeds that both have; None where neither is there."""
     for split in ("test", "validation"):
         found = [_examples(group, split) for group in (first, second)]
@@ -120,7 +120,7 @@ def _by_examples(first: str, second: str, score: str, ours: np.ndarray, theirs: 
     drawn, rows = [], min(100, max(1, AT_ONCE // size))  # a few draws at once of a million examples
     for _ in range(0, 2000, rows):
         places = rng.integers(0, size, (rows, size))
-        drawn.append(_redrawn(ours, places, rng) - _redrawn(theirs, places, rng))
+        drawn.append(_resample(ours, places, rng) - _resample(theirs, places, rng))
     means = np.concatenate(drawn)
     low, high = np.quantile(means, BOUNDS)
     how = f"{size:,} {'batches' if 'batch' in score else 'examples'}, permutation"
@@ -131,7 +131,7 @@ def _by_examples(first: str, second: str, score: str, ours: np.ndarray, theirs: 
     return Comparison(first, second, score, float(differences.mean()), float(low), float(high), float(p), how)
 
 
-def _redrawn(scores: np.ndarray, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _resample(scores: np.ndarray, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(draws,) mean scores of the examples of each draw (draws, examples), over as many seeds drawn with replacement."""
     by_seed = np.array([of_seed[places].mean(1) for of_seed in scores])
     seeds = rng.integers(0, len(scores), (len(scores), len(places)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lightning.reporting.runs import Group, Run
-from llm_lightning.reporting.significance import compared, half_width, holm
+from llm_lightning.reporting.significance import compare_groups, half_width, holm
 
 WIDE = 160  # characters
 
@@ -116,7 +116,7 @@ def quality(groups: list[Group]) -> Quality | None:
     return None
 
 
-def ranked(groups: list[Group]) -> list[Group]:
+def rank_groups(groups: list[Group]) -> list[Group]:
     """The best first, where they have a score in common."""
     best = quality(groups)
     if best is None:
@@ -129,7 +129,7 @@ def tables(groups: list[Group]) -> list[Table]:
     found = []
     for kind, members in by_objective(groups).items():
         data = sorted({group.data for group in members})
-        members = [group for name in data for group in ranked([g for g in members if g.data == name])]
+        members = [group for name in data for group in rank_groups([g for g in members if g.data == name])]
         table = _table(f"{kind} on {data[0]}" if len(data) == 1 else kind, members, [*columns_of(members[0].runs[0]), *COSTS])
         for name in data:
             table.rows.extend(_baselines(next(g for g in members if g.data == name), table.columns, name if len(data) > 1 else ""))
@@ -168,12 +168,12 @@ def _baselines(group: Group, columns: list[str], data: str) -> list[list[str]]:
 
 def _table(title: str, groups: list[Group], columns: list[Column]) -> Table:
     shown = [column for column in columns if any(group.mean(column.pick) is not None for group in groups)]
-    rows = [[group.name, *(written(group, column) for column in shown), str(len(group.runs))] for group in groups]
+    rows = [[group.name, *(format_cell(group, column) for column in shown), str(len(group.runs))] for group in groups]
     note = "Mean ± 95% interval of the mean over seeds (Student's t)." if any(len(group.runs) > 1 for group in groups) else ""
     return Table(title, ["run", *(column.title for column in shown), "seeds"], rows, note, sortable=True)
 
 
-def written(group: Group, column: Column) -> str:
+def format_cell(group: Group, column: Column) -> str:
     """A group's mean, and its 95% interval where there are several seeds."""
     average, half = group.mean(column.pick), half_width(group.values(column.pick))
     if average is None:
@@ -186,9 +186,9 @@ def significance(groups: list[Group]) -> Table | None:
     best = quality(groups)
     if best is None or len(groups) < 2:
         return None
-    first, *others = ranked(groups)
+    first, *others = rank_groups(groups)
     pairs = len(groups) * (len(groups) - 1) // 2  # the best was chosen by looking at all of them
-    found = holm([pair for other in others if (pair := compared(first, other, best.metric)) is not None], pairs)
+    found = holm([pair for other in others if (pair := compare_groups(first, other, best.metric)) is not None], pairs)
     rows = [
         [pair.second, pair.score, f"{pair.difference:+.4f}", f"{pair.low:+.4f} to {pair.high:+.4f}", _p(pair.p), pair.how]
         for pair in found

@@ -74,7 +74,7 @@ def run_job(
         try:
             told = ours.recv()
             if isinstance(told[0], int):
-                ours.send(judge is None or _judged(judge, *told))
+                ours.send(judge is None or _judge_safely(judge, *told))
             else:
                 status, message = told
         except (EOFError, OSError):
@@ -89,7 +89,7 @@ def run_job(
     return Outcome(status, redacted(message), time.perf_counter() - before)
 
 
-def _judged(judge: Judge, done: int, value: float) -> bool:
+def _judge_safely(judge: Judge, done: int, value: float) -> bool:
     """A journal that cannot be written must not end a run that trains well."""
     try:
         return judge(done, value)
@@ -135,8 +135,8 @@ def _job(
             return True
 
     try:
-        with cli.worded():
-            run(compose.load(overrides), sweep, judge if judged else None)
+        with cli.report_errors():
+            run(compose.load_config(overrides), sweep, judge if judged else None)
         tell("done", "")
     except SystemExit as exit:
         error = exit.__context__

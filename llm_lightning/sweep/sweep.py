@@ -33,7 +33,7 @@ from llm_lightning.config.saved_runs import STORED
 from llm_lightning.config.schema import Config, SweepConfig
 from llm_lightning.errors import UserError
 from llm_lightning.reporting.leaderboard import write_comparison
-from llm_lightning.reporting.runs import find, grouped
+from llm_lightning.reporting.runs import find, group_runs
 from llm_lightning.reporting.table import show
 from llm_lightning.runs.folder import lock
 from llm_lightning.runs.identity import load_finished
@@ -71,13 +71,13 @@ class Sweep:
     def grid(self) -> list[Job]:
         """A job for every combination. Raises UserError where one of them could not be run, before any is."""
         points = list(space.grid(self.dimensions))
-        names = [_named(point) for point in points]
+        names = [_name_folder(point) for point in points]
         alike = {name for name, count in Counter(names).items() if count > 1}
         jobs = []
         for name, point in zip(names, points, strict=True):
             known = xxhash.xxh64_hexdigest(json.dumps(point, sort_keys=True).encode())[:8]  # whatever else is in the list
             jobs.append(self._job(f"{name}-{known}" if name in alike else name, point))
-            compose.load(jobs[-1].overrides)
+            compose.load_config(jobs[-1].overrides)
         return jobs
 
     def _job(self, name: str, point: dict[str, Any]) -> Job:
@@ -121,7 +121,7 @@ class Sweep:
                 "'optimizer.lr=tag(log,interval(1e-5,1e-3))' for example."
             )
         within = {d.key: next(iter(d.options), d.middle) for d in self.dimensions}
-        config = compose.load(self._job("0", within).overrides)
+        config = compose.load_config(self._job("0", within).overrides)
         self.folder.mkdir(parents=True, exist_ok=True)
         study = Study(self.folder, self.settings, self.dimensions, _maximizes(config), config.seed)
         drawing = threading.Lock()
@@ -206,7 +206,7 @@ class Sweep:
         if not (job.folder / "summary.json").is_file():
             return None
         with self._composing:  # Hydra composes one config at a time
-            summary = load_finished(job.folder, compose.load(job.overrides))
+            summary = load_finished(job.folder, compose.load_config(job.overrides))
         return None if summary is None else float(summary["seconds"]["total"])
 
     def stop(self, number: int, frame: Any) -> None:
@@ -226,7 +226,7 @@ class Sweep:
         show([self.results.table()])
         if trained := self.results.trained():
             _say(self.results.best())
-            found = grouped(find([result.job.folder for result in trained]))
+            found = group_runs(find([result.job.folder for result in trained]))
             page = write_comparison(found, self.folder / "report.html", self.folder.name, figures)
             self._write_wandb(trained[0].metric, trained[0].maximize)
             _say(f"report: {page}")
@@ -268,7 +268,7 @@ def run(arguments: list[str], settings: SweepConfig, task: str, run_dir: str | N
         return sweep.close(figures)
 
 
-def _named(point: dict[str, str]) -> str:
+def _name_folder(point: dict[str, str]) -> str:
     """A folder's name that says what a run has of its own."""
     parts = (
         value.split()[0] if key == "choice" else f"{key.rpartition('.')[2]}-{Path(value).name}" for key, value in point.items()

@@ -17,7 +17,7 @@ from llm_lightning.tracking.wandb_mode import read_mode
 log = logging.getLogger(__name__)
 
 
-def build(
+def build_loggers(
     config: LoggerConfig, folder: Path, settings: dict[str, Any], tags: list[str], group: str | None, monitor: str, maximize: bool
 ) -> list[Logger]:
     """Build the loggers of a run. `group` gathers a sweep's runs; `monitor` is the metric that decides which weights are the best.

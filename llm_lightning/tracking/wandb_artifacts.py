@@ -16,16 +16,16 @@ def log(run: Any, which: str, summary: dict[str, Any], settings: dict[str, Any])
     """`which` is none, best (the export) or all (full states as well)."""
     if which == "none":
         return
-    _used(run, _data(summary["data"]))
+    _log_input(run, _data(summary["data"]))
     origin = settings["model"]["init_from"]
     if origin is not None and (known := Path(origin).expanduser() / "wandb" / "run-id.txt").is_file():
-        _used(run, _export(known.read_text().strip(), Path(origin).expanduser() / "hf", {}))
+        _log_input(run, _export(known.read_text().strip(), Path(origin).expanduser() / "hf", {}))
     run.log_artifact(_export(run.id, Path(summary["export"]), {"metrics": summary["metrics"]}), aliases=["best"])
     if which == "all":
         run.log_artifact(_files(f"states-{run.id}", "checkpoint", Path(summary["checkpoint"]).parent, {"steps": summary["steps"]}))
 
 
-def _used(run: Any, artifact: Any) -> None:
+def _log_input(run: Any, artifact: Any) -> None:
     """An input of the run; its public twin `use_artifact` refuses offline runs, and waits for the server in others."""
     run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 

@@ -28,7 +28,7 @@ def plan(objective: Objective, data: DataModule, trainer: lightning.Trainer) -> 
     """
     device = trainer.strategy.root_device
     objective.to(device).train()
-    one, two = (_kept(objective, data.longest_rows(count), trainer) for count in (1, 2))
+    one, two = (_count_saved_bytes(objective, data.longest_rows(count), trainer) for count in (1, 2))
     row = max(two - one, 1)
     free = free_memory(device) - states(objective.model)
     rows = int(SHARE * free / row)
@@ -51,7 +51,7 @@ def free_memory(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def _kept(objective: Objective, batch: MicroBatch, trainer: lightning.Trainer) -> int:
+def _count_saved_bytes(objective: Objective, batch: MicroBatch, trainer: lightning.Trainer) -> int:
     """Bytes that autograd keeps of a forward pass, each storage counted once."""
     storages: dict[int, int] = {}
 

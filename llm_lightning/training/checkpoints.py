@@ -143,7 +143,7 @@ class Checkpoints(Callback):
         with no_time_limit():
             trainer.save_checkpoint(path)
             if trainer.is_global_zero:
-                for old in [p for p in saved(self.folder) if step_of(p) <= trainer.global_step][: -self.config.keep]:
+                for old in [p for p in list_checkpoints(self.folder) if step_of(p) <= trainer.global_step][: -self.config.keep]:
                     old.unlink()
         return path
 
@@ -212,7 +212,7 @@ def newest(folder: Path) -> Path | None:
 
     Raises UserError where there are states and none is whole.
     """
-    states = saved(folder)
+    states = list_checkpoints(folder)
     for state in reversed(states):
         wrong = damage(state)
         if wrong is None:
@@ -225,7 +225,7 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def saved(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The full states in a folder, oldest first."""
     return sorted((p for p in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+", p.stem)), key=step_of)
 

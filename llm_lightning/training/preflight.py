@@ -130,7 +130,7 @@ class Preflight:
                     for word in text.split()
                     if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
                 )
-        return f" ({', '.join(repr(shortened(word)) for word in list(words)[:3])})" if words else ""
+        return f" ({', '.join(repr(shorten(word)) for word in list(words)[:3])})" if words else ""
 
     def batch(self, split: str) -> str:
         """One batch with targets."""
@@ -279,8 +279,8 @@ class Preflight:
         except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:  # no compiler, or a model that it cannot compile
             compilation.stop(model)
             if not auto:
-                raise UserError(f"trainer.compile=true is not possible here: {shortened(str(error))}") from error
-            return f"left out: {shortened(str(error))}"
+                raise UserError(f"trainer.compile=true is not possible here: {shorten(str(error))}") from error
+            return f"left out: {shorten(str(error))}"
         return "layers compiled, for batches of any shape"
 
     def _tried(self, device: torch.device, batch: MicroBatch) -> str:
@@ -388,7 +388,7 @@ def table(outcomes: list[Outcome]) -> str:
     return captured.get()
 
 
-def shortened(text: str) -> str:
+def shorten(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= WIDE else f"{text[: WIDE // 2]} … {text[-WIDE // 2 :]}"
 

@@ -42,7 +42,7 @@ def quiet_libraries() -> None:
         transformers.logging.set_verbosity_error()
 
 
-def build(
+def build_trainer(
     config: TrainerConfig,
     folder: Path,
     steps: int,

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import module
 from llm_lightning.data.answers import read_answers
 from llm_lightning.data.encodings import spans
 from llm_lightning.data.examples import BadRow
 from llm_lightning.data.labels import Labels
-from llm_lightning.data.module import Text
+from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import rows_of
 
@@ -29,7 +29,7 @@ from .test_tokenizers import bpe
 BRIDGE = "The bridge was built in 1932 by Ada Lint in Ghent."
 ADA = {"text": "Ada Lint", "answer_start": BRIDGE.index("Ada")}
 NONE = {"text": "", "answer_start": -1}
-Prepare = Callable[..., Text]
+Prepare = Callable[..., TokenizedDataset]
 
 
 @pytest.fixture
@@ -38,13 +38,13 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
     monkeypatch.setattr(logging.getLogger("llm_lightning"), "propagate", True)
     caplog.set_level(logging.INFO)
 
-    def start(*overrides: str, ending: str = "json", tiny: list[str] = TINY_BERT, **splits: Any) -> Text:
+    def start(*overrides: str, ending: str = "json", tiny: list[str] = TINY_BERT, **splits: Any) -> TokenizedDataset:
         for split, content in ({"validation": articles([asked()])} | splits).items():
             text = content if isinstance(content, str) else json.dumps(content, ensure_ascii="\\ud83d" in str(content))
             (tmp_path / f"{split}.{ending if split in splits else 'json'}").write_text(text, encoding="utf-8")
         files = [f"data.{split}={tmp_path}/{split}.{ending if split in splits else 'json'}" for split in {"validation", *splits}]
         given = ["task=finetune", "objective=question_answering", "data=squad", *tiny, *files, f"cache_dir={tmp_path}/cache"]
-        return module.prepare(load([*given, "data.block_size=64", *overrides]), "spans", None)
+        return module.prepare_dataset(load_config([*given, "data.block_size=64", *overrides]), "spans", None)
 
     return start
 
@@ -59,7 +59,7 @@ def articles(questions: list[dict[str, Any]], context: str = BRIDGE, count: int 
     return {"version": "x", "data": [{"title": f"t{k}", "paragraphs": [{"context": context, "qas": qas[k]}]} for k in range(count)]}
 
 
-def learnt(text: Text, split: str = "train") -> list[str]:
+def learnt(text: TokenizedDataset, split: str = "train") -> list[str]:
     """What each sequence of a split learns, decoded from its tokens; empty where there is no answer."""
     encoded = text.splits[split]
     assert encoded.labels is not None

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.data import module
-from llm_lightning.data.module import Text
+from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.errors import UserError
 
 GOOD = "text,label\n" + "".join(f"a fine film {i},good\na dull film {i},bad\n" for i in range(10))
@@ -107,9 +107,9 @@ BAD: list[tuple[str, Files, list[str], list[str]]] = [  # name, files, command l
 ]
 
 
-def prepare(arguments: list[str], cache: Path) -> Text:
-    config = load([*arguments, f"cache_dir={cache}", "model.tokenizer.vocab_size=300"])
-    return module.prepare(config, "texts" if config.task == "finetune" else "stream", None)
+def prepare(arguments: list[str], cache: Path) -> TokenizedDataset:
+    config = load_config([*arguments, f"cache_dir={cache}", "model.tokenizer.vocab_size=300"])
+    return module.prepare_dataset(config, "texts" if config.task == "finetune" else "stream", None)
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data import module
 from llm_lightning.data.brackets import convert_brackets, convert_sentence, is_bracketed
 from llm_lightning.data.examples import BadRow
-from llm_lightning.data.module import Text
+from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.data.rows import PROBLEM, Rows
 from llm_lightning.errors import UserError
 from llm_lightning.objectives.tagging import Tagging
@@ -130,14 +130,14 @@ def write_conll_2012(path: Path, end: str = "#end document") -> Path:
     return path
 
 
-def prepare(folder: Path, *arguments: str) -> Text:
-    config = load(
+def prepare(folder: Path, *arguments: str) -> TokenizedDataset:
+    config = load_config(
         [
             *("task=finetune", "objective=tagging", *arguments),
             *(f"cache_dir={folder / 'cache'}", "model.tokenizer.vocab_size=300", f"run_dir={folder / 'run'}"),
         ]
     )
-    return module.prepare(config, "words", None)
+    return module.prepare_dataset(config, "words", None)
 
 
 @pytest.mark.parametrize("columns", [["data.columns.words=4", "data.columns.tags=11"], ["data.columns.tags=ner"], []])

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data.conversations import Conversation
 from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import IGNORED
-from llm_lightning.data.module import Text, prepare
+from llm_lightning.data.module import TokenizedDataset, prepare_dataset
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError
 
@@ -665,7 +665,7 @@ def test_instructions_to_answer_have_their_input_and_history() -> None:
 # ---- files ----
 
 
-def prepared(tmp_path: Path, cache: Path, rows: list[dict[str, Any]], *overrides: str, ending: str = "jsonl") -> Text:
+def prepared(tmp_path: Path, cache: Path, rows: list[dict[str, Any]], *overrides: str, ending: str = "jsonl") -> TokenizedDataset:
     """The text of a run on a file of these rows."""
     file = tmp_path / f"train.{ending}"
     if ending == "parquet":
@@ -673,10 +673,10 @@ def prepared(tmp_path: Path, cache: Path, rows: list[dict[str, Any]], *overrides
     else:
         file.write_text("\n".join(map(json.dumps, rows)))
     settings = [*QUIET, *TINY_GPT, f"cache_dir={cache}", f"data.train={file}", f"run_dir={tmp_path}/run"]
-    return prepare(load(["task=finetune", "objective=instruction", *settings, *overrides]), "chat", None)
+    return prepare_dataset(load_config(["task=finetune", "objective=instruction", *settings, *overrides]), "chat", None)
 
 
-def train_targets(text: Text) -> list[str]:
+def train_targets(text: TokenizedDataset) -> list[str]:
     """What is learnt of each training sequence."""
     train, decode = text.splits["train"], text.tokenizer.decode
     assert train.token_targets is not None

@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data import encodings, labels, word_lists
 from llm_lightning.data.encodings import label_sets, scores, texts
@@ -20,7 +20,7 @@ from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_values import canonical
 from llm_lightning.data.labelled import drop_unlabelled
 from llm_lightning.data.labels import Labels
-from llm_lightning.data.module import prepare
+from llm_lightning.data.module import prepare_dataset
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError
 
@@ -302,7 +302,9 @@ def test_a_label_that_only_the_held_out_rows_have_is_known(tmp_path: Path) -> No
     """Of 40 labels with a row each, four lie in the part of train that becomes validation."""
     (tmp_path / "train.jsonl").write_text("".join(f'{{"text": "a b {i}", "label": ["l{i}", "all"]}}\n' for i in range(40)))
     given = ["task=finetune", "objective=multi_label", "data=files", f"data.dir={tmp_path}", "data.columns.label=label"]
-    text = prepare(load([*given, f"cache_dir={tmp_path}/cache", "model.tokenizer.vocab_size=300"]), "label_sets", None)
+    text = prepare_dataset(
+        load_config([*given, f"cache_dir={tmp_path}/cache", "model.tokenizer.vocab_size=300"]), "label_sets", None
+    )
     assert len(text.label_names or ()) == 41
     assert [len(text.splits[split]) for split in ("train", "validation")] == [36, 4]
     assert all(part.labels.sum(1).tolist() == [2] * len(part) for part in text.splits.values())  # type: ignore[union-attr]
@@ -387,7 +389,9 @@ def test_a_test_file_without_the_column_of_labels(tmp_path: Path, caplog: pytest
         (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "validation.jsonl").write_text('{"text": "b a", "rain": true, "snow": 0}\n')
     given = ["task=finetune", "objective=multi_label", "data=files", f"data.dir={tmp_path}", "data.columns.label=[rain,snow]"]
-    text = prepare(load([*given, f"cache_dir={tmp_path}/cache", "model.tokenizer.vocab_size=300"]), "label_sets", None)
+    text = prepare_dataset(
+        load_config([*given, f"cache_dir={tmp_path}/cache", "model.tokenizer.vocab_size=300"]), "label_sets", None
+    )
     assert set(text.splits) == {"train", "validation"}
     assert text.label_names == ("rain", "snow")
     assert text.splits["train"].labels.tolist() == [[1, 0], [0, 1]]  # type: ignore[union-attr]
@@ -400,10 +404,10 @@ def test_a_test_file_without_the_column_of_labels(tmp_path: Path, caplog: pytest
 def test_text_needs_no_labels(tmp_path: Path) -> None:
     """Pretraining on a table that has a column of labels, all of them empty."""
     (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"a line of text, {i};,\n".replace(", ", " ") for i in range(30)))
-    config = load(
+    config = load_config(
         ["task=pretrain", "data=files", f"data.train={tmp_path}/t.csv", "data.columns.label=label", f"cache_dir={tmp_path}/cache"]
     )
-    text = prepare(config, "stream", None)
+    text = prepare_dataset(config, "stream", None)
     assert text.splits["train"].facts.rows + text.splits["validation"].facts.rows == 30
 
 

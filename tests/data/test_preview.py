@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.module import DataModule
 from llm_lightning.data.preview import decode_rows, show_rows
-from llm_lightning.run import prepared
+from llm_lightning.run import prepare
 
 from ..conftest import TINY_BERT, TINY_GPT
 
@@ -49,7 +49,7 @@ SHOWN = {
 }
 
 
-def prepare(objective: str, tmp_path: Path, *overrides: str) -> DataModule:
+def prepare_files(objective: str, tmp_path: Path, *overrides: str) -> DataModule:
     file = tmp_path / ("train.json" if objective == "question_answering" else "train.jsonl")
     lines = [json.dumps(row) for row in ROWS[objective]]
     file.write_text(f"[{','.join(lines)}]" if objective == "question_answering" else "\n".join(lines))
@@ -68,18 +68,18 @@ def prepare(objective: str, tmp_path: Path, *overrides: str) -> DataModule:
         *tiny,
         *label,
     ]
-    return prepared(load([*given, "data.block_size=64", f"cache_dir={tmp_path}/cache", *overrides]))[2]
+    return prepare(load_config([*given, "data.block_size=64", f"cache_dir={tmp_path}/cache", *overrides]))[2]
 
 
 @pytest.mark.parametrize("objective", SHOWN)
 def test_rows_are_shown_as_they_are_learnt(objective: str, tmp_path: Path) -> None:
-    shown = decode_rows(prepare(objective, tmp_path), "train")
+    shown = decode_rows(prepare_files(objective, tmp_path), "train")
     assert shown[: len(SHOWN[objective])] == SHOWN[objective]
     assert len(shown) == 2
 
 
 def test_the_window_with_the_answer_is_shown(tmp_path: Path) -> None:
-    data = prepare("question_answering", tmp_path)
+    data = prepare_files("question_answering", tmp_path)
     first, second = decode_rows(data, "train")
     assert first.startswith("[CLS] who [SEP] ‖ ")
     assert "built by «ada lint» in ghent" in first
@@ -87,7 +87,7 @@ def test_the_window_with_the_answer_is_shown(tmp_path: Path) -> None:
 
 
 def test_masked_tokens_are_shown_with_their_targets(tmp_path: Path) -> None:
-    data = prepare("masked_lm", tmp_path, "objective.mask_probability=0.5")
+    data = prepare_files("masked_lm", tmp_path, "objective.mask_probability=0.5")
     for index, row in enumerate(decode_rows(data, "train")):
         assert data.collator.masking is not None
         encoded = data.text.splits["train"][index].astype(np.int64)
@@ -99,7 +99,7 @@ def test_masked_tokens_are_shown_with_their_targets(tmp_path: Path) -> None:
 
 def test_what_is_shown_is_what_the_arrays_hold(tmp_path: Path) -> None:
     """Wrong targets would show: none of the text comes from the rows."""
-    data = prepare("classification", tmp_path)
+    data = prepare_files("classification", tmp_path)
     train = data.text.splits["train"]
     assert train.labels is not None
     data.text.splits["train"] = replace(train, labels=1 - train.labels)
@@ -109,7 +109,9 @@ def test_what_is_shown_is_what_the_arrays_hold(tmp_path: Path) -> None:
 def test_long_rows_are_cut_and_marks_stay_in_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     talk = [{"role": role, "content": f"{role} " * 200} for _ in range(6) for role in ("user", "assistant")]
     monkeypatch.setitem(ROWS, "instruction", [{"messages": talk}] * 10)
-    row = decode_rows(prepare("instruction", tmp_path, "data.block_size=20000", "++model.config.n_positions=20000"), "train")[0]
+    row = decode_rows(prepare_files("instruction", tmp_path, "data.block_size=20000", "++model.config.n_positions=20000"), "train")[
+        0
+    ]
     assert len(row) < 2000
     assert row.count("«") == row.count("»") > 1
     assert " … " in row
@@ -120,7 +122,7 @@ def test_train_is_shown_and_the_other_splits_go_to_the_log(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("llm_lightning"), "propagate", True)
     caplog.set_level(logging.INFO)
-    data = prepare("instruction", tmp_path)
+    data = prepare_files("instruction", tmp_path)
     start = time.perf_counter()
     show_rows(data)
     print(f"{time.perf_counter() - start:.4f} s")  # a figure to read, not one to hold

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data import module
-from llm_lightning.data.module import Text
+from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import rows_of, without_label
@@ -46,15 +46,15 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def prepare(folder: Path, file: Path, *arguments: str) -> Text:
+def prepare(folder: Path, file: Path, *arguments: str) -> TokenizedDataset:
     arguments = ("data.columns.label=label", *arguments)
-    config = load(
+    config = load_config(
         [
             *("task=finetune", "data=files", f"data.train={file}", f"data.validation={file}", *arguments),
             *(f"cache_dir={folder / 'cache'}", "model.tokenizer.vocab_size=300", f"run_dir={folder / 'run'}"),
         ]
     )
-    return module.prepare(config, "words" if config.choices["objective"] == "tagging" else "texts", None)
+    return module.prepare_dataset(config, "words" if config.choices["objective"] == "tagging" else "texts", None)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
@@ -123,14 +123,14 @@ def test_a_cache_of_an_earlier_version_is_not_used(tmp_path: Path) -> None:
 
 def test_streamed_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [row | {"text": f"{row['text']} round {n}"} for n in range(300) for row in ROWS]
-    config = load(
+    config = load_config(
         [
             *("task=pretrain", "data=files", f"data.train={write(tmp_path / 't.jsonl', rows)}", "data.columns.text=text"),
             *("data.streaming=true", "trainer.max_steps=2", "model.tokenizer.vocab_size=300", f"cache_dir={tmp_path / 'cache'}"),
             f"run_dir={tmp_path / 'run'}",
         ]
     )
-    text = module.prepare(config, "documents", None)
+    text = module.prepare_dataset(config, "documents", None)
     assert {row["text"].partition(" round")[0] for row in text.rows["validation"].table} == set(ACCEPTED)
     assert (
         "rejected and 125 ignored annotations (column 'answer') are left out (of its first 1,000 rows; later ones too)"

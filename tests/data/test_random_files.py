@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import Config
 from llm_lightning.data.masking import IGNORED
-from llm_lightning.data.module import Text, prepare
+from llm_lightning.data.module import TokenizedDataset, prepare_dataset
 from llm_lightning.errors import UserError
 
 FILES = [pytest.param(40, id="40"), pytest.param(400, id="400", marks=pytest.mark.nightly)]
@@ -61,7 +61,7 @@ class Kind:
     write: Callable[[Any], bytes]
     read: Callable[[bytes], list[Any] | None]
     """The rows of a file, BAD for one that is none; None for a file that cannot be read."""
-    learnt: Callable[[Text], list[Any]]
+    learnt: Callable[[TokenizedDataset], list[Any]]
     """The rows as the encoded arrays have them."""
 
 
@@ -80,7 +80,7 @@ def decode(tokens: Sequence[int]) -> str:
     return TOKENIZER.decode(list(map(int, tokens)), skip_special_tokens=False)
 
 
-def learnt_texts(text: Text) -> list[tuple[str, str]]:
+def learnt_texts(text: TokenizedDataset) -> list[tuple[str, str]]:
     train = text.splits["train"]
     assert train.labels is not None
     assert text.labels is not None
@@ -188,7 +188,7 @@ def read_conversation(line: str) -> Any:
     return answers if answers and all(answer.strip() for answer in answers) else BAD
 
 
-def learnt_answers(text: Text) -> list[list[str]]:
+def learnt_answers(text: TokenizedDataset) -> list[list[str]]:
     train = text.splits["train"]
     assert train.token_targets is not None
     rows = []
@@ -230,7 +230,7 @@ def read_conll(content: bytes) -> list[Any] | None:
     return rows
 
 
-def learnt_tags(text: Text) -> list[tuple[str, list[str]]]:
+def learnt_tags(text: TokenizedDataset) -> list[tuple[str, list[str]]]:
     train = text.splits["train"]
     assert train.token_targets is not None
     assert text.labels is not None
@@ -304,7 +304,7 @@ def read_answer(context: Any, question: Any, answers: list[dict[str, Any]] | Non
     return (question, visible(text)) if placed and visible(text) else BAD
 
 
-def learnt_spans(text: Text) -> list[tuple[str, str]]:
+def learnt_spans(text: TokenizedDataset) -> list[tuple[str, str]]:
     train = text.splits["train"]
     assert train.labels is not None
     assert train.second is not None
@@ -369,10 +369,10 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 def configure(kind: Kind) -> Config:
     """Return the checked config of a kind of file, without the file: composing it anew takes longer than reading the file."""
     with tempfile.NamedTemporaryFile(suffix=kind.ending) as file:
-        return load(["task=finetune", *kind.arguments, f"data.train={file.name}"])
+        return load_config(["task=finetune", *kind.arguments, f"data.train={file.name}"])
 
 
-def outcome(kind: Kind, content: bytes, skip: bool) -> tuple[Text | None, str]:
+def outcome(kind: Kind, content: bytes, skip: bool) -> tuple[TokenizedDataset | None, str]:
     """Return (the data as a run would train on it, "") or (None, the message of the refusal)."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"random{kind.ending}")
@@ -381,7 +381,7 @@ def outcome(kind: Kind, content: bytes, skip: bool) -> tuple[Text | None, str]:
         files = {"train": str(file), "validation": str(file), "block_size": 2048}  # no row is cut
         data = replace(config.data, on_bad_row="skip" if skip else "error", **files)
         try:
-            return prepare(replace(config, data=data, cache_dir=folder), kind.encoding, TOKENIZER), ""
+            return prepare_dataset(replace(config, data=data, cache_dir=folder), kind.encoding, TOKENIZER), ""
         except UserError as error:
             return None, str(error)
 

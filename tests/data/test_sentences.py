@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
 from llm_lightning.data import word_lists
 from llm_lightning.data.encodings import words
@@ -18,7 +18,7 @@ from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import rows_of
 from llm_lightning.objectives.base import Objective
-from llm_lightning.run import prepared
+from llm_lightning.run import prepare
 
 from ..conftest import QUIET
 
@@ -27,10 +27,10 @@ KAGGLE = "Sentence #,Word,POS,Tag\nSentence: 1,Anna,NNP,B-per\n,left,VBD,O\n,Rom
 REPEATED = "sentence_id,Word,Tag\n0,Anna,B-per\n0,left,O\n0,Rome,B-geo\n1,He,O\n1,slept,O\n"
 
 
-def prepare(path: Path, cache: Path, *arguments: str) -> Objective:
+def prepare_files(path: Path, cache: Path, *arguments: str) -> Objective:
     files = [f"data.train='{path}'", f"data.validation='{path}'"]
     command = ["task=finetune", "objective=tagging", "data=files", *files, "model.tokenizer.vocab_size=300", *arguments]
-    return prepared(load([*QUIET, f"cache_dir={cache}", *command]))[1]
+    return prepare(load_config([*QUIET, f"cache_dir={cache}", *command]))[1]
 
 
 def read(objective: Objective) -> list[tuple[list[str], list[str]]]:
@@ -54,8 +54,8 @@ def test_rows_of_a_word_become_sentences(
 ) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=f"each row of train has one tag.*data.columns.sentence='{sentence}'"):
-        prepare(tmp_path / name, cache, *columns("Word", "Tag"))
-    objective = prepare(tmp_path / name, cache, *columns("Word", "Tag", sentence))
+        prepare_files(tmp_path / name, cache, *columns("Word", "Tag"))
+    objective = prepare_files(tmp_path / name, cache, *columns("Word", "Tag", sentence))
     assert read(objective) == [(WORDS, TAGS), (["He", "slept"], ["O", "O"])]
     assert objective.text.rows["train"].where(1) == f"{tmp_path / name}, line 5"
     assert f"5 rows of a word are 2 sentences, by column '{sentence}'" in caplog.text
@@ -78,7 +78,7 @@ def test_rows_of_a_word_become_sentences(
 def test_rows_that_are_in_no_sentence_are_named(content: str, message: str, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text(content)
     with pytest.raises(UserError, match=message):
-        prepare(tmp_path / "x.csv", cache, *columns("Word", "Tag", "sentence_id"))
+        prepare_files(tmp_path / "x.csv", cache, *columns("Word", "Tag", "sentence_id"))
 
 
 CELLS: list[tuple[str, Any, Any]] = [
@@ -103,15 +103,15 @@ def test_cells_hold_lists_in_several_spellings(name: str, words: Any, tags: Any,
         pytest.skip("a csv has no lists")
     else:
         table.to_csv(path)
-    assert read(prepare(path, cache, *columns("tokens", "ner_tags"))) == [(WORDS, TAGS)] * 3
+    assert read(prepare_files(path, cache, *columns("tokens", "ner_tags"))) == [(WORDS, TAGS)] * 3
 
 
 def test_numbers_are_tags_and_data_labels_names_them(cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps({"tokens": WORDS, "ner_tags": [1, 0, 2]}))
     with caplog.at_level(logging.INFO):
-        prepare(tmp_path / "x.jsonl", cache, *columns("tokens", "ner_tags"))
+        prepare_files(tmp_path / "x.jsonl", cache, *columns("tokens", "ner_tags"))
     assert "tags: they are numbers; name them" in caplog.text
-    named = prepare(tmp_path / "x.jsonl", cache, *columns("tokens", "ner_tags"), "data.labels=[O,B-per,B-geo]")
+    named = prepare_files(tmp_path / "x.jsonl", cache, *columns("tokens", "ner_tags"), "data.labels=[O,B-per,B-geo]")
     assert read(named) == [(WORDS, TAGS)]
     assert named.monitor == "validation/f1"
 
@@ -131,7 +131,7 @@ def test_rows_without_a_tag_for_each_word_are_refused(row: dict[str, Any], messa
     other = row | {"label": "negative"} if isinstance(row["label"], str) else row
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, [row, other])))
     with pytest.raises(UserError, match=message):
-        prepare(tmp_path / "x.jsonl", cache, *columns("text", "label"))
+        prepare_files(tmp_path / "x.jsonl", cache, *columns("text", "label"))
 
 
 def test_keys_that_a_source_does_not_read_are_refused(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_keys_that_a_source_does_not_read_are_refused(tmp_path: Path) -> None:
         (["objective=tagging", "data=files", "data.tags=IOB"], "data.tags=IOB: expected one of auto, iob1"),
     ):
         with pytest.raises(UserError, match=message):
-            load(["task=finetune", *keys, f"data.train={tmp_path}/x.csv", "data.columns.label=Tag"])
+            load_config(["task=finetune", *keys, f"data.train={tmp_path}/x.csv", "data.columns.label=Tag"])
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.data import module
-from llm_lightning.data.module import Text
+from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.errors import UserError
 
 ROWS = [(f"a {'fine' if i % 2 else 'dull'} film, number {i}", i % 2) for i in range(40)]
@@ -40,9 +40,9 @@ def _arrow(path: Path) -> None:
         writer.write_table(table)
 
 
-def prepare(*arguments: str, encoding: str = "texts") -> Text:
-    config = load([*arguments, "model.tokenizer.vocab_size=320"])
-    return module.prepare(config, encoding, None)
+def prepare(*arguments: str, encoding: str = "texts") -> TokenizedDataset:
+    config = load_config([*arguments, "model.tokenizer.vocab_size=320"])
+    return module.prepare_dataset(config, encoding, None)
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -278,7 +278,9 @@ def test_labels_that_are_text_stay_as_json_writes_them(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "t.jsonl", [{"prompt": "a", "completion": value} for value in values])
     overrides = [f"data.train={tmp_path}/t.jsonl", f"data.validation={tmp_path}/t.jsonl", f"cache_dir={tmp_path}/cache"]
     overrides += ["data.columns.text=prompt", "data.columns.label=completion", *TINY_GPT]
-    prepared = module.prepare(compose.load(["task=finetune", "objective=instruction", "data=chat", *overrides]), "chat", None)
+    prepared = module.prepare_dataset(
+        compose.load_config(["task=finetune", "objective=instruction", "data=chat", *overrides]), "chat", None
+    )
     answers = [example.text.messages[-1]["content"] for example in prepared.examples("train")]
     assert answers == ["true", "1.0", "42", "x"]
 

@@ -159,7 +159,7 @@ def test_a_tokenizer_in_python_encodes_texts_as_it_does_itself(kind: str, tmp_pa
 @pytest.mark.parametrize("name", ["words", "spans", "chat"])
 def test_what_needs_offsets_refuses_a_tokenizer_in_python(name: str) -> None:
     with pytest.raises(UserError, match="CanineTokenizer has no fast form"):
-        encodings.named(name)(transformers.CanineTokenizer(), DataConfig(source="files"))
+        encodings.get_encoder(name)(transformers.CanineTokenizer(), DataConfig(source="files"))
 
 
 # ---- special tokens that are missing ----
@@ -186,4 +186,4 @@ def test_documents_of_a_tokenizer_without_an_end_of_text_follow_each_other(
 def test_a_translator_needs_an_end_of_text(tmp_path: Path) -> None:
     tokenizer = tokenizers.train(TokenizerConfig(kind="wordpiece", vocab_size=300), rows_of("some words"), ["text"], tmp_path)
     with pytest.raises(UserError, match="no end-of-text token"):
-        encodings.named("translation")(tokenizer, DataConfig(source="files"))
+        encodings.get_encoder("translation")(tokenizer, DataConfig(source="files"))

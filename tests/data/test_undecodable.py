@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.data import module
-from llm_lightning.data.module import Text
+from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.errors import UserError
 
 ROWS = [(f"{'good' if i % 2 else 'dull'} café number {i}", str(i % 2)) for i in range(12)]
@@ -50,8 +50,8 @@ FILES = {  # name: content, line of row i that a message names
 }
 
 
-def prepare(folder: Path, file: Path, *arguments: str) -> Text:
-    config = load(
+def prepare(folder: Path, file: Path, *arguments: str) -> TokenizedDataset:
+    config = load_config(
         [
             *(
                 "task=finetune",
@@ -64,7 +64,7 @@ def prepare(folder: Path, file: Path, *arguments: str) -> Text:
             *(f"cache_dir={folder / 'cache'}", "model.tokenizer.vocab_size=300", f"run_dir={folder / 'run'}"),
         ]
     )
-    return module.prepare(config, "texts", None)
+    return module.prepare_dataset(config, "texts", None)
 
 
 @pytest.mark.parametrize("place", [0, 5, 11])
@@ -148,7 +148,7 @@ def test_other_rows_are_read_as_they_stand(
 
 def read(folder: Path, file: Path, *arguments: str) -> list[str]:
     """Return the beginnings of the training rows of another kind of data."""
-    config = load(
+    config = load_config(
         [
             *("task=finetune", *arguments, f"data.train={file}", f"data.validation={file}", "data.on_bad_row=skip"),
             *(f"cache_dir={folder / 'cache'}", "model.tokenizer.vocab_size=300", f"run_dir={folder / 'run'}"),
@@ -157,7 +157,7 @@ def read(folder: Path, file: Path, *arguments: str) -> list[str]:
     kind = {"tagging": "words", "question_answering": "spans", "instruction": "chat", "translation": "translation"}[
         config.choices["objective"]
     ]
-    text = module.prepare(config, kind, None)
+    text = module.prepare_dataset(config, kind, None)
     assert text.splits["train"].facts.skipped == 1
     return [str(example.text) for example in text.examples("train")]
 

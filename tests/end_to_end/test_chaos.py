@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llm_lightning.training.checkpoint_io import damage
-from llm_lightning.training.checkpoints import saved
+from llm_lightning.training.checkpoints import list_checkpoints
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT
 from .conftest import Launch, Launched
@@ -55,8 +55,8 @@ def until(condition: Callable[[], bool], run: Launched) -> None:
 
 
 def wait_for_a_save(states: Path, run: Launched) -> None:
-    reached = saved(states)[-1:]
-    until(lambda: saved(states)[-1:] != reached, run)
+    reached = list_checkpoints(states)[-1:]
+    until(lambda: list_checkpoints(states)[-1:] != reached, run)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -95,7 +95,7 @@ def test_a_second_interrupt_ends_a_save_at_once(
     for path in blocked:
         os.mkfifo(path)
     run = launch([*given("causal packed", corpus, reviews, cache), *options], tmp_path / "run")
-    until(lambda: bool(saved(states)), run)
+    until(lambda: bool(list_checkpoints(states)), run)
     for _ in range(2):
         time.sleep(1)
         run.kill(signal.SIGINT)
@@ -106,7 +106,7 @@ def test_a_second_interrupt_ends_a_save_at_once(
     assert text.count("SIGINT: finishing the step") == 1
     assert "Traceback" not in text
     assert "error:" not in text
-    assert saved(states) == [states / "step-00000002.ckpt"]
+    assert list_checkpoints(states) == [states / "step-00000002.ckpt"]
     assert damage(states / "step-00000002.ckpt") is None
     assert sum(path.exists() for path in blocked) == len(blocked) - 1
 
@@ -128,7 +128,7 @@ def test_a_signal_ends_the_run_in_good_order(
     assert f"stopped by {number.name} after step" in said
     assert f"run_dir={folder}" in said.split("to go on: ")[1]
     assert "Traceback" not in said
-    assert len(saved(folder / "checkpoints")) == 1
+    assert len(list_checkpoints(folder / "checkpoints")) == 1
 
     assert launch(arguments, folder).wait() == 0, run.log.read_text()[-3000:]
     assert "resume: continuing from" in run.log.read_text()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llm_lightning.training.checkpoints import saved
+from llm_lightning.training.checkpoints import list_checkpoints
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT
 from ..objectives.test_supervised import TINY_MARIAN, write
@@ -116,7 +116,7 @@ def test_every_objective_trains_and_scores_on_two_processes_as_on_one(
 
 def gradient(folder: Path) -> list[Tensor]:
     """The first step's gradient, as AdamW's first moment has it: (1 - beta1) times it."""
-    state = torch.load(saved(folder / "checkpoints")[0], weights_only=True)
+    state = torch.load(list_checkpoints(folder / "checkpoints")[0], weights_only=True)
     assert state["global_step"] == 1
     return [moments["exp_avg"] for moments in state["optimizer_states"][0]["state"].values()]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_lightning.training.checkpoints import saved
+from llm_lightning.training.checkpoints import list_checkpoints
 
 from ..conftest import QUIET, ROOT, TINY_GPT
 from .conftest import Launched, LaunchRanks
@@ -147,7 +147,7 @@ def test_a_hung_rank_is_named_and_the_others_end(
     """Also rank 0, which the others ask for everything."""
     run = [*arguments, "trainer.max_steps=100000", "trainer.hang_timeout=8", f"run_dir={tmp_path}/run"]
     ranks = launch_ranks(run, tmp_path / "run")
-    until(lambda: bool(saved(tmp_path / "run" / "checkpoints")))
+    until(lambda: bool(list_checkpoints(tmp_path / "run" / "checkpoints")))
     ranks[victim].kill(signal.SIGSTOP)
     until(lambda: not ranks[1 - victim].running(), 60)
     ranks[victim].kill(signal.SIGKILL)
@@ -162,7 +162,7 @@ def test_a_hung_rank_is_named_and_the_others_end(
 def test_a_killed_rank_is_named_and_the_others_end(arguments: list[str], launch_ranks: LaunchRanks, tmp_path: Path) -> None:
     for victim in (1, 0):
         ranks = launch_ranks([*arguments, "trainer.max_steps=100000", f"run_dir={tmp_path}/{victim}"], tmp_path / str(victim))
-        until(lambda victim=victim: bool(saved(tmp_path / str(victim) / "checkpoints")))  # type: ignore[misc]
+        until(lambda victim=victim: bool(list_checkpoints(tmp_path / str(victim) / "checkpoints")))  # type: ignore[misc]
         ranks[victim].kill(signal.SIGKILL)
         until(lambda ranks=ranks, victim=victim: not ranks[1 - victim].running(), 60)  # type: ignore[misc]
         codes = wait(ranks)
@@ -320,8 +320,8 @@ def test_two_machines_without_a_common_disk(
         agents.append(subprocess.Popen(command, cwd=place, stdout=logs[-1], stderr=subprocess.STDOUT))
     states = tmp_path / hosts[0] / "run" / "checkpoints"
     for kill in range(KILLS if strategy == "ddp" else 0):
-        reached = saved(states)[-1:]
-        until(lambda reached=reached: saved(states)[-1:] != reached or agents[0].poll() is not None)  # type: ignore[misc]
+        reached = list_checkpoints(states)[-1:]
+        until(lambda reached=reached: list_checkpoints(states)[-1:] != reached or agents[0].poll() is not None)  # type: ignore[misc]
         time.sleep(0.01 * kill)
         for process in children(agents[1].pid):
             os.kill(process, signal.SIGKILL)

@@ -16,10 +16,10 @@ import transformers
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.errors import Pruned, UserError
 from llm_lightning.run import evaluate
-from llm_lightning.training.checkpoints import saved
+from llm_lightning.training.checkpoints import list_checkpoints
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT, Runner
 
@@ -66,7 +66,7 @@ def pretrained(folders: Path, corpus: Path, cache: Path) -> tuple[Path, dict[str
         "trainer.max_steps=60",
         f"run_dir={folder}",
     ]
-    return folder, run(load([*given, "trainer.validate_every_steps=20", "optimizer.lr=1e-2"]))
+    return folder, run(load_config([*given, "trainer.validate_every_steps=20", "optimizer.lr=1e-2"]))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def finetuned(folders: Path, pretrained: tuple[Path, dict[str, Any]], reviews: P
 
     folder = folders / "finetuned"
     given = [*QUIET, f"cache_dir={cache}", *FINETUNE, f"data.train={reviews}", f"data.test={reviews}", f"run_dir={folder}"]
-    return folder, run(load([*given, f"model.init_from={pretrained[0]}", "optimizer.lr=5e-3", "trainer.max_epochs=12"]))
+    return folder, run(load_config([*given, f"model.init_from={pretrained[0]}", "optimizer.lr=5e-3", "trainer.max_epochs=12"]))
 
 
 def test_pretraining_learns_more_than_word_frequencies(pretrained: tuple[Path, dict[str, Any]]) -> None:
@@ -130,7 +130,7 @@ def test_disk_is_what_was_announced(pretrained: tuple[Path, dict[str, Any]]) -> 
     """Best weights once, two full states of about three times their size, and nothing else."""
     folder, summary = pretrained
     weights = 4 * summary["model"]["parameters"]
-    states = saved(folder / "checkpoints")
+    states = list_checkpoints(folder / "checkpoints")
     assert len(states) == 2
     assert sorted((folder / "checkpoints").iterdir()) == states
     assert [state.stat().st_size for state in states] == pytest.approx([3 * weights] * 2, rel=0.3, abs=60_000)
@@ -139,7 +139,7 @@ def test_disk_is_what_was_announced(pretrained: tuple[Path, dict[str, Any]]) -> 
 
 def test_checkpoint_holds_the_run_as_plain_containers(pretrained: tuple[Path, dict[str, Any]]) -> None:
     folder, summary = pretrained
-    state = torch.load(saved(folder / "checkpoints")[-1], weights_only=True)
+    state = torch.load(list_checkpoints(folder / "checkpoints")[-1], weights_only=True)
     assert state["run"]["config"] == OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert state["run"]["versions"] == summary["versions"]
     assert state["run"]["git"] == summary["git"]
@@ -147,13 +147,13 @@ def test_checkpoint_holds_the_run_as_plain_containers(pretrained: tuple[Path, di
 
 def test_evaluation_repeats_the_numbers(finetuned: tuple[Path, dict[str, Any]], pretrained: tuple[Path, dict[str, Any]]) -> None:
     for folder, summary in (finetuned, pretrained):
-        again = evaluate(load(["task=evaluate", f"run={folder}"]))
+        again = evaluate(load_config(["task=evaluate", f"run={folder}"]))
         assert again["metrics"] == summary["metrics"]
 
 
 def test_evaluation_refuses_to_change_the_run(finetuned: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(UserError, match=r"optimizer\.lr=1: task=evaluate takes the run as it is"):
-        load(["task=evaluate", f"run={finetuned[0]}", "optimizer.lr=1"])
+        load_config(["task=evaluate", f"run={finetuned[0]}", "optimizer.lr=1"])
 
 
 def test_export_is_a_plain_classifier(finetuned: tuple[Path, dict[str, Any]]) -> None:
@@ -164,11 +164,11 @@ def test_export_is_a_plain_classifier(finetuned: tuple[Path, dict[str, Any]]) ->
 def test_export_gives_the_logits_of_the_best_weights(finetuned: tuple[Path, dict[str, Any]], reviews: Path, cache: Path) -> None:
     """Every validation row, one by one and unpadded through plain transformers, against our own batches."""
     from llm_lightning.models import build
-    from llm_lightning.run import prepared
+    from llm_lightning.run import prepare
 
     folder = finetuned[0]
-    config = load(["task=evaluate", f"run={folder}"])
-    text, objective, data = prepared(config, transformers.AutoTokenizer.from_pretrained(folder / "hf"))
+    config = load_config(["task=evaluate", f"run={folder}"])
+    text, objective, data = prepare(config, transformers.AutoTokenizer.from_pretrained(folder / "hf"))
     objective.model = build.reload(folder / "hf", objective.auto_class, False).eval()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "hf").eval()
     split = text.splits["validation"]
@@ -211,7 +211,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     whole = run(*given, f"run_dir={tmp_path / 'whole'}")
 
     killed(*given, f"run_dir={tmp_path / 'killed'}", after=5)
-    (state,) = saved(tmp_path / "killed" / "checkpoints")
+    (state,) = list_checkpoints(tmp_path / "killed" / "checkpoints")
     assert state.name == "step-00000005.ckpt"
     contents = torch.load(state, weights_only=True)
     contents["callbacks"]["Monitor"]["elapsed"] += 1000.0  # had the first steps taken that long, the run would have
@@ -255,7 +255,7 @@ def test_runs_started_in_the_same_second_get_two_folders(tmp_path: Path, monkeyp
     from llm_lightning.runs.log import close_log
 
     monkeypatch.chdir(tmp_path)
-    config = load([])
+    config = load_config([])
     made = []
     for _ in range(3):
         made.append(open_folder(config))
@@ -339,7 +339,7 @@ def test_a_hopeless_run_is_pruned_but_not_when_it_is_trained_anyway(reviews: Pat
         return False
 
     with pytest.raises(Pruned, match="pruned after step 2"):
-        run(load([*given, "trainer.validate_every_steps=2", f"run_dir={tmp_path / 'hopeless'}"]), None, judge)
-    summary = run(load([*given, "trainer.validate_every_steps=4", f"run_dir={tmp_path / 'over'}"]), None, judge)
+        run(load_config([*given, "trainer.validate_every_steps=2", f"run_dir={tmp_path / 'hopeless'}"]), None, judge)
+    summary = run(load_config([*given, "trainer.validate_every_steps=4", f"run_dir={tmp_path / 'over'}"]), None, judge)
     assert summary["steps"] == 4
     assert asked == [500]  # thousandths of the run

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, ByT5Tokenizer, T5Config, T5ForSequenceClassification, pipeline
 
 import llm_lightning
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.errors import RunError, UserError
 from llm_lightning.inference import onnx
 from llm_lightning.reporting.card import write_card
@@ -30,7 +30,7 @@ TEXTS = ["a great film", "quite awful plot and was", "really"]
 
 
 def export(run: Path, kind: str, out: Path) -> Path:
-    start(load(["task=export", f"run={run}", f"export.format={kind}", f"out={out}"]))
+    start(load_config(["task=export", f"run={run}", f"export.format={kind}", f"out={out}"]))
     return out
 
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_exported_is_said(classifier: Path, minilm: Path, tmp_pat
     with pytest.raises(UserError, match=r"has no adapter; it was trained without"):
         export(classifier, "adapter", tmp_path / "adapter")
     with pytest.raises(UserError, match="out is not set"):
-        load(["task=export", f"run={minilm}"])
+        load_config(["task=export", f"run={minilm}"])
 
 
 def test_a_headless_model_stays_one(minilm: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.errors import UserError
 from llm_lightning.inference import generate, use
 from llm_lightning.run import run as start
@@ -24,7 +24,11 @@ def writer(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learnt some text."""
     folder = tmp_path_factory.mktemp("writer")
     data = ["data=text", f"data.train={corpus}", "data.document=line", "data.block_size=32", f"cache_dir={folder}/cache"]
-    start(load([*QUIET, "task=pretrain", *TINY_GPT, *data, "trainer.max_steps=60", "optimizer.lr=1e-2", f"run_dir={folder}/run"]))
+    start(
+        load_config(
+            [*QUIET, "task=pretrain", *TINY_GPT, *data, "trainer.max_steps=60", "optimizer.lr=1e-2", f"run_dir={folder}/run"]
+        )
+    )
     return folder / "run"
 
 
@@ -34,12 +38,12 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("talker")
     given = [*QUIET, f"cache_dir={folder}/cache", *tasks(folder), "++model.config={n_layer: 2, n_embd: 64, n_head: 4}"]
     training = ["trainer.max_epochs=null", "trainer.max_steps=300", "batch.sequences=4", "optimizer.lr=1e-2"]
-    start(load([*given, *training, "trainer.validate_every_steps=300", f"run_dir={folder}/run"]))
+    start(load_config([*given, *training, "trainer.validate_every_steps=300", f"run_dir={folder}/run"]))
     return folder / "run"
 
 
 def said(run: Path, *more: str) -> str:
-    text: str = start(load(["task=generate", f"run={run}", "generate.max_new_tokens=12", *more]))["text"]
+    text: str = start(load_config(["task=generate", f"run={run}", "generate.max_new_tokens=12", *more]))["text"]
     return text
 
 
@@ -73,7 +77,7 @@ def test_prompts_of_a_file_are_gone_on_with_as_alone(writer: Path, tmp_path: Pat
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
     out = tmp_path / "out.jsonl"
     given = [f"data.predict={tmp_path}/prompts.txt", f"out={out}", "generate.temperature=0", "trainer.progress=none"]
-    start(load(["task=generate", f"run={writer}", "generate.max_new_tokens=12", *given]))
+    start(load_config(["task=generate", f"run={writer}", "generate.max_new_tokens=12", *given]))
     found = [json.loads(line)["text"] for line in out.read_text().splitlines()]
     assert found == [expected(writer, prompt, do_sample=False) for prompt in prompts]
 
@@ -86,23 +90,23 @@ def test_a_conversation_has_the_answers_that_were_learnt_and_keeps_its_history(
     lines = iter([turns[0]["content"], turns[2]["content"], "/reset", turns[0]["content"], "/quit", "never"])
     chat = generate.Generator.chat
     monkeypatch.setattr(use.Generator, "chat", lambda self: chat(self, lambda prompt: next(lines)))
-    found = start(load(["task=chat", f"run={talker}", "generate.temperature=0", "generate.max_new_tokens=40"]))["messages"]
+    found = start(load_config(["task=chat", f"run={talker}", "generate.temperature=0", "generate.max_new_tokens=40"]))["messages"]
     assert found == turns[:2]
     lines = iter([turns[0]["content"], turns[2]["content"]])
     monkeypatch.setattr(use.Generator, "chat", lambda self: chat(self, lambda prompt: next(lines, "/quit")))
-    found = start(load(["task=chat", f"run={talker}", "generate.temperature=0", "generate.max_new_tokens=40"]))["messages"]
+    found = start(load_config(["task=chat", f"run={talker}", "generate.temperature=0", "generate.max_new_tokens=40"]))["messages"]
     assert found == turns
 
 
 def test_what_cannot_be_asked_for_is_said(writer: Path) -> None:
     with pytest.raises(UserError, match="prompt is not set"):
-        load(["task=generate", f"run={writer}"])
+        load_config(["task=generate", f"run={writer}"])
     with pytest.raises(UserError, match="the model has no chat template"):
-        start(load(["task=chat", f"run={writer}"]))
+        start(load_config(["task=chat", f"run={writer}"]))
     with pytest.raises(UserError, match=r"generate\.max_new_tokens=9999: the model has"):
-        start(load(["task=generate", f"run={writer}", "prompt=a", "generate.max_new_tokens=9999"]))
+        start(load_config(["task=generate", f"run={writer}", "prompt=a", "generate.max_new_tokens=9999"]))
     with pytest.raises(UserError, match=r"generate\.temperature=-1.0: expected a number at least 0"):
-        load(["task=generate", f"run={writer}", "prompt=a", "generate.temperature=-1"])
+        load_config(["task=generate", f"run={writer}", "prompt=a", "generate.temperature=-1"])
 
 
 def test_rows_of_conversations_are_answered_in_the_shapes_of_training(
@@ -120,10 +124,10 @@ def test_rows_of_conversations_are_answered_in_the_shapes_of_training(
     ]
     (tmp_path / "ask.jsonl").write_text("\n".join(json.dumps({"messages": shape}) for shape in shapes))
     given = [f"data.predict={tmp_path}/ask.jsonl", f"out={tmp_path}/out.jsonl", "generate.temperature=0", "trainer.progress=none"]
-    start(load(["task=generate", f"run={talker}", "generate.max_new_tokens=40", *given]))
+    start(load_config(["task=generate", f"run={talker}", "generate.max_new_tokens=40", *given]))
     answers = [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert answers == [turns[3]["content"]] * 6 + [turns[1]["content"]]
     assert "in 1 of 7 rows the answer at the end is left out, as the model writes its own" in caplog.text
     (tmp_path / "ask.jsonl").write_text(json.dumps({"messages": [{"role": "usr", "content": "a"}]}))
     with pytest.raises(UserError, match=r"ask.jsonl, line 1: column 'messages', message 1: unknown role 'usr'"):
-        start(load(["task=generate", f"run={talker}", *given]))
+        start(load_config(["task=generate", f"run={talker}", *given]))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.data.sources import text
 from llm_lightning.errors import UserError
 from llm_lightning.inference.likelihood import windows
@@ -24,7 +24,7 @@ EXACT = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
 
 
 def weighed(run: Path, *more: str) -> dict[str, float]:
-    found: dict[str, float] = start(load(["task=evaluate", f"run={run}", *EXACT, *more]))["metrics"]
+    found: dict[str, float] = start(load_config(["task=evaluate", f"run={run}", *EXACT, *more]))["metrics"]
     return found
 
 

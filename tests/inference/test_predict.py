@@ -14,7 +14,7 @@ import pytest
 from transformers import pipeline
 
 import llm_lightning
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.errors import UserError
 from llm_lightning.inference import predict
 from llm_lightning.run import run as start
@@ -33,7 +33,7 @@ def trained(objective: str, run: Runner, folder: Path) -> Path:
 
 def predicted(folder: Path, source: Path | str, *more: str) -> list[dict[str, Any]]:
     out = folder / "predictions.jsonl"
-    start(load(["task=predict", f"run={folder}", f"data.predict={source}", "trainer.progress=none", f"out={out}", *more]))
+    start(load_config(["task=predict", f"run={folder}", f"data.predict={source}", "trainer.progress=none", f"out={out}", *more]))
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -45,7 +45,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("classifier")
     given = [*QUIET, f"cache_dir={folder}/cache", *write(folder, "classification"), *TINY_BERT, *EXACT, "trainer.max_epochs=5"]
-    start(load([*given, f"run_dir={folder}/run"]))
+    start(load_config([*given, f"run_dir={folder}/run"]))
     return folder / "run"
 
 
@@ -96,7 +96,11 @@ def test_rows_come_from_many_files_and_go_to_parquet(classifier: Path, tmp_path:
     (tmp_path / "a.csv").write_text('text,other\n"Ann, Bob",1\nRome,2\n')
     (tmp_path / "b.jsonl").write_text('{"text": "Monday"}')
     out = tmp_path / "said.parquet"
-    start(load(["task=predict", f"run={classifier}", f"data.predict='{tmp_path}/*.[cj]s*'", f"out={out}", "trainer.progress=none"]))
+    start(
+        load_config(
+            ["task=predict", f"run={classifier}", f"data.predict='{tmp_path}/*.[cj]s*'", f"out={out}", "trainer.progress=none"]
+        )
+    )
     table = pq.read_table(out).to_pydict()
     assert table["row"] == [0, 1, 2]
     assert set(table["label"]) <= {"0", "1", "2"}
@@ -130,7 +134,7 @@ def test_every_line_has_a_result(
         Path(source).write_bytes(LINES)
         (tmp_path / f"said.{ending}.partial").write_text("")
     out = tmp_path / f"said.{ending}"
-    start(load(["task=predict", f"run={classifier}", f"data.predict={source}", "trainer.progress=none", f"out={out}"]))
+    start(load_config(["task=predict", f"run={classifier}", f"data.predict={source}", "trainer.progress=none", f"out={out}"]))
     rows = [json.loads(line) for line in out.read_text().splitlines()] if ending == "jsonl" else pq.read_table(out).to_pylist()
     assert [row["row"] for row in rows] == list(range(7))
     assert [row.get("error") for row in rows] == [row.get("error") for row in expected]
@@ -215,9 +219,11 @@ def test_an_export_alone_says_the_same(classifier: Path, tmp_path: Path) -> None
     (tmp_path / "rows.txt").write_text("Ann met Bob\nRome\n")
     whole = predicted(classifier, tmp_path / "rows.txt")
     with pytest.raises(UserError, match="out is not set"):
-        load(["task=predict", f"run={classifier}/hf", f"data.predict={tmp_path}/rows.txt"])
+        load_config(["task=predict", f"run={classifier}/hf", f"data.predict={tmp_path}/rows.txt"])
     out = tmp_path / "out.jsonl"
     start(
-        load(["task=predict", f"run={classifier}/hf", f"data.predict={tmp_path}/rows.txt", f"out={out}", "trainer.progress=none"])
+        load_config(
+            ["task=predict", f"run={classifier}/hf", f"data.predict={tmp_path}/rows.txt", f"out={out}", "trainer.progress=none"]
+        )
     )
     assert [json.loads(line)["label"] for line in out.read_text().splitlines()] == [row["label"] for row in whole]

@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import AdapterConfig
 from llm_lightning.errors import UserError
 from llm_lightning.models import adapter
@@ -21,7 +21,7 @@ from llm_lightning.models.flat_check import use_flat_batches
 from llm_lightning.models.forward import token_loss
 from llm_lightning.objectives.instruction import Instruction
 from llm_lightning.run import evaluate
-from llm_lightning.training.checkpoints import saved
+from llm_lightning.training.checkpoints import list_checkpoints
 
 from ..conftest import TINY_BERT, TINY_GPT, Runner
 from ..objectives.test_supervised import TINY_MARIAN, made, tasks, write
@@ -55,7 +55,7 @@ def test_only_the_adapter_and_what_is_new_is_trained(
     given = [*pretrained(objective), *LORA, f"model/adapter={kind}", "trainer.max_epochs=null", "trainer.max_steps=6"]
     summary = run(*given, "trainer.validate_every_steps=3", "trainer.precision=32-true", f"run_dir={tmp_path}/run")
     assert 0 < summary["model"]["trained"] < 0.6 * summary["model"]["parameters"]
-    state = torch.load(saved(tmp_path / "run" / "checkpoints")[-1], weights_only=True)["state_dict"]
+    state = torch.load(list_checkpoints(tmp_path / "run" / "checkpoints")[-1], weights_only=True)["state_dict"]
     assert sum(value.numel() for value in state.values()) < 1.1 * summary["model"]["trained"]
     before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "run/hf"))
     own = {name.partition(".")[2] if name not in before else name: value for name, value in after.items()}
@@ -66,7 +66,7 @@ def test_only_the_adapter_and_what_is_new_is_trained(
         assert before[name].ndim == 2
         if kind == "lora":
             assert int(torch.linalg.matrix_rank((own[name] - before[name]).double(), rtol=1e-4)) <= 4
-    assert evaluate(load(["task=evaluate", f"run={tmp_path}/run"]))["metrics"] == summary["metrics"]
+    assert evaluate(load_config(["task=evaluate", f"run={tmp_path}/run"]))["metrics"] == summary["metrics"]
 
 
 def test_the_adapter_by_itself_and_the_whole_model_say_the_same(
@@ -108,7 +108,7 @@ def test_patterns_freeze_parameters(precision: str, pretrained: Callable[[str], 
     for name, value in before.items():
         assert torch.equal(value, after[f"bert.{name}"]) == ("embeddings" in name or "layer.0." in name), name
         assert after[f"bert.{name}"].dtype == torch.float32
-    assert evaluate(load(["task=evaluate", f"run={tmp_path}/run"]))["metrics"] == summary["metrics"]
+    assert evaluate(load_config(["task=evaluate", f"run={tmp_path}/run"]))["metrics"] == summary["metrics"]
 
 
 @pytest.mark.parametrize("objective", ["instruction", "translation"])

@@ -18,7 +18,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import CONF, ModelConfig
 from llm_lightning.data.collate import Collator
 from llm_lightning.errors import UserError
@@ -87,8 +87,8 @@ def test_presets_have_the_number_of_parameters_that_their_comment_says(preset: s
     comment = (CONF / "model" / f"{preset}.yaml").read_text(encoding="utf-8")
     said = re.search(r"([\d.]+)M parameters", comment)
     assert said is not None
-    config = load([f"model={preset}", "objective=classification"]).model
-    model = build.build(config, auto_class, tokenizer(config.tokenizer.vocab_size, **PADDED), 128, None)
+    config = load_config([f"model={preset}", "objective=classification"]).model
+    model = build.build_model(config, auto_class, tokenizer(config.tokenizer.vocab_size, **PADDED), 128, None)
     decimals = len(said[1].partition(".")[2])
     assert f"{model.num_parameters() / 1e6:.{decimals}f}" == said[1]
 
@@ -101,7 +101,7 @@ def test_label_names_go_into_the_config_and_from_there_into_an_export(
     origin: str, saved: Callable[..., ModelConfig], tmp_path: Path
 ) -> None:
     config = saved("bert") if origin == "checkpoint" else SCRATCH
-    model = build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
+    model = build.build_model(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
     model.save_pretrained(tmp_path / "export")
     exported = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "export")
     for found in (model, exported):
@@ -112,7 +112,7 @@ def test_label_names_go_into_the_config_and_from_there_into_an_export(
 
 def test_a_new_head_keeps_the_weights_below_it(saved: Callable[..., ModelConfig]) -> None:
     config = saved("bert")
-    built = build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD).base_model.state_dict()
+    built = build.build_model(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD).base_model.state_dict()
     kept = transformers.BertForMaskedLM.from_pretrained(str(config.name_or_path)).base_model.state_dict()
     assert set(kept) <= set(built)
     assert all(torch.equal(built[name], tensor) for name, tensor in kept.items())
@@ -121,7 +121,7 @@ def test_a_new_head_keeps_the_weights_below_it(saved: Callable[..., ModelConfig]
 def test_a_classifier_of_other_classes_gets_a_new_head(saved: Callable[..., ModelConfig]) -> None:
     """The weights that fit are taken; the head of three classes does not fit four."""
     config = saved("bert of three classes")
-    built = build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
+    built = build.build_model(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
     assert built.config.num_labels == len(NAMES)
     kept = transformers.BertForSequenceClassification.from_pretrained(str(config.name_or_path)).base_model.state_dict()
     assert all(torch.equal(built.base_model.state_dict()[name], tensor) for name, tensor in kept.items())
@@ -164,7 +164,7 @@ def test_decoder_classifier_reads_the_last_real_token_whatever_the_padding(
     assert loaded is not None
     pad = loaded.pad_token_id
     assert (pad == loaded.eos_token_id) == (special == "without padding")
-    model = build.build(config, CLASSIFIER, loaded, POSITIONS, HEAD).eval()
+    model = build.build_model(config, CLASSIFIER, loaded, POSITIONS, HEAD).eval()
     # padding's id inside a text is no end of it
     sequences = [words(3), words(9, seed=1), [*words(2, seed=2), pad, *words(2, seed=3)], words(1, seed=4)]
     ends_in_padding = [*words(4, seed=5), pad]  # the head passes over it, but padding that follows still changes nothing
@@ -185,7 +185,7 @@ def test_a_built_model_is_in_fp32_and_drops_out(origin: str, saved: Callable[...
     if origin == "checkpoint":
         config = saved("bert")
         CHECKPOINTS["bert"]().half().save_pretrained(str(config.name_or_path))  # as many on the hub are
-    model = build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
+    model = build.build_model(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert all(module.training for module in model.modules())
     ids = torch.tensor([words(POSITIONS)])
@@ -201,7 +201,7 @@ def test_a_built_model_is_in_fp32_and_drops_out(origin: str, saved: Callable[...
 
 def refusal(*arguments: Any) -> str:
     with pytest.raises(UserError) as error:
-        build.build(*arguments)
+        build.build_model(*arguments)
     return str(error.value)
 
 
@@ -211,7 +211,7 @@ def test_a_checkpoint_too_short_for_the_data_is_refused(saved: Callable[..., Mod
         message = refusal(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS + 1, HEAD)
         for part in (f"{POSITIONS + 1} tokens", f"{POSITIONS} positions", f"data.block_size={POSITIONS}"):
             assert part in message
-        build.build(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)  # as long as it is: fits
+        build.build_model(config, CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)  # as long as it is: fits
 
 
 def test_positions_that_padding_takes_are_not_promised(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_positions_that_padding_takes_are_not_promised(tmp_path: Path) -> None:
     config = ModelConfig(name_or_path=str(tmp_path))
     fitting = tokenizer(bos_token="<s>", pad_token="<pad>", eos_token="</s>")
     assert f"data.block_size={POSITIONS}" in refusal(config, CLASSIFIER, fitting, POSITIONS + 1, HEAD)
-    model = build.build(config, CLASSIFIER, fitting, POSITIONS, HEAD)
+    model = build.build_model(config, CLASSIFIER, fitting, POSITIONS, HEAD)
     assert classified(model, [words(POSITIONS)]).isfinite().all()
 
 
@@ -231,7 +231,7 @@ def test_a_tokenizer_of_another_model_is_refused(saved: Callable[..., ModelConfi
     assert "tokenizer" in message
     assert str(VOCABULARY + 1) in message
     assert str(VOCABULARY) in message
-    build.build(config, CLASSIFIER, tokenizer(VOCABULARY - 1, **PADDED), POSITIONS, HEAD)  # rows to spare are common
+    build.build_model(config, CLASSIFIER, tokenizer(VOCABULARY - 1, **PADDED), POSITIONS, HEAD)  # rows to spare are common
 
 
 @pytest.mark.parametrize("origin", ["scratch", "checkpoint"])
@@ -286,5 +286,7 @@ def test_code_that_comes_with_a_checkpoint_runs_where_it_is_trusted_and_nowhere_
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / "own.py").write_text(OWN)
     refusal(ModelConfig(name_or_path=name), CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
-    model = build.build(ModelConfig(name_or_path=name, trust_remote_code=True), CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD)
+    model = build.build_model(
+        ModelConfig(name_or_path=name, trust_remote_code=True), CLASSIFIER, tokenizer(**PADDED), POSITIONS, HEAD
+    )
     assert type(model).__name__ == "OwnClassifier"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import ModelConfig
 from llm_lightning.data import tokenizers
 from llm_lightning.errors import UserError
@@ -51,7 +51,7 @@ def test_weights_of_any_form_are_loaded_in_fp32(change: Callable[[Path], None], 
     expected = BertForMaskedLM.from_pretrained(folder).bert.state_dict()
     change(folder)
     config = ModelConfig(name_or_path=str(folder))
-    model = build.build(config, CLASSIFIER, build.tokenizer(config), 8, HEAD)
+    model = build.build_model(config, CLASSIFIER, build.tokenizer(config), 8, HEAD)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     built = model.base_model.state_dict()
     assert all(torch.allclose(built[name], tensor, atol=1e-2) for name, tensor in expected.items())
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_used_says_why(change: Callable[[Path], None], m
     change(folder)
     config = ModelConfig(name_or_path=str(folder))
     with pytest.raises(UserError, match=message):
-        build.build(config, CLASSIFIER, build.tokenizer(config), 8, HEAD)
+        build.build_model(config, CLASSIFIER, build.tokenizer(config), 8, HEAD)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_what_is_no_checkpoint_is_told_apart(file: str, content: str, name: str,
     (tmp_path / file).write_text(content)
     path = f"{tmp_path}/{name}".rstrip("/")
     with pytest.raises(UserError, match=message):
-        load(["task=finetune", "data=docs_topics", f"model.name_or_path='{path}'"])
+        load_config(["task=finetune", "data=docs_topics", f"model.name_or_path='{path}'"])
 
 
 def test_an_adapter_is_told_apart_also_beside_a_config(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_an_adapter_is_told_apart_also_beside_a_config(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_text("x")
     BertConfig(**SIZES).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="adapter for some/base"):
-        load(["task=finetune", "data=docs_topics", f"model.name_or_path='{tmp_path}'"])
+        load_config(["task=finetune", "data=docs_topics", f"model.name_or_path='{tmp_path}'"])
 
 
 def test_a_tokenizer_of_special_tokens_alone_is_none(folder: Path) -> None:

@@ -79,7 +79,7 @@ def scores(model: Any, ids: list[int]) -> dict[str, torch.Tensor]:
 def test_a_head_of_the_same_classes_answers_as_before_in_any_order(kind: str, saved: Callable[..., Any]) -> None:
     model, config = saved(kind, TRAINED)
     auto_class = MODELS[kind][0]
-    built = build.build(config, auto_class, closing_tokenizer(), POSITIONS, build.classes(NAMES)).eval()
+    built = build.build_model(config, auto_class, closing_tokenizer(), POSITIONS, build.classes(NAMES)).eval()
     assert built.config.id2label == dict(enumerate(NAMES))
     ids = [*words(9), 1]
     expected, found = scores(model, ids), scores(published(built), ids)
@@ -95,7 +95,7 @@ def test_a_head_of_other_classes_is_new(
     kind: str, trained: Any, saved: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     model, config = saved(kind, trained)
-    built = build.build(config, MODELS[kind][0], closing_tokenizer(), POSITIONS, build.classes(NAMES))
+    built = build.build_model(config, MODELS[kind][0], closing_tokenizer(), POSITIONS, build.classes(NAMES))
     state = model.state_dict()
     changed = {name for name, tensor in built.state_dict().items() if name in state and not torch.equal(tensor, state[name])}
     outputs = {name for name in changed if state[name].shape[0] == len(NAMES)}
@@ -111,7 +111,7 @@ def test_a_head_of_another_number_of_classes_is_new_and_it_is_said(
 ) -> None:
     caplog.set_level(logging.INFO)
     _, config = saved("bert", TRAINED)
-    built = build.build(config, CLASSIFIER, closing_tokenizer(), POSITIONS, build.classes(NAMES[:3]))
+    built = build.build_model(config, CLASSIFIER, closing_tokenizer(), POSITIONS, build.classes(NAMES[:3]))
     assert built.config.num_labels == 3
     assert "tells apart 4 classes (neutral, positive, mixed, negative) and the data 3 classes" in caplog.text
 

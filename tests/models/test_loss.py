@@ -77,7 +77,7 @@ def test_what_is_compiled_for_a_gpu_equals_what_a_cpu_runs(dtype: torch.dtype) -
 
 
 def test_the_loss_of_logits_on_a_gpu_is_that_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_fused", lambda whole=False: fused_losses_and_slope)
+    monkeypatch.setattr(module, "_compile_fused", lambda whole=False: fused_losses_and_slope)
     torch.manual_seed(0)
     logits, targets = torch.randn(TARGETS, VOCABULARY, requires_grad=True), torch.randint(VOCABULARY, (TARGETS,))
     targets[::6] = IGNORED

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.errors import UserError
 from llm_lightning.metrics import counts
 from llm_lightning.objectives.classification import Classification
-from llm_lightning.run import prepared
+from llm_lightning.run import prepare
 
 from ..conftest import QUIET, TINY_BERT
 
@@ -46,7 +46,7 @@ def make(cache: Path, tmp_path: Path) -> Maker:
     def start(*overrides: str, validation: list[int] = TRAIN, **others: list[int]) -> Classification:
         files = [write(split, labels) for split, labels in {"train": TRAIN, "validation": validation, **others}.items()]
         data = ["data=files", *files, "data.columns.label=label", f"data.labels=[{','.join(NAMES)}]"]
-        _, objective, _ = prepared(load([*QUIET, f"cache_dir={cache}", "task=finetune", *TINY_BERT, *data, *overrides]))
+        _, objective, _ = prepare(load_config([*QUIET, f"cache_dir={cache}", "task=finetune", *TINY_BERT, *data, *overrides]))
         assert isinstance(objective, Classification)
         return objective
 

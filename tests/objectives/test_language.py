@@ -17,14 +17,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.data.collate import EVALUATION
 from llm_lightning.data.module import DataModule
 from llm_lightning.inference.evaluate import evaluate_split
 from llm_lightning.models import build
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.language import bits_per_byte, perplexity
-from llm_lightning.run import prepared
+from llm_lightning.run import prepare
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT, published
 
@@ -60,11 +60,11 @@ def make(corpus: Path, cache: Path, tmp_path: Path) -> Maker:
     def start(case: str) -> tuple[DataModule, Objective, PreTrainedModel]:
         (tmp_path / "validation.txt").write_text("\n".join(LINES), encoding="utf-8")
         files = ["data=text", f"data.train={corpus}", f"data.validation={tmp_path}/validation.txt", "data.document=line"]
-        config = load(
+        config = load_config(
             [*QUIET, f"cache_dir={cache}", "task=pretrain", *CASES[case], *files, "data.block_size=32", "batch.sequences=5"]
         )
-        text, objective, data = prepared(config)
-        model = build.build(config.model, objective.auto_class, text.tokenizer, data.longest_input, None).double().eval()
+        text, objective, data = prepare(config)
+        model = build.build_model(config.model, objective.auto_class, text.tokenizer, data.longest_input, None).double().eval()
         objective.model = model
         return data, objective, published(model)
 

@@ -17,11 +17,11 @@ from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES 
 from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CODES as MBART50
 
 import llm_lightning
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.data import languages
 from llm_lightning.data.collate import EVALUATION
 from llm_lightning.errors import UserError
-from llm_lightning.run import prepared
+from llm_lightning.run import prepare
 
 from ..conftest import QUIET, Runner
 from .test_supervised import made, padded
@@ -153,7 +153,7 @@ def test_languages_that_are_not_clear_are_refused(
 ) -> None:
     arguments = [*translator(kind), *([] if given is None else [f"data.languages={given}"])]
     with pytest.raises(UserError) as error:
-        prepared(load([*QUIET, f"cache_dir={cache}", *arguments]))
+        prepare(load_config([*QUIET, f"cache_dir={cache}", *arguments]))
     assert all(part in str(error.value) for part in parts)
 
 

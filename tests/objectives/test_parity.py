@@ -15,12 +15,12 @@ import torch
 import transformers
 from torch import Tensor
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import Config
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import DataModule
 from llm_lightning.models import build
-from llm_lightning.run import prepared
+from llm_lightning.run import prepare
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT, Runner, published
 
@@ -72,8 +72,8 @@ def padded(parts: Sequence[Tensor], filler: int) -> Tensor:
 
 def plain_loop(config: Config) -> tuple[torch.nn.Module, float]:
     """(model after STEPS, mean validation loss over targets)"""
-    text, objective, data = prepared(config)
-    model = published(build.build(config.model, objective.auto_class, text.tokenizer, data.longest_input, objective.head()))
+    text, objective, data = prepare(config)
+    model = published(build.build_model(config.model, objective.auto_class, text.tokenizer, data.longest_input, objective.head()))
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=3e-3)
@@ -104,7 +104,7 @@ def plain_loop(config: Config) -> tuple[torch.nn.Module, float]:
 def test_run_equals_plain_loop(case: str, corpus: Path, reviews: Path, run: Runner, cache: Path, tmp_path: Path) -> None:
     given = arguments(case, corpus, reviews)
     summary = run(*given, "batch.micro_sequences=3", f"run_dir={tmp_path}")
-    expected, validation_loss = plain_loop(load([*QUIET, f"cache_dir={cache}", *given]))
+    expected, validation_loss = plain_loop(load_config([*QUIET, f"cache_dir={cache}", *given]))
     auto = getattr(transformers, type(expected).__name__)
     weights = auto.from_pretrained(tmp_path / "hf").state_dict()
     for name, tensor in expected.state_dict().items():
@@ -113,9 +113,9 @@ def test_run_equals_plain_loop(case: str, corpus: Path, reviews: Path, run: Runn
 
 
 def test_weights_move_enough_for_parity_to_mean_something(corpus: Path, reviews: Path, cache: Path) -> None:
-    given = load([*QUIET, f"cache_dir={cache}", *arguments("causal stream", corpus, reviews)])
+    given = load_config([*QUIET, f"cache_dir={cache}", *arguments("causal stream", corpus, reviews)])
     trained, _ = plain_loop(given)
-    text, objective, _ = prepared(given)
-    fresh = build.build(given.model, objective.auto_class, text.tokenizer, 48, None)
+    text, objective, _ = prepare(given)
+    fresh = build.build_model(given.model, objective.auto_class, text.tokenizer, 48, None)
     moved = max(float((a - b).detach().abs().max()) for a, b in zip(trained.parameters(), fresh.parameters(), strict=True))
     assert moved > 100 * 2e-5

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, XLNetConfig
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import DataModule
 from llm_lightning.data.tag_schemes import TagScheme
@@ -26,7 +26,7 @@ from llm_lightning.models.generate import fit
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.classification import Classification
 from llm_lightning.objectives.instruction import Instruction
-from llm_lightning.run import built, evaluate, prepared
+from llm_lightning.run import build_and_connect, evaluate, prepare
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT, Runner, published
 from ..data.chat_templates import CHATML
@@ -85,9 +85,9 @@ TINY_MARIAN = [
 
 
 def made(cache: Path, *arguments: str) -> tuple[Objective, DataModule]:
-    config = load([*QUIET, f"cache_dir={cache}", *arguments, "trainer.precision=32-true"])
-    text, objective, data = prepared(config)
-    built(config, text, objective, data)
+    config = load_config([*QUIET, f"cache_dir={cache}", *arguments, "trainer.precision=32-true"])
+    text, objective, data = prepare(config)
+    build_and_connect(config, text, objective, data)
     return objective, data
 
 
@@ -147,7 +147,7 @@ def test_a_run_learns_and_its_evaluation_is_repeated(objective: str, score: str,
     training = ["trainer.max_epochs=25", "batch.sequences=8", "optimizer.lr=5e-3", "trainer.precision=32-true"]
     summary = run(*data, *TINY_BERT, *training, f"run_dir={tmp_path}/run")
     assert summary["metrics"][f"test/{score}"] > 0.85
-    again = evaluate(load(["task=evaluate", f"run={tmp_path}/run"]))["metrics"]
+    again = evaluate(load_config(["task=evaluate", f"run={tmp_path}/run"]))["metrics"]
     assert again == summary["metrics"]
 
 
@@ -252,7 +252,7 @@ def test_a_translator_learns_to_spell_backwards(run: Runner, tmp_path: Path) -> 
     summary = run(*data, *training, "trainer.validate_every_steps=300", "objective.beams=2", f"run_dir={tmp_path}/run")
     assert summary["metrics"]["test/bleu"] > 90
     assert summary["metrics"]["test/chrf"] > 90
-    again = evaluate(load(["task=evaluate", f"run={tmp_path}/run"]))["metrics"]
+    again = evaluate(load_config(["task=evaluate", f"run={tmp_path}/run"]))["metrics"]
     assert again == summary["metrics"]
     shown = json.loads((tmp_path / "run" / "evaluation" / "test.json").read_text())["samples"][0]
     assert shown["source"].split()[0][::-1] == shown["reference"].split()[0]
@@ -310,7 +310,7 @@ def test_answers_that_were_learnt_by_heart_are_given(run: Runner, tmp_path: Path
     assert summary["metrics"]["validation/exact_match"] > 0.9
     assert summary["metrics"]["validation/rouge_l"] > 90
     assert "of the tokens are learnt, those in «»" in (tmp_path / "run" / "train.log").read_text()
-    again = evaluate(load(["task=evaluate", f"run={tmp_path}/run"]))["metrics"]
+    again = evaluate(load_config(["task=evaluate", f"run={tmp_path}/run"]))["metrics"]
     assert again == summary["metrics"]
 
 

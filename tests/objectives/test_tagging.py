@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from llm_lightning.config.compose import load
-from llm_lightning.run import prepared
+from llm_lightning.config.compose import load_config
+from llm_lightning.run import prepare
 from llm_lightning.run import run as start
 
 from ..conftest import QUIET, TINY_BERT, Runner
@@ -34,7 +34,9 @@ def files(path: Path) -> list[str]:
 
 def predict(run_folder: Path, source: Path, *more: str) -> list[dict[str, Any]]:
     out = source.with_name("out.jsonl")
-    start(load(["task=predict", f"run={run_folder}", f"data.predict={source}", "trainer.progress=none", f"out={out}", *more]))
+    start(
+        load_config(["task=predict", f"run={run_folder}", f"data.predict={source}", "trainer.progress=none", f"out={out}", *more])
+    )
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -96,8 +98,8 @@ def test_the_scheme_is_named(
 ) -> None:
     (tmp_path / "x.conll").write_text(content)
     with caplog.at_level(logging.INFO):
-        objective = prepared(
-            load([*QUIET, f"cache_dir={cache}", *files(tmp_path / "x.conll"), *TINY_BERT, f"data.tags={setting}"])
+        objective = prepare(
+            load_config([*QUIET, f"cache_dir={cache}", *files(tmp_path / "x.conll"), *TINY_BERT, f"data.tags={setting}"])
         )[1]
     assert objective.monitor == f"validation/{monitor}"
     for message in messages:
@@ -114,7 +116,7 @@ def test_scores_are_those_of_a_loop(content: str, cache: Path, tmp_path: Path) -
     from llm_lightning.objectives.tagging import Tagging
 
     (tmp_path / "x.conll").write_text(content)
-    objective = prepared(load([*QUIET, f"cache_dir={cache}", *files(tmp_path / "x.conll"), *TINY_BERT]))[1]
+    objective = prepare(load_config([*QUIET, f"cache_dir={cache}", *files(tmp_path / "x.conll"), *TINY_BERT]))[1]
     assert isinstance(objective, Tagging)
     names = objective.text.label_names
     assert names is not None

@@ -11,7 +11,7 @@ import pytest
 
 from llm_lightning.reporting.leaderboard import write_comparison
 from llm_lightning.reporting.report import write_report
-from llm_lightning.reporting.runs import find, grouped
+from llm_lightning.reporting.runs import find, group_runs
 
 from .test_comparison import figures, write
 
@@ -53,7 +53,7 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("size", ["1280,900", "390,844"])
 def test_pages_load_without_an_error_and_draw_every_figure(runs: Path, tmp_path: Path, size: str) -> None:
-    for page in (write_comparison(grouped(find([runs])), runs / "report.html", "Compared"), write_report(runs / "small-1")):
+    for page in (write_comparison(group_runs(find([runs])), runs / "report.html", "Compared"), write_report(runs / "small-1")):
         elements, console = opened(page, tmp_path / "profile", f"--window-size={size}")
         assert console == []
         assert elements.count('<div class="figure js-plotly-plot"') == len(figures(page)) > 1
@@ -67,7 +67,7 @@ def test_an_error_in_a_page_would_be_seen(runs: Path, tmp_path: Path) -> None:
 
 
 def test_the_table_sorts_by_a_click(runs: Path, tmp_path: Path) -> None:
-    page = write_comparison(grouped(find([runs])), runs / "report.html", "Compared")
+    page = write_comparison(group_runs(find([runs])), runs / "report.html", "Compared")
     heads = re.findall(r"<th>(.*?)</th>", page.read_text())
     column = heads.index("seconds")
 

@@ -18,7 +18,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.reporting import __main__ as reporting
 from llm_lightning.reporting.leaderboard import frontier, pareto, write_comparison
 from llm_lightning.reporting.report import write_report
-from llm_lightning.reporting.runs import find, grouped
+from llm_lightning.reporting.runs import find, group_runs
 from llm_lightning.reporting.table import PAID, quality, tables
 
 SCORES = {"a": {1: 0.61, 2: 0.65}, None: {1: 0.42, 2: 0.43}}
@@ -67,7 +67,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_seeds_are_gathered_and_averaged(runs: Path) -> None:
-    (table,) = tables(grouped(find([runs])))
+    (table,) = tables(group_runs(find([runs])))
     assert table.title == "classification on reviews"
     rows = {row[0]: row for row in table.rows}
     assert set(rows) == {"from a", "from scratch", "most frequent class"}
@@ -84,7 +84,7 @@ def test_seeds_are_gathered_and_averaged(runs: Path) -> None:
 def test_groups_are_named_by_what_differs(runs: Path) -> None:
     write(runs / "faster", 1, None, 0.5, lr=1e-2)
     write(runs / "other", 1, None, 0.5, data="tweets")
-    names = [group.name for group in grouped(find([runs]))]
+    names = [group.name for group in group_runs(find([runs]))]
     assert sorted(names) == [
         "reviews · from a · lr=0.001",
         "reviews · from scratch · lr=0.001",
@@ -100,7 +100,7 @@ def test_what_is_chosen_and_how_data_are_read_is_in_a_name(tmp_path: Path) -> No
         config["optimizer"]["_target_"] = f"llm_lightning.optim.{optimizer}.{optimizer}"
         config["data"] = {"block_size": length, "dir": f"folder/{i}"}
         (tmp_path / str(i) / "config.yaml").write_text(yaml.safe_dump(config))
-    names = {group.name for group in grouped(find([tmp_path]))}
+    names = {group.name for group in group_runs(find([tmp_path]))}
     assert names == {f"block_size={n} · optimizer={o}" for o, n in (("adamw", 128), ("muon", 128), ("adamw", 256))}
 
 
@@ -110,27 +110,27 @@ def test_names_are_as_long_as_it_takes(tmp_path: Path) -> None:
         config = yaml.safe_load((tmp_path / str(i) / "config.yaml").read_text())
         config |= {"batch": {"a": i // 2, "b": i // 2, "c": i // 2}, "trainer": {"z": i}}
         (tmp_path / str(i) / "config.yaml").write_text(yaml.safe_dump(config))
-    assert len({group.name for group in grouped(find([tmp_path]))}) == 4
+    assert len({group.name for group in group_runs(find([tmp_path]))}) == 4
 
 
 def test_a_seed_that_was_run_twice_counts_once(runs: Path) -> None:
     write(runs / "again", 1, None, 0.99)
     os.utime(runs / "again" / "summary.json", (2e9, 2e9))  # later than the first
-    found = {group.name: group.values(lambda run: run.metrics["validation/accuracy"]) for group in grouped(find([runs]))}
+    found = {group.name: group.values(lambda run: run.metrics["validation/accuracy"]) for group in group_runs(find([runs]))}
     assert sorted(found["from scratch"]) == [0.43, 0.99]
 
 
 def test_presets_stand_for_the_settings_that_come_with_them(runs: Path) -> None:
     for preset, lr in (("small", 1e-3), ("small", 2e-3), ("large", 1e-4)):
         write(runs / "presets" / f"{preset}{lr}", 1, None, 0.5, lr=lr, preset=preset)
-    names = [group.name for group in grouped(find([runs / "presets"]))]
+    names = [group.name for group in group_runs(find([runs / "presets"]))]
     assert sorted(names) == ["large", "small · lr=0.001", "small · lr=0.002"]
 
 
 def test_the_frontier_is_what_nothing_beats_in_both(runs: Path) -> None:
     for name, seconds, accuracy in (("a", 1, 0.5), ("b", 2, 0.4), ("c", 3, 0.7), ("d", 4, 0.7), ("e", 50, 0.9)):
         write(runs / "presets" / name, 1, None, accuracy, lr=seconds / 1000, preset=name, seconds=seconds)
-    groups = grouped(find([runs / "presets"]))
+    groups = group_runs(find([runs / "presets"]))
     best = quality(groups)
     assert best is not None
     assert best.metric == "test/accuracy"
@@ -162,7 +162,7 @@ def figures(page: Path) -> list[dict[str, Any]]:
 
 
 def test_pages_draw_the_curves_of_metrics_csv(runs: Path) -> None:
-    page = write_comparison(grouped(find([runs])), runs / "report.html", "Compared")
+    page = write_comparison(group_runs(find([runs])), runs / "report.html", "Compared")
     drawn = {figure["title"]: figure["traces"] for figure in figures(page)}
     assert {"Validation accuracy · classification", "Training loss · classification"} <= set(drawn)
     assert {trace["name"] for trace in drawn["Training loss · classification"]} == {"from scratch", "from a"}
@@ -195,7 +195,7 @@ def test_the_command_prints_writes_csv_and_keeps_a_runs_own_report(
 
 def test_a_sweeps_figures_have_their_section(runs: Path) -> None:
     own = {"title": "Importance", "traces": [{"type": "bar", "x": ["lr"], "y": [1.0]}], "layout": {"hovermode": "closest"}}
-    page = write_comparison(grouped(find([runs])), runs / "report.html", "Sweep", [own])
+    page = write_comparison(group_runs(find([runs])), runs / "report.html", "Sweep", [own])
     assert own | {"x": "", "y": ""} in figures(page)
     assert page.read_text().index("<h2>The sweep</h2>") < page.read_text().index("<h2>Curves · classification</h2>")
 
@@ -207,7 +207,7 @@ def test_names_from_the_data_are_text_and_not_markup(runs: Path) -> None:
     assert "&lt;b&gt;bold" in html
     label = "<!--<script>"  # which would swallow the rest of the page, and which plotly would take for markup
     own = {"title": "Labels", "traces": [{"type": "bar", "x": [label], "y": [1.0], "hovertemplate": "%{x}<br>%{y}"}], "layout": {}}
-    page = write_comparison(grouped(find([runs])), runs / "report.html", "Sweep", [own])
+    page = write_comparison(group_runs(find([runs])), runs / "report.html", "Sweep", [own])
     assert label not in page.read_text().split("const figures = ")[1].split("\n")[0]
     (trace,) = next(figure["traces"] for figure in figures(page) if figure["title"] == "Labels")
     assert trace["x"] == ["&lt;!--&lt;script&gt;"]

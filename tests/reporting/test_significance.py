@@ -14,7 +14,7 @@ import pytest
 
 from llm_lightning.reporting.intervals import DRAWS, intervals, of_confusion
 from llm_lightning.reporting.runs import Group, Run
-from llm_lightning.reporting.significance import Comparison, compared, holm, permutation, student_t, within
+from llm_lightning.reporting.significance import Comparison, compare_groups, holm, permutation, student_t, within
 
 
 def test_student_t_is_that_of_the_tables() -> None:
@@ -100,8 +100,8 @@ def test_other_seeds_could_have_said_otherwise(tmp_path: Path) -> None:
         runs = [run_of(tmp_path / f"{name}-{i}", i, {}, examples={"correct": right}) for i, right in enumerate(drawn)]
         return Group(name, runs)
 
-    noisy = compared(group("a", [0.86, 0.80, 0.84]), group("b", [0.81, 0.85, 0.79]), "test/accuracy")
-    steady = compared(group("c", [0.84, 0.84, 0.84]), group("d", [0.82, 0.82, 0.82]), "test/accuracy")
+    noisy = compare_groups(group("a", [0.86, 0.80, 0.84]), group("b", [0.81, 0.85, 0.79]), "test/accuracy")
+    steady = compare_groups(group("c", [0.84, 0.84, 0.84]), group("d", [0.82, 0.82, 0.82]), "test/accuracy")
     assert noisy is not None
     assert steady is not None
     assert noisy.p > 0.05
@@ -123,19 +123,19 @@ def test_two_configurations_by_their_examples_or_by_their_seeds(tmp_path: Path) 
         return Group(name, runs)
 
     better, worse, elsewhere = group("better", 0.8), group("worse", 0.77), group("elsewhere", 0.77, rows="others")
-    found = compared(better, worse, "test/accuracy")
+    found = compare_groups(better, worse, "test/accuracy")
     assert found is not None
     assert found.difference == pytest.approx(float(((hard < 0.8).astype(int) - (hard < 0.77)).mean()))
     assert 0 < found.low < found.difference < found.high
     assert found.p < 0.01
     assert "400 examples" in found.how
-    same = compared(better, better, "test/accuracy")
+    same = compare_groups(better, better, "test/accuracy")
     assert same is not None
     assert (same.difference, same.p) == (0.0, 1.0)
-    by_seed = compared(better, elsewhere, "test/accuracy")  # other examples: not to be paired
+    by_seed = compare_groups(better, elsewhere, "test/accuracy")  # other examples: not to be paired
     assert by_seed is not None
     assert by_seed.how == "3 seeds, Student's t"
-    assert compared(better, Group("one", elsewhere.runs[:1]), "test/accuracy") is None
+    assert compare_groups(better, Group("one", elsewhere.runs[:1]), "test/accuracy") is None
 
 
 def test_intervals_of_a_thousand_classes_need_little_memory() -> None:

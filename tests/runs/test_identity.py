@@ -16,14 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import Config, plain
 from llm_lightning.errors import UserError
 from llm_lightning.reporting.changed_settings import differences
 from llm_lightning.runs import identity
 from llm_lightning.runs.identity import KEYS, Kind, configuration, kind_of, load_finished, require_same_run
 from llm_lightning.runs.weights import fingerprint_weights
-from llm_lightning.training.checkpoints import saved
+from llm_lightning.training.checkpoints import list_checkpoints
 
 from ..conftest import ROOT, TINY_BERT, TINY_GPT, Runner
 from ..end_to_end.test_runs import losses, same_weights
@@ -70,7 +70,7 @@ def test_the_documentation_has_the_table() -> None:
 
 
 def described(*overrides: str) -> dict[str, Any]:
-    config = plain(load(["task=pretrain", "data=text", "data.train=a.txt", *TINY_GPT, *overrides]))
+    config = plain(load_config(["task=pretrain", "data=text", "data.train=a.txt", *TINY_GPT, *overrides]))
     data = {"train": "1", "validation": "2", "test": "3"}
     return {"config": config, "data": data, "weights": None, "precision": "32-true", "total_steps": 10}
 
@@ -179,7 +179,7 @@ def test_a_run_moves_with_its_data_and_refuses_other_data(
     shutil.copytree(moved, tmp_path / "whole")
     (moved / "summary.json").unlink()
     shutil.rmtree(moved / "hf")
-    saved(moved / "checkpoints")[-1].unlink()
+    list_checkpoints(moved / "checkpoints")[-1].unlink()
     shutil.rmtree(tmp_path / "first")
     run(*named("second"), f"run_dir={moved}")
     assert "continuing from" in (moved / "train.log").read_text()
@@ -193,7 +193,7 @@ def test_a_run_moves_with_its_data_and_refuses_other_data(
     (tmp_path / "second" / "test.txt").write_text("\n".join(lines[350:]), encoding="utf-8")
     with pytest.raises(UserError, match=r"trainer\.precision was auto \(.*\) and is bf16-true"):
         run(*given, "trainer.precision=bf16-true")
-    state = saved(moved / "checkpoints")[-1]
+    state = list_checkpoints(moved / "checkpoints")[-1]
     contents = torch.load(state, weights_only=True)
     contents["run"]["data"] = contents["run"]["data"]["train"]  # a state of a version that recorded less
     del contents["run"]["weights"], contents["run"]["precision"]
@@ -253,31 +253,32 @@ def test_a_run_goes_on_wherever_its_model_is_and_refuses_another(
 def test_what_is_finished(tmp_path: Path) -> None:
     given = ["task=pretrain", "data=text", "data.train=a.txt"]
     (tmp_path / "summary.json").write_text("{}")
-    (tmp_path / "config.yaml").write_text(json.dumps(plain(load(given))))
+    (tmp_path / "config.yaml").write_text(json.dumps(plain(load_config(given))))
     assert (
-        load_finished(tmp_path, load([*given, "trainer.devices=4", "logger=wandb", "checkpoint.keep=9", "generate.top_k=3"])) == {}
+        load_finished(tmp_path, load_config([*given, "trainer.devices=4", "logger=wandb", "checkpoint.keep=9", "generate.top_k=3"]))
+        == {}
     )
     for change in ("trainer.max_steps=7", "seed=4", "data.test=b.txt", "optimizer.lr=0.7", "callbacks.patience=3"):
-        assert load_finished(tmp_path, load([*given, change])) is None, change
+        assert load_finished(tmp_path, load_config([*given, change])) is None, change
 
 
 def test_what_is_one_configuration() -> None:
     """Runs on the same data wherever it lies are, and their seeds; what costs or comes to something else is not."""
     given = ["task=pretrain", "data=text", "data.train=a.txt"]
     splits = {"train": "1", "validation": "2"}
-    first = configuration(plain(load(given)), splits)
+    first = configuration(plain(load_config(given)), splits)
     for change in ("data.train=b.txt", "seed=4", "checkpoint.keep=9", "trainer.log_every_steps=3", "run_dir=x", "cache_dir=y"):
-        assert configuration(plain(load([*given, change])), splits) == first, change
+        assert configuration(plain(load_config([*given, change])), splits) == first, change
     for change in ("optimizer.lr=0.7", "trainer.compile=true", "trainer.precision=bf16-mixed", "trainer.max_steps=7"):
-        assert configuration(plain(load([*given, change])), splits) != first, change
-    assert configuration(plain(load(given)), splits | {"validation": "3"}) != first
-    before = configuration(plain(load(given)), "1")  # of an earlier version's run, whose other splits are known by name only
-    assert before != configuration(plain(load([*given, "data.validation=b.txt"])), "1")
+        assert configuration(plain(load_config([*given, change])), splits) != first, change
+    assert configuration(plain(load_config(given)), splits | {"validation": "3"}) != first
+    before = configuration(plain(load_config(given)), "1")  # of an earlier version's run, whose other splits are known by name only
+    assert before != configuration(plain(load_config([*given, "data.validation=b.txt"])), "1")
 
 
 def test_what_a_report_lists() -> None:
     changed = ["optimizer=muon", "trainer.devices=2", "seed=3", "checkpoint.keep=9", "logger.project=x", "run_dir=y"]
-    keys = [key for key, _, _ in differences(plain(load(["task=pretrain", *changed])))]
+    keys = [key for key, _, _ in differences(plain(load_config(["task=pretrain", *changed])))]
     assert keys[0] == "optimizer"
     assert {"optimizer._target_", "trainer.devices", "seed"} <= set(keys)
     assert not {"checkpoint.keep", "logger.project", "run_dir"} & set(keys)

@@ -13,7 +13,7 @@ import torch
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.errors import UserError
 from llm_lightning.sweep import process
 from llm_lightning.sweep.process import Share, shares
@@ -62,7 +62,7 @@ def test_jobs_that_fail_on_other_machines_are_recorded(gives_up: bool, tmp_path:
     launcher = Elsewhere()
     launcher.gives_up = gives_up
     folder = tmp_path / "sweep"
-    assert run(["task=finetune", "seed=1,2"], load(["task=finetune"]).sweep, "finetune", str(folder), launcher) == 1
+    assert run(["task=finetune", "seed=1,2"], load_config(["task=finetune"]).sweep, "finetune", str(folder), launcher) == 1
     with (folder / "results.csv").open(newline="") as file:
         found = list(csv.DictReader(file))
     assert [(row["job"], row["status"]) for row in found] == [("seed-1", "failed"), ("seed-2", "failed")]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import CONF
 from llm_lightning.errors import UserError
 from llm_lightning.sweep import space
@@ -64,11 +64,11 @@ def test_a_range_that_is_none_is_refused(wrong: str) -> None:
 @pytest.mark.parametrize("task", ["pretrain", "finetune"])
 @pytest.mark.parametrize("sweep", sorted(file.stem for file in (CONF / "sweep").glob("*.yaml")))
 def test_what_the_shipped_sweeps_vary_is_what_a_run_has(sweep: str, task: str) -> None:
-    settings = load([f"sweep={sweep}", f"task={task}"]).sweep
+    settings = load_config([f"sweep={sweep}", f"task={task}"]).sweep
     _, dimensions = space.read([], settings.space.get(task, {}), settings.choices if task == "finetune" else [])
     for dimension in dimensions:
         for value in dimension.options or (dimension.low, dimension.high):
-            load([f"task={task}", *dimension.at(value)])
+            load_config([f"task={task}", *dimension.at(value)])
 
 
 def test_wandb_is_given_the_same_space() -> None:
@@ -93,7 +93,7 @@ def test_a_job_keeps_its_folder_whatever_else_is_in_the_list(tmp_path: Path) -> 
 
     def folders(*names: str) -> dict[str, str]:
         files = ",".join(f"{tmp_path}/{name}/train.csv" for name in names)
-        settings = load(["task=finetune"]).sweep
+        settings = load_config(["task=finetune"]).sweep
         given = ["task=finetune", "data=files", "data.columns.label=label", f"data.train={files}"]
         sweep = Sweep(given, settings, "finetune", str(tmp_path / "sweep"), Ranks(settings, None))
         return {job.own[0]: job.name for job in sweep.grid()}

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llm_lightning.config.compose import load
+from llm_lightning.config.compose import load_config
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.errors import UserError
 from llm_lightning.objectives.causal_lm import CausalLM
-from llm_lightning.run import built, prepared
+from llm_lightning.run import build_and_connect, prepare
 from llm_lightning.training import batch_size, trainer
 
 from ..conftest import QUIET, TINY_GPT, Runner
@@ -27,12 +27,12 @@ def arguments(corpus: Path, *more: str) -> list[str]:
 
 
 def test_the_plan_is_what_autograd_keeps(corpus: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load([*QUIET, f"cache_dir={cache}", *arguments(corpus, "batch.micro_tokens=auto")])
-    text, objective, data = prepared(config)
-    built(config, text, objective, data)
-    engine = trainer.build(config.trainer, tmp_path, 3, 3, [], [])
+    config = load_config([*QUIET, f"cache_dir={cache}", *arguments(corpus, "batch.micro_tokens=auto")])
+    text, objective, data = prepare(config)
+    build_and_connect(config, text, objective, data)
+    engine = trainer.build_trainer(config.trainer, tmp_path, 3, 3, [], [])
     states = 16 * sum(p.numel() for p in objective.model.parameters())
-    small, large = (batch_size._kept(objective, data.longest_rows(n), engine) for n in (2, 12))
+    small, large = (batch_size._count_saved_bytes(objective, data.longest_rows(n), engine) for n in (2, 12))
     row = (large - small) / 10
     monkeypatch.setattr(batch_size, "free_memory", lambda device: states + 9.5 * row / batch_size.SHARE)
     longest = len(data.longest_rows(1).input_ids)
@@ -69,7 +69,7 @@ def test_a_run_finds_what_fits_and_comes_out_the_same(
 
 
 def test_ranks_keep_to_the_least_that_one_of_them_found(corpus: Path, cache: Path) -> None:
-    data = prepared(load([*QUIET, f"cache_dir={cache}", *arguments(corpus, "batch.micro_tokens=auto")]))[2]
+    data = prepare(load_config([*QUIET, f"cache_dir={cache}", *arguments(corpus, "batch.micro_tokens=auto")]))[2]
     strategy = SimpleNamespace(root_device="cpu", reduce=lambda tensor, reduce_op: getattr(tensor, reduce_op)().clamp(max=96))
     data.trainer = SimpleNamespace(world_size=2, strategy=strategy)  # type: ignore[assignment]
     data.limit(128)

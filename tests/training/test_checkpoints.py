@@ -19,7 +19,7 @@ from llm_lightning.config.schema import CheckpointConfig
 from llm_lightning.errors import RunError, Stopped, UserError
 from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO, damage
-from llm_lightning.training.checkpoints import Checkpoints, newest, saved
+from llm_lightning.training.checkpoints import Checkpoints, list_checkpoints, newest
 from llm_lightning.training.monitor import Diverged
 
 from ..conftest import TINY_BERT, TINY_GPT, Runner
@@ -55,7 +55,9 @@ def test_a_damaged_state_is_told_and_the_one_before_is_used(
     assert damage(paths[1])
     assert newest(tmp_path) == paths[0]
     assert "step-00000006.ckpt is damaged" in caplog.text
-    assert saved(tmp_path) == paths[:1]  # put aside, so that it is neither found again nor counted as one of those to keep
+    assert (
+        list_checkpoints(tmp_path) == paths[:1]
+    )  # put aside, so that it is neither found again nor counted as one of those to keep
     spoil(paths[0])
     with pytest.raises(UserError, match="no whole checkpoint is left"):
         newest(tmp_path)
@@ -66,7 +68,7 @@ def test_a_run_goes_on_from_the_state_before_a_damaged_one(corpus: Path, run: Ru
     run(*given, f"run_dir={tmp_path / 'whole'}")
     run(*given, f"run_dir={tmp_path / 'spoilt'}")
     (tmp_path / "spoilt" / "summary.json").unlink()  # as if it had not come to its end
-    flip_a_bit(saved(tmp_path / "spoilt" / "checkpoints")[-1])
+    flip_a_bit(list_checkpoints(tmp_path / "spoilt" / "checkpoints")[-1])
     run(*given, f"run_dir={tmp_path / 'spoilt'}")
     assert "step-00000012.ckpt is damaged" in (tmp_path / "spoilt" / "train.log").read_text()
     assert same_weights(tmp_path / "whole", tmp_path / "spoilt")
@@ -83,7 +85,7 @@ def test_a_full_disk_ends_the_run_with_the_state_before_it_untouched(corpus: Pat
     with pytest.raises(RunError, match=r"step-00000006\.ckpt: the checkpoint cannot be written: No space left.*make room") as error:
         run(*given, f"run_dir={tmp_path / 'full'}")
     assert error.value.exit_code == 1
-    assert [damage(path) for path in saved(states)] == [None]
+    assert [damage(path) for path in list_checkpoints(states)] == [None]
     assert not blocked.is_symlink()
     run(*given, f"run_dir={tmp_path / 'full'}")
     assert same_weights(tmp_path / "whole", tmp_path / "full")
@@ -219,7 +221,7 @@ def test_a_finished_run_is_not_run_again_but_may_be_made_longer(corpus: Path, ru
 def test_a_state_may_start_a_run_in_another_folder(corpus: Path, run: Runner, tmp_path: Path) -> None:
     given = [*RUN, f"data.train={corpus}"]
     whole = run(*given, f"run_dir={tmp_path / 'whole'}")
-    state = saved(tmp_path / "whole" / "checkpoints")[0]
+    state = list_checkpoints(tmp_path / "whole" / "checkpoints")[0]
     assert state.name == "step-00000009.ckpt"
     branch = run(*given, f"resume={state}", f"run_dir={tmp_path / 'branch'}")
     assert branch["metrics"]["validation/loss"] == whole["metrics"]["validation/loss"]
@@ -247,7 +249,7 @@ def test_weights_that_diverged_are_neither_saved_nor_exported(corpus: Path, run:
     given = [*RUN, f"data.train={corpus}", "trainer.log_every_steps=1000", "checkpoint.every_steps=1"]
     with pytest.raises(Diverged, match="has diverged"):
         run(*given, "optimizer.lr=1e20", f"run_dir={tmp_path}")
-    for state in saved(tmp_path / "checkpoints"):
+    for state in list_checkpoints(tmp_path / "checkpoints"):
         assert torch.load(state, weights_only=True)["global_step"] < 3
 
 

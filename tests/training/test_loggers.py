@@ -80,7 +80,7 @@ def test_a_failed_run_is_closed_as_failed_and_leaves_none_open(corpus: Path, run
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory, reviews: Path, cache: Path) -> Path:
     """A fine-tuned classifier's run folder."""
-    from llm_lightning.config.compose import load
+    from llm_lightning.config.compose import load_config
     from llm_lightning.run import run
 
     folder = tmp_path_factory.mktemp("offline")
@@ -93,7 +93,11 @@ def offline(tmp_path_factory: pytest.TempPathFactory, reviews: Path, cache: Path
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        run(load([*FINETUNE, *given, f"data.train={reviews}", f"cache_dir={cache}", "logger.artifacts=all", f"run_dir={folder}"]))
+        run(
+            load_config(
+                [*FINETUNE, *given, f"data.train={reviews}", f"cache_dir={cache}", "logger.artifacts=all", f"run_dir={folder}"]
+            )
+        )
     return folder
 
 
@@ -309,7 +313,7 @@ def test_variables_that_switch_wandb_off(
     assert mode.name == name
     assert mode.reason.startswith(reason)
     with caplog.at_level("INFO", logger="llm_lightning"):
-        built = loggers.build(LoggerConfig(name="wandb"), tmp_path, {}, [], None, "validation/loss", False)
+        built = loggers.build_loggers(LoggerConfig(name="wandb"), tmp_path, {}, [], None, "validation/loss", False)
     assert any(isinstance(logger, WandbLogger) for logger in built) == (name != "disabled")
     assert len(caplog.messages) == (name != "online")
     assert all(reason in message for message in caplog.messages)

@@ -137,7 +137,7 @@ def test_gradients_wait_for_the_last_micro_batch(mesh: Any) -> None:
 
 def test_a_sharded_model_is_trained_after_it_was_evaluated(mesh: Any, tmp_path: Path) -> None:
     """Lightning leaves inference mode out over gloo by itself, so the Trainer's loops are asked for what they do over NCCL."""
-    engine = trainer.build(TrainerConfig(accelerator="cpu", devices=1, strategy="fsdp"), tmp_path, 1, 1, [], [])
+    engine = trainer.build_trainer(TrainerConfig(accelerator="cpu", devices=1, strategy="fsdp"), tmp_path, 1, 1, [], [])
     assert not engine.validate_loop.inference_mode
     assert not engine.fit_loop.epoch_loop.val_loop.inference_mode
 

@@ -181,7 +181,7 @@ def test_auto_is_what_the_hardware_multiplies(
     unit: str | None, found: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(machine, "bf16_unit", lambda accelerator: unit)
-    engine = trainer.build(TrainerConfig(accelerator="cpu", devices=1, precision="auto"), tmp_path, 1, 1, [], [])
+    engine = trainer.build_trainer(TrainerConfig(accelerator="cpu", devices=1, precision="auto"), tmp_path, 1, 1, [], [])
     assert engine.precision == found
     assert isinstance(engine.precision_plugin, MasterWeights) == (unit is not None)
 

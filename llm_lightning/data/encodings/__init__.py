@@ -131,6 +131,6 @@ def text_of(column: str | None, value: Any) -> str:
     return value
 
 
-def named(name: str) -> type[Encoding]:
+def get_encoder(name: str) -> type[Encoding]:
     encoder: type[Encoding] = importlib.import_module(f"llm_lightning.data.encodings.{name}").Encoder
     return encoder

@@ -24,7 +24,7 @@ from llm_lightning.data.label_values import MISSING, canonical, is_unlabelled, t
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.literals import BROKEN, parse_structure, split_bare
 from llm_lightning.data.rows import Rows, label_columns
-from llm_lightning.errors import UserError, listed
+from llm_lightning.errors import UserError, join_names
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def read_indicators(value: Any, count: int, column: Any, names: Iterable[str]) -
     columns = column if isinstance(column, list) else None
     if not isinstance(items, list) or len(items) != count:
         content = f"{len(items)} values" if isinstance(items, list) else f"'{value}'"
-        raise BadRow(f"column '{column}' holds {content}, not the {count} values 0 or 1 of the labels {listed(names)}")
+        raise BadRow(f"column '{column}' holds {content}, not the {count} values 0 or 1 of the labels {join_names(names)}")
     for place, item in enumerate(items):
         if truth(item) is None:
             where = f"column '{columns[place]}'" if columns else f"column '{column}', value {place + 1}"
@@ -182,7 +182,7 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
     present = [separator for separator in SEPARATORS if with_separator[separator]]
     separator = min(present, key=lambda s: len(pieces[s]), default=",")
     if absent:
-        spelled = listed(f"'{text}' ({count:,} rows of train)" for text, count in absent.items())
+        spelled = join_names(f"'{text}' ({count:,} rows of train)" for text, count in absent.items())
         log.warning("column '%s' holds %s: no label applies to these rows", column, spelled)
     if not present and rows and not sum(sizes.values()) and any(len(value.split()) > 1 for value in pieces[","]):
         example = next(value for value in sorted(pieces[","]) if len(value.split()) > 1)
@@ -216,7 +216,7 @@ def _name_indicators(data: DataConfig, train: Rows, columns: list[str] | None, l
             )
         if len(data.labels) != count:
             raise UserError(
-                f"data.labels names {len(data.labels)} labels ({listed(map(str, data.labels))}), and the lists of 0 and 1 in column "
+                f"data.labels names {len(data.labels)} labels ({join_names(map(str, data.labels))}), and the lists of 0 and 1 in column "
                 f"'{data.columns.label}' have {count}."
             )
         columns = [str(i) for i in range(count)]
@@ -227,5 +227,5 @@ def _name_indicators(data: DataConfig, train: Rows, columns: list[str] | None, l
     classes = name_classes(setting, Column(name, columns))
     named_labels = labels.make_labels(classes, {}, name)
     if [values for _, values in classes] != [[column] for column in columns]:
-        raise UserError(f"data.labels: give each of {listed(columns)} one name, in this order.")
+        raise UserError(f"data.labels: give each of {join_names(columns)} one name, in this order.")
     return LabelSets(named_labels.names, named_labels.values, named_labels.spellings, Layout(indicators=len(columns)))

@@ -12,7 +12,7 @@ from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.label_values import canonical, is_unlabelled
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.rows import Rows
-from llm_lightning.errors import listed
+from llm_lightning.errors import join_names
 
 
 class Encoder(Encoding):
@@ -65,7 +65,7 @@ def index(known: Labels, column: str | None, value: Any) -> int:
         raise BadRow(f"column '{column}' is empty")
     found = known.index(value)
     if found is None:
-        raise BadRow(f"column '{column}' has the label '{value}', which train does not have (it has {listed(known.values)})")
+        raise BadRow(f"column '{column}' has the label '{value}', which train does not have (it has {join_names(known.values)})")
     return found
 
 

@@ -18,9 +18,9 @@ from llm_lightning.data import conll_layout
 from llm_lightning.data.conll_layout import DOCSTART, NOT_A_WORD, NUMBER, Layout
 from llm_lightning.data.lines import describe_damage, find_damage, lines
 from llm_lightning.data.paths import content_hash, ending, split_files
-from llm_lightning.data.rows import LINE, PROBLEM, Rows, joined
-from llm_lightning.data.tables import generated
-from llm_lightning.errors import UserError, listed
+from llm_lightning.data.rows import LINE, PROBLEM, Rows, concatenate
+from llm_lightning.data.tables import generate_table
+from llm_lightning.errors import UserError, join_names
 
 PLAIN = (".txt", ".text", ".md")
 """Endings of files that may as well hold a sentence a line."""
@@ -65,7 +65,7 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
             rows_of_file, layout = _read(path, data, cache_dir, like)
             like = like or (path, layout)
             parts.append(rows_of_file)
-        splits[split] = joined(parts)
+        splits[split] = concatenate(parts)
     return splits
 
 
@@ -75,7 +75,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, like: tuple[Path, Layou
     layout = _stored_layout(path, data, folder / "layout.json", like)
     words = datasets.List(datasets.Value("string"))
     types = {data.columns.text: words, str(data.columns.label): words, LINE: "int64", PROBLEM: "string"}
-    table = generated(rows, types, folder, identity, path=path, data=data, layout=layout)
+    table = generate_table(rows, types, folder, identity, path=path, data=data, layout=layout)
     if len(table) == 0:
         raise UserError(f"{path}: there is no sentence in the file.")
     starts = table.data.column(LINE)
@@ -107,7 +107,7 @@ def _with_counts(path: Path, data: DataConfig, layout: Layout) -> Layout:
     for _ in sentences(path, data, layout, passed_over):
         pass
     counts = [f"{count:,} {kind}" for kind, count in passed_over.items()]
-    return replace(layout, notes=(*layout.notes, *([f"left out as no words: {listed(counts)}"] if counts else [])))
+    return replace(layout, notes=(*layout.notes, *([f"left out as no words: {join_names(counts)}"] if counts else [])))
 
 
 def rows(path: Path, data: DataConfig, layout: Layout) -> Iterator[dict[str, Any]]:

@@ -58,7 +58,7 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
     return splits
 
 
-def masked(text: str) -> str:
+def mask_names(text: str) -> str:
     """The text without any library's name."""
     return _INSIDE.sub(MASK, _PATTERN.sub(MASK, text))
 
@@ -66,6 +66,6 @@ def masked(text: str) -> str:
 def _rows(table: datasets.Dataset, indices: np.ndarray) -> Rows:
     part = table.select(indices)
     modules, names = part["module"][:], part["name"][:]
-    labelled = datasets.Dataset.from_dict({"text": [masked(text) for text in part["text"][:]], "label": part["package"][:]})
+    labelled = datasets.Dataset.from_dict({"text": [mask_names(text) for text in part["text"][:]], "label": part["package"][:]})
     identity = xxhash.xxh3_128("\0".join([*labelled["text"][:], *labelled["label"][:]]).encode()).hexdigest()
     return Rows(table=labelled, fingerprint=identity, where=lambda i: f"{modules[i]}: {names[i] or 'module docstring'}")

@@ -27,9 +27,9 @@ from llm_lightning.data.label_values import canonical
 from llm_lightning.data.lines import describe_damage, detect_format, lines
 from llm_lightning.data.parquet_files import ColumnarFile
 from llm_lightning.data.paths import content_hash, ending, split_files
-from llm_lightning.data.rows import LINE, PROBLEM, MissingColumn, Rows, joined, label_columns, require_columns, unused_columns
-from llm_lightning.data.tables import generated
-from llm_lightning.errors import UserError, listed
+from llm_lightning.data.rows import LINE, PROBLEM, MissingColumn, Rows, concatenate, label_columns, require_columns, unused_columns
+from llm_lightning.data.tables import generate_table
+from llm_lightning.errors import UserError, join_names
 
 __all__ = ["TABLES", "from_line", "lines", "load", "rows"]
 
@@ -73,7 +73,7 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
 def _load_split(split: str, files: list[Path], data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...]) -> Rows:
     try:
         parts = [_read(file, data, cache_dir, extra_columns) for file in files]
-        return joined(align(parts, label_columns(data.columns.label), cache_dir))
+        return concatenate(align(parts, label_columns(data.columns.label), cache_dir))
     except MissingColumn as missing:
         if split != "test" or missing.key != "label":
             raise
@@ -100,10 +100,10 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, extra_columns: tuple[st
     table_identity = f"{identity}-accepted" if survey.answers else identity
     used = used_columns(data, survey.columns, extra_columns)
     types = {name: features.get(name, datasets.Json() if name in survey.nested else "string") for name in used}
-    types |= {name: datasets.Json() for name in used if name not in _configured(data)}
+    types |= {name: datasets.Json() for name in used if name not in _list_configured_columns(data)}
     types |= {LINE: "int64", PROBLEM: "string"}
     text_labels = [name for name in label_columns(data.columns.label) if name in extra_columns]
-    table = generated(
+    table = generate_table(
         read_rows, types, folder, table_identity, path=path, data=data, used=used, survey=survey, text_labels=text_labels
     )
     _store(survey, folder)
@@ -135,17 +135,17 @@ def kind_of(path: Path, data: DataConfig) -> str:
     advice |= dict.fromkeys((".zip", ".tar", ".tgz", ".7z"), "unpack it")
     advice |= dict.fromkeys(("", ".txt", ".text", ".dat", ".data", ".psv"), "plain text: data=text; a table: set data.delimiter")
     raise UserError(
-        f"{path}: cannot read '{suffix}' files; data=files reads {listed(TABLES)} ({advice.get(suffix, 'plain text: data=text')})."
+        f"{path}: cannot read '{suffix}' files; data=files reads {join_names(TABLES)} ({advice.get(suffix, 'plain text: data=text')})."
     )
 
 
 def used_columns(data: DataConfig, present: list[str], extra_columns: tuple[str, ...]) -> list[str]:
     """Return the columns that the config names, then those of `extra_columns` that a table has."""
-    configured = _configured(data)
+    configured = _list_configured_columns(data)
     return [*configured, *(name for name in extra_columns if name in present and name not in configured)]
 
 
-def _configured(data: DataConfig) -> list[str]:
+def _list_configured_columns(data: DataConfig) -> list[str]:
     columns = (data.columns.text, data.columns.text_pair, *label_columns(data.columns.label), data.columns.sentence)
     return list(dict.fromkeys(column for column in columns if column is not None))
 
@@ -157,7 +157,7 @@ def _survey(path: Path, data: DataConfig, kind: str, is_to_predict: bool = False
     """
     notes = [*detect_format(path, data.encoding, data.streaming).notes, *describe_damage(path, data)]
     if kind == "csv":
-        layout = csv_files.detect_layout(path, data, _configured(data), is_to_predict)
+        layout = csv_files.detect_layout(path, data, _list_configured_columns(data), is_to_predict)
         require_columns(str(path), data, list(layout.names))
         return Survey(list(layout.names), [], [*notes, *layout.notes], layout)
     columns: dict[str, None] = {}
@@ -177,13 +177,13 @@ def _with_answers(path: Path, data: DataConfig, kind: str, survey: Survey) -> Su
     """Return the survey with the answers of Prodigy's annotators counted, in all rows or the front of a stream."""
     if survey.answers is not None:
         return survey
-    if not prodigy.has_answers(survey.columns, _configured(data)):
+    if not prodigy.has_answers(survey.columns, _list_configured_columns(data)):
         return replace(survey, answers={})
     values: Iterator[Any]
     if kind == "columnar":
         values = (row[prodigy.ANSWER] for row in ColumnarFile(path).rows([prodigy.ANSWER]))
     elif kind == "csv":
-        layout = survey.layout or csv_files.detect_layout(path, data, _configured(data))
+        layout = survey.layout or csv_files.detect_layout(path, data, _list_configured_columns(data))
         place = layout.names.index(prodigy.ANSWER)
         values = (record.fields[place] for record in csv_files.read_records(path, data, layout) if record.problem is None)
     else:
@@ -228,7 +228,7 @@ def survey_file(path: Path, data: DataConfig, is_to_predict: bool = False) -> Su
     """Return what a pass over a file of any kind shows. Raises UserError where a column that the config names is not there."""
     kind = kind_of(path, data)
     survey = Survey(list(ColumnarFile(path).features)) if kind == "columnar" else _survey(path, data, kind, is_to_predict)
-    require_columns(str(path), data, survey.columns or _configured(data))
+    require_columns(str(path), data, survey.columns or _list_configured_columns(data))
     if is_to_predict:  # each row has a prediction
         return survey
     survey = _with_answers(path, data, kind, survey)
@@ -246,7 +246,7 @@ def read_rows(
             if not left_out or row.pop(prodigy.ANSWER) not in left_out:
                 yield row | {LINE: number, PROBLEM: None}
     elif kind == "csv":
-        layout = survey.layout or csv_files.detect_layout(path, data, _configured(data))
+        layout = survey.layout or csv_files.detect_layout(path, data, _list_configured_columns(data))
         yield from _csv_rows(path, data, used, layout, left_out)
     else:
         for number, value, problem in json_files.read_values(path, data) if survey.items is None else survey.items:
@@ -255,7 +255,7 @@ def read_rows(
 
 
 def _csv_rows(path: Path, data: DataConfig, used: list[str], layout: Layout, left_out: Collection[str]) -> Iterator[dict[str, Any]]:
-    extra = set(used) - set(_configured(data))
+    extra = set(used) - set(_list_configured_columns(data))
     places = [(name, layout.names.index(name)) for name in used]
     answer = layout.names.index(prodigy.ANSWER) if left_out else 0
     for record in csv_files.read_records(path, data, layout):
@@ -294,7 +294,7 @@ def _from_value(
     if problem is not None:
         return _problem(used, number, problem)
     row: dict[str, Any] = {LINE: number, PROBLEM: None}
-    configured, labels = _configured(data), label_columns(data.columns.label)
+    configured, labels = _list_configured_columns(data), label_columns(data.columns.label)
     for name in used:
         item = value.get(name)
         if (name in labels or name == data.columns.sentence) and isinstance(item, bool | int | float):

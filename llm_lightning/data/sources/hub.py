@@ -14,8 +14,8 @@ from llm_lightning.data.parquet_files import plain_feature, without_gaps
 from llm_lightning.data.paths import SPLITS
 from llm_lightning.data.rows import Rows, unused_columns
 from llm_lightning.data.sources import files
-from llm_lightning.data.tables import generated
-from llm_lightning.errors import UserError, listed, nearest
+from llm_lightning.data.tables import generate_table
+from llm_lightning.errors import UserError, join_names, nearest
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
@@ -29,13 +29,13 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
         name = wanted or next((n for n in names if n in loaded), None)
         if wanted is not None and wanted not in loaded:
             raise UserError(
-                f"data.{split}={wanted}: {data.name} has no such split; it has {listed(loaded)}.{nearest(wanted, loaded)}"
+                f"data.{split}={wanted}: {data.name} has no such split; it has {join_names(loaded)}.{nearest(wanted, loaded)}"
             )
         if name is not None:
             splits[split] = _rows(data, loaded[name], name, extra_columns, cache_dir)
     if "train" not in splits:
         raise UserError(
-            f"data.name={data.name}: it has no split named train; name one of {listed(loaded)} with data.train=<split>."
+            f"data.name={data.name}: it has no split named train; name one of {join_names(loaded)} with data.train=<split>."
         )
     return splits
 
@@ -57,7 +57,7 @@ def _rows(data: DataConfig, table: datasets.Dataset, name: str, extra_columns: t
     ):  # objects: without the keys of others
         types = {column: plain_feature(table.features[column]) for column in used}
         identity = xxhash.xxh3_128(f"{identity} {types}".encode()).hexdigest()
-        table = generated(_plain_rows, types, cache_dir / "rows" / identity, identity, table=table.select_columns(used))
+        table = generate_table(_plain_rows, types, cache_dir / "rows" / identity, identity, table=table.select_columns(used))
     notes = tuple(f"{data.name} ({name}): {note}" for note in unused)
     return Rows(
         table=table, fingerprint=identity, where=lambda i: f"{data.name} ({name}), row {i + 1}", notes=notes, columns=columns

@@ -9,9 +9,9 @@ from typing import Any
 
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.lines import describe_damage, detect_format, find_damage, lines
-from llm_lightning.data.paths import SPLITS, content_hash, located, with_compressed
+from llm_lightning.data.paths import SPLITS, content_hash, resolve_path, with_compressed
 from llm_lightning.data.rows import LINE, PROBLEM, Rows
-from llm_lightning.data.tables import generated
+from llm_lightning.data.tables import generate_table
 from llm_lightning.errors import UserError
 
 
@@ -21,7 +21,7 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
     for split, stems in SPLITS.items():
         named = getattr(data, split)
         for stem in [named] if named is not None else stems if data.dir is not None else []:
-            pair = [with_compressed(located(data, f"{stem}.{column}")) for column in (data.columns.text, data.columns.label)]
+            pair = [with_compressed(resolve_path(data, f"{stem}.{column}")) for column in (data.columns.text, data.columns.label)]
             if named is None and not any(path.is_file() for path in pair):
                 continue
             for path in pair:
@@ -36,7 +36,7 @@ def _read(pair: list[Path], data: DataConfig, cache_dir: Path) -> Rows:
     source, target = pair
     identity = content_hash(pair, "parallel", data.columns, data.encoding)
     types = {data.columns.text: "string", str(data.columns.label): "string", LINE: "int64", PROBLEM: "string"}
-    table = generated(_pairs, types, cache_dir / "rows" / identity, identity, source=source, target=target, data=data)
+    table = generate_table(_pairs, types, cache_dir / "rows" / identity, identity, source=source, target=target, data=data)
     if len(table) == 0:
         raise UserError(f"{source}: the file is empty.")
     notes = tuple(

@@ -10,20 +10,22 @@ from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.json_files import parse
 from llm_lightning.data.lines import lines
 from llm_lightning.data.paths import content_hash, split_files
-from llm_lightning.data.rows import LINE, PROBLEM, Rows, joined
-from llm_lightning.data.tables import generated
+from llm_lightning.data.rows import LINE, PROBLEM, Rows, concatenate
+from llm_lightning.data.tables import generate_table
 
 TYPES = {"instruction": "string", "input": "string", "output": "string", LINE: "int64", PROBLEM: "string"}
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """A row an instance: instruction, input, output."""
-    return {split: joined([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, (".jsonl",)).items()}
+    return {
+        split: concatenate([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, (".jsonl",)).items()
+    }
 
 
 def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
     identity = content_hash([path], "self_instruct 2", data.encoding)
-    table = generated(_instances, TYPES, cache_dir / "rows" / identity, identity, path=path, data=data)
+    table = generate_table(_instances, TYPES, cache_dir / "rows" / identity, identity, path=path, data=data)
     numbers = table.data.column(LINE)
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {numbers[i].as_py()}")
 

@@ -24,10 +24,10 @@ from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import json_files
 from llm_lightning.data.lines import describe_damage, lines
 from llm_lightning.data.paths import content_hash, ending, split_files
-from llm_lightning.data.rows import PROBLEM, Rows, joined
+from llm_lightning.data.rows import PROBLEM, Rows, concatenate
 from llm_lightning.data.sources.files import TABLES
-from llm_lightning.data.tables import generated
-from llm_lightning.errors import UserError, listed
+from llm_lightning.data.tables import generate_table
+from llm_lightning.errors import UserError, join_names
 
 FOLDS = 5
 ENDINGS = (".json", ".jsonl")
@@ -56,18 +56,18 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
 
     With data.fold=k one file is all splits: articles are dealt into fifths in their order; k is test, the one behind it validation.
     """
-    read = {split: joined([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, ENDINGS).items()}
-    return read if data.fold is None else _folded(read["train"], data.fold)
+    read = {split: concatenate([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, ENDINGS).items()}
+    return read if data.fold is None else _cut_folds(read["train"], data.fold)
 
 
 def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
     if ending(path) in TABLES and ending(path) not in (*ENDINGS, ".ndjson"):
         advice = "data=files data.columns.text=question data.columns.text_pair=context data.columns.label=answers"
         raise UserError(
-            f"{path}: data=squad reads {listed(ENDINGS)}; read a table of questions by {advice} (the names of its columns)."
+            f"{path}: data=squad reads {join_names(ENDINGS)}; read a table of questions by {advice} (the names of its columns)."
         )
     identity = content_hash([path], "squad 3", data.encoding)
-    table = generated(rows, TYPES, cache_dir / "rows" / identity, identity, path=path, data=data)
+    table = generate_table(rows, TYPES, cache_dir / "rows" / identity, identity, path=path, data=data)
     if len(table) == 0:
         raise UserError(f"{path}: there is no question in the file.")
     names, numbers = table.data.column("id"), table.data.column(FILE_LINE)
@@ -97,12 +97,12 @@ def _describe(path: Path, table: datasets.Dataset) -> Iterator[str]:
     for item in table.data.column(UNREAD).value_counts().to_pylist():
         unread.update(dict.fromkeys((item["values"] or "").split(), item["counts"]))
     if unread:
-        counts = listed(f"{key} ({count:,})" for key, count in unread.most_common())
+        counts = join_names(f"{key} ({count:,})" for key, count in unread.most_common())
         yield f"{path}: keys of questions that are not read, with their number: {counts}."
     names = Counter(name for name in table.data.column("id").to_pylist() if name is not None)
     if repeated := [name for name, count in names.items() if count > 1]:
         total = sum(names[name] for name in repeated)
-        yield f"{path}: {total:,} questions share their id with another ({listed(repeated, 3)}); each is a row of its own."
+        yield f"{path}: {total:,} questions share their id with another ({join_names(repeated, 3)}); each is a row of its own."
 
 
 def rows(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
@@ -118,7 +118,7 @@ def rows(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
         for number, item in enumerate(items if isinstance(items, list) else [items], 1):
             place = f"entry {number}" if line is None else f"line {line}"
             if not isinstance(item, dict) or not {"paragraphs", "qas", "question"} & item.keys():
-                keys = f"an object with {listed(item) or 'no keys'}" if isinstance(item, dict) else type(item).__name__
+                keys = f"an object with {join_names(item) or 'no keys'}" if isinstance(item, dict) else type(item).__name__
                 raise UserError(f"{path}, {place}: this is no question of SQuAD's kind: {EXPECTED}, and there is {keys}.")
             for paragraph in _list(item.get("paragraphs", [item])):
                 yield from (row | {FILE_LINE: line} for row in _questions(paragraph, _title(item)))
@@ -213,7 +213,7 @@ def _mend(name: str) -> str:
     return name.encode(errors="replace").decode()
 
 
-def _folded(rows: Rows, fold: int) -> dict[str, Rows]:
+def _cut_folds(rows: Rows, fold: int) -> dict[str, Rows]:
     titles = rows.table["title"][:]
     order = {title: place for place, title in enumerate(dict.fromkeys(titles))}
     if len(order) < FOLDS:

@@ -14,8 +14,8 @@ from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.json_files import parse
 from llm_lightning.data.lines import detect_format, lines
 from llm_lightning.data.paths import content_hash, ending, split_files
-from llm_lightning.data.rows import CONTINUES, LINE, Rows, joined
-from llm_lightning.data.tables import generated
+from llm_lightning.data.rows import CONTINUES, LINE, Rows, concatenate
+from llm_lightning.data.tables import generate_table
 from llm_lightning.errors import UserError
 
 ENDINGS = (".txt", ".text", ".md", ".rst")
@@ -28,7 +28,7 @@ LARGE = 1 << 18  # characters; a longer document is kept in several rows, so tha
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """Documents of every split, in a column `text`."""
-    splits = {split: joined([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, ENDINGS).items()}
+    splits = {split: concatenate([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, ENDINGS).items()}
     if "validation" not in splits and len(splits["train"]) < FEW:
         splits["train"], splits["validation"] = _cut(splits["train"], data.validation_fraction)
     return splits
@@ -70,7 +70,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
     refuse_table(path, data)
     identity = content_hash([path], data.document, data.encoding)
     types = {"text": "string", LINE: "int64", CONTINUES: "bool"}
-    table = generated(documents, types, cache_dir / "rows" / identity, identity, path=path, data=data)
+    table = generate_table(documents, types, cache_dir / "rows" / identity, identity, path=path, data=data)
     if len(table) == 0:
         raise UserError(f"{path}: there is no text in the file.")
     starts = table.data.column(LINE)
