@@ -21,9 +21,11 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from llm_lightning import distributed
 from llm_lightning.config import compose, validation
+from llm_lightning.config.hydra_keys import put_flags_first
 from llm_lightning.config.messages import explain, is_from_hydra
 from llm_lightning.config.overrides import quote_overrides
 from llm_lightning.config.redaction import redacted
@@ -40,7 +42,7 @@ def main() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _use_utf8()
     with report_errors():
-        sys.argv[1:] = quote_overrides(sys.argv[1:])
+        sys.argv[1:] = quote_overrides(put_flags_first(sys.argv[1:]))
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
 
 
@@ -91,7 +93,7 @@ def report_errors() -> Iterator[None]:
         print("\ninterrupted; where a state was saved before, the command with the same run_dir goes on from it", file=sys.stderr)
         sys.exit(RunError.exit_code)
     except Exception as error:
-        if not isinstance(error, RunError | HydraException | OmegaConfBaseException) and not is_from_hydra(error):
+        if not isinstance(error, RunError | HydraException | OmegaConfBaseException | MarkedYAMLError) and not is_from_hydra(error):
             raise
         if "debug=true" in (argument.lower() for argument in sys.argv[1:]):
             traceback.print_exc()

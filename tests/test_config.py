@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 
 from llm_lightning.config import signatures
 from llm_lightning.config.compose import load_config
+from llm_lightning.config.hydra_keys import translate_hydra_keys
 from llm_lightning.config.schema import CONF, OPEN_GROUPS, Config, plain
 from llm_lightning.errors import UserError
 
@@ -210,3 +212,79 @@ def test_who_has_the_last_word(overrides: list[str], key: str, value: float, tmp
 
 def test_zero_is_a_seed() -> None:
     assert load_config(["seed=0"]).seed == 0
+
+
+# ---- Hydra's own habits ----
+
+
+@pytest.fixture
+def own_conf(tmp_path: Path) -> Path:
+    """A user's folder of options, as `--config-dir` takes it."""
+    files = {
+        "recipe/mine.yaml": "# @package _global_\ndefaults:\n  - override /model: bert_tiny\n  - override /objective: masked_lm\n",
+        "recipe/unknown.yaml": "# @package _global_\ntrainer:\n  max_stepz: 5\n",
+        "recipe/broken.yaml": "a: [1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "conf" / name).write_text(text)
+    return tmp_path / "conf"
+
+
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+REFUSED_FORMS = {
+    ("+experiment=foo",): "recipe=foo: there is no such option; recipe can be ",
+    ("+foo=1",): "foo: there is no such key; the config has ",
+    ("++foo.bar=1",): "foo: there is no such key; the config has ",
+    ("+trainer.foo=1",): "trainer.foo: there is no such key; trainer has ",
+    ("+optimizer.foo=1",): "optimizer.foo: adamw has no such setting",
+    ("+model.config.foo=1",): "model.config.foo: gpt2 has no such setting",
+    ("~optimizer",): "choose optimizer=<option>",
+    ("~optimizer.lr",): "optimizer.lr is not set",
+    ("hydra.sweep.dir=x",): "hydra.run.dir or run_dir names the folder of a run",
+    ("-m", "hydra.run.dir=x"): "hydra.sweep.dir does",
+    ("hydra.sweep.subdir=x",): "run_dir=<folder> names the sweep's",
+    ("hydra.job.chdir=true",): "a run never changes the working folder",
+    ("hydra/job_logging=default",): "train.log",
+    ("hydra.run.dir=x", "run_dir=y"): "both name the folder",
+    ("optimizer@foo=adamw",): "optimizer@foo: there is no such key",
+    ("+logger@x=csv",): "logger/csv: x: there is no such key",
+    ("--config-name", "foo"): "foo",
+    ("recipe=unknown",): "recipe/unknown: trainer.max_stepz: there is no such key; trainer has ",
+    ("recipe=broken",): "broken.yaml, line 2: this is no YAML",
+}
+
+
+@pytest.mark.parametrize("form", REFUSED_FORMS, ids=" ".join)
+def test_a_form_that_would_have_no_effect_is_refused(form: tuple[str, ...], own_conf: Path) -> None:
+    outcome = start("task=check", "--config-dir", str(own_conf), *form)
+    assert (outcome.returncode, "Traceback" in outcome.stderr) == (2, False), outcome.stderr
+    assert REFUSED_FORMS[form] in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("form", "shown"),
+    [
+        (("--cfg", "job", "--package", "model.architecture", "+experiment=mine"), "bert"),
+        (("--cfg", "job", "--package", "run_dir", "hydra.run.dir=a/${now:%Y}"), "a/${now:%Y}"),
+        (("--cfg", "job", "--package", "run_dir", "--resolve", "hydra.run.dir=a/b"), "a/b"),
+        (("--cfg", "job", "--package", "optimizer.lr", "++optimizer.lr=0.25"), "0.25"),
+        (("--cfg", "hydra", "--package", "hydra.verbose", "hydra.verbose=true"), "true"),
+        (("--info", "searchpath"), "--config-dir"),
+        (("--info", "defaults"), "recipe"),
+        (("--hydra-help",), "--config-dir"),
+    ],
+)
+def test_flags_of_hydra_show_what_is_composed(form: tuple[str, ...], shown: str, own_conf: Path) -> None:
+    outcome = start("task=check", *form, "--config-dir", str(own_conf))
+    assert outcome.returncode == 0, outcome.stderr
+    assert shown in outcome.stdout
+
+
+def test_the_folder_of_a_sweep_may_be_named_as_hydra_has_it() -> None:
+    arguments = ["-m", "task=pretrain", "hydra.sweep.dir=sweeps/a", "seed=1,2"]
+    assert translate_hydra_keys(arguments) == ["-m", "task=pretrain", "run_dir=sweeps/a", "seed=1,2"]

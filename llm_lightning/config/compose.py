@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from llm_lightning.config import schema, validation
 from llm_lightning.config.messages import explain, unknown_key
@@ -53,7 +54,7 @@ def load_config(overrides: list[str]) -> Config:
             if node.task in STORED:
                 return load_saved_config(node.task, node.run, overrides)
             chosen = build_config(node, choices, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, MarkedYAMLError) as error:
         raise UserError(explain(error, in_shell=False)) from error
     finally:
         GlobalHydra.instance().hydra = outer

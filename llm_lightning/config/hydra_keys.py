@@ -30,6 +30,20 @@ def translate_hydra_keys(arguments: Sequence[str]) -> list[str]:
     return [_translate(argument, is_multirun, arguments) for argument in arguments]
 
 
+FLAGS_WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
+
+
+def put_flags_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with Hydra's flags before all overrides: its parser takes no override behind a flag that follows another."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for i, argument in enumerate(arguments):
+        before = arguments[i - 1] if i else ""
+        is_value = before in FLAGS_WITH_VALUE or (before in ("--info", "-i") and "=" not in argument)
+        (flags if argument.startswith("-") or is_value else overrides).append(argument)
+    return [*flags, *overrides]
+
+
 def _translate(argument: str, is_multirun: bool, arguments: Sequence[str]) -> str:
     match = re.fullmatch(r"\+{0,2}([\w./]+)=(.*)", argument, re.DOTALL)
     if match is None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import traceback
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from llm_lightning.config import schema as config
 from llm_lightning.config.overrides import is_text, write_override
 from llm_lightning.config.schema import CONF, OPEN_GROUPS
 from llm_lightning.errors import join_names, nearest
+
+_KEY_OF_FILE = re.compile(r"In '([^']+)': \w+ raised while composing config:\nKey .* not in .*\n\s*full_key: (\S+)")
+"""Hydra's message on a file of conf/ with a key that the schema does not have: the file, and the key."""
 
 
 def explain(error: Exception, in_shell: bool = True) -> str:
@@ -36,6 +41,10 @@ def explain(error: Exception, in_shell: bool = True) -> str:
     if isinstance(cause, InterpolationKeyError) and cause.full_key:
         hint = "${…} stands for another key, and ${oc.env:NAME} for a variable of the environment"
         return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}; {hint}."
+    if isinstance(error, ConfigCompositionException) and (match := _KEY_OF_FILE.search(str(error))) is not None:
+        return f"{match.group(1)}: {unknown_key(match.group(2))}"
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: this is no YAML ({error.problem})."
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}."
     return str(error)

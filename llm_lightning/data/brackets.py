@@ -221,6 +221,6 @@ def _refuse_chains(rows: Rows, column: str, tags: set[str]) -> None:
     if marks and all(_MENTION.fullmatch(tag) for tag in marks) and any(tag[0] == "(" or tag[-1] == ")" for tag in marks):
         raise UserError(
             f"{rows.where(0)}: column '{column}' holds coreference chains ({join_names(sorted(marks), 4)}), which number mentions "
-            f"and are no tags of words. Choose another column (data.columns.tags of CoNLL files, data.columns.label of tables), or learn them as "
-            f"classes by data.tags=none."
+            f"and are no tags of words. Choose another column (data.columns.tags of CoNLL files, data.columns.label of tables), "
+            f"or learn them as classes by data.tags=none."
         )
