@@ -46,10 +46,14 @@ def _unreadable(override: str, in_shell: bool) -> str:
     if not equals:
         hint = """ A text with blanks is quoted as a whole: "prompt=…".""" if in_shell else ""
         return f"{message}an argument is key=value, or group=option.{hint}"
-    if is_text(key.lstrip("+")) or (key.lstrip("+").partition(".")[0] in OPEN_GROUPS and not value.startswith(("[", "{"))):
+    may_be_text = is_text(key.lstrip("+")) or key.lstrip("+").partition(".")[0] in OPEN_GROUPS
+    if may_be_text and not value.startswith(("[", "{")) and not (value.startswith("(") and value.endswith(")")):
         quoted = write_override(key, value)
         return f"{message}write it as {shlex.quote(quoted) if in_shell else repr(quoted)}."
-    return f"{message}a list is [a,b], a mapping {{a: 1, b: 2}}, and text with other signs in them is quoted: ['a (1)','b']."
+    return (
+        f"{message}a list is [a,b], a mapping {{a: 1, b: 2}}, and text with other signs in them is quoted: ['a (1)','b'], "
+        f"{{a: 'b (1)'}}."
+    )
 
 
 def _unknown_key(key: str) -> str:

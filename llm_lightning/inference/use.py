@@ -15,7 +15,7 @@ import torch
 from hydra.utils import get_object
 from transformers import AutoConfig
 
-from llm_lightning.config import ColumnsConfig, Config
+from llm_lightning.config import ColumnsConfig, Config, expand_home
 from llm_lightning.data import encodings, tokenizers
 from llm_lightning.data.module import Text
 from llm_lightning.data.paths import expand
@@ -152,7 +152,7 @@ def weights_of(config: Config) -> str:
     """The folder, or the name on the hub, of the weights of config.run."""
     if config.run_folder is not None:
         return str(config.run_folder / "hf")
-    folder = Path(str(config.run)).expanduser()
+    folder = expand_home(str(config.run))
     return str(folder) if folder.is_dir() else str(config.run)
 
 
@@ -192,4 +192,4 @@ def _written(config: Config, predict: Predict) -> dict[str, Any]:
 
 def _out(config: Config, name: str) -> Path:
     """Where a result goes: what the config says, or under a name in the run folder."""
-    return Path(config.out).expanduser() if config.out else Path(str(config.run)).expanduser() / name
+    return expand_home(config.out) if config.out else expand_home(str(config.run)) / name
