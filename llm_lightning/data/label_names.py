@@ -47,6 +47,12 @@ def _by_list(names: list[str], column: Column) -> list[Class]:
     values = set(column.values)
     if values <= set(names):
         return [(name, [name] if name in values else []) for name in names]
+    numbers = [str(number) for number in range(len(names))]
+    if len(values) < len(names) and "0" in values and values <= set(numbers):  # counted from 0, and some do not occur
+        log.info(
+            "data.labels: %s", _arrows([(number, name) for number, name in zip(numbers, names, strict=True) if number in values])
+        )
+        return [(name, [number] if number in values else []) for number, name in zip(numbers, names, strict=True)]
     if len(names) != len(column.values):
         raise UserError(f"data.labels names {len(names)} classes ({listed(names)}), and {column}.")
     folded = {fold(value): value for value in column.values}

@@ -15,7 +15,7 @@ import datasets
 from llm_lightning.config import DataConfig
 from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_names import Class, Column, mapping_example, name_classes
-from llm_lightning.data.label_values import MISSING, TRUTH, canonical, fold, parse_number, truth
+from llm_lightning.data.label_values import MISSING, TRUTH, canonical, fold, is_invisible, parse_number, strip_invisible, truth
 from llm_lightning.data.literals import parse_literal
 from llm_lightning.data.rows import PROBLEM, Rows
 from llm_lightning.errors import UserError, listed
@@ -110,7 +110,7 @@ def count_labels(rows: Rows, column: str, several: Callable[[Any], Iterable[Any]
     counts: Counter[str] = Counter()
     padded = 0
     for value, count in count_values(rows, column):
-        padded += count if several is None and isinstance(value, str) and value != value.strip() else 0
+        padded += count if several is None and isinstance(value, str) and value != strip_invisible(value) else 0
         try:
             names = several(value) if several else [value]
         except BadRow:  # which is reported, or counted, when the row is read
@@ -118,7 +118,7 @@ def count_labels(rows: Rows, column: str, several: Callable[[Any], Iterable[Any]
         for name in names:
             counts[canonical(name)] += count
     if padded:
-        log.warning("column '%s' has blanks around %s labels; they do not count", column, f"{padded:,}")
+        log.warning("column '%s' has blanks or invisible characters around %s labels; they do not count", column, f"{padded:,}")
     del counts[""]
     return counts
 
@@ -152,11 +152,13 @@ def _of_features(data: DataConfig, names: list[str], column: str) -> Labels:
 
 
 def _require_plain(train: Rows, column: str, counts: Counter[str]) -> None:
-    """Raise UserError where each value is a list that was written as text."""
-    if counts and all(value[0] in "[({" and isinstance(parse_literal(value), list) for value in counts):
-        example = next(iter(counts))
+    """Raise UserError where each value is a list, or an object, that was written as text."""
+    kinds = {type(parse_literal(value)) for value in counts}
+    if len(kinds) == 1 and kinds <= {list, dict}:
+        example, kind = next(iter(counts)), "lists" if list in kinds else "objects"
         raise UserError(
-            f"{train.where(0)}: column '{column}' holds lists as text (\"{example}\"); objective=multi_label learns several labels a row."
+            f"{train.where(0)}: column '{column}' holds {kind} as text ({_cut(example)}); write the label alone, or choose "
+            f"objective=multi_label, which learns several labels a row."
         )
 
 
@@ -210,9 +212,10 @@ def _name_doubts(counts: Counter[str], values: Iterable[str], classes: list[Clas
     if groups:
         commonest = {value: group[0] for group in alike.values() for value in group}
         log.warning(
-            "column '%s' of train has labels that differ only in case or blanks: %s; they are different classes. To make them one: %s",
+            "column '%s' of train has labels that differ only in case, blanks or the like: %s; they are different classes. "
+            "To make them one: %s",
             column,
-            "; ".join(" and ".join(f"'{value}' ({counts[value]:,})" for value in group) for group in groups[:SHOWN]),
+            "; ".join(" and ".join(f"{_show(value)} ({counts[value]:,})" for value in group) for group in groups[:SHOWN]),
             mapping_example(commonest, commonest.values()),
         )
     for value in MISSING:
@@ -249,6 +252,11 @@ def _by_value(value: str) -> tuple[int, float, list[Any], str]:
         return 0, parsed, [], value
     parts = re.split(r"(\d+)", value)  # text and digits in turn, so that like is compared with like
     return 1, 0.0, [int(part) if i % 2 else part for i, part in enumerate(parts)], value
+
+
+def _show(value: str) -> str:
+    """Return a label in quotes, with the codes of characters that are not seen."""
+    return repr(value) if any(is_invisible(character) and character != " " for character in value) else f"'{value}'"
 
 
 def _numbers(counts: Counter[str]) -> str:

@@ -25,6 +25,8 @@ from llm_lightning.data.sentences import likely_column
 from llm_lightning.data.tag_schemes import recognize
 from llm_lightning.errors import UserError
 
+NO_WORD_TOKEN = "a word has no token (it is blank, or the tokenizer drops its characters), and its tag is not learnt"
+
 
 class Encoder(documents.Encoder):
     """A sentence to one sequence, or, where it is longer than a block, to several that are cut between words.
@@ -68,6 +70,7 @@ class Encoder(documents.Encoder):
             first = first_tokens(example.text, whole.offsets)
             if not first and bad is not None:
                 bad.add(example.row, NO_TOKEN)
+            self.notes[NO_WORD_TOKEN] += 0 < len(first) < len(example.text)
             for start, stop in _cuts(sorted(first.values()), len(whole.ids), room):
                 self.truncated += stop - start > room
                 ids = whole.ids[start : min(stop, start + room)]
@@ -93,8 +96,15 @@ def listed_words(value: Any) -> list[Any]:
 
 
 def listed_tags(value: Any) -> list[Any]:
-    """Return the tags of a row. Raises BadRow for a list that cannot be read, such as one of numpy's with a gap: [0 1 ... 0]."""
+    """Return the tags of a row. Raises BadRow for a list that cannot be read, such as one of numpy's with a gap ([0 1 ... 0]), and for
+    the tag -100.
+    """
     tags = listed_words(value)
+    if -100 in tags or "-100" in tags:
+        raise BadRow(
+            "the tag -100 stands for pieces of words, which have no tag of their own; give whole words and a tag for each (words are cut "
+            "into the tokenizer's pieces here)"
+        )
     if isinstance(value, str) and len(tags) > 1 and str(tags[0])[0] == "[" != tags[0] and str(tags[-1])[-1] == "]":
         raise BadRow(f"{_cut(value)} cannot be read as a list")
     return tags
