@@ -33,7 +33,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-FORMAT = 5  # of the rows that are kept under such a hash
+FORMAT = 6  # of the rows that are kept under such a hash
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
