@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
@@ -36,6 +37,10 @@ def explain(error: Exception, in_shell: bool = True) -> str:
         return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}; {hint}."
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}."
+    if match := re.match(r"Ambiguous value for argument '(([^=]*)=(.*))'", str(error)):
+        override, key, value = match.groups()
+        point = f" a decimal number has a point, {key}={value.replace(',', '.')};" if re.fullmatch(r"-?\d+,\d+", value) else ""
+        return f"{override}:{point} several values are a sweep, train.py -m …; a list is {key}=[{value}]."
     return str(error)
 
 

@@ -223,6 +223,18 @@ def test_a_group_that_is_null_is_refused() -> None:
         load(["task=pretrain", "logger=null"])
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("1e-3,1e-4", "optimizer.lr=1e-3,1e-4: several values are a sweep, train.py -m …; a list is optimizer.lr=[1e-3,1e-4]."),
+        ("0,001", "optimizer.lr=0,001: a decimal number has a point, optimizer.lr=0.001; several values"),
+    ],
+)
+def test_several_values_without_a_sweep(value: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        load(["task=pretrain", f"optimizer.lr={value}"])
+
+
 @pytest.mark.parametrize("override", ["data.labels={neg,pos}", "optimizer.betas=(0.9,0.95)", "model.config={hidden_size=64}"])
 def test_what_is_no_list_or_mapping_is_shown_one(override: str) -> None:
     with pytest.raises(UserError, match=r"a list is \[a,b\], a mapping \{a: 1, b: 2\}"):

@@ -373,7 +373,7 @@ def _records(text: _Text, layout: Layout) -> Iterator[Record]:
         elif len(fields) < width and not any(names[len(fields) :]):
             fields = [*fields, *[""] * (width - len(fields))]
         if len(fields) != width:
-            yield Record(line, [], f"{len(fields)} fields where there should be {width}")
+            yield Record(line, [], f"{len(fields)} field{'s' if len(fields) > 1 else ''} where there should be {width}")
         elif (
             number_of_lines > 1
             and layout.delimiter == "\t"

@@ -29,6 +29,7 @@ SIGNATURES = {
     b"PAR1": "a parquet file: give it the ending .parquet, and read it by data=files",
     b"ARROW1": "an Arrow file: give it the ending .arrow, and read it by data=files",
     b"SQLite format 3": "an SQLite database: write its table to a csv file",
+    b"{\\rtf": "rich text of a word processor: save it as plain text",
     b"7z\xbc\xaf": "a 7z archive: unpack it",
     b"Rar!": "a rar archive: unpack it",
     b"version https://git-lfs.github.com/spec/": "not the data but a pointer to them: fetch the file by 'git lfs pull'",

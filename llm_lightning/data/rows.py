@@ -107,6 +107,8 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
             hint = _conversation_columns(data, present) if column in ("messages", "instruction", "output") else None
             if "translation" in present and key in ("text", "label"):  # an object with a text in each language
                 hint = f" Set data.columns.{key}=translation.{column.rpartition('.')[2]}."
+            if "," in column and set(map(str.strip, column.split(","))) <= set(present):
+                hint = f" For a column for each label: 'data.columns.{key}=[{column}]'."
             hint = hint or nearest(column, present)
             raise MissingColumn(
                 key,

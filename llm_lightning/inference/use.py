@@ -186,7 +186,9 @@ def _written(config: Config, predict: Predict) -> dict[str, Any]:
     out = _out(config, "predictions.jsonl")
     identity = f"{weights_of(config)} {config.generate} {config.seed}"
     rows, errors = write(predict, without_label(config.data), out, identity, config.trainer.progress == "bar")
-    print(f"{rows:,} rows{f', {errors:,} of them with an error' if errors else ''}: {out}", file=sys.stderr)
+    print(
+        f"{rows:,} row{'s' if rows != 1 else ''}{f', {errors:,} of them with an error' if errors else ''}: {out}", file=sys.stderr
+    )
     return {"rows": rows, "errors": errors, "out": str(out)}
 
 

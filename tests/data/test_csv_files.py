@@ -223,7 +223,7 @@ def test_utf_8_is_never_read_as_another_encoding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "problem"), [("alone\n", "1 fields"), ("a,b,c\n", "3 fields"), ("one\rtwo,a\n", "carriage return")]
+    ("line", "problem"), [("alone\n", "1 field"), ("a,b,c\n", "3 fields"), ("one\rtwo,a\n", "carriage return")]
 )
 def test_a_row_of_another_width_is_named_with_its_line(line: str, problem: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b'text,label\n"two\nlines",a\n' + line.encode() + b"one,b\n")

@@ -164,6 +164,8 @@ BAD_LINES = {
     '{"text": true, "label": "a"}': "'text' holds bool, not text",
     '["a", "b"]': "expected an object, found list",
     '{"text": "a", "label"': "not valid JSON",
+    "{": "the line is '{' alone; write each object on one line",
+    '{"text": "a", "label": "b"},': "a comma stands behind the object",
     "[" * 100_000: "cannot be read",
     '{"text": "a", "label": ' + "9" * 5000 + "}": "cannot be read",
 }
@@ -368,3 +370,12 @@ def test_values_inside_of_objects_are_columns(kind: str, tmp_path: Path, monkeyp
         (row["translation"]["en"], row["translation"]["de"]) for row in PAIRS
     ]
     assert [note.rpartition(": ")[2] for note in learnt.rows["train"].notes] == ["id"]
+
+
+@pytest.mark.parametrize(
+    ("front", "is_named"), [("<!DOCTYPE html>\n", True), ("<?xml version='1.0'?>\n", True), ("<a> wrote:\n", False)]
+)
+def test_marks_that_would_be_learnt_are_named(front: str, is_named: bool, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(front + "once upon a time\n" * 40)
+    notes = text.load(DataConfig(source="text", train=str(tmp_path / "t.txt")), tmp_path / "cache")["train"].notes
+    assert any("a web page or an XML file" in note for note in notes) == is_named
