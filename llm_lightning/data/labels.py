@@ -206,7 +206,8 @@ def _name_doubts(counts: Counter[str], values: Iterable[str], classes: list[Clas
     """Warn of classes that differ only in case or blanks, and of one that is called like a missing value."""
     of_value = {value: name for name, values in classes for value in values}
     alike: dict[str, list[str]] = defaultdict(list)
-    for value in sorted(values, key=lambda value: (-counts[value], value)):
+    present = [value for value in values if counts[value]]  # and not only those that a scheme of tags has beside them
+    for value in sorted(present, key=lambda value: (-counts[value], value)):
         alike[fold(value)].append(value)
     groups = [group for group in alike.values() if len({of_value[value] for value in group}) > 1]
     if groups:

@@ -93,6 +93,14 @@ def test_doubtful_spellings_are_named_with_their_counts(values: list[str], warni
     assert warning in caplog.text
 
 
+def test_tags_that_only_their_scheme_has_are_no_doubtful_spellings(caplog: pytest.LogCaptureFixture) -> None:
+    column = rows([["B-PER", "O"], ["b-per", "O"]] * 4)
+    labels.find(DATA, column, words.listed_words, complete=lambda tags: tags | {"I-PER", "I-per", "B-per"})
+    assert "'B-PER' (4) and 'b-per' (4); they" in caplog.text
+    assert "(0)" not in caplog.text
+    assert "'data.labels={O: O, B-PER: B-PER, b-per: B-PER}'" in caplog.text
+
+
 def test_plain_labels_need_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert find(["neg", "pos", "C", "C++"] * 5).names == ("C", "C++", "neg", "pos")
     assert find(["10", "9", "-1"] * 5).names == ("-1", "9", "10")
