@@ -77,9 +77,14 @@ def check_generate(settings: dict[str, Any]) -> GenerateConfig:
         except OmegaConfBaseException as error:
             raise UserError(f"generate.{key}={value!r}: {str(error).splitlines()[0].rstrip('.')}.") from error
     config: Any = OmegaConf.to_object(node)
-    if mistakes := list(_values(config, "generate.")):
+    if mistakes := [*_values(config, "generate."), *_stops(config)]:
         raise UserError("\n".join(mistakes))
     return config
+
+
+def _stops(settings: GenerateConfig) -> Iterator[str]:
+    if "" in (settings.stop or []):
+        yield "generate.stop: an empty text is in every text; leave it out."
 
 
 def check_sweep(settings: SweepConfig) -> None:
@@ -284,6 +289,7 @@ def _predict(config: Config) -> Iterator[str]:
 
 
 def _generate(config: Config) -> Iterator[str]:
+    yield from _stops(config.generate)
     sources = {"prompt": config.prompt, "prompt_file": config.prompt_file, "data.predict": config.data.predict}
     present = [key for key, value in sources.items() if value is not None]
     if not present:

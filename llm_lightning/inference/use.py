@@ -119,9 +119,14 @@ TASKS = {"predict": predict, "generate": generate, "chat": generate, "evaluate":
 
 
 def predictor(config: Config) -> Predictor:
-    """The objective of config.run, ready to predict."""
+    """The objective of config.run, ready to predict. Raises UserError for one that predicts nothing of a row."""
     weights = weights_of(config)
     objective_class: type[Objective] = get_object(config.objective["_target_"])
+    if objective_class.predict is Objective.predict:
+        way = (
+            "; text is written by task=generate data.predict=<file>" if objective_class.auto_class == "AutoModelForCausalLM" else ""
+        )
+        raise UserError(f"run={config.run}: objective={config.choices.get('objective')} makes no predictions of rows{way}.")
     encoding = encodings.named(objective_class.encoding)(
         tokenizers.load(weights, config.model.trust_remote_code), without_label(config.data)
     )
