@@ -137,9 +137,11 @@ def _model(config: Config) -> Iterator[str]:
     elif model.init_from:
         folder = expand_home(model.init_from)
         if not (folder / "hf" / "config.json").is_file():
-            yield (
-                f"model.init_from={model.init_from}: not a finished run (it has no hf/config.json); "
-                f"give a run folder such as runs/<date>/<time>-pretrain-docs-gpt_tiny."
+            is_model = (folder / "config.json").is_file()
+            yield f"model.init_from={model.init_from}: " + (
+                f"this is a folder of a model and not of a run; give model.name_or_path={model.init_from}."
+                if is_model
+                else "not a finished run (it has no hf/config.json); give a run folder such as runs/<date>/<time>-pretrain-docs-gpt_tiny."
             )
     elif model.name_or_path:
         yield from _checkpoint(model.name_or_path)

@@ -26,6 +26,8 @@ MANY = 10
 """Classes up to which their number says nothing about whether the column holds labels."""
 SENTENCE, LONG = 4, 40
 """Words and characters a value, on average, from which a column of values that hardly repeat holds text."""
+UNDECIDED = ("-", "--", "?")
+"""Labels of rows that nobody decided, as SNLI has them; as tags of words they may stand outside of spans."""
 BLOCK = 10_000  # values that are counted at once
 SHOWN = 5  # groups of labels that are named in a warning
 
@@ -86,7 +88,7 @@ def find(
         _require_labels(train, column, counts, several is not None)
     key: Callable[[str], Any] = truth if _is_boolean(merged) else _by_value
     classes = name_classes(data.labels, Column(column, sorted(merged, key=key)))
-    _name_doubts(counts, merged, classes, column)
+    _name_doubts(counts, merged, classes, column, (*MISSING, *UNDECIDED) if several is None else MISSING)
     return make_labels(classes, merged, column)
 
 
@@ -202,7 +204,7 @@ def _merge_booleans(values: set[str], counts: Counter[str], column: str) -> dict
     return merged
 
 
-def _name_doubts(counts: Counter[str], values: Iterable[str], classes: list[Class], column: str) -> None:
+def _name_doubts(counts: Counter[str], values: Iterable[str], classes: list[Class], column: str, missing: Iterable[str]) -> None:
     """Warn of classes that differ only in case or blanks, and of one that is called like a missing value."""
     of_value = {value: name for name, values in classes for value in values}
     alike: dict[str, list[str]] = defaultdict(list)
@@ -219,7 +221,7 @@ def _name_doubts(counts: Counter[str], values: Iterable[str], classes: list[Clas
             "; ".join(" and ".join(f"{_show(value)} ({counts[value]:,})" for value in group) for group in groups[:SHOWN]),
             mapping_example(commonest, commonest.values()),
         )
-    for value in MISSING:
+    for value in missing:
         if of_value.get(value) == value:
             log.warning(
                 "column '%s' of train has the label '%s' (%s times), as programs write a value that is missing; it is a class",

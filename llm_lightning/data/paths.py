@@ -194,7 +194,16 @@ def split_files(data: DataConfig, endings: Iterable[str]) -> dict[str, list[Path
             f"data.dir={data.dir}: there is no train file in it (train{endings[0]}, data/train-00000-of-00001{endings[0]}, …); name it "
             f"with data.train=<file>."
         )
+    if data.dir is not None and any(getattr(data, split) is None for split in splits):
+        _name_others(expand_home(data.dir), endings, {path for files in splits.values() for path in files})
     return splits
+
+
+def _name_others(folder: Path, endings: tuple[str, ...], read: set[Path]) -> None:
+    """Log which files of a kind that is read lie in data.dir and are of no split."""
+    others = [Path(p.name) for p in sorted(folder.glob("*")) if p.is_file() and ending(p) in endings and p not in read]
+    if shown := [path for path in others if not _is_of_system(path)]:
+        log.warning("data.dir=%s: not read, as no split is looked for under these names: %s", folder, _count_endings(shown))
 
 
 def _files_of(split: str, folder: Path, endings: tuple[str, ...]) -> list[Path]:

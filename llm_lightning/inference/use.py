@@ -173,7 +173,9 @@ def auto_class(weights: str, trust_remote_code: bool) -> str:
 def _require_causal(weights: str, config: Config) -> None:
     """An encoder would look at what it is to guess."""
     if (found := auto_class(weights, config.model.trust_remote_code)) != "AutoModelForCausalLM":
-        raise UserError(f"run={config.run}: an {found} is no causal language model; it does not go on with text.")
+        raise UserError(
+            f"run={config.run}: an {found} is no causal language model; it does not go on with text (task=predict says what it predicts)."
+        )
 
 
 def _ready(config: Config, objective: Objective, weights: str) -> tuple[Callable[[], AbstractContextManager[Any]], torch.device]:

@@ -86,6 +86,7 @@ def test_true_and_false_among_other_classes_stay_text() -> None:
         (["a ", "b", "b "], "blanks or invisible characters around 2 labels"),
         (["pos\u200b", "pos", "\ufeffneg", "neg\u200e"], "blanks or invisible characters around 3 labels"),
         (["a", "b", "nan"], "the label 'nan' (1 times)"),
+        (["entailment", "neutral", "-"], "the label '-' (1 times)"),
     ],
 )
 def test_doubtful_spellings_are_named_with_their_counts(values: list[str], warning: str, caplog: pytest.LogCaptureFixture) -> None:
