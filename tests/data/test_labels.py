@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,21 @@ def test_each_value_has_the_name_that_the_setting_gives_it(values: list[Any], na
 def test_names_that_would_be_wrong_are_refused(values: list[str], names: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         find(values * 3, names)
+
+
+@pytest.mark.parametrize(
+    "values", [["neg", "Neg"], ["New York", "new york"], ["Food, drink", "food, drink"], ["it's", "It's"], ["a: b", "A: b"]]
+)
+def test_a_mapping_that_a_message_shows_works_when_pasted(values: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    find([*values, "x"])
+    (argument,) = shlex.split(caplog.text.strip().partition("To make them one: ")[2])
+    assert load([argument]).data.labels == {values[0]: values[1], values[1]: values[1], "x": "x"} or load(
+        [argument]
+    ).data.labels == {
+        values[0]: values[0],
+        values[1]: values[0],
+        "x": "x",
+    }
 
 
 def test_a_renaming_in_sorted_order_is_shown(caplog: pytest.LogCaptureFixture) -> None:
