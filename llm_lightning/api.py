@@ -11,7 +11,8 @@ from typing import Any
 from llm_lightning import cli, stored
 from llm_lightning.checks import check_generate
 from llm_lightning.config import Config
-from llm_lightning.errors import UserError
+from llm_lightning.data.rows import take
+from llm_lightning.errors import UserError, listed
 from llm_lightning.inference import use
 from llm_lightning.inference.generate import Generator
 from llm_lightning.inference.likelihood import Likelihood
@@ -60,7 +61,15 @@ class Model:
             if not isinstance(row, str | Mapping):
                 raise UserError(f"predict, row {number}: expected a text or a dictionary, and found {type(row).__name__}.")
         column = self._predictor.objective.text.encoding.data.columns.text
-        tables = [{column: row, EMPTY: not row.strip()} if isinstance(row, str) else dict(row) for row in rows]
+        for number, row in enumerate(rows):
+            if isinstance(row, Mapping) and column not in row and take(row, column) is None:
+                raise UserError(
+                    f"predict, row {number}: there is no column '{column}'; the row has {listed(row)}. Another column is named by "
+                    f"load(run, 'data.columns.text=<column>')."
+                )
+        tables = [
+            {column: row, EMPTY: not row.strip()} if isinstance(row, str) else {**row, column: take(row, column)} for row in rows
+        ]
         return self._predictor([{"where": f"row {number}", **row} for number, row in enumerate(tables)])
 
     def generate(self, prompt: str | list[dict[str, str]], **settings: Any) -> str:

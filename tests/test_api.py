@@ -66,6 +66,7 @@ def test_predictions_are_those_of_the_command_line(classifier: Path, tmp_path: P
         ({"body": "a film"}, "a list of texts"),
         (["a", None], "row 1: .*NoneType"),
         ({"a film"}, "a list of texts"),
+        ([{"body": "a film"}, {"text": "a film"}], "row 1: there is no column 'body'; the row has text"),
         (b"a film", "a list of texts"),
         (tmp_path / "rows.jsonl", "a list of texts"),
     ):
