@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import json
 import logging
 import os
 import shlex
@@ -67,6 +68,7 @@ def register() -> None:
     """Give Hydra the schema, and what the files of conf/ compute with."""
     ConfigStore.instance().store(name="schema", node=config.schema())
     OmegaConf.register_new_resolver("unless_pretrained", _unless_pretrained, replace=True)
+    OmegaConf.register_new_resolver("json", json.loads, replace=True)  # of mappings whose keys Hydra's grammar does not have
 
 
 def _unless_pretrained(fresh: float, pretrained: float, *, _root_: DictConfig) -> float:
@@ -155,7 +157,11 @@ def load(overrides: list[str]) -> config.Config:
             if node.task in STORED:
                 return stored(node.task, node.run, overrides)
             chosen = compose(node, choices, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
+        if not isinstance(error, HydraException | OmegaConfBaseException) and (
+            isinstance(error, RunError) or not _from_hydra(error)
+        ):
+            raise
         raise UserError(explain(error, in_shell=False)) from error
     finally:
         GlobalHydra.instance().hydra = outer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
@@ -36,6 +37,10 @@ def explain(error: Exception, in_shell: bool = True) -> str:
         return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}; {hint}."
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}."
+    if match := re.match(r"Ambiguous value for argument '(([^=]*)=(.*))'", str(error)):
+        override, key, value = match.groups()
+        point = f" a decimal number has a point, {key}={value.replace(',', '.')};" if re.fullmatch(r"-?\d+,\d+", value) else ""
+        return f"{override}:{point} several values are a sweep, train.py -m …; a list is {key}=[{value}]."
     return str(error)
 
 
@@ -46,10 +51,14 @@ def _unreadable(override: str, in_shell: bool) -> str:
     if not equals:
         hint = """ A text with blanks is quoted as a whole: "prompt=…".""" if in_shell else ""
         return f"{message}an argument is key=value, or group=option.{hint}"
-    if is_text(key.lstrip("+")) or (key.lstrip("+").partition(".")[0] in OPEN_GROUPS and not value.startswith(("[", "{"))):
+    may_be_text = is_text(key.lstrip("+")) or key.lstrip("+").partition(".")[0] in OPEN_GROUPS
+    if may_be_text and not value.startswith(("[", "{")) and not (value.startswith("(") and value.endswith(")")):
         quoted = write_override(key, value)
         return f"{message}write it as {shlex.quote(quoted) if in_shell else repr(quoted)}."
-    return f"{message}a list is [a,b], a mapping {{a: 1, b: 2}}, and text with other signs in them is quoted: ['a (1)','b']."
+    return (
+        f"{message}a list is [a,b], a mapping {{a: 1, b: 2}}, and text with other signs in them is quoted: ['a (1)','b'], "
+        f"{{a: 'b (1)'}}."
+    )
 
 
 def _unknown_key(key: str) -> str:

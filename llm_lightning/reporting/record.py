@@ -21,7 +21,7 @@ import xxhash
 import yaml
 
 from llm_lightning import distributed
-from llm_lightning.config import Config, plain
+from llm_lightning.config import Config, expand_home, plain
 from llm_lightning.errors import UserError
 from llm_lightning.redact import redacted
 from llm_lightning.reporting.card import write_card
@@ -56,7 +56,7 @@ def open_folder(config: Config) -> Path:
         folder = _named_folder(config) if config.run_dir is not None else _own_folder(config)
     place = distributed.broadcast(None if folder is None else str(folder.absolute()))
     if folder is None:
-        folder = Path(place if config.run_dir is None else config.run_dir).expanduser()
+        folder = expand_home(place if config.run_dir is None else config.run_dir)
         if distributed.local_rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -64,7 +64,7 @@ def open_folder(config: Config) -> Path:
 
 def _named_folder(config: Config) -> Path:
     """The folder of `run_dir`, locked."""
-    folder = Path(str(config.run_dir)).expanduser()
+    folder = expand_home(str(config.run_dir))
     if config.resume == "never" and (folder / "config.yaml").is_file():
         raise UserError(f"run_dir={config.run_dir}: this folder holds a run already; give another, or resume=auto to continue it.")
     try:
@@ -93,7 +93,7 @@ def _own_folder(config: Config) -> Path:
 @contextlib.contextmanager
 def scratch_folder(config: Config) -> Iterator[Path]:
     """A folder on the disk that the run would use, gone afterwards."""
-    place = Path(config.run_dir or "runs").expanduser()
+    place = expand_home(config.run_dir or "runs")
     while not place.is_dir():
         place = place.parent
     with tempfile.TemporaryDirectory(dir=place, prefix=".check-") as folder:

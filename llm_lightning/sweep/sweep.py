@@ -25,7 +25,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from llm_lightning import checks, cli, distributed
-from llm_lightning.config import Config, SweepConfig
+from llm_lightning.config import Config, SweepConfig, expand_home
 from llm_lightning.errors import UserError
 from llm_lightning.overrides import write_override
 from llm_lightning.redact import redacted
@@ -60,7 +60,7 @@ class Sweep:
         keys = [d.key if self.settings.method == "grid" else repr(d) for d in self.dimensions]
         known = xxhash.xxh64_hexdigest(json.dumps([sorted(self.fixed), keys, self.settings.method]).encode())[:8]
         varied = "-".join(d.key.rpartition(".")[2].replace("/", "-") for d in self.dimensions) or "one"
-        folder = Path(run_dir).expanduser() if run_dir else Path("runs") / "sweeps" / f"{varied[:LONGEST]}-{known}"
+        folder = expand_home(run_dir) if run_dir else Path("runs") / "sweeps" / f"{varied[:LONGEST]}-{known}"
         return folder.with_name(f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}") if self.settings.redo else folder
 
     # ---- what is run ----
