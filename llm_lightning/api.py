@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,8 @@ from llm_lightning.config import compose
 from llm_lightning.config import saved_runs as stored
 from llm_lightning.config.schema import Config
 from llm_lightning.config.validation import check_generate
-from llm_lightning.errors import UserError
+from llm_lightning.data.rows import take
+from llm_lightning.errors import UserError, join_names
 from llm_lightning.inference import use
 from llm_lightning.inference.generate import Generator
 from llm_lightning.inference.likelihood import Likelihood
@@ -43,18 +44,33 @@ class Model:
     def __init__(self, run: str, overrides: tuple[str, ...] = ()) -> None:
         self.run, self.overrides = run, overrides
 
-    def predict(self, rows: list[str] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def predict(self, rows: Iterable[str] | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return a prediction for each text, or for each row with the columns that the model was trained on.
 
-        A blank text has `error` instead, as a blank line of a file has. Raises UserError for a bad row.
+        `rows` may be a table of pandas too. A blank text has `error` instead, as a blank line of a file has. Raises UserError for a bad
+        row, and for what has no rows in an order.
         """
-        if isinstance(rows, str | dict):
-            raise UserError("predict: expected a list of texts or of rows; one of them in a list: predict([…]).")
+        if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # iterated, a table gives the names of its columns
+            rows = rows.to_dict("records")
+        if isinstance(rows, str | bytes | Mapping | Set) or not isinstance(rows, Iterable):
+            raise UserError(
+                "predict: expected a list of texts or of rows; one of them in a list: predict([…]). The rows of a file are predicted by "
+                "task=predict data.predict=<file>."
+            )
+        rows = list(rows)  # type: ignore[assignment]  # a generator is read once
         for number, row in enumerate(rows):
             if not isinstance(row, str | Mapping):
                 raise UserError(f"predict, row {number}: expected a text or a dictionary, and found {type(row).__name__}.")
         column = self._predictor.objective.text.encoding.data.columns.text
-        tables = [{column: row, EMPTY: not row.strip()} if isinstance(row, str) else dict(row) for row in rows]
+        for number, row in enumerate(rows):
+            if isinstance(row, Mapping) and column not in row and take(row, column) is None:
+                raise UserError(
+                    f"predict, row {number}: there is no column '{column}'; the row has {join_names(row)}. Another column is named by "
+                    f"load(run, 'data.columns.text=<column>')."
+                )
+        tables = [
+            {column: row, EMPTY: not row.strip()} if isinstance(row, str) else {**row, column: take(row, column)} for row in rows
+        ]
         return self._predictor([{"where": f"row {number}", **row} for number, row in enumerate(tables)])
 
     def generate(self, prompt: str | list[dict[str, str]], **settings: Any) -> str:
@@ -63,6 +79,8 @@ class Model:
         Raises UserError for a setting that there is not or a value that it cannot have, a conversation that is none, and text that is no
         Unicode.
         """
+        if not isinstance(prompt, str | list):
+            raise UserError(f"generate: expected a text or a list of messages, and found {type(prompt).__name__}.")
         if has_half_surrogate(prompt):
             raise UserError("the prompt holds half of a surrogate pair, which is no character.")
         known = vars(self._generator.settings)

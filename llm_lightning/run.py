@@ -14,7 +14,7 @@ from hydra.utils import get_object
 from transformers import PreTrainedModel
 
 from llm_lightning import distributed, launch
-from llm_lightning.config.schema import AdapterConfig, Config, ModelConfig, cache_folder, plain
+from llm_lightning.config.schema import AdapterConfig, Config, ModelConfig, cache_folder, expand_home, plain
 from llm_lightning.config.signatures import instantiate
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, TokenizedDataset, prepare_dataset
@@ -217,7 +217,7 @@ def check(config: Config) -> dict[str, Any]:
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Repeat a run's evaluation from its weights; the metrics are those of its summary, unless the data was changed."""
-    folder = Path(str(config.run)).expanduser()
+    folder = expand_home(str(config.run))
     start_log(folder)
     log.info("evaluate: %s", folder)
     text, objective, data = prepare(config, tokenizer=tokenizers.load(str(folder / "hf"), config.model.trust_remote_code))

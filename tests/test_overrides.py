@@ -184,6 +184,71 @@ def test_lists_patterns_null_and_interpolations_keep_their_meaning(tmp_path: Pat
     assert load_config([*base, "data.train=a.csv", "data.columns.text=#1 (en)"]).data.columns.text == "#1 (en)"
 
 
+@pytest.mark.parametrize(
+    ("value", "mapping"),
+    [
+        ('{"0": "neg", "1": "pos"}', {0: "neg", 1: "pos"}),
+        ("{'0': 'neg', '1': 'pos'}", {0: "neg", 1: "pos"}),
+        ("{0: neg, 1: pos,}", {0: "neg", 1: "pos"}),
+        ("{a/b: x, c(d): it's, d: no}", {"a/b": "x", "c(d)": "it's", "d": "no"}),
+        ("{é: x, 日: 'y, ${z}'}", {"é": "x", "日": "y, ${z}"}),
+        ('{"a:b": "it\'s", "\\\\": "$x"}', {"a:b": "it's", "\\": "$x"}),
+        ("{neg: Negative}", {"neg": "Negative"}),
+    ],
+)
+def test_a_mapping_of_texts_in_the_spellings_that_people_have(value: str, mapping: dict[Any, str]) -> None:
+    quoted = quote_overrides([f"data.labels={value}"])
+    assert quote_overrides(quoted) == quoted
+    assert load_config([f"data.labels={value}"]).data.labels == mapping
+
+
+@pytest.mark.parametrize("value", ['{"用户": "user", "bot (v2)": "assistant"}', "{用户: user, bot (v2): assistant}"])
+def test_roles_in_any_script(value: str) -> None:
+    base = ["task=finetune", "objective=instruction", "data=chat", "data.train=README.md"]
+    assert load_config([*base, f"data.roles={value}"]).data.roles == {"用户": "user", "bot (v2)": "assistant"}
+
+
+@pytest.mark.parametrize(
+    "value", ['{"n_layer": 2, "tie_word_embeddings": false, "x": null}', "{'n_layer': 2, 'tie_word_embeddings': False, 'x': None}"]
+)
+def test_settings_of_a_model_as_json_and_python_spell_them(value: str) -> None:
+    from llm_lightning.config.overrides import parse_overrides
+
+    assert parse_overrides([f"model.config={value}"]) == {"model.config": {"n_layer": 2, "tie_word_embeddings": False, "x": None}}
+    assert load_config(["task=pretrain", 'model.config={"n_layer": 2}']).model.config["n_layer"] == 2
+
+
+def test_a_group_that_is_null_is_refused() -> None:
+    with pytest.raises(UserError, match="group override must be a string"):
+        load_config(["task=pretrain", "logger=null"])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("1e-3,1e-4", "optimizer.lr=1e-3,1e-4: several values are a sweep, train.py -m …; a list is optimizer.lr=[1e-3,1e-4]."),
+        ("0,001", "optimizer.lr=0,001: a decimal number has a point, optimizer.lr=0.001; several values"),
+    ],
+)
+def test_several_values_without_a_sweep(value: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_config(["task=pretrain", f"optimizer.lr={value}"])
+
+
+@pytest.mark.parametrize("override", ["data.labels={neg,pos}", "optimizer.betas=(0.9,0.95)", "model.config={hidden_size=64}"])
+def test_what_is_no_list_or_mapping_is_shown_one(override: str) -> None:
+    with pytest.raises(UserError, match=r"a list is \[a,b\], a mapping \{a: 1, b: 2\}"):
+        load_config(["task=pretrain", override])
+
+
+def test_a_name_that_begins_with_a_tilde(tmp_path: Path) -> None:
+    (tmp_path / "~old.csv").write_text("text,label\na,b\nc,d\n")
+    base = ["task=finetune", "data=files", "data.columns.label=label", f"data.dir={tmp_path}"]
+    assert load_config([*base, "data.train=~old.csv", "run_dir=~x"]).data.train == "~old.csv"
+    with pytest.raises(UserError, match=r"no such file; did you mean '~old\.csv'"):
+        load_config([*base, "data.train=~odl.csv"])
+
+
 def test_stop_texts(finished: Path) -> None:
     base = ["task=generate", f"run={finished}", "prompt=a"]
     assert load_config([*base, 'generate.stop=["\\n"]']).generate.stop == ["\n"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -11,24 +12,22 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError
 
 from llm_lightning.config import schema, validation
-from llm_lightning.config.messages import explain, unknown_key
+from llm_lightning.config.messages import OF_HYDRA, explain, is_from_hydra, unknown_key
 from llm_lightning.config.model_settings import resolve_settings
 from llm_lightning.config.overrides import quote_overrides
 from llm_lightning.config.saved_runs import STORED, load_saved_config
 from llm_lightning.config.schema import CONF, Config, plain, to_dataclass
-from llm_lightning.errors import UserError
+from llm_lightning.errors import RunError, UserError
 
 
 def register_schema() -> None:
     """Give Hydra the schema, and what the files of conf/ compute with."""
     ConfigStore.instance().store(name="schema", node=schema.schema())
     OmegaConf.register_new_resolver("unless_pretrained", _unless_pretrained, replace=True)
+    OmegaConf.register_new_resolver("json", json.loads, replace=True)  # of mappings whose keys Hydra's grammar does not have
 
 
 def _unless_pretrained(fresh: float, pretrained: float, *, _root_: DictConfig) -> float:
@@ -54,7 +53,9 @@ def load_config(overrides: list[str]) -> Config:
             if node.task in STORED:
                 return load_saved_config(node.task, node.run, overrides)
             chosen = build_config(node, choices, overrides)
-    except (HydraException, OmegaConfBaseException, MarkedYAMLError) as error:
+    except Exception as error:
+        if isinstance(error, RunError) or not (isinstance(error, OF_HYDRA) or is_from_hydra(error)):
+            raise
         raise UserError(explain(error, in_shell=False)) from error
     finally:
         GlobalHydra.instance().hydra = outer

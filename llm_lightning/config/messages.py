@@ -7,7 +7,7 @@ import re
 import shlex
 import traceback
 
-from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError
@@ -17,6 +17,8 @@ from llm_lightning.config.overrides import is_text, write_override
 from llm_lightning.config.schema import CONF, OPEN_GROUPS
 from llm_lightning.errors import join_names, nearest
 
+OF_HYDRA = (HydraException, OmegaConfBaseException, MarkedYAMLError)
+"""Errors over the command line and the files of conf/."""
 _KEY_OF_FILE = re.compile(r"In '([^']+)': \w+ raised while composing config:\nKey .* not in .*\n\s*full_key: (\S+)")
 """Hydra's message on a file of conf/ with a key that the schema does not have: the file, and the key."""
 
@@ -47,6 +49,10 @@ def explain(error: Exception, in_shell: bool = True) -> str:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: this is no YAML ({error.problem})."
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}."
+    if match := re.match(r"Ambiguous value for argument '(([^=]*)=(.*))'", str(error)):
+        override, key, value = match.groups()
+        point = f" a decimal number has a point, {key}={value.replace(',', '.')};" if re.fullmatch(r"-?\d+,\d+", value) else ""
+        return f"{override}:{point} several values are a sweep, train.py -m …; a list is {key}=[{value}]."
     return str(error)
 
 
@@ -57,10 +63,14 @@ def _unreadable(override: str, in_shell: bool) -> str:
     if not equals:
         hint = """ A text with blanks is quoted as a whole: "prompt=…".""" if in_shell else ""
         return f"{message}an argument is key=value, or group=option.{hint}"
-    if is_text(key.lstrip("+")) or (key.lstrip("+").partition(".")[0] in OPEN_GROUPS and not value.startswith(("[", "{"))):
+    may_be_text = is_text(key.lstrip("+")) or key.lstrip("+").partition(".")[0] in OPEN_GROUPS
+    if may_be_text and not value.startswith(("[", "{")) and not (value.startswith("(") and value.endswith(")")):
         quoted = write_override(key, value)
         return f"{message}write it as {shlex.quote(quoted) if in_shell else repr(quoted)}."
-    return f"{message}a list is [a,b], a mapping {{a: 1, b: 2}}, and text with other signs in them is quoted: ['a (1)','b']."
+    return (
+        f"{message}a list is [a,b], a mapping {{a: 1, b: 2}}, and text with other signs in them is quoted: ['a (1)','b'], "
+        f"{{a: 'b (1)'}}."
+    )
 
 
 def unknown_key(key: str) -> str:

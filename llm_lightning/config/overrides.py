@@ -8,16 +8,17 @@ docs/configuration.md tells users:
 - `null` leaves a key unset (a prompt may be the word "null");
 - [a,b] is a list for keys that take lists, unless a file has this very name;
 - ${…} is an interpolation of Hydra's, unless a file has this very name or the brackets do not close; in a prompt it is text;
-- with -m, commas separate the values of a sweep, unless a file has this very name.
+- with -m, commas separate the values of a sweep, unless a file has this very name;
+- {a: 1, b: 2} is a mapping for keys that take one, and may be spelled as JSON or Python spell it, with keys of any characters.
 
 Quoting what is quoted changes nothing.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -26,11 +27,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 
 from llm_lightning.config.hydra_keys import translate_hydra_keys
-from llm_lightning.config.schema import CONF, Config
+from llm_lightning.config.schema import CONF, Config, expand_home
 from llm_lightning.errors import UserError
 
 FILES = ("data.train", "data.validation", "data.test")
@@ -39,10 +42,14 @@ COLUMNS = ("data.columns.label",)
 """Keys of one column or a list of them."""
 NAMES = ("data.labels",)
 """Keys of a list of texts, or a mapping."""
+TEXT_MAPPINGS = ("data.labels", "data.roles", "data.languages")
+"""Keys of a mapping of texts to texts."""
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _PLAIN = re.compile(r"(?:\.{0,2}/|\w)[\w./-]*", re.ASCII)
 _WORDS = ("null", "true", "false", "inf", "nan")
 _SWEEPS = re.compile(r"(?:choice|range|glob|shuffle|sort|tag|interval|int|float|str|bool)\(.*\)", re.DOTALL)
+_KEY = re.compile(r"[\w./-]+( +[\w./-]+)*", re.ASCII)
+"""Keys of a mapping that Hydra's grammar takes without escapes."""
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
@@ -81,6 +88,10 @@ def escape_interpolations(settings: Any) -> Any:
 def _quote_override(argument: str, sweeps: bool, folder: str | None) -> str:
     plus, key, value = re.fullmatch(r"(\+{0,2})([\w.]*)=(.*)|.*", argument, re.DOTALL).groups()  # type: ignore[union-attr]
     kind = None if key is None else _kind(key)
+    if kind == "texts" and unquote(value).startswith("${json:"):  # quoted before
+        return argument
+    if kind != "text" and key is not None and value.startswith("{") and value.endswith("}"):
+        return f"{plus}{key}={_write_mapping(key, value)}"
     if kind is None:
         return argument
     if key == "prompt":
@@ -117,6 +128,51 @@ def _quote_element(element: str, kind: str, folder: str | None) -> str:
     if not _interpolates(text) or (kind == "files" and (_is_file(text, None) or _is_file(text, folder))):
         text = _escape_interpolations(text, is_quoted=text != element)
     return text if _is_plain(text) else QuotedString(text, Quote.single).with_quotes()
+
+
+def _write_mapping(key: str, value: str) -> str:
+    """Return a mapping that JSON, Python or YAML spells as Hydra's grammar has it; what Hydra can read, or nobody, as it is."""
+    try:
+        OverridesParser.create().parse_override(f"key={value}")
+    except HydraException:
+        mapping = _read_mapping(value, is_text=key in TEXT_MAPPINGS)
+    else:
+        return value
+    if mapping is None:
+        return value
+    if (text := _write_node(mapping)) is not None:
+        return text
+    return _quote_text(f"${{json:'{json.dumps(mapping).replace(chr(39), chr(92) + 'u0027').replace('$', chr(92) + 'u0024')}'}}")
+
+
+def _read_mapping(value: str, is_text: bool) -> dict[Any, Any] | None:
+    """Return the mapping that JSON or Python spells; of texts (`is_text`) YAML's flow style too. None where it is no mapping."""
+    readers: list[Any] = [json.loads, ast.literal_eval]
+    if is_text:
+        readers.append(lambda text: yaml.load(text, yaml.BaseLoader))
+    for read in readers:
+        try:
+            mapping = read(value)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, yaml.YAMLError):
+            continue
+        if isinstance(mapping, dict) and "" not in map(str, mapping.values()):  # YAML reads {a,b} as two keys without values
+            return mapping
+    return None
+
+
+def _write_node(node: Any) -> str | None:
+    """Return plain containers in Hydra's grammar; None where a key holds a character that its keys cannot have."""
+    if isinstance(node, str):
+        return QuotedString(_escape_interpolations(node, is_quoted=False), Quote.single).with_quotes()
+    if isinstance(node, list | tuple):
+        parts = [_write_node(item) for item in node]
+        return None if None in parts else f"[{', '.join(map(str, parts))}]"
+    if not isinstance(node, dict):
+        return {None: "null", True: "true", False: "false"}[node] if node is None or isinstance(node, bool) else str(node)
+    pairs = [(str(key), _write_node(value)) for key, value in node.items()]
+    if any(value is None or not _KEY.fullmatch(key) for key, value in pairs):
+        return None
+    return f"{{{', '.join(f'{key}: {value}' for key, value in pairs)}}}"
 
 
 def unquote(value: str) -> str:
@@ -191,8 +247,8 @@ def _elements(value: str) -> list[str] | None:
 
 
 def _is_file(value: str, folder: str | None) -> bool:
-    place = Path(unquote(folder)).expanduser() if folder else Path()
-    return bool(value) and os.path.exists(place / os.path.expanduser(value))
+    place = expand_home(unquote(folder)) if folder else Path()
+    return bool(value) and (place / expand_home(value)).exists()
 
 
 def _decode(prompt: str) -> str:

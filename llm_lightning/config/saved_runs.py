@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llm_lightning.config import validation as checks
 from llm_lightning.config.messages import explain
 from llm_lightning.config.overrides import escape_interpolations, parse_overrides
-from llm_lightning.config.schema import Config, schema, to_dataclass
+from llm_lightning.config.schema import Config, expand_home, schema, to_dataclass
 from llm_lightning.errors import UserError
 
 STORED = ("evaluate", "predict", "generate", "chat", "export")
@@ -53,7 +53,7 @@ def load_saved_config(task: str, run: str | None, overrides: list[str], checked:
                 f"{change}: task={task} takes the run as it is; only single keys of data, batch, trainer, "
                 f"generate, evaluate and export may be changed (data.test=<file>, trainer.devices=1); leave this out."
             )
-    folder = Path(run).expanduser()
+    folder = expand_home(run)
     try:
         node = OmegaConf.merge(
             schema(), _of_folder(folder) if (folder / "config.yaml").is_file() else _of_model(task, run, changes)
@@ -85,7 +85,7 @@ def _of_folder(folder: Path) -> Any:
 
 def _of_model(task: str, name: str, changes: list[str]) -> dict[str, Any]:
     """The config of a model that no run of ours is known of: a Hugging Face folder, or a name on the hub."""
-    path = Path(name).expanduser() / "config.json"
+    path = expand_home(name) / "config.json"
     repeats = task == "evaluate" and not any(change.startswith(("evaluate.text=", "evaluate.choices=")) for change in changes)
     if repeats or (not path.is_file() and (path.parent.is_dir() or name.startswith((".", "/", "~")))):
         raise UserError(f"run={name}: not a run folder (it has no config.yaml).")

@@ -7,6 +7,7 @@ file and one yaml. Nothing here imports torch: a wrong config is refused before 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -347,7 +348,7 @@ class Config:
     @property
     def run_folder(self) -> Path | None:
         """The run of ours that `run` names; None where that is another folder, or a name on the hub."""
-        folder = Path(str(self.run)).expanduser()
+        folder = expand_home(str(self.run))
         return folder if (folder / "config.yaml").is_file() else None
 
 
@@ -411,5 +412,13 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def expand_home(path: str | Path) -> Path:
+    """Return a path with the home folder in the place of `~`. A name such as `~old.csv`, which is no user's, stays as it is.
+
+    Raises RuntimeError for `~` where there is no home folder, as for a user of a container.
+    """
+    return Path(path).expanduser() if Path(path).parts[:1] == ("~",) else Path(os.path.expanduser(path))
+
+
 def cache_folder(config: Config) -> Path:
-    return Path(config.cache_dir).expanduser()
+    return expand_home(config.cache_dir)

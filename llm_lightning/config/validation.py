@@ -30,6 +30,7 @@ from llm_lightning.config.schema import (
     GenerateConfig,
     SweepConfig,
     cache_folder,
+    expand_home,
 )
 from llm_lightning.data import paths
 from llm_lightning.errors import UserError, join_names, nearest
@@ -77,9 +78,14 @@ def check_generate(settings: dict[str, Any]) -> GenerateConfig:
         except OmegaConfBaseException as error:
             raise UserError(f"generate.{key}={value!r}: {str(error).splitlines()[0].rstrip('.')}.") from error
     config: Any = OmegaConf.to_object(node)
-    if mistakes := list(_values(config, "generate.")):
+    if mistakes := [*_values(config, "generate."), *_stops(config)]:
         raise UserError("\n".join(mistakes))
     return config
+
+
+def _stops(settings: GenerateConfig) -> Iterator[str]:
+    if "" in (settings.stop or []):
+        yield "generate.stop: an empty text is in every text; leave it out."
 
 
 def check_sweep(settings: SweepConfig) -> None:
@@ -130,11 +136,13 @@ def _model(config: Config) -> Iterator[str]:
     if model.init_from and model.name_or_path:
         yield "model.init_from and model.name_or_path are both set: give one of them."
     elif model.init_from:
-        folder = Path(model.init_from).expanduser()
+        folder = expand_home(model.init_from)
         if not (folder / "hf" / "config.json").is_file():
-            yield (
-                f"model.init_from={model.init_from}: not a finished run (it has no hf/config.json); "
-                f"give a run folder such as runs/<date>/<time>-pretrain-docs-gpt_tiny."
+            is_model = (folder / "config.json").is_file()
+            yield f"model.init_from={model.init_from}: " + (
+                f"this is a folder of a model and not of a run; give model.name_or_path={model.init_from}."
+                if is_model
+                else "not a finished run (it has no hf/config.json); give a run folder such as runs/<date>/<time>-pretrain-docs-gpt_tiny."
             )
     elif model.name_or_path:
         yield from _checkpoint(model.name_or_path)
@@ -168,7 +176,7 @@ def _has_weights(file: Path) -> bool:
 
 def _checkpoint(name: str) -> Iterator[str]:
     """What `model.name_or_path` names, where it is a path and no Hugging Face folder."""
-    path, key = Path(name).expanduser(), f"model.name_or_path={name}"
+    path, key = expand_home(name), f"model.name_or_path={name}"
     if path.is_file():
         yield f"{key}: {OTHER_FORMATS.get(path.suffix, 'this is a file; give the folder that has config.json')}."
     elif (path / "adapter_config.json").is_file() and not any(_has_weights(file) for file in path.iterdir()):
@@ -223,7 +231,7 @@ def _data(config: Config) -> Iterator[str]:
     sources = sorted(p.stem for p in SOURCES.glob("*.py") if p.stem != "__init__")
     if data.source not in sources:
         yield f"data.source={data.source}: there is no such source; there are {join_names(sources)}.{nearest(data.source, sources)}"
-    if data.dir is not None and not (folder := Path(data.dir).expanduser()).is_dir():
+    if data.dir is not None and not (folder := expand_home(data.dir)).is_dir():
         yield f"data.dir={data.dir}: no such folder."
     elif data.dir is not None and data.train is None and not paths.has_split(folder, "train"):
         yield f"data.dir={data.dir}: there is no file named train.* in it; name it with data.train=<file>."
@@ -284,6 +292,7 @@ def _predict(config: Config) -> Iterator[str]:
 
 
 def _generate(config: Config) -> Iterator[str]:
+    yield from _stops(config.generate)
     sources = {"prompt": config.prompt, "prompt_file": config.prompt_file, "data.predict": config.data.predict}
     present = [key for key, value in sources.items() if value is not None]
     if not present:
@@ -298,7 +307,7 @@ def _generate(config: Config) -> Iterator[str]:
     elif config.out is not None:
         yield f"out={config.out}: what goes on with one prompt is written to the terminal; leave it out (> <file> keeps it)."
     elif config.prompt_file not in (None, "-"):
-        file = Path(str(config.prompt_file)).expanduser()
+        file = expand_home(str(config.prompt_file))
         if not file.exists() or file.is_dir():
             yield (
                 paths.missing("prompt_file", str(config.prompt_file))
@@ -316,11 +325,11 @@ def _folders(config: Config) -> Iterator[str]:
     elif config.run_dir is None:
         if reason := write_error(Path("runs")):
             yield f"run_dir is not set, and runs/ cannot be written here ({reason}); give run_dir=<folder>."
-    elif not Path(config.run_dir).expanduser().is_file() and (reason := write_error(Path(config.run_dir).expanduser())):
+    elif not expand_home(config.run_dir).is_file() and (reason := write_error(expand_home(config.run_dir))):
         yield f"run_dir={config.run_dir}: the folder cannot be written ({reason}); give another."
     try:
         reason = write_error(cache_folder(config))
-    except RuntimeError:  # of expanduser: a user of a container has no home
+    except RuntimeError:  # of expand_home: a user of a container has no home
         reason = "there is no home folder"
     if reason:
         yield f"cache_dir={config.cache_dir}: the folder cannot be written ({reason}); give another with cache_dir=<folder>."
@@ -332,7 +341,7 @@ def _result(config: Config, name: str) -> Iterator[str]:
         if config.run_folder is not None and (reason := write_error(config.run_folder)):
             yield f"run={config.run}: the folder cannot be written ({reason}); give out=<file> for {name}."
         return
-    file = Path(config.out).expanduser()
+    file = expand_home(config.out)
     if file.is_dir():
         yield f"out={config.out}: this is a folder; give a file, {file / name} for example."
     elif reason := write_error(file.parent):
@@ -371,7 +380,7 @@ def _export(config: Config) -> Iterator[str]:
     if config.out is None and run is None:
         yield "out is not set: give out=<folder>."
     else:
-        folder = Path(config.out).expanduser() if config.out else Path(str(run))
+        folder = expand_home(config.out) if config.out else Path(str(run))
         if folder.is_file():
             yield f"out={config.out}: this is a file; give a folder."
         elif reason := write_error(folder):
@@ -470,7 +479,7 @@ def _trainer(config: Config) -> Iterator[str]:
 
 
 def _resume(config: Config) -> Iterator[str]:
-    is_missing = config.resume not in ("auto", "never") and not Path(config.resume).expanduser().is_file()
+    is_missing = config.resume not in ("auto", "never") and not expand_home(config.resume).is_file()
     if is_missing and distributed.is_rank_zero():  # which sends the file to machines that do not have it
         hint = nearest(config.resume, ["auto", "never"])
         yield f"resume={config.resume}: expected auto, never, or a checkpoint file that exists.{hint}"
@@ -479,7 +488,7 @@ def _resume(config: Config) -> Iterator[str]:
             f"run={config.run}: only task=evaluate, predict, generate, chat and export read a run; to start from its weights, give "
             f"{shlex.quote(f'model.init_from={config.run}')}."
         )
-    if config.run_dir is not None and Path(config.run_dir).expanduser().is_file():
+    if config.run_dir is not None and expand_home(config.run_dir).is_file():
         yield f"run_dir={config.run_dir}: this is a file; give a folder."
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_lightning.data.examples import BadRow
-from llm_lightning.data.label_values import truth
+from llm_lightning.data.label_values import is_invisible, truth
 from llm_lightning.data.literals import parse_structure
 
 Answer = tuple[int, str]
@@ -60,16 +60,11 @@ def is_answered(value: Any, is_impossible: Any = None) -> bool:
 def trim(text: str) -> tuple[int, str]:
     """Return (number of characters taken away in front, text) without invisible characters at the edges."""
     first, last = 0, len(text)
-    while first < last and _is_invisible(text[first]):
+    while first < last and is_invisible(text[first]):
         first += 1
-    while last > first and _is_invisible(text[last - 1]):
+    while last > first and is_invisible(text[last - 1]):
         last -= 1
     return first, text[first:last]
-
-
-def _is_invisible(character: str) -> bool:
-    """Blanks, and the categories control, format (zero-width, byte-order and direction marks) and separator."""
-    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp")
 
 
 def _flag(value: Any) -> bool | None:

@@ -35,6 +35,8 @@ FRONT = 1 << 20  # characters of a streamed file that decide on its layout
 LONGEST_FRONT = 1 << 26  # where a quoted field takes most of it
 _OPEN_QUOTE = "a double quote opens a field and is not closed up to the end of the file"
 _OPEN_BACKSLASH = "a backslash at the end of the file"
+_RULE = re.compile(r"\s*(:?-{3,}:?)?\s*")
+"""A field of the line of dashes that SQL clients and Markdown draw under the header."""
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _JSON_LINE = re.compile(r'\s*(?:\{\s*"[^"]*"\s*:|\[\s*\{)')
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "0": ""}
@@ -323,6 +325,10 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
     if repeated:
         notes.append(f"several columns share a name ({join_names(map(repr, repeated))}); none of them is used")
     header = tuple(name.strip(" ") for name in fields) if strip_blanks else tuple(fields)
+    rule, height = _split(front, start + size, layout.delimiter, quoting)
+    if len(rule) == len(names) > 1 and any("-" in field for field in rule) and all(map(_RULE.fullmatch, rule)):
+        notes.append(f"line {start + size + 1}, of dashes under the header, is left out")
+        size += height
     return Layout(layout.delimiter, tuple(names), quoting, start + size, header, strip_blanks=strip_blanks, notes=tuple(notes))
 
 
@@ -378,7 +384,7 @@ def _records(text: _Text, layout: Layout) -> Iterator[Record]:
         elif len(fields) < width and not any(names[len(fields) :]):
             fields = [*fields, *[""] * (width - len(fields))]
         if len(fields) != width:
-            yield Record(line, [], f"{len(fields)} fields where there should be {width}")
+            yield Record(line, [], f"{len(fields)} field{'s' if len(fields) > 1 else ''} where there should be {width}")
         elif (
             number_of_lines > 1
             and layout.delimiter == "\t"

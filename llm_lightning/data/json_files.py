@@ -51,6 +51,10 @@ def parse(text: str) -> tuple[Any, str | None]:
     try:
         value = json.loads(text, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
+        if text.strip() in ("{", "["):
+            return None, f"the line is '{text.strip()}' alone; write each object on one line (jq -c . does)"
+        if error.msg == "Extra data" and text[error.pos :].strip() == ",":
+            return None, "a comma stands behind the object; lines have none"
         return None, f"not valid JSON ({error.msg}, column {error.colno})"
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
         return None, f"JSON that cannot be read ({str(error).splitlines()[0]})"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +15,8 @@ from llm_lightning.errors import UserError, join_names, nearest
 
 log = logging.getLogger(__name__)
 
+_PLAIN = re.compile(r"\w[\w ./+-]*|…")
+"""Texts that need no quotes in a mapping."""
 Class = tuple[str, list[str]]
 """The name of a class, and the values that stand for it; none where no row of train has it."""
 
@@ -47,6 +52,12 @@ def _by_list(names: list[str], column: Column) -> list[Class]:
     values = set(column.values)
     if values <= set(names):
         return [(name, [name] if name in values else []) for name in names]
+    numbers = [str(number) for number in range(len(names))]
+    if len(values) < len(names) and "0" in values and values <= set(numbers):  # counted from 0, and some do not occur
+        log.info(
+            "data.labels: %s", _arrows([(number, name) for number, name in zip(numbers, names, strict=True) if number in values])
+        )
+        return [(name, [number] if number in values else []) for number, name in zip(numbers, names, strict=True)]
     if len(names) != len(column.values):
         raise UserError(f"data.labels names {len(names)} classes ({join_names(names)}), and {column}.")
     folded = {fold(value): value for value in column.values}
@@ -130,6 +141,12 @@ def _arrows(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def mapping_example(values: Iterable[str], names: Iterable[str]) -> str:
-    """Return the override that gives each value its name."""
-    pairs = join_names((f"{value}: {name}" for value, name in zip(values, names, strict=False)), 12)
-    return f"'data.labels={{{pairs}}}'"
+    """Return the override that gives each value its name, as it is typed into a shell; as JSON where a text has signs of the grammar."""
+    pairs = list(zip(values, names, strict=False))
+    is_plain = all(_PLAIN.fullmatch(text) for pair in pairs for text in pair)
+    shown = (f"{value}: {name}" if is_plain else f"{_quote(value)}: {_quote(name)}" for value, name in pairs)
+    return shlex.quote(f"data.labels={{{join_names(shown, 12)}}}")
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

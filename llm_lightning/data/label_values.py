@@ -11,16 +11,34 @@ MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>", "NA", "N/A", "#N/A", "N
 """How pandas, Python, JSON, SQL, R and Excel print a value that is not there."""
 
 
-def canonical(value: Any) -> str:
-    """Return a label value as text, without blanks around it: the same for 1, 1.0 and "1", and for true and "True".
+def is_invisible(character: str) -> bool:
+    """Return whether nobody sees a character: blanks, and the categories control, format (zero-width, marks) and separator."""
+    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp")
 
-    The text is empty where there is no value (null, NaN).
+
+def strip_invisible(text: str) -> str:
+    """Return a text without blanks and invisible characters at its edges."""
+    text = text.strip()
+    if text.isascii():
+        return text
+    first, last = 0, len(text)
+    while first < last and is_invisible(text[first]):
+        first += 1
+    while last > first and is_invisible(text[last - 1]):
+        last -= 1
+    return text[first:last]
+
+
+def canonical(value: Any) -> str:
+    """Return a label value as text: the same for 1, 1.0 and "1", and for true and "True".
+
+    Blanks and invisible characters around it are left out. The text is empty where there is no value (null, NaN).
     """
     if value is None or value != value:
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    text = str(value).strip()
+    text = strip_invisible(str(value))
     whole, dot, zeros = text.partition(".")
     return whole if dot and whole.lstrip("-").isdigit() and zeros.strip("0") == "" else text
 
@@ -42,8 +60,15 @@ def parse_number(value: Any) -> float | None:
 
 
 def fold(text: str) -> str:
-    """Return a text without what people do not see as a difference: case, blanks, the composition of characters."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """Return a text without what people do not see as a difference.
+
+    That is case (I and İ are the other case of the Turkish ı and i), blanks and invisible characters, the composition of characters, and
+    how a number is written (01, +1, 1.50).
+    """
+    if len(text) < 16 and (number := parse_number(text)) is not None:  # longer ones are numbers of accounts or the like
+        return repr(number + 0.0)  # -0 is 0
+    folded = unicodedata.normalize("NFKC", text).casefold().replace("i\u0307", "i").replace("\u0131", "i")
+    return "".join(character for character in folded if not (is_invisible(character) or character in "\ufe0e\ufe0f"))
 
 
 def is_unlabelled(value: Any) -> bool:

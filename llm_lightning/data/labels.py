@@ -15,7 +15,7 @@ import datasets
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_names import Class, Column, mapping_example, name_classes
-from llm_lightning.data.label_values import MISSING, TRUTH, canonical, fold, parse_number, truth
+from llm_lightning.data.label_values import MISSING, TRUTH, canonical, fold, is_invisible, parse_number, strip_invisible, truth
 from llm_lightning.data.literals import parse_literal
 from llm_lightning.data.rows import PROBLEM, Rows
 from llm_lightning.errors import UserError, join_names
@@ -26,6 +26,8 @@ MANY = 10
 """Classes up to which their number says nothing about whether the column holds labels."""
 SENTENCE, LONG = 4, 40
 """Words and characters a value, on average, from which a column of values that hardly repeat holds text."""
+UNDECIDED = ("-", "--", "?")
+"""Labels of rows that nobody decided, as SNLI has them; as tags of words they may stand outside of spans."""
 BLOCK = 10_000  # values that are counted at once
 SHOWN = 5  # groups of labels that are named in a warning
 
@@ -86,7 +88,7 @@ def find(
         _require_labels(train, column, counts, several is not None)
     key: Callable[[str], Any] = truth if _is_boolean(merged) else _by_value
     classes = name_classes(data.labels, Column(column, sorted(merged, key=key)))
-    _name_doubts(counts, merged, classes, column)
+    _name_doubts(counts, merged, classes, column, (*MISSING, *UNDECIDED) if several is None else MISSING)
     return make_labels(classes, merged, column)
 
 
@@ -110,7 +112,7 @@ def count_labels(rows: Rows, column: str, several: Callable[[Any], Iterable[Any]
     counts: Counter[str] = Counter()
     padded = 0
     for value, count in count_values(rows, column):
-        padded += count if several is None and isinstance(value, str) and value != value.strip() else 0
+        padded += count if several is None and isinstance(value, str) and value != strip_invisible(value) else 0
         try:
             names = several(value) if several else [value]
         except BadRow:  # which is reported, or counted, when the row is read
@@ -118,7 +120,7 @@ def count_labels(rows: Rows, column: str, several: Callable[[Any], Iterable[Any]
         for name in names:
             counts[canonical(name)] += count
     if padded:
-        log.warning("column '%s' has blanks around %s labels; they do not count", column, f"{padded:,}")
+        log.warning("column '%s' has blanks or invisible characters around %s labels; they do not count", column, f"{padded:,}")
     del counts[""]
     return counts
 
@@ -153,11 +155,13 @@ def _of_features(data: DataConfig, names: list[str], column: str) -> Labels:
 
 
 def _require_plain(train: Rows, column: str, counts: Counter[str]) -> None:
-    """Raise UserError where each value is a list that was written as text."""
-    if counts and all(value[0] in "[({" and isinstance(parse_literal(value), list) for value in counts):
-        example = next(iter(counts))
+    """Raise UserError where each value is a list, or an object, that was written as text."""
+    kinds = {type(parse_literal(value)) for value in counts}
+    if len(kinds) == 1 and kinds <= {list, dict}:
+        example, kind = next(iter(counts)), "lists" if list in kinds else "objects"
         raise UserError(
-            f"{train.where(0)}: column '{column}' holds lists as text (\"{example}\"); objective=multi_label learns several labels a row."
+            f"{train.where(0)}: column '{column}' holds {kind} as text ({_cut(example)}); write the label alone, or choose "
+            f"objective=multi_label, which learns several labels a row."
         )
 
 
@@ -201,22 +205,24 @@ def _merge_booleans(values: set[str], counts: Counter[str], column: str) -> dict
     return merged
 
 
-def _name_doubts(counts: Counter[str], values: Iterable[str], classes: list[Class], column: str) -> None:
+def _name_doubts(counts: Counter[str], values: Iterable[str], classes: list[Class], column: str, missing: Iterable[str]) -> None:
     """Warn of classes that differ only in case or blanks, and of one that is called like a missing value."""
     of_value = {value: name for name, values in classes for value in values}
     alike: dict[str, list[str]] = defaultdict(list)
-    for value in sorted(values, key=lambda value: (-counts[value], value)):
+    present = [value for value in values if counts[value]]  # and not only those that a scheme of tags has beside them
+    for value in sorted(present, key=lambda value: (-counts[value], value)):
         alike[fold(value)].append(value)
     groups = [group for group in alike.values() if len({of_value[value] for value in group}) > 1]
     if groups:
         commonest = {value: group[0] for group in alike.values() for value in group}
         log.warning(
-            "column '%s' of train has labels that differ only in case or blanks: %s; they are different classes. To make them one: %s",
+            "column '%s' of train has labels that differ only in case, blanks or the like: %s; they are different classes. "
+            "To make them one: %s",
             column,
-            "; ".join(" and ".join(f"'{value}' ({counts[value]:,})" for value in group) for group in groups[:SHOWN]),
+            "; ".join(" and ".join(f"{_show(value)} ({counts[value]:,})" for value in group) for group in groups[:SHOWN]),
             mapping_example(commonest, commonest.values()),
         )
-    for value in MISSING:
+    for value in missing:
         if of_value.get(value) == value:
             log.warning(
                 "column '%s' of train has the label '%s' (%s times), as programs write a value that is missing; it is a class",
@@ -250,6 +256,11 @@ def _by_value(value: str) -> tuple[int, float, list[Any], str]:
         return 0, parsed, [], value
     parts = re.split(r"(\d+)", value)  # text and digits in turn, so that like is compared with like
     return 1, 0.0, [int(part) if i % 2 else part for i, part in enumerate(parts)], value
+
+
+def _show(value: str) -> str:
+    """Return a label in quotes, with the codes of characters that are not seen."""
+    return repr(value) if any(is_invisible(character) and character != " " for character in value) else f"'{value}'"
 
 
 def _numbers(counts: Counter[str]) -> str:

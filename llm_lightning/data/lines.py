@@ -10,6 +10,7 @@ import codecs
 import functools
 import io
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +30,17 @@ SIGNATURES = {
     b"PAR1": "a parquet file: give it the ending .parquet, and read it by data=files",
     b"ARROW1": "an Arrow file: give it the ending .arrow, and read it by data=files",
     b"SQLite format 3": "an SQLite database: write its table to a csv file",
+    b"{\\rtf": "rich text of a word processor: save it as plain text",
     b"7z\xbc\xaf": "a 7z archive: unpack it",
     b"Rar!": "a rar archive: unpack it",
     b"version https://git-lfs.github.com/spec/": "not the data but a pointer to them: fetch the file by 'git lfs pull'",
 }
 """How files begin that are taken for text, and what to do with them."""
 ENCODINGS = {
-    **{"cp1252": "CP1252", "cp1250": "CP1250", "cp1251": "CP1251", "koi8_r": "KOI8-R", "cp1253": "CP1253", "cp1254": "CP1254"},
-    **{"cp1255": "CP1255", "cp1256": "CP1256", "cp874": "CP874", "gb18030": "GB18030", "big5": "BIG5", "cp932": "CP932"},
-    **{"euc_jp": "EUC-JP", "cp949": "CP949", "cp866": "CP866", "mac_roman": "MACINTOSH", "iso2022_jp": "ISO-2022-JP"},
+    **{"cp1252": "CP1252", "cp1250": "CP1250", "iso8859_2": "ISO-8859-2", "cp1251": "CP1251", "koi8_r": "KOI8-R"},
+    **{"cp1253": "CP1253", "cp1254": "CP1254", "cp1255": "CP1255", "cp1256": "CP1256", "cp874": "CP874", "gb18030": "GB18030"},
+    **{"big5": "BIG5", "cp932": "CP932", "euc_jp": "EUC-JP", "cp949": "CP949", "cp866": "CP866", "mac_roman": "MACINTOSH"},
+    **{"iso2022_jp": "ISO-2022-JP"},
 }
 """Encodings that are proposed, and what iconv calls them. Of two that read a line alike the first is named."""
 _COMMON = {"gb18030": (0xB0, 0xD7), "big5": (0xA4, 0xC6), "cp932": (0x82, 0x97), "euc_jp": (0xA4, 0xCF), "cp949": (0xB0, 0xC8)}
@@ -46,6 +49,7 @@ _COMMON = {"gb18030": (0xB0, 0xD7), "big5": (0xA4, 0xC6), "cp932": (0x82, 0x97),
 
 ESCAPES = {b"\x1b$)C": "iso2022_kr", b"\x1b$B": "iso2022_jp", b"\x1b$@": "iso2022_jp"}
 """Codes that switch to another character set in files of 7-bit encodings, and the encoding that each is of."""
+_C1 = re.compile(rb"[\x80-\x9f]")
 _DESIGNATORS = "$()*+-./"  # behind ESC they begin such a code; other escapes, such as colours of terminals, are text
 _BYTES = "llm_lightning.bytes"
 _UNDECODED = re.compile("[\udc00-\udcff]")
@@ -190,6 +194,11 @@ def detect_format(path: Path, encoding: str | None = None, is_stream: bool = Fal
             notes: tuple[str, ...] = (f"read as {encoding}, as data.encoding says",)
             if utf_8:
                 notes += (f"{utf_8:,} of {utf_8 + others:,} lines with characters beyond ASCII would be UTF-8 too: look at them",)
+            if codecs.lookup(encoding).name.startswith("iso8859") and _C1.search(head):
+                notes += (
+                    f"bytes from 0x80 to 0x9f are control characters in {encoding}, which nobody sees; in Western European text they are "
+                    f"quotation marks, dashes and € of data.encoding=cp1252",
+                )
             return Format(encoding, "\n" if _has_newline(head.decode(encoding, "ignore")) else "\r", notes)
         if not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):  # whose line ends have NUL bytes
             text = head.decode(encoding, "ignore")
@@ -332,6 +341,12 @@ def _excerpt(text: str) -> str:
     return text[max(0, first - 10) : first + 20].strip()
 
 
+_TYPOGRAPHY = re.compile(
+    r"[^\W\d_]’[^\W\d_]|[\s(,;]?[“‘„«](?=\w)|[\w.!?,][”’»](?!\w)| [–—](?= )|\d–(?=\d)|[\w ]…|[\d\s,;]€|€(?=\d)"
+)
+"""A mark with the character before it, where typography has such marks: apostrophes in words, dashes between blanks."""
+
+
 def _plausibility(text: str, encoding: str) -> float:
     """Return how much a line looks like text: the share of its characters beyond ASCII that are likely, given their neighbours."""
     beyond = [i for i, c in enumerate(text) if not c.isascii()]
@@ -339,13 +354,15 @@ def _plausibility(text: str, encoding: str) -> float:
         low, high = _COMMON[encoding]
         leads = [code for i in beyond if len(code := text[i].encode(encoding)) > 1]
         return (sum(low <= lead[0] <= high for lead in leads) - (len(beyond) - len(leads))) / len(beyond)
-    is_latin = encoding in ("cp1252", "cp1250", "cp1254", "mac_roman")
+    is_latin = encoding in ("cp1252", "cp1250", "iso8859_2", "cp1254", "mac_roman")
     letters = sum(c.isalpha() for c in text)
     score = 0.0
     for i in beyond:
         c, before = text[i], text[i - 1 : i]
-        if not c.isalpha():
-            score += 0.3 if c in "“”‘’„–—…€°«»§\xa0" else -1
+        if unicodedata.category(c) == "Mn":  # vowels and tones of Thai, points of Hebrew and Arabic stand over a letter
+            score += 1 if before.isalpha() or (before and unicodedata.category(before) == "Mn") else -1
+        elif not c.isalpha():
+            score += 1 if _TYPOGRAPHY.match(text, max(i - 1, 0)) else 0.3 if c in "“”‘’„–—…€°«»§\xa0" else -1
         elif c.isupper() and before.islower():
             score -= 1  # the case of KOI8-R read as Windows-1251
         elif not is_latin and any(n.isascii() and n.isalpha() for n in (before, text[i + 1 : i + 2])):

@@ -17,12 +17,15 @@ ITEM = rf"(?:{QUOTED}|True|False|[-+]?\d+\.?\d*(?:e[-+]?\d+)?)"
 NUMPY = re.compile(rf"\[\s*{ITEM}(?:\s+{ITEM})*\s*\]")
 """A one-dimensional array: items with blanks, and no commas, between them."""
 TOKEN = re.compile(rf"({QUOTED})|\S")
-CALL = re.compile(r"(?:\w+\.)?(array|frozenset|set|tuple|list)\(")
-"""How Python prints a container with its type."""
+CALL = re.compile(r"(?:\w+\.)?(array|tensor|Tensor|Index|Series|deque|dict_keys|dict_values|frozenset|set|tuple|list)\(")
+"""How Python, numpy, PyTorch and pandas print a container with its type."""
+R_VECTOR = re.compile(r"c\((.*)\)", re.DOTALL)
+"""How R prints a vector of more than one item: c("joy", "anger")."""
+R_TRUTH = re.compile(rf"({QUOTED})|\b(TRUE|FALSE)\b")
 BETWEEN = re.compile(rf"({QUOTED})|\}}\s+(?=\{{)")
 """The gap between objects in an array, which has no comma."""
-BARE = re.compile(r"\[[^\[\]]*\]|\{[^{}]*\}")
-"""A list without quotes, as Spark and PostgreSQL print it."""
+BARE = re.compile(r"\[([^\[\]]*)\]|\{([^{}]*)\}|(?:WrappedArray|ArraySeq|List|Vector)\(([^()]*)\)")
+"""A list without quotes, as Spark, PostgreSQL and Scala print it."""
 BROKEN = re.compile(r"\s*[\[({]+\s*['\"]")
 """The beginning of a list of texts; where the rest is none, a program cut it off or left a part out (numpy's `...`)."""
 
@@ -33,11 +36,11 @@ def parse_structure(value: Any) -> Any:
 
 
 def split_bare(text: str) -> list[str] | None:
-    """Return the items of a list without quotes, as Spark and PostgreSQL print it; None for other text."""
-    text = text.strip()
-    if not BARE.fullmatch(text) or any(quote in text for quote in "'\""):
+    """Return the items of a list without quotes, as Spark, PostgreSQL and Scala print it; None for other text."""
+    match = BARE.fullmatch(text.strip())
+    if match is None or any(quote in text for quote in "'\""):
         return None
-    return [item for item in map(str.strip, text[1:-1].split(",")) if item]
+    return [item for item in map(str.strip, match[match.lastindex or 0].split(",")) if item]
 
 
 def parse_literal(text: str) -> Any:
@@ -46,7 +49,9 @@ def parse_literal(text: str) -> Any:
     Tuples become lists; sets become sorted lists, so that the result does not depend on the process.
     """
     stripped = text.strip()
-    if stripped[:1] not in ("[", "{", "(") and not CALL.match(stripped):
+    if vector := R_VECTOR.fullmatch(stripped):
+        stripped = R_TRUTH.sub(lambda match: match[1] or match[2].title(), f"[{vector[1]}]")
+    elif stripped[:1] not in ("[", "{", "(") and not CALL.match(stripped):
         return text
     try:
         value = json.loads(stripped)

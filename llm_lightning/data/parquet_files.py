@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm_lightning.data.compression import compression, ending
+from llm_lightning.data.rows import take
 from llm_lightning.errors import UserError
 
 AT_ONCE = 1000  # rows
@@ -19,8 +20,8 @@ AT_ONCE = 1000  # rows
 class ColumnarFile:
     """A parquet or Arrow file: its columns, their types as `datasets` has them, and its rows."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises UserError for a file that cannot be read."""
+    def __init__(self, path: Path, columns: Sequence[str] = ()) -> None:
+        """`columns` may name values inside of objects, `translation.en`. Raises UserError for a file that cannot be read."""
         self.path, self.kind = path, ending(path).removeprefix(".")
         with path.open("rb") as file:
             self._head = file.read(10)
@@ -32,16 +33,23 @@ class ColumnarFile:
             stored = datasets.Features.from_arrow_schema(pa.schema([f.with_type(_plain(f.type)) for f in schema], schema.metadata))
         except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
             raise self._error(error) from error
-        self.features: dict[str, Any] = {name: plain_feature(feature) for name, feature in stored.items()}
+        self.inner = {
+            name: feature for name in columns if name not in stored and (feature := _find_inner(stored, name)) is not None
+        }
+        """Values inside of objects, with their types."""
+        outer = {name.partition(".")[0] for name in self.inner}
+        kinds = {name: feature for name, feature in stored.items() if name not in outer} | self.inner
+        self.features: dict[str, Any] = {name: plain_feature(feature) for name, feature in kinds.items()}
 
     def rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
         """Yield the rows, as they are asked for, with NaN as None. Raises UserError where the file is damaged."""
         nested = [name for name in columns if isinstance(self.features[name], datasets.Json)]
-        stored = [name for name in nested if _is_json_text(self._schema_type(name))]
+        stored = [name for name in nested if name not in self.inner and _is_json_text(self._schema_type(name))]
         floats = [name for name in columns if getattr(self.features[name], "dtype", "").startswith("float")]
         try:
-            for batch in self._batches(columns):
-                for row in batch.to_pylist():
+            for batch in self._batches(list(dict.fromkeys(n.partition(".")[0] if n in self.inner else n for n in columns))):
+                for values in batch.to_pylist():
+                    row = {name: take(values, name) for name in columns}
                     for name in nested:
                         row[name] = datasets.Json().decode_example(row[name]) if name in stored else without_gaps(row[name])
                     for name in floats:
@@ -71,6 +79,15 @@ class ColumnarFile:
 
     def _error(self, error: Exception) -> UserError:
         return UserError(f"{self.path}: cannot be read as {self.kind} ({str(error).splitlines()[0]}).")
+
+
+def _find_inner(features: Any, name: str) -> Any:
+    """Return the type of a value inside of objects; None where there is no such value."""
+    outer, _, rest = name.partition(".")
+    if outer not in features or not rest:
+        return features.get(name)
+    inner = features[outer].flatten() if isinstance(features[outer], datasets.Translation) else features[outer]
+    return _find_inner(inner, rest) if isinstance(inner, dict) else None
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

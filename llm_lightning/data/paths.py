@@ -13,7 +13,7 @@ from pathlib import Path
 
 import xxhash
 
-from llm_lightning.config.schema import DataConfig
+from llm_lightning.config.schema import DataConfig, expand_home
 from llm_lightning.data.compression import COMPRESSED, ending, open_file, stem
 from llm_lightning.errors import UserError, join_names, nearest
 
@@ -33,7 +33,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-FORMAT = 5  # of the rows that are kept under such a hash
+FORMAT = 6  # of the rows that are kept under such a hash
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -47,8 +47,8 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.|$)")
 
 def resolve_path(data: DataConfig, name: str) -> Path:
     """Return a file name of the config as a path: relative names start at data.dir where that is set."""
-    path = Path(name).expanduser()
-    return Path(data.dir).expanduser() / path if data.dir and not path.is_absolute() else path
+    path = expand_home(name)
+    return expand_home(data.dir) / path if data.dir and not path.is_absolute() else path
 
 
 def with_compressed(path: Path) -> Path:
@@ -64,8 +64,8 @@ def match(name: str | Path, folder: str | Path | None = None) -> list[Path]:
     A relative name starts at `folder` where that is given; the folder is never taken for a pattern. A name that is written with other
     code points than on the disk (macOS takes `é` apart) stands for the same file.
     """
-    path = Path(name).expanduser()
-    base = None if folder is None or path.is_absolute() else Path(folder).expanduser()
+    path = expand_home(name)
+    base = None if folder is None or path.is_absolute() else expand_home(folder)
     for form in (str(path), unicodedata.normalize("NFC", str(path)), unicodedata.normalize("NFD", str(path))):
         literal = Path(form) if base is None else base / form
         if literal.exists():
@@ -114,7 +114,7 @@ def _no_file(name: str, folder: str | Path | None) -> str:
     """Return why there is no such file, and which one may be meant."""
     if re.match(r"[a-z][a-z0-9+]*://", name):
         return "this is an address; download the file, and give its path"
-    path = Path(name).expanduser() if folder is None else Path(folder).expanduser() / Path(name).expanduser()
+    path = expand_home(name) if folder is None else expand_home(folder) / expand_home(name)
     if not path.parent.is_dir():
         has_pattern = glob.has_magic(str(path.parent))
         return "no such file" if has_pattern else f"no such file (the folder {path.parent} does not exist)"
@@ -189,14 +189,23 @@ def split_files(data: DataConfig, endings: Iterable[str]) -> dict[str, list[Path
             if twice:
                 log.warning("data.%s: files that are named twice are read twice: %s", split, join_names(twice, 3))
             splits[split] = files
-        elif data.dir is not None and (files := _files_of(split, Path(data.dir).expanduser(), endings)):
+        elif data.dir is not None and (files := _files_of(split, expand_home(data.dir), endings)):
             splits[split] = files
     if "train" not in splits:
         raise UserError(
             f"data.dir={data.dir}: there is no train file in it (train{endings[0]}, data/train-00000-of-00001{endings[0]}, …); name it "
             f"with data.train=<file>."
         )
+    if data.dir is not None and any(getattr(data, split) is None for split in splits):
+        _name_others(expand_home(data.dir), endings, {path for files in splits.values() for path in files})
     return splits
+
+
+def _name_others(folder: Path, endings: tuple[str, ...], read: set[Path]) -> None:
+    """Log which files of a kind that is read lie in data.dir and are of no split."""
+    others = [Path(p.name) for p in sorted(folder.glob("*")) if p.is_file() and ending(p) in endings and p not in read]
+    if shown := [path for path in others if not _is_of_system(path)]:
+        log.warning("data.dir=%s: not read, as no split is looked for under these names: %s", folder, _count_endings(shown))
 
 
 def _files_of(split: str, folder: Path, endings: tuple[str, ...]) -> list[Path]:

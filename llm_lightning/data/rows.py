@@ -60,6 +60,15 @@ def concatenate(parts: list[Rows]) -> Rows:
     return Rows(table=table, fingerprint=identity, where=where, notes=notes, columns=columns)
 
 
+def take(row: Mapping[str, Any], column: str) -> Any:
+    """Return the value of a column; `translation.en` is the value of `en` in the object in `translation`. None where there is none."""
+    if column in row or "." not in column:
+        return row.get(column)
+    name, _, rest = column.partition(".")
+    inner = row.get(name)
+    return take(inner, rest) if isinstance(inner, Mapping) else None
+
+
 class MissingColumn(UserError):
     """A file or a split lacks a column that the config names."""
 
@@ -95,9 +104,12 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
                 raise UserError(
                     f'{place}: the first line is one column ({present[0]!r}): the separator is another, "data.delimiter={separator!r}".'
                 )
-            hint = (_conversation_columns(data, present) if column in ("messages", "instruction", "output") else None) or nearest(
-                column, present
-            )
+            hint = _conversation_columns(data, present) if column in ("messages", "instruction", "output") else None
+            if "translation" in present and key in ("text", "label"):  # an object with a text in each language
+                hint = f" Set data.columns.{key}=translation.{column.rpartition('.')[2]}."
+            if "," in column and set(map(str.strip, column.split(","))) <= set(present):
+                hint = f" For a column for each label: 'data.columns.{key}=[{column}]'."
+            hint = hint or nearest(column, present)
             raise MissingColumn(
                 key,
                 column,

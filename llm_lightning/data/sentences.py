@@ -19,7 +19,7 @@ from llm_lightning.data.rows import LINE, PROBLEM, Rows
 from llm_lightning.data.tables import generate_table
 from llm_lightning.errors import UserError
 
-FORMAT = 1  # of the sentences in the cache
+FORMAT = 2  # of the sentences in the cache
 FIRST_ROW = "__first_row__"
 """A column of the cache: the number of a sentence's first row."""
 NAMES = ("sentence #", "sentence_id", "sent_id", "sentence", "sentence_idx", "sent", "sentenceid", "sentence id", "doc_id", "id")
@@ -71,7 +71,7 @@ def group_rows(rows: Iterable[dict[str, Any]], data: DataConfig, where: Any) -> 
     finished: set[str] = set()
     now: str | None = None
     has_gaps = False
-    size = 0
+    size, first = 0, ""
     sentence: dict[str, Any] = {}
     for i, row in enumerate(rows):
         value = canonical(row.get(column))
@@ -88,18 +88,23 @@ def group_rows(rows: Iterable[dict[str, Any]], data: DataConfig, where: Any) -> 
                     f"column, or give each sentence a value of its own."
                 )
             finished.add(value)
-            now, size = value, 0
+            now, size, first = value, 0, where(i)
             sentence = {name: [] for name in names} | {PROBLEM: None, LINE: row.get(LINE)}
         size += 1
         if is_malformed:
-            sentence[PROBLEM] = sentence[PROBLEM] or f"{where(i)}: {row[PROBLEM]}"
+            sentence[PROBLEM] = sentence[PROBLEM] or _describe(row[PROBLEM], where(i), first)
         for name in names:
             cell = row.get(name)
             sentence[name].append(str(cell) if name == text and cell is not None else cell)
         if not is_malformed and (row.get(text) is None or not str(row[text]).strip()):
-            sentence[PROBLEM] = sentence[PROBLEM] or f"{where(i)}: column '{text}' is empty"
+            sentence[PROBLEM] = sentence[PROBLEM] or _describe(f"column '{text}' is empty", where(i), first)
     if size:
         yield size, sentence
+
+
+def _describe(problem: str, place: str, first: str) -> str:
+    """Return a problem with its place, unless that is the sentence's first row, which messages name anyway."""
+    return problem if place == first else f"{place}: {problem}"
 
 
 def likely_column(data: DataConfig, present: Iterable[str]) -> str | None:

@@ -16,7 +16,7 @@ import xxhash
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llm_lightning.config.schema import TokenizerConfig
+from llm_lightning.config.schema import TokenizerConfig, expand_home
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError, first_line
 
@@ -68,14 +68,14 @@ def unreachable(name: str, error: Exception) -> str:
     reason, text = first_line(error), str(error)
     if "trust_remote_code" in text:
         return f"model.name_or_path={name}: the checkpoint has code of its own; read it, then let it run with model.trust_remote_code=true."
-    is_folder = Path(name).expanduser().is_dir()
-    if is_folder and "okeniz" in text and not any(any(Path(name).expanduser().glob(pattern)) for pattern in FILES):
+    is_folder = expand_home(name).is_dir()
+    if is_folder and "okeniz" in text and not any(any(expand_home(name).glob(pattern)) for pattern in FILES):
         return NO_FILES.format(name=name)
-    if is_folder and (pointer := _find_pointer(Path(name).expanduser())) is not None:
+    if is_folder and (pointer := _find_pointer(expand_home(name))) is not None:
         return (
             f"model.name_or_path={name}: {pointer.name} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull."
         )
-    pieces = is_folder and any(file.suffix in (".model", ".spm") for file in Path(name).expanduser().iterdir())
+    pieces = is_folder and any(file.suffix in (".model", ".spm") for file in expand_home(name).iterdir())
     of_sentencepiece = pieces or "entencepiece" in text.lower() or "build an AutoTokenizer" in text
     if of_sentencepiece and importlib.util.find_spec("sentencepiece") is None:
         return f"model.name_or_path={name}: its tokenizer needs a package: pip install sentencepiece ({reason})."

@@ -20,8 +20,15 @@ def listed_words(value: Any) -> list[Any]:
 
 
 def listed_tags(value: Any) -> list[Any]:
-    """Return the tags of a row. Raises BadRow for a list that cannot be read, such as one of numpy's with a gap: [0 1 ... 0]."""
+    """Return the tags of a row. Raises BadRow for a list that cannot be read, such as one of numpy's with a gap ([0 1 ... 0]), and for
+    the tag -100.
+    """
     tags = listed_words(value)
+    if -100 in tags or "-100" in tags:
+        raise BadRow(
+            "the tag -100 stands for pieces of words, which have no tag of their own; give whole words and a tag for each (words are cut "
+            "into the tokenizer's pieces here)"
+        )
     if isinstance(value, str) and len(tags) > 1 and str(tags[0])[0] == "[" != tags[0] and str(tags[-1])[-1] == "]":
         raise BadRow(f"{_cut(value)} cannot be read as a list")
     return tags

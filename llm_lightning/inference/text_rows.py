@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.config.schema import DataConfig
+from llm_lightning.config.schema import DataConfig, expand_home
 from llm_lightning.data.lines import advise_encoding, detect_format, read_lines
 from llm_lightning.data.rows import LINE, PROBLEM, require_columns
 from llm_lightning.data.sources import files
@@ -148,7 +148,7 @@ def read_prompt(key: str, source: str) -> str:
     """Return all of a file, or of standard input for -, as a prompt, without a byte order mark. Raises UserError where it is no UTF-8."""
     is_standard = source in STANDARD_INPUT
     try:
-        content = sys.stdin.buffer.read() if is_standard else Path(source).expanduser().read_bytes()
+        content = sys.stdin.buffer.read() if is_standard else expand_home(source).read_bytes()
     except OSError as error:
         raise UserError(f"{key}={source}: the file cannot be read ({error.strerror}).") from error
     _require_text_bytes(content, f"{key}={source}")

@@ -15,7 +15,7 @@ import torch
 from hydra.utils import get_object
 from transformers import AutoConfig
 
-from llm_lightning.config.schema import ColumnsConfig, Config
+from llm_lightning.config.schema import ColumnsConfig, Config, expand_home
 from llm_lightning.config.signatures import instantiate
 from llm_lightning.data import encodings, tokenizers
 from llm_lightning.data.module import TokenizedDataset
@@ -120,9 +120,14 @@ TASKS = {"predict": predict, "generate": generate, "chat": generate, "evaluate":
 
 
 def predictor(config: Config) -> Predictor:
-    """The objective of config.run, ready to predict."""
+    """The objective of config.run, ready to predict. Raises UserError for one that predicts nothing of a row."""
     weights = weights_of(config)
     objective_class: type[Objective] = get_object(config.objective["_target_"])
+    if objective_class.predict is Objective.predict:
+        way = (
+            "; text is written by task=generate data.predict=<file>" if objective_class.auto_class == "AutoModelForCausalLM" else ""
+        )
+        raise UserError(f"run={config.run}: objective={config.choices.get('objective')} makes no predictions of rows{way}.")
     encoding = encodings.get_encoder(objective_class.encoding)(
         tokenizers.load(weights, config.model.trust_remote_code), without_label(config.data)
     )
@@ -153,7 +158,7 @@ def weights_of(config: Config) -> str:
     """The folder, or the name on the hub, of the weights of config.run."""
     if config.run_folder is not None:
         return str(config.run_folder / "hf")
-    folder = Path(str(config.run)).expanduser()
+    folder = expand_home(str(config.run))
     return str(folder) if folder.is_dir() else str(config.run)
 
 
@@ -169,7 +174,9 @@ def auto_class(weights: str, trust_remote_code: bool) -> str:
 def _require_causal(weights: str, config: Config) -> None:
     """An encoder would look at what it is to guess."""
     if (found := auto_class(weights, config.model.trust_remote_code)) != "AutoModelForCausalLM":
-        raise UserError(f"run={config.run}: an {found} is no causal language model; it does not go on with text.")
+        raise UserError(
+            f"run={config.run}: an {found} is no causal language model; it does not go on with text (task=predict says what it predicts)."
+        )
 
 
 def _ready(config: Config, objective: Objective, weights: str) -> tuple[Callable[[], AbstractContextManager[Any]], torch.device]:
@@ -187,10 +194,12 @@ def _write_predictions(config: Config, predict: Predict) -> dict[str, Any]:
     out = _out(config, "predictions.jsonl")
     identity = f"{weights_of(config)} {config.generate} {config.seed}"
     rows, errors = write(predict, without_label(config.data), out, identity, config.trainer.progress == "bar")
-    print(f"{rows:,} rows{f', {errors:,} of them with an error' if errors else ''}: {out}", file=sys.stderr)
+    print(
+        f"{rows:,} row{'s' if rows != 1 else ''}{f', {errors:,} of them with an error' if errors else ''}: {out}", file=sys.stderr
+    )
     return {"rows": rows, "errors": errors, "out": str(out)}
 
 
 def _out(config: Config, name: str) -> Path:
     """Where a result goes: what the config says, or under a name in the run folder."""
-    return Path(config.out).expanduser() if config.out else Path(str(config.run)).expanduser() / name
+    return expand_home(config.out) if config.out else expand_home(str(config.run)) / name

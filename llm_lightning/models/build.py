@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 
-from llm_lightning.config.schema import ModelConfig
+from llm_lightning.config.schema import ModelConfig, expand_home
 from llm_lightning.data import tokenizers
 from llm_lightning.errors import UserError, first_line, join_names, nearest
 from llm_lightning.models import adapter, dropout, embedding
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 def checkpoint(config: ModelConfig) -> str | None:
     """The folder or hub name that weights and tokenizer come from; None from scratch."""
     if config.init_from:
-        return str(Path(config.init_from).expanduser() / "hf")
+        return str(expand_home(config.init_from) / "hf")
     if config.name_or_path:
-        path = Path(config.name_or_path).expanduser()
+        path = expand_home(config.name_or_path)
         return str(path) if path.is_dir() else config.name_or_path
     return None
 

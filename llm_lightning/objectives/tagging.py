@@ -197,9 +197,9 @@ def _find_scheme(text: TokenizedDataset) -> TagScheme | None:
     if setting == "auto":
         scheme = refine(scheme, transitions)
     log.info(
-        "tags: %s, spans of %s; F1 of spans decides which weights are the best%s",
+        "tags: %s, spans %s; F1 of spans decides which weights are the best%s",
         scheme.title,
-        join_names(scheme.types(text.label_names), 8),
+        f"of {types}" if (types := join_names(scheme.types(text.label_names), 8)) else "without a type",
         " (neighbours of one type are one span)" if scheme.name == "io" else "",
     )
     if strange := [name for name in text.label_names if scheme.parse(name) is None]:

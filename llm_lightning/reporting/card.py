@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from llm_lightning.config.schema import expand_home
 from llm_lightning.reporting.runs import load
 
 PIPELINES = {
@@ -33,7 +34,7 @@ def write_card(folder: Path) -> None:
     objective, origin = summary["objective"], run.config["model"]["name_or_path"] or run.config["model"]["init_from"]
     known, facts = (PIPELINES | CLASSES).get(objective), {"library_name": "transformers"}
     facts |= {"pipeline_tag": known[0]} if known else {}
-    facts |= {"base_model": origin} if origin and not Path(origin).expanduser().is_dir() else {}
+    facts |= {"base_model": origin} if origin and not expand_home(origin).is_dir() else {}
     head = yaml.safe_dump(facts | {"tags": ["llm_lightning", objective]}, sort_keys=False)
     sizes = ", ".join(f"{split} {count:,} rows ({data['tokens'][split]:,} tokens)" for split, count in data["rows"].items())
     cost = "not measured" if energy.get("kwh") is None else f"{energy['kwh']:.5f} kWh, {energy['co2eq_kg'] * 1000:.2f} g CO2eq"

@@ -18,7 +18,7 @@ import yaml
 
 from llm_lightning import distributed
 from llm_lightning.config.redaction import redacted
-from llm_lightning.config.schema import Config, plain
+from llm_lightning.config.schema import Config, expand_home, plain
 from llm_lightning.errors import UserError
 
 LAUNCHES = Path("runs") / ".launches"
@@ -36,7 +36,7 @@ def open_folder(config: Config) -> Path:
         folder = _named_folder(config) if config.run_dir is not None else _unnamed_folder(config)
     place = distributed.broadcast(None if folder is None else str(folder.absolute()))
     if folder is None:
-        folder = Path(place if config.run_dir is None else config.run_dir).expanduser()
+        folder = expand_home(place if config.run_dir is None else config.run_dir)
         if distributed.local_rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -44,7 +44,7 @@ def open_folder(config: Config) -> Path:
 
 def _named_folder(config: Config) -> Path:
     """Return the folder of `run_dir`, locked."""
-    folder = Path(str(config.run_dir)).expanduser()
+    folder = expand_home(str(config.run_dir))
     if config.resume == "never" and (folder / "config.yaml").is_file():
         raise UserError(f"run_dir={config.run_dir}: this folder holds a run already; give another, or resume=auto to continue it.")
     try:
@@ -73,7 +73,7 @@ def _unnamed_folder(config: Config) -> Path:
 @contextlib.contextmanager
 def scratch_folder(config: Config) -> Iterator[Path]:
     """Make a folder on the disk that the run would use, and remove it afterwards."""
-    place = Path(config.run_dir or "runs").expanduser()
+    place = expand_home(config.run_dir or "runs")
     while not place.is_dir():
         place = place.parent
     with tempfile.TemporaryDirectory(dir=place, prefix=".check-") as folder:

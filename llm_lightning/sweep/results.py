@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shlex
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from statistics import mean
 from llm_lightning.config.redaction import redacted
 from llm_lightning.reporting.table import Table
 from llm_lightning.sweep.process import Outcome
+
+LOSS = "validation/loss"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Result:
     metric: str = ""
     maximize: bool = False
     value: float | None = None
+    loss: float | None = None
+    """The validation loss, which chooses among jobs with equal values."""
 
 
 class Results:
@@ -59,7 +64,7 @@ class Results:
                 name = watched["name"]
                 value = summary["metrics"].get(name)
                 defined = value if value == value else None  # a correlation of one row is NaN
-                result = Result(job, outcome, name, watched["maximize"], defined)
+                result = Result(job, outcome, name, watched["maximize"], defined, summary["metrics"].get(LOSS))
         self._by_name[job.name] = result
         return result
 
@@ -99,11 +104,23 @@ class Results:
     def best(self) -> str:
         """The overrides that did best, by the mean over seeds, to be pasted."""
         trained = self.trained()
-        first, by_settings = trained[0], dict[tuple[str, ...], list[float]]()
+        first, by_settings = trained[0], dict[tuple[str, ...], list[Result]]()
         for result in trained:
             settings = tuple(override for override in result.job.own if not override.startswith("seed="))
-            by_settings.setdefault(settings, []).append(result.value or 0.0)
-        best = (max if first.maximize else min)(by_settings, key=lambda settings: mean(by_settings[settings]))
-        found = by_settings[best]
-        seeds = f", the mean of {len(found)} seeds" if len(found) > 1 else ""
-        return f"best: {shlex.join(best) or 'as it is'} · {first.metric} {mean(found):.4f}{seeds}"
+            by_settings.setdefault(settings, []).append(result)
+        scores = {settings: mean(result.value or 0.0 for result in results) for settings, results in by_settings.items()}
+        top = (max if first.maximize else min)(scores.values())
+        equal = {settings: by_settings[settings] for settings, score in scores.items() if score == top}
+        losses = {
+            settings: mean(result.loss if result.loss is not None else math.inf for result in results)
+            for settings, results in equal.items()
+        }
+        best = min(losses, key=lambda settings: losses[settings])
+        seeds = f", the mean of {len(equal[best])} seeds" if len(equal[best]) > 1 else ""
+        chosen = ""
+        if len(equal) > 1:
+            is_first = list(losses.values()).count(losses[best]) == len(losses)
+            chosen = f"; {len(equal)} have this value, " + (
+                "and the first is named" if is_first else f"chosen by {LOSS} {losses[best]:.4f}"
+            )
+        return f"best: {shlex.join(best) or 'as it is'} · {first.metric} {top:.4f}{seeds}{chosen}"

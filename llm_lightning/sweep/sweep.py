@@ -30,7 +30,7 @@ from llm_lightning.config import validation as checks
 from llm_lightning.config.overrides import write_override
 from llm_lightning.config.redaction import redacted
 from llm_lightning.config.saved_runs import STORED
-from llm_lightning.config.schema import Config, SweepConfig
+from llm_lightning.config.schema import Config, SweepConfig, expand_home
 from llm_lightning.errors import UserError
 from llm_lightning.reporting.leaderboard import write_comparison
 from llm_lightning.reporting.runs import find, group_runs
@@ -63,7 +63,7 @@ class Sweep:
         keys = [d.key if self.settings.method == "grid" else repr(d) for d in self.dimensions]
         known = xxhash.xxh64_hexdigest(json.dumps([sorted(self.fixed), keys, self.settings.method]).encode())[:8]
         varied = "-".join(d.key.rpartition(".")[2].replace("/", "-") for d in self.dimensions) or "one"
-        folder = Path(run_dir).expanduser() if run_dir else Path("runs") / "sweeps" / f"{varied[:LONGEST]}-{known}"
+        folder = expand_home(run_dir) if run_dir else Path("runs") / "sweeps" / f"{varied[:LONGEST]}-{known}"
         return folder.with_name(f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}") if self.settings.redo else folder
 
     # ---- what is run ----

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lightning.config.redaction import redacted
+from llm_lightning.config.schema import expand_home
 
 
 def log(run: Any, which: str, summary: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -18,8 +19,8 @@ def log(run: Any, which: str, summary: dict[str, Any], settings: dict[str, Any])
         return
     _log_input(run, _data(summary["data"]))
     origin = settings["model"]["init_from"]
-    if origin is not None and (known := Path(origin).expanduser() / "wandb" / "run-id.txt").is_file():
-        _log_input(run, _export(known.read_text().strip(), Path(origin).expanduser() / "hf", {}))
+    if origin is not None and (known := expand_home(origin) / "wandb" / "run-id.txt").is_file():
+        _log_input(run, _export(known.read_text().strip(), expand_home(origin) / "hf", {}))
     run.log_artifact(_export(run.id, Path(summary["export"]), {"metrics": summary["metrics"]}), aliases=["best"])
     if which == "all":
         run.log_artifact(_files(f"states-{run.id}", "checkpoint", Path(summary["checkpoint"]).parent, {"steps": summary["steps"]}))

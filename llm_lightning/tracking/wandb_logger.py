@@ -60,7 +60,9 @@ class WandbLogger(Logger):
 
     @property
     def name(self) -> str:
-        return self.config.project
+        """The project: that of the config, or where it has none of its own that of the variable WANDB_PROJECT."""
+        project = self.config.project
+        return os.environ.get("WANDB_PROJECT") or project if project == LoggerConfig().project else project
 
     @property
     def version(self) -> str:
@@ -134,17 +136,21 @@ class WandbLogger(Logger):
         import wandb
 
         name = self.folder.name if self.group is None else f"{self.group}/{self.folder.name}"
+        if self.group is None:  # a sweep's jobs would all have one name
+            name = os.environ.get("WANDB_NAME") or name
+        tags = [*self.tags, *([] if self.group is None else [self.group])]
+        tags += [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]
         with _command_line_without_secrets(), _mode_variable(chosen):
             run = wandb.init(
                 id=_run_id(self.folder),
                 resume="allow",
                 dir=self.folder,
-                project=self.config.project,
+                project=self.name,
                 entity=self.config.entity,
                 name=name[-LONGEST_NAME:],
                 group=None if self.group is None else self.group[-LONGEST_NAME:],
                 job_type=self.settings.get("task"),
-                tags=[tag[-LONGEST_TAG:] for tag in [*self.tags, *([] if self.group is None else [self.group])]],
+                tags=[tag[-LONGEST_TAG:] for tag in tags],
                 config=self.settings,
                 mode=chosen,  # type: ignore[arg-type]
                 reinit="finish_previous",

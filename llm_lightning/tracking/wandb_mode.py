@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
+from llm_lightning.config.schema import expand_home
+
 TRUE = ("1", "true", "yes", "on", "y", "t")
 MODES = {
     **dict.fromkeys(("online", "run", "shared"), "online"),
@@ -63,7 +65,7 @@ def _chosen_server() -> str:
 
 def _read_settings() -> configparser.ConfigParser:
     """Return what W&B's commands have stored for this user and this folder; nothing where it cannot be read."""
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    folder = expand_home(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
     settings = configparser.ConfigParser(interpolation=None)
     try:
         settings.read([folder / "settings", Path(os.environ.get("WANDB_DIR", "."), "wandb", "settings")])

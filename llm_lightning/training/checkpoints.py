@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from llm_lightning import distributed
-from llm_lightning.config.schema import CheckpointConfig
+from llm_lightning.config.schema import CheckpointConfig, expand_home
 from llm_lightning.data.collate import Step
 from llm_lightning.data.module import DataModule
 from llm_lightning.errors import Pruned, UserError
@@ -186,7 +186,7 @@ def resume_point(resume: str, folder: Path, shared: bool, run: dict[str, Any]) -
     """
     state: Path | None = None
     if distributed.is_rank_zero() and resume != "never":
-        state = newest(folder / "checkpoints") if resume == "auto" else Path(resume).expanduser()
+        state = newest(folder / "checkpoints") if resume == "auto" else expand_home(resume)
         if state is not None:
             require_same_run(state, _read_run(state), run)
             log.info("resume: continuing from %s", state)

@@ -37,9 +37,16 @@ BAD: list[tuple[str, Files, list[str], list[str]]] = [  # name, files, command l
         "too few fields",
         {"train.csv": GOOD + "alone\n"},
         [],
-        ["train.csv, line 22", "1 fields where there should be 2", "data.on_bad_row=skip"],
+        ["train.csv, line 22", "1 field where there should be 2", "data.on_bad_row=skip"],
     ),
     ("too many fields", {"train.csv": GOOD + "a,b,c\n"}, [], ["train.csv, line 22", "3 fields where there should be 2"]),
+    (
+        "columns in one word",
+        {"train.csv": "text,joy,fear\na,1,0\nb,0,1\n"},
+        ["objective=multi_label", "data.columns.label=joy,fear"],
+        ["there is no column 'joy,fear'", "'data.columns.label=[joy,fear]'"],
+    ),
+    ("rich text", {"train.csv": "{\\rtf1\\ansi a}"}, [], ["train.csv", "rich text of a word processor"]),
     ("empty text", {"train.csv": GOOD + " ,good\n"}, [], ["train.csv, line 22", "column 'text' is empty"]),
     ("empty label", {"train.csv": GOOD + "a film,\n"}, [], ["train.csv, line 22", "column 'label' is empty"]),
     (
@@ -148,7 +155,7 @@ def test_skipped_rows_are_counted_and_named(
         assert text.splits["train"].facts.rows == len(text.splits["train"]) == 20
         assert text.splits["validation"].facts.skipped == 1
         assert "train: skipped 2 of 22 rows" in caplog.text
-        assert "train.csv, line 22: 1 fields" in caplog.text
+        assert "train.csv, line 22: 1 field" in caplog.text
         assert "validation.csv, line 22: column 'label' has the label 'ugly'" in caplog.text
 
 

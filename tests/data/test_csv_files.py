@@ -87,6 +87,8 @@ FILES: dict[str, tuple[str, str | bytes, list[tuple[str, str]], dict[str, object
     "blanks behind commas": ("t.csv", 'text, label\n"one, two", a\n three, "b"\n', [("one, two", "a"), ("three", "b")], {}),
     "padded names": ("t.csv", " text ,label \u200b\none,a\ntwo,b\n", [("one", "a"), ("two", "b")], {}),
     "header again": ("t.csv", write(ROWS) + "\ufeff" + write(ROWS), ROWS * 2, {}),
+    "a line of dashes under the header": ("t.csv", "text,label\n----,-----\none,a\ntwo,---\n", [("one", "a"), ("two", "---")], {}),
+    "markdown": ("t.csv", "| text | label |\n|:---|:---:|\n| one | a |\n| two | b |\n", [(" one ", " a "), (" two ", " b ")], {}),
     "trailing empty fields": (
         "t.csv",
         "text,label,,\none,a,,\ntwo,b\nthree,a,\n",
@@ -116,6 +118,7 @@ NOTES = {
     "gbk": ["read as gb18030, as data.encoding says"],
     "padded names": ["blanks around names are left out", "' text '"],
     "header again": ["the header stands again between the rows (1 times)"],
+    "markdown": ["line 2, of dashes under the header, is left out"],
     "unused columns that share a name": ["several columns share a name ('x')", "2 columns are not used: x"],
 }
 
@@ -220,7 +223,7 @@ def test_utf_8_is_never_read_as_another_encoding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "problem"), [("alone\n", "1 fields"), ("a,b,c\n", "3 fields"), ("one\rtwo,a\n", "carriage return")]
+    ("line", "problem"), [("alone\n", "1 field"), ("a,b,c\n", "3 fields"), ("one\rtwo,a\n", "carriage return")]
 )
 def test_a_row_of_another_width_is_named_with_its_line(line: str, problem: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b'text,label\n"two\nlines",a\n' + line.encode() + b"one,b\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,13 +78,29 @@ def test_true_and_false_among_other_classes_stay_text() -> None:
         (["a", "A", "b", "c"], "'data.labels={A: A, a: A, b: b, c: c}'"),
         (["Stra\u00dfe", "STRASSE", "Weg"], "'STRASSE' (1) and 'Stra\u00dfe' (1)"),
         (["caf\u00e9", "cafe\u0301", "bar"], "'cafe\u0301' (1) and 'caf\u00e9' (1)"),
-        (["a ", "b", "b "], "blanks around 2 labels"),
+        (["\u0130yi", "iyi", "k\u00f6t\u00fc"], "'iyi' (1) and '\u0130yi' (1)"),
+        (["ILIK", "\u0131l\u0131k", "sicak"], "'ILIK' (1) and '\u0131l\u0131k' (1)"),
+        (["po\u200bs", "pos", "neg"], r"'pos' (1) and 'po\u200bs' (1)"),
+        (["\u2764\ufe0f", "\u2764", "x"], "'\u2764' (1) and '\u2764\ufe0f' (1)"),
+        (["01", "1", "2"], "'01' (1) and '1' (1)"),
+        (["+1", "1", "-1"], "'+1' (1) and '1' (1)"),
+        (["a ", "b", "b "], "blanks or invisible characters around 2 labels"),
+        (["pos\u200b", "pos", "\ufeffneg", "neg\u200e"], "blanks or invisible characters around 3 labels"),
         (["a", "b", "nan"], "the label 'nan' (1 times)"),
+        (["entailment", "neutral", "-"], "the label '-' (1 times)"),
     ],
 )
 def test_doubtful_spellings_are_named_with_their_counts(values: list[str], warning: str, caplog: pytest.LogCaptureFixture) -> None:
     find(values)
     assert warning in caplog.text
+
+
+def test_tags_that_only_their_scheme_has_are_no_doubtful_spellings(caplog: pytest.LogCaptureFixture) -> None:
+    column = rows([["B-PER", "O"], ["b-per", "O"]] * 4)
+    labels.find(DATA, column, word_lists.listed_words, complete=lambda tags: tags | {"I-PER", "I-per", "B-per"})
+    assert "'B-PER' (4) and 'b-per' (4); they" in caplog.text
+    assert "(0)" not in caplog.text
+    assert "'data.labels={O: O, B-PER: B-PER, b-per: B-PER}'" in caplog.text
 
 
 def test_plain_labels_need_no_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -108,6 +125,7 @@ def test_plain_labels_need_no_warning(caplog: pytest.LogCaptureFixture) -> None:
         (["neg", "pos"], ["Pos", "Neg"], {"neg": "Neg", "pos": "Pos"}),
         (["0", "1"], ["negative", "positive"], {"0": "negative", "1": "positive"}),
         (["10", "9"], ["nine", "ten"], {"9": "nine", "10": "ten"}),
+        ([0, 2], ["no", "maybe", "yes"], {"0": "no", "2": "yes"}),
         (["neg", "pos"], ["neg", "neutral", "pos"], {"neg": "neg", "pos": "pos"}),
     ],
 )
@@ -127,6 +145,7 @@ def test_each_value_has_the_name_that_the_setting_gives_it(values: list[Any], na
         (["Positive", "negative"], ["neg", "pos"], r"'Positive' would be called 'neg'"),
         (["neg", "neutral", "pos"], ["neg", "pos", "neu"], r"does not name 'neutral'"),
         (["a", "b"], ["x", "y", "z"], r"names 3 classes \(x, y, z\), and column 'label' has 2 \(a, b\)"),
+        (["1", "2"], ["x", "y", "z"], r"names 3 classes \(x, y, z\), and column 'label' has 2 \(1, 2\)"),
         (["a", "b"], ["x", "x"], "names 'x' twice"),
         (["neg", "pos"], {"neg": "Negative", "poss": "Positive"}, r"no name for the value 'pos'.*Did you mean 'poss'"),
         (["0", "1"], {"Negative": 0, "Positive": 1}, r"\{0: Negative, 1: Positive\}"),
@@ -138,6 +157,16 @@ def test_each_value_has_the_name_that_the_setting_gives_it(values: list[Any], na
 def test_names_that_would_be_wrong_are_refused(values: list[str], names: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         find(values * 3, names)
+
+
+SPELLINGS = [["neg", "Neg"], ["New York", "new york"], ["Food, drink", "food, drink"], ["it's", "It's"], ["a: b", "A: b"]]
+
+
+@pytest.mark.parametrize("values", SPELLINGS)
+def test_a_mapping_that_a_message_shows_works_when_pasted(values: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    find([*values, "x", values[0]])
+    (argument,) = shlex.split(caplog.text.strip().partition("To make them one: ")[2])
+    assert load_config([argument]).data.labels == {values[0]: values[0], values[1]: values[0], "x": "x"}
 
 
 def test_a_renaming_in_sorted_order_is_shown(caplog: pytest.LogCaptureFixture) -> None:
@@ -193,6 +222,7 @@ def test_twelve_tags_in_twelve_sentences_are_learnt(caplog: pytest.LogCaptureFix
         ([f"this film was number {i} of them" for i in range(30)], "30 different values in 30 rows, and they read like text"),
         ([f"{i / 7:.3f}" for i in range(30)], "they are numbers: objective=regression"),
         (["['joy', 'anger']", "['joy']"], "lists as text.*objective=multi_label"),
+        (['{"label": "joy"}', '{"label": "anger"}'], "objects as text.*write the label alone"),
         (["joy", "joy"], "only the label 'joy'"),
         (["", None], "no label"),
     ],
@@ -242,6 +272,10 @@ ORDERED = [["joy", "anger"], ["joy"], [], ["anger"]]
         lambda row: ";".join(row) or None,
         "\n".join,
         lambda row: str({label: int(label in row) for label in ("joy", "anger")}),
+        lambda row: f"Index({row}, dtype='object')",
+        lambda row: f"frozenset({{{str(row)[1:-1]}}})" if row else "frozenset()",
+        lambda row: "c(" + ", ".join(f'"{label}"' for label in row) + ")",
+        lambda row: "WrappedArray(" + ", ".join(row) + ")",
     ],
 )
 def test_every_spelling_of_several_labels_is_understood(write: Callable[[list[str]], Any]) -> None:
@@ -249,7 +283,15 @@ def test_every_spelling_of_several_labels_is_understood(write: Callable[[list[st
 
 
 @pytest.mark.parametrize(
-    "write", [list, str, lambda row: str(np.array(row)), lambda row: ",".join(map(str, row)), lambda row: " ".join(map(str, row))]
+    "write",
+    [
+        list,
+        str,
+        lambda row: str(np.array(row)),
+        lambda row: f"tensor({row})",
+        lambda row: ",".join(map(str, row)),
+        lambda row: " ".join(map(str, row)),
+    ],
 )
 @pytest.mark.parametrize("kind", [int, bool, float])
 def test_lists_of_0_and_1_have_the_names_that_the_config_gives(write: Callable[[list[Any]], Any], kind: type) -> None:
@@ -314,6 +356,15 @@ def test_numbers_of_labels_are_no_lists_of_0_and_1() -> None:
     assert decode([[0], [1], [0, 1], []]) == [{"0"}, {"1"}, {"0", "1"}, set()]
     assert decode(["0", "1", "0,1", ""]) == [{"0"}, {"1"}, {"0", "1"}, set()]
     assert decode([[3, 1], [2, 0], [0, 1]]) == [{"3", "1"}, {"2", "0"}, {"0", "1"}]
+
+
+@pytest.mark.parametrize(
+    "values", [[[1, 0, -100], [0, 1, 0]], [[2, 0, 1], [0, 1, 0]], [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], [[1, None, 0], [0, 1, 0]]]
+)
+def test_numbers_for_each_label_are_no_names(values: list[list[Any]]) -> None:
+    for names in (None, ["rain", "snow", "wind"]):
+        with pytest.raises(UserError, match=r"lists of 3 numbers a row that are neither 0 and 1 nor numbers of labels"):
+            decode(values * 10, names)
 
 
 def test_a_comma_in_a_label_where_another_separator_is_there(caplog: pytest.LogCaptureFixture) -> None:

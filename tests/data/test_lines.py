@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_lightning.data import lines as lines_module
-from llm_lightning.data.lines import FRONT, detect_format, lines
+from llm_lightning.data.lines import FRONT, detect_format, lines, propose_encodings
 from llm_lightning.errors import UserError
 
 TEXTS = {
@@ -43,6 +43,29 @@ def test_codes_of_other_character_sets_are_refused(code: str, encoding: str | No
     path.write_text("plain\n" * 20_000 + f"a {code}F|K\\\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"line 20001: '\\x.* data\.encoding"):
         list(lines(path, encoding))
+
+
+PROPOSED = [
+    *(("cp1252", "it’s “fine” – café"), ("cp1252", "l’été, 100 €"), ("mac_roman", "café déjà"), ("cp1251", "хороший день")),
+    *(("cp1250", "wszystko w porządku, ślicznie dziękuję"), ("iso8859_2", "wszystko w porządku, ślicznie dziękuję")),
+    *(("cp932", "日本語のテキスト"), ("gb18030", "这个电影不错"), ("big5", "中文很好")),
+    *(("cp874", "สวัสดีครับ วันนี้อากาศดี"), ("cp1253", "καλημέρα κόσμε")),
+]
+
+
+@pytest.mark.parametrize(("encoding", "text"), PROPOSED)
+def test_the_encoding_that_reads_a_text_is_proposed_first(encoding: str, text: str) -> None:
+    proposed = propose_encodings([text.encode(encoding)] * 3)
+    assert next(iter(proposed)) == encoding
+    assert proposed[encoding] in " / ".join([text] * 3)
+
+
+def test_invisible_characters_of_a_wrong_encoding_are_named(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes("it’s “fine”\n".encode("cp1252"))
+    for encoding, count in (("latin1", 2), ("iso-8859-15", 2), ("cp1252", 1)):
+        notes = detect_format(tmp_path / "t.txt", encoding).notes
+        assert len(notes) == count
+        assert ("data.encoding=cp1252" in notes[-1]) == (count == 2)
 
 
 def test_a_damaged_file_is_named_where_its_encoding_is_searched(tmp_path: Path) -> None:

@@ -93,6 +93,16 @@ def test_files_of_systems_and_of_other_kinds_are_left_out_and_counted(tmp_path: 
     assert names(paths.expand("data.train", f"{tmp_path}/*.csv"), tmp_path) == ["x.csv"]
 
 
+def test_files_of_no_split_in_data_dir_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "train.csv", "dev.csv", "eval.csv", "sample.csv", "README.md", ".x.csv")
+    assert set(paths.split_files(DataConfig(source="files", dir=str(tmp_path)), TABLES)) == {"train", "validation"}
+    assert "not read, as no split is looked for under these names: eval.csv, sample.csv" in caplog.text
+    caplog.clear()
+    named = DataConfig(source="files", dir=str(tmp_path), train="train.csv", validation="dev.csv")
+    paths.split_files(named, TABLES)
+    assert caplog.text == ""
+
+
 def test_a_file_that_is_named_twice_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(tmp_path, "a.csv", "b.csv")
     data = DataConfig(source="files", train=[f"{tmp_path}/*.csv", f"{tmp_path}/a.csv"])

@@ -73,6 +73,7 @@ def test_rows_of_a_word_become_sentences(
         (REPEATED.replace("0,left,O", "0,left,"), "line 2: column 'Tag' is empty"),
         (REPEATED.replace("0,left,O", "0,,O"), "line 3: column 'Word' is empty"),
         (REPEATED.replace("0,left,O", "0,left"), "line 3: 2 fields where there should be 3"),
+        (REPEATED.replace("0,Anna,", "0,,"), r"^\S+x\.csv, line 2: column 'Word' is empty"),
     ],
 )
 def test_rows_that_are_in_no_sentence_are_named(content: str, message: str, cache: Path, tmp_path: Path) -> None:
@@ -125,6 +126,7 @@ def test_numbers_are_tags_and_data_labels_names_them(cache: Path, tmp_path: Path
         ({"text": "Anna met Bob", "label": ["B-per", "O"]}, r"line 1: 3 words \(column 'text'\) and 2 tags"),
         ({"text": "a good film", "label": "positive"}, "each row of train has one tag.*objective=classification"),
         ({"text": ["Anna", None], "label": ["B-per", "O"]}, "line 1: column 'text' holds NoneType among its words"),
+        ({"text": ["An", "na", "met"], "label": [1, -100, 0]}, "line 1: the tag -100 stands for pieces of words"),
     ],
 )
 def test_rows_without_a_tag_for_each_word_are_refused(row: dict[str, Any], message: str, cache: Path, tmp_path: Path) -> None:
@@ -132,6 +134,13 @@ def test_rows_without_a_tag_for_each_word_are_refused(row: dict[str, Any], messa
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, [row, other])))
     with pytest.raises(UserError, match=message):
         prepare_files(tmp_path / "x.jsonl", cache, *columns("text", "label"))
+
+
+def test_words_without_a_token_are_counted(cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    blank = {"tokens": ["Anna", "", "Rome"], "ner_tags": ["B-per", "O", "B-geo"]}
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, [blank, {"tokens": WORDS, "ner_tags": TAGS}])))
+    prepare(tmp_path / "x.jsonl", cache, *columns("tokens", "ner_tags"))
+    assert "train: in 1 of 2 rows a word has no token (it is blank, or" in caplog.text
 
 
 def test_keys_that_a_source_does_not_read_are_refused(tmp_path: Path) -> None:

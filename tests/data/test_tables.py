@@ -164,6 +164,8 @@ BAD_LINES = {
     '{"text": true, "label": "a"}': "'text' holds bool, not text",
     '["a", "b"]': "expected an object, found list",
     '{"text": "a", "label"': "not valid JSON",
+    "{": "the line is '{' alone; write each object on one line",
+    '{"text": "a", "label": "b"},': "a comma stands behind the object",
     "[" * 100_000: "cannot be read",
     '{"text": "a", "label": ' + "9" * 5000 + "}": "cannot be read",
 }
@@ -338,3 +340,50 @@ def test_text_that_may_be_a_table_is_said(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("".join(f"ham\ta text {i}\n" for i in range(30)))
     data = DataConfig(source="text", train=str(tmp_path / "t.txt"), document="line")
     assert "has 1 tabs" in text.load(data, tmp_path / "cache")["train"].notes[0]
+
+
+PAIRS = [{"id": i, "translation": {"en": f"a dog {i}", "de": f"ein Hund {i}"}} for i in range(12)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "translation", "hub"])
+def test_values_inside_of_objects_are_columns(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = datasets.Features({"id": datasets.Value("int64"), "translation": datasets.Translation(["en", "de"])})
+    table = datasets.Dataset.from_list(PAIRS, features if kind in ("translation", "hub") else None)
+    path = tmp_path / f"train.{kind if kind.startswith('json') else 'parquet'}"
+    if kind.startswith("json"):
+        path.write_text(json.dumps(PAIRS) if kind == "json" else "".join(json.dumps(row) + "\n" for row in PAIRS))
+    else:
+        table.to_parquet(path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(train=table, validation=table))
+    files = (
+        ["data=hub", "data.name=some/pairs"] if kind == "hub" else ["data=files", f"data.train={path}", f"data.validation={path}"]
+    )
+    command = ["task=finetune", "objective=translation", *files, f"cache_dir={tmp_path}/cache", "model.tokenizer.vocab_size=300"]
+    with pytest.raises(UserError, match=r"no column 'en'.* Set data\.columns\.text=translation\.en\."):
+        module.prepare_dataset(
+            compose.load_config([*command, "data.columns.text=en", "data.columns.label=de"]), "translation", None
+        )
+    with pytest.raises(UserError, match=r"no column 'translation\.fr'"):
+        module.prepare_dataset(
+            compose.load_config([*command, "data.columns.text=translation.fr", "data.columns.label=translation.de"]),
+            "translation",
+            None,
+        )
+    learnt = module.prepare_dataset(
+        compose.load_config([*command, "data.columns.text=translation.en", "data.columns.label=translation.de"]),
+        "translation",
+        None,
+    )
+    assert [(example.text, example.label) for example in learnt.examples("train")] == [
+        (row["translation"]["en"], row["translation"]["de"]) for row in PAIRS
+    ]
+    assert [note.rpartition(": ")[2] for note in learnt.rows["train"].notes] == ["id"]
+
+
+@pytest.mark.parametrize(
+    ("front", "is_named"), [("<!DOCTYPE html>\n", True), ("<?xml version='1.0'?>\n", True), ("<a> wrote:\n", False)]
+)
+def test_marks_that_would_be_learnt_are_named(front: str, is_named: bool, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(front + "once upon a time\n" * 40)
+    notes = text.load(DataConfig(source="text", train=str(tmp_path / "t.txt")), tmp_path / "cache")["train"].notes
+    assert any("a web page or an XML file" in note for note in notes) == is_named

@@ -113,6 +113,12 @@ def test_what_is_no_checkpoint_is_told_apart(file: str, content: str, name: str,
         load_config(["task=finetune", "data=docs_topics", f"model.name_or_path='{path}'"])
 
 
+def test_a_model_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"a folder of a model and not of a run; give model.name_or_path={tmp_path}"):
+        load_config(["task=pretrain", f"model.init_from={tmp_path}"])
+
+
 def test_an_adapter_is_told_apart_also_beside_a_config(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
     (tmp_path / "adapter_model.safetensors").write_text("x")
@@ -124,4 +130,4 @@ def test_an_adapter_is_told_apart_also_beside_a_config(tmp_path: Path) -> None:
 def test_a_tokenizer_of_special_tokens_alone_is_none(folder: Path) -> None:
     without_tokenizer(folder)
     with pytest.raises(UserError, match="no tokenizer files"):
-        tokenizers.load(str(folder))
+        tokenizers.load_config(str(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import unittest.mock
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -181,6 +182,22 @@ def test_a_run_s_end_is_told_by_its_exit_code(error: Exception, code: int, tmp_p
 def logged_to(folder: Path, **options: str) -> WandbLogger:
     settings = {"task": "finetune", "model": {"init_from": None}}
     return WandbLogger(LoggerConfig(**options), folder, settings, ["t" * 99], "g" * 200, "validation/accuracy", True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("group", [None, "sweep"])
+def test_variables_that_name_a_run(group: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import wandb
+
+    started: dict[str, object] = {}
+    monkeypatch.setattr(wandb, "init", lambda **arguments: started.update(arguments) or unittest.mock.MagicMock())
+    for variable, value in {"WANDB_MODE": "offline", "WANDB_PROJECT": "theirs", "WANDB_NAME": "mine", "WANDB_TAGS": "a,b"}.items():
+        monkeypatch.setenv(variable, value)
+    for config, project in ((LoggerConfig(), "theirs"), (LoggerConfig(project="ours"), "ours")):
+        logger = WandbLogger(config, tmp_path / "run", {}, ["finetune"], group, "validation/loss", False)
+        logger.begin()
+        assert (started["project"], logger.name) == (project, project)
+        assert started["name"] == ("mine" if group is None else "sweep/run")
+        assert started["tags"] == ["finetune", *([] if group is None else ["sweep"]), "a", "b"]
 
 
 def test_each_job_of_a_sweep_is_a_run_in_its_group(

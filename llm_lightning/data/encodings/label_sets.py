@@ -20,7 +20,7 @@ from llm_lightning.data import labels
 from llm_lightning.data.encodings import texts
 from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_names import Column, name_classes
-from llm_lightning.data.label_values import MISSING, canonical, is_unlabelled, truth
+from llm_lightning.data.label_values import MISSING, canonical, is_unlabelled, parse_number, truth
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.literals import BROKEN, parse_structure, split_bare
 from llm_lightning.data.rows import Rows, label_columns
@@ -83,7 +83,10 @@ class Encoder(texts.Encoder):
         applies = [0] * len(known.names)
         for label in split_labels(value, layout):
             if isinstance(label, list | dict):
-                raise BadRow(f"column '{column}' holds lists in a list")
+                kind = "objects" if isinstance(label, dict) else "lists"
+                raise BadRow(
+                    f"column '{column}' holds {kind} in a list ({str(label)[:60]}); write the labels alone: ['joy', 'anger']"
+                )
             applies[texts.index(known, column, label)] = 1
         return applies
 
@@ -138,6 +141,14 @@ def indicators(value: Any) -> Any:
     return value
 
 
+def _are_measures(items: list[Any]) -> bool:
+    """Return whether a list has a number for each label, and not the numbers of labels: one repeats, is missing, or is a fraction."""
+    numbers = [parse_number(item) for item in items]
+    if None in numbers and not all(item is None or number is not None for item, number in zip(items, numbers, strict=True)):
+        return False
+    return len(set(numbers)) < len(numbers) or None in numbers or any(number % 1 for number in numbers if number is not None)
+
+
 def find_layout(data: DataConfig, train: Rows) -> Layout:
     """Return how the column writes its labels: by lists of 0 and 1, or by names, with which separator.
 
@@ -149,6 +160,8 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
     sizes: Counter[int] = Counter()
     absent: Counter[str] = Counter()
     binary, repeats, rows, single = 0, False, 0, 0
+    measured: list[Any] | None = None
+    """A list of numbers that name no labels."""
     with_separator: Counter[str] = Counter()
     pieces: dict[str, set[str]] = {separator: set() for separator in SEPARATORS}
     feature = train.table.features[column]
@@ -161,6 +174,7 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
             sizes[len(items)] += count if items else 0
             binary += count if items and None not in numbers else 0
             repeats |= len(items) != len(set(map(canonical, items)))
+            measured = measured or (items if _are_measures(items) else None)
             rows += count if items else 0
         elif isinstance(items, str) and items.strip():
             rows += count
@@ -177,6 +191,11 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
             f"'data.columns.label=[{column},…]', or choose objective=classification."
         )
     size, same = sizes.most_common(1)[0] if sizes else (0, 0)
+    if measured is not None and len(sizes) == 1 and size > 1 and binary < MOSTLY * rows and not are_names:
+        raise UserError(
+            f"{train.where(0)}: column '{column}' holds lists of {size} numbers a row that are neither 0 and 1 nor numbers of labels "
+            f"({str(measured)[:60]}); objective=multi_label learns lists of 0 and 1, or lists of the labels that apply."
+        )
     if not are_names and size > 1 and min(same, binary) >= MOSTLY * rows and (repeats or len(sizes) == 1):
         return Layout(missing=missing, indicators=size)
     present = [separator for separator in SEPARATORS if with_separator[separator]]

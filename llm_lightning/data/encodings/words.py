@@ -28,6 +28,8 @@ from llm_lightning.data.tag_schemes import recognize
 from llm_lightning.data.word_lists import listed_tags, read_words
 from llm_lightning.errors import UserError
 
+NO_WORD_TOKEN = "a word has no token (it is blank, or the tokenizer drops its characters), and its tag is not learnt"
+
 
 class Encoder(documents.Encoder):
     """A sentence to one sequence, or, where it is longer than a block, to several that are cut between words.
@@ -75,6 +77,7 @@ class Encoder(documents.Encoder):
             first = first_tokens(example.text, whole.offsets)
             if not first and bad is not None:
                 bad.add(example.row, NO_TOKEN)
+            self.notes[NO_WORD_TOKEN] += 0 < len(first) < len(example.text)
             for start, stop in _cuts(sorted(first.values()), len(whole.ids), room):
                 self.truncated += stop - start > room
                 ids = whole.ids[start : min(stop, start + room)]

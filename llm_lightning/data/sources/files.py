@@ -27,7 +27,17 @@ from llm_lightning.data.label_values import canonical
 from llm_lightning.data.lines import describe_damage, detect_format, lines
 from llm_lightning.data.parquet_files import ColumnarFile
 from llm_lightning.data.paths import content_hash, ending, split_files
-from llm_lightning.data.rows import LINE, PROBLEM, MissingColumn, Rows, concatenate, label_columns, require_columns, unused_columns
+from llm_lightning.data.rows import (
+    LINE,
+    PROBLEM,
+    MissingColumn,
+    Rows,
+    concatenate,
+    label_columns,
+    require_columns,
+    take,
+    unused_columns,
+)
 from llm_lightning.data.tables import generate_table
 from llm_lightning.errors import UserError, join_names
 
@@ -91,7 +101,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, extra_columns: tuple[st
     identity = content_hash([path], data.columns, data.column_names, data.delimiter, data.quotes, data.encoding, extra_columns)
     folder = cache_dir / "rows" / identity
     if kind == "columnar":
-        file = ColumnarFile(path)
+        file = ColumnarFile(path, _list_configured_columns(data))
         survey, features = Survey(list(file.features)), file.features
         require_columns(str(path), data, survey.columns)
     else:
@@ -162,12 +172,18 @@ def _survey(path: Path, data: DataConfig, kind: str, is_to_predict: bool = False
         return Survey(list(layout.names), [], [*notes, *layout.notes], layout)
     columns: dict[str, None] = {}
     nested: dict[str, None] = {}
+    inner = [name for name in _list_configured_columns(data) if "." in name]
     values = json_files.read_items(path, data)
     items = None if values is None else list(values)
     for _, value, _ in islice(json_files.read_lines(path, data), FRONT if data.streaming else None) if items is None else items:
         if isinstance(value, dict):
             columns.update(dict.fromkeys(value))
             nested.update({name: None for name, item in value.items() if isinstance(item, list | dict)})
+            columns.update({name: None for name in inner if take(value, name) is not None})
+            nested.update({name: None for name in inner if isinstance(take(value, name), list | dict)})
+    for name in inner:
+        if name in columns:
+            columns.pop(name.partition(".")[0], None)  # of which a part is used
     if columns:
         require_columns(str(path), data, list(columns))
     return Survey(list(columns), list(nested), notes, items=items)
@@ -227,7 +243,10 @@ def rows(path: Path, data: DataConfig, extra_columns: tuple[str, ...] | None = N
 def survey_file(path: Path, data: DataConfig, is_to_predict: bool = False) -> Survey:
     """Return what a pass over a file of any kind shows. Raises UserError where a column that the config names is not there."""
     kind = kind_of(path, data)
-    survey = Survey(list(ColumnarFile(path).features)) if kind == "columnar" else _survey(path, data, kind, is_to_predict)
+    if kind == "columnar":
+        survey = Survey(list(ColumnarFile(path, _list_configured_columns(data)).features))
+    else:
+        survey = _survey(path, data, kind, is_to_predict)
     require_columns(str(path), data, survey.columns or _list_configured_columns(data))
     if is_to_predict:  # each row has a prediction
         return survey
@@ -242,7 +261,7 @@ def read_rows(
     kind, left_out = kind_of(path, data), survey.answers or {}
     if kind == "columnar":
         columns = [*used, prodigy.ANSWER] if left_out else used
-        for number, row in enumerate(ColumnarFile(path).rows(columns), 1):
+        for number, row in enumerate(ColumnarFile(path, _list_configured_columns(data)).rows(columns), 1):
             if not left_out or row.pop(prodigy.ANSWER) not in left_out:
                 yield row | {LINE: number, PROBLEM: None}
     elif kind == "csv":
@@ -296,7 +315,7 @@ def _from_value(
     row: dict[str, Any] = {LINE: number, PROBLEM: None}
     configured, labels = _list_configured_columns(data), label_columns(data.columns.label)
     for name in used:
-        item = value.get(name)
+        item = take(value, name)
         if (name in labels or name == data.columns.sentence) and isinstance(item, bool | int | float):
             item = json.dumps(item) if name in text_labels else canonical(item)
         elif item is not None and not isinstance(item, str) and name in configured and name not in nested:

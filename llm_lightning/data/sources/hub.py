@@ -46,6 +46,8 @@ def _rows(data: DataConfig, table: datasets.Dataset, name: str, extra_columns: t
     The fingerprint says which data set it is: that of `datasets` holds the times of its own cache files.
     """
     info = table.info
+    inner = {name.partition(".")[0] for name in files.used_columns(data, [], ()) if name not in table.column_names}
+    table = table.flatten() if inner & set(table.column_names) else table  # translation.en is a value inside of an object
     files_ = sorted(info.download_checksums or ())  # their names hold the revision of the hub's repository
     content = [data.name, data.config, name, str(info.version), files_, len(table), table.features]
     identity = xxhash.xxh3_128(repr(content).encode()).hexdigest()

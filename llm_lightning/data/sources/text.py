@@ -53,6 +53,8 @@ def describe(path: Path, data: DataConfig) -> Iterator[str]:
     """
     yield from detect_format(path, data.encoding, data.streaming).notes
     front = [line.rstrip("\r\n") for line in islice(lines(path, data.encoding, data.streaming), SAMPLE) if line.strip()]
+    if front and front[0].lstrip().lower().startswith(("<!doctype html", "<html", "<?xml")):
+        yield "it begins as a web page or an XML file, whose marks are learnt with its text"
     for separator, name in {"\t": "tabs", ",": "commas", ";": "semicolons"}.items():
         counts = {line.count(separator) for line in front}
         is_header = separator == "\t" or (bool(front) and " " not in front[0])
