@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,6 +27,11 @@ def pays(model: PreTrainedModel, data: DataModule, device: torch.device) -> bool
     else:
         tokens = float(data.spec.tokens or data.spec.sequences * data.config.data.block_size) * data.total_steps
     return Flops.of(model, data.text.splits["train"].inputs).token * tokens >= PAYS[device.type]
+
+
+def keep_kernels(folder: Path) -> None:
+    """Have compiled kernels kept in a folder, for the runs that follow, unless the user has named another."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def start(model: nn.Module) -> None:

@@ -61,8 +61,10 @@ def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trai
     problems: list[str] = []
     reference: _Result | None = None
     objective.train(not drops(objective.model))  # draws of dropout differ from way to way; without any, nothing is compiled twice
+    compilation.stop(objective.model)
     for way in WAYS + (COMPILED if compiles else ()):
-        compilation.start(objective.model) if way.compiled else compilation.stop(objective.model)
+        if way is COMPILED[0]:
+            compilation.start(objective.model)  # once: what is compiled here serves the run
         try:
             found = _run(objective, batches, way, trainer.precision_plugin.forward_context)
             reference = reference or found
@@ -83,7 +85,8 @@ def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trai
     for way in seconds:
         if seconds[way] * GAIN < seconds[chosen]:
             chosen = way
-    compilation.start(objective.model) if chosen.compiled else compilation.stop(objective.model)
+    if not chosen.compiled:
+        compilation.stop(objective.model)
     objective.steps.use_graphs(trainer.precision_plugin.forward_context if chosen.graphs else None)
     times = ", ".join(f"{way.name} {1000 * value:.1f} ms" for way, value in seconds.items())
     return f"{chosen.name} (a micro-batch: {times})"
