@@ -29,7 +29,7 @@ def pays(model: PreTrainedModel, data: DataModule, device: torch.device) -> bool
     return Flops.of(model, data.text.splits["train"].inputs).token * tokens >= PAYS[device.type]
 
 
-def keep_kernels(folder: Path) -> None:
+def keep_compiled_kernels(folder: Path) -> None:
     """Have compiled kernels kept in a folder, for the runs that follow, unless the user has named another."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 

@@ -254,7 +254,7 @@ class Preflight:
     def fastest(self) -> str:
         """The ways to go forward and backward timed, and the fastest taken; layers are compiled only where it pays."""
         model, device = self.objective.model, self.trainer.strategy.root_device
-        compilation.keep_kernels(cache_folder(self.data.config) / "kernels")
+        compilation.keep_compiled_kernels(cache_folder(self.data.config) / "kernels")
         state, gpu_state = torch.get_rng_state(), torch.cuda.get_rng_state(device)
         try:
             found = trial.take_fastest(self.objective, self.data, self.trainer, compilation.pays(model, self.data, device))
@@ -271,7 +271,7 @@ class Preflight:
         if auto and not compilation.pays(model, self.data, device):
             return "left out: it would not pay (trainer.compile=true does it all the same)"
         log.info("compile: the layers, which takes a minute or more")
-        compilation.keep_kernels(cache_folder(self.data.config) / "kernels")
+        compilation.keep_compiled_kernels(cache_folder(self.data.config) / "kernels")
         compilation.start(model)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             return "when training starts"
