@@ -1,15 +1,26 @@
-"""Hydra's multirun (`python train.py -m …`) by `llm_lightning.sweep`: Hydra finds the sweeper here, and nowhere else."""
+"""What Hydra looks for here and nowhere else: the sweeper of `python train.py -m …`, and the options of installed packages."""
 
 from __future__ import annotations
 
 import sys
+from importlib.metadata import entry_points
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+
+class InstalledOptions(SearchPathPlugin):
+    """Adds the `conf/` of installed packages: an entry point of the group `llm_lightning.conf` names the package that holds it."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for entry in entry_points(group="llm_lightning.conf"):
+            search_path.append(provider=entry.name, path=f"pkg://{entry.value}")
 
 
 class Sweeps(Sweeper):

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from hydra.utils import get_object
 from transformers import PreTrainedModel
 
 from llm_lightning import distributed, launch
 from llm_lightning.config.schema import AdapterConfig, Config, ModelConfig, cache_folder, expand_home, plain
-from llm_lightning.config.signatures import instantiate
+from llm_lightning.config.signatures import import_target, instantiate
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, TokenizedDataset, prepare_dataset
 from llm_lightning.data.preview import show_rows
@@ -48,6 +47,7 @@ from llm_lightning.tracking import loggers
 from llm_lightning.tracking.energy import Energy
 from llm_lightning.training import preflight, trainer
 from llm_lightning.training.checkpoints import Checkpoints, resume_point
+from llm_lightning.training.custom_callbacks import build_custom_callbacks
 from llm_lightning.training.monitor import Monitor
 from llm_lightning.training.samples import Samples
 from llm_lightning.training.signals import StopOnSignal, raise_interrupts
@@ -149,7 +149,8 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
     settings = plain(config) | {"configuration": configuration(plain(config), text.fingerprints), "facts": facts}
     sinks = loggers.build_loggers(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
-    callbacks = [energy, monitor, Samples(folder, monitor), checkpoints, stop]
+    custom = build_custom_callbacks(config.callbacks.custom)
+    callbacks = [energy, monitor, Samples(folder, monitor), *custom, checkpoints, stop]
     engine = trainer.build_trainer(config.trainer, folder, data.total_steps, data.validate_every, sinks, callbacks)
 
     try:
@@ -235,7 +236,7 @@ def evaluate(config: Config) -> dict[str, Any]:
 def prepare(config: Config, tokenizer: Any | None = None) -> tuple[TokenizedDataset, Objective, DataModule]:
     """The encoded data, the objective that reads it, and the loaders; everything random is seeded."""
     lightning.seed_everything(config.seed, verbose=False)
-    objective_class: type[Objective] = get_object(config.objective["_target_"])
+    objective_class: type[Objective] = import_target(config.objective["_target_"])
     tokenizer = tokenizer or build.tokenizer(config.model)
     cache = cache_folder(config)
     cache.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from llm_lightning.config.messages import OF_HYDRA, explain, is_from_hydra, unkn
 from llm_lightning.config.model_settings import resolve_settings
 from llm_lightning.config.overrides import quote_overrides
 from llm_lightning.config.saved_runs import STORED, load_saved_config
-from llm_lightning.config.schema import CONF, Config, plain, to_dataclass
+from llm_lightning.config.schema import CONF, CallbacksConfig, Config, plain, to_dataclass
 from llm_lightning.errors import RunError, UserError
 
 
@@ -67,11 +67,20 @@ def build_config(node: DictConfig, choices: dict[str, str], overrides: list[str]
     """Return the node as typed dataclasses, with what only the program knows, and the model's settings without those of another model."""
     OmegaConf.set_struct(node, False)
     node.model.config, node.model.family = resolve_settings(GlobalHydra.instance().config_loader(), "config", overrides)
+    _gather_callbacks(node.callbacks)
     for key in _unknown_keys(node):
         raise UserError(unknown_key(key))
     node.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
     node.command = shlex.join(["python", *sys.argv]) if sys.argv[0].endswith(".py") else shlex.join(sys.argv)
     return to_dataclass(node)
+
+
+def _gather_callbacks(node: DictConfig) -> None:
+    """Move the callbacks that a command line or an option names beside our settings into `callbacks.custom`."""
+    ours = {field.name for field in fields(CallbacksConfig)}
+    for name in [str(name) for name in node if name not in ours]:
+        if OmegaConf.is_dict(node[name]) and "_target_" in node[name]:
+            node.custom[name] = node.pop(name)
 
 
 def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -211,6 +211,8 @@ class TrainerConfig:
     """Seconds without progress after which a rank counts as hung: the run ends and names it. Large enough for the slowest step."""
     detect_anomaly: bool = False
     """Stop at the operation that made a NaN; slow, for debugging."""
+    flags: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of Lightning's Trainer, such as `limit_val_batches`, `profiler` or `deterministic`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +242,8 @@ class CallbacksConfig:
     """Measure or estimate kWh and CO2 with codecarbon."""
     country: str = "USA"
     """ISO 3166 alpha-3 code of the country whose electricity mix the CO2 figure assumes."""
+    custom: dict[str, Any] = field(default_factory=dict)
+    """Lightning callbacks by name, each with its `_target_` and its arguments; `callbacks.<name>._target_=…` adds one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,6 +372,8 @@ def schema() -> DictConfig:
     OmegaConf.set_struct(node.model.config, False)
     OmegaConf.set_struct(node.sweep.space, False)
     OmegaConf.set_struct(node.data.roles, False)
+    OmegaConf.set_struct(node.callbacks, False)
+    OmegaConf.set_struct(node.trainer.flags, False)
     return node
 
 

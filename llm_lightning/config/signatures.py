@@ -1,6 +1,7 @@
 """Schemas read from source: what a `_target_` of the config may be given, without importing it.
 
-A target is `llm_lightning.<module>.<name>`, a function or a class of ours. Its keyword-only parameters are its configuration:
+A target is `<package>.<module>.<name>`, a function or a class of this package or of an installed one. Its keyword-only parameters are its
+configuration:
 their annotations are the types, their defaults the defaults, so neither is written down twice. What run.py passes at run time is
 positional. Parsing costs a millisecond; importing the module would cost the seconds that torch takes.
 """
@@ -8,12 +9,15 @@ positional. Parsing costs a millisecond; importing the module would cost the sec
 from __future__ import annotations
 
 import ast
+import importlib.util
 import math
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
+
+from llm_lightning.errors import UserError
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -94,11 +98,29 @@ def constants(target: str) -> dict[str, Any]:
 def _definition(target: str) -> ast.FunctionDef | ast.ClassDef | None:
     package, _, path = target.partition(".")
     module, _, name = path.rpartition(".")
-    source = PACKAGE / (module.replace(".", "/") + ".py")
-    if package != PACKAGE.name or not source.is_file():
+    folder = PACKAGE if package == PACKAGE.name else _folder_of(package)
+    if folder is None:
         return None
-    body = ast.parse(source.read_text(encoding="utf-8")).body
+    file = folder / module.replace(".", "/")
+    source = next((path for path in (file.with_name(f"{file.name}.py"), file / "__init__.py") if path.is_file()), None)
+    body = [] if source is None else ast.parse(source.read_text(encoding="utf-8")).body
     return next((n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name), None)
+
+
+def is_of_another_package(target: str) -> bool:
+    """Return whether a target names something in an installed package other than this one."""
+    package, _, path = target.partition(".")
+    return bool(path) and package != PACKAGE.name and _folder_of(package) is not None
+
+
+def _folder_of(package: str) -> Path | None:
+    """Return the folder of an installed package, without importing it."""
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except (ImportError, ValueError):
+        return None
+    places = list(spec.submodule_search_locations or []) if spec is not None else []
+    return Path(places[0]) if places else None
 
 
 def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
@@ -152,6 +174,23 @@ def _name(kind: Any) -> str:
 
 def instantiate(settings: dict[str, Any], given: Any) -> Any:
     """What the `_target_` of an open group makes of what the run gives it and of its settings."""
+    target, settings = str(settings["_target_"]), {name: value for name, value in settings.items() if name != "_target_"}
+    make = import_target(target)
+    if not is_of_another_package(target):
+        return make(given, **settings)
+    try:
+        return make(given, **settings)
+    except TypeError as error:
+        kind = type(given).__name__
+        raise UserError(f"_target_={target}: cannot be called with a {kind} and {list(settings)} ({error}).") from error
+
+
+def import_target(target: str) -> Any:
+    """Return what a `_target_` names. Raises UserError if it cannot be imported."""
     from hydra.utils import get_object
 
-    return get_object(settings["_target_"])(given, **{name: value for name, value in settings.items() if name != "_target_"})
+    try:
+        return get_object(target)
+    except Exception as error:  # whatever a module raises when it is imported
+        reason = " ".join(str(error).split()).partition(" Are you sure")[0]
+        raise UserError(f"{target}: cannot be imported ({reason}).") from error

@@ -51,7 +51,7 @@ def check(config: Config) -> None:
     if not mistakes:
         weighs = config.task == "evaluate" and config.evaluate.weighs
         checks = OF_STORED.get(
-            "weigh" if weighs else config.task, [_groups, _model, _data, _fit, _labels, _trainer, _resume, _folders]
+            "weigh" if weighs else config.task, [_groups, _model, _data, _fit, _labels, _trainer, _flags, _resume, _folders]
         )
         mistakes = [mistake for find in checks for mistake in find(config)]
     if mistakes:
@@ -115,8 +115,13 @@ def _groups(config: Config) -> Iterator[str]:
         settings = dict(getattr(config, group))
         target = settings.pop("_target_", None)
         allowed = signatures.parameters(str(target))
+        if allowed is None and signatures.is_of_another_package(str(target)):
+            continue  # its source does not show the signature: it is checked when it is imported
         if allowed is None:
-            yield f"{group}._target_={target}: there is no such function or class in llm_lightning; choose {group}=<option>."
+            yield (
+                f"{group}._target_={target}: there is no such function or class in llm_lightning or an installed package; "
+                f"choose {group}=<option>."
+            )
             continue
         for key, value in settings.items():
             if key not in allowed:
@@ -153,6 +158,41 @@ def _model(config: Config) -> Iterator[str]:
     if encoding != "translation" and (config.data.prefix is not None or any(vars(config.data.languages).values())):
         key = "data.prefix" if config.data.prefix is not None else "data.languages"
         yield f"{key}: only objective=translation has such a setting; leave it out."
+
+
+REFUSED_FLAGS = {
+    "accumulate_grad_batches": "batch.micro_sequences says how many sequences are on a device at once",
+    "gradient_clip_val": "trainer.clip_norm clips the gradient of the whole step",
+    "gradient_clip_algorithm": "trainer.clip_norm clips the norm",
+    "use_distributed_sampler": "the plan of batches deals each step to the ranks",
+    "reload_dataloaders_every_n_epochs": "the plan of batches says what each step reads",
+    "val_check_interval": "trainer.validate_every_steps says when to validate",
+    "check_val_every_n_epoch": "trainer.validate_every_steps says when to validate",
+    "log_every_n_steps": "trainer.log_every_steps says when to log",
+    "max_time": "the schedule depends on the number of steps; trainer.max_steps sets it",
+    "min_steps": "the schedule depends on the number of steps; trainer.max_steps sets it",
+    "min_epochs": "the schedule depends on the number of steps; trainer.max_epochs sets it",
+    "limit_train_batches": "trainer.max_steps says how many steps to train",
+    "overfit_batches": "data.share=0.01 trains on a part of the data; validation is never training data",
+    "fast_dev_run": "trainer=debug runs a few steps, and task=check tries everything",
+    "enable_checkpointing": "checkpoint.every_steps and checkpoint.keep say what is saved",
+    "enable_progress_bar": "trainer.progress=none hides the bar",
+    "enable_model_summary": "the log names the model and its size",
+    "default_root_dir": "run_dir names the folder",
+    "logger": "logger=csv or logger=wandb chooses it",
+    "num_sanity_val_steps": "preflight tries a validation batch",
+    "inference_mode": "it follows from trainer.strategy",
+    **dict.fromkeys(("accelerator", "devices", "num_nodes", "strategy", "precision"), "it is a key of trainer"),
+    **dict.fromkeys(("max_steps", "max_epochs", "detect_anomaly"), "it is a key of trainer"),
+}
+"""Arguments of Lightning's Trainer that contradict the plan of a run or have a key of their own, and what to use."""
+
+
+def _flags(config: Config) -> Iterator[str]:
+    """Arguments of Lightning's Trainer that have another way here."""
+    for name in config.trainer.flags:
+        if name in REFUSED_FLAGS:
+            yield f"trainer.flags.{name}: {REFUSED_FLAGS[name]}."
 
 
 OTHER_FORMATS = {
@@ -229,6 +269,8 @@ def _is_text_encoding(name: str) -> bool:
 def _data(config: Config) -> Iterator[str]:
     data = config.data
     sources = sorted(p.stem for p in SOURCES.glob("*.py") if p.stem != "__init__")
+    if signatures.is_of_another_package(f"{data.source}.load"):
+        return  # which reads what it is made for
     if data.source not in sources:
         yield f"data.source={data.source}: there is no such source; there are {join_names(sources)}.{nearest(data.source, sources)}"
     if data.dir is not None and not (folder := expand_home(data.dir)).is_dir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from llm_lightning import distributed
 from llm_lightning.config.schema import Config, cache_folder
+from llm_lightning.config.signatures import import_target
 from llm_lightning.data import encode, encodings, examples, sentences, splits, tokenizers
 from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, Step, TrainingSteps
 from llm_lightning.data.encode import TokenizedSplit
@@ -99,7 +99,7 @@ def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> Tok
     if data.streaming:
         stream, rows = open_stream(data)
         return _encode_splits(config, rows, encoder, None, tokenizer, stream)
-    source = importlib.import_module(f"llm_lightning.data.sources.{data.source}")
+    source = import_target(data.source if "." in data.source else f"llm_lightning.data.sources.{data.source}")
     text_labels = label_columns(data.columns.label) if encoder.label_is_text else []
     loaded = source.load(data, cache, (*encoder.extra_columns, *text_labels))
     for split, part in loaded.items():

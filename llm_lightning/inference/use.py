@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 from transformers import AutoConfig
 
 from llm_lightning.config.schema import ColumnsConfig, Config, expand_home
-from llm_lightning.config.signatures import instantiate
+from llm_lightning.config.signatures import import_target, instantiate
 from llm_lightning.data import encodings, tokenizers
 from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.data.paths import expand
@@ -122,7 +121,7 @@ TASKS = {"predict": predict, "generate": generate, "chat": generate, "evaluate":
 def predictor(config: Config) -> Predictor:
     """The objective of config.run, ready to predict. Raises UserError for one that predicts nothing of a row."""
     weights = weights_of(config)
-    objective_class: type[Objective] = get_object(config.objective["_target_"])
+    objective_class: type[Objective] = import_target(config.objective["_target_"])
     if objective_class.predict is Objective.predict:
         way = (
             "; text is written by task=generate data.predict=<file>" if objective_class.auto_class == "AutoModelForCausalLM" else ""

@@ -93,6 +93,8 @@ KEYS: dict[Kind, tuple[str, ...]] = {
             "trainer.strategy",
             "trainer.compile",
             "trainer.recompute",
+            "trainer.flags.*",
+            "callbacks.custom.*",
         ),
         *(
             "trainer.detect_anomaly",

@@ -1,0 +1,131 @@
+"""A package outside of the repository brings an objective, a data source, a callback and options, by entry point and `_target_`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..conftest import ROOT
+
+FILES = {
+    "my_package/__init__.py": "",
+    "my_package/objectives.py": """
+from __future__ import annotations
+from typing import Annotated
+from torch import Tensor
+from llm_lightning.config.signatures import Range
+from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.objectives.classification import Classification
+
+
+class Scaled(Classification):
+    labelled = True
+    whole_sequences = True
+
+    def __init__(self, text: TokenizedDataset, *, factor: Annotated[float, Range(0)] = 2.0) -> None:
+        super().__init__(text)
+        self.factor = factor
+
+    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        loss, logits = super().score(batch)
+        return self.factor * loss, logits
+""",
+    "my_package/source.py": """
+import datasets
+from llm_lightning.data.rows import Rows
+
+
+def load(data, cache_dir, extra_columns=()):
+    numbers = range(60)
+    texts = [f"{'good' if i % 2 else 'bad'} film number {i}" for i in numbers]
+    table = datasets.Dataset.from_dict({"text": texts, "label": [str(i % 2) for i in numbers]})
+    return {"train": Rows(table, "reviews-1", lambda i: f"review {i}")}
+""",
+    "my_package/callbacks.py": """
+from lightning.pytorch.callbacks import Callback
+
+
+class Steps(Callback):
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def on_validation_end(self, trainer, module):
+        with open(self.file, "a") as file:
+            file.write(f"{trainer.global_step} {'validation/accuracy' in trainer.callback_metrics}\\n")
+""",
+    "my_package/conf/__init__.py": "",
+    "my_package/conf/objective/scaled.yaml": """
+# @package _global_
+# Cross-entropy times a factor.
+defaults:
+  - override /data: docs_topics
+  - override /model: bert_tiny
+objective:
+  _target_: my_package.objectives.Scaled
+""",
+    "my_package-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n",
+    "my_package-1.0.dist-info/entry_points.txt": "[llm_lightning.conf]\nmy_package = my_package.conf\n",
+}
+ARGUMENTS = [
+    *("task=finetune", "objective=scaled", "data.source=my_package.source", "data.columns.text=text", "data.columns.label=label"),
+    *("model.tokenizer.vocab_size=300", "trainer.max_steps=4", "trainer.max_epochs=null", "trainer.validate_every_steps=2"),
+    *("logger=csv", "callbacks.energy=false", "trainer.progress=none", "trainer=cpu"),
+]
+SMALL = "++model.config={num_hidden_layers: 2, hidden_size: 32, intermediate_size: 64, num_attention_heads: 2}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed packages with the package in it."""
+    folder = tmp_path_factory.mktemp("site")
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def start(site: Path, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])}
+    command = [sys.executable, str(ROOT / "train.py"), *ARGUMENTS, SMALL, f"cache_dir={cache}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=site)
+
+
+def test_a_package_brings_an_objective_a_source_and_a_callback(site: Path, cache: Path, tmp_path: Path) -> None:
+    callbacks = ["callbacks.steps._target_=my_package.callbacks.Steps", f"callbacks.steps.file={tmp_path}/steps.txt"]
+    callbacks += ["callbacks.rate._target_=lightning.pytorch.callbacks.LearningRateMonitor"]
+    outcome = start(site, cache, *callbacks, "objective.factor=3", "trainer.flags.limit_val_batches=1", f"run_dir={tmp_path}/run")
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    assert (tmp_path / "steps.txt").read_text().splitlines()[:2] == ["2 True", "4 True"]
+    assert "lr-AdamW/pg1" in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
+    loss = next(line for line in outcome.stderr.splitlines() if line.strip().startswith("validation/loss "))
+    assert float(loss.split()[1]) == pytest.approx(3 * 0.69, abs=0.3)
+
+
+REFUSED = {
+    "objective._target_=my_package.objectives.Nope": "my_package.objectives.Nope: cannot be imported",
+    "objective._target_=no_package.objectives.Scaled": "no such function or class in llm_lightning or an installed package",
+    "objective.factor=-1": "objective.factor=-1: expected a number at least 0",
+    "objective.facter=1": "objective.facter: scaled has no such setting; it has factor",
+    "data.source=my_package.nosource": "my_package.nosource: cannot be imported",
+    "callbacks.x._target_=my_package.callbacks.Nope": "callbacks.x: my_package.callbacks.Nope cannot be built",
+    "callbacks.x._target_=collections.Counter": "callbacks.x: collections.Counter is no Lightning callback",
+    "callbacks.x._target_=my_package.callbacks.Steps": "missing 1 required positional argument: 'file'",
+    "callbacks.x.file=1": "callbacks.x: there is no such key",
+    "optimizer._target_=torch.optim.AdamW": "torch.optim.AdamW: cannot be called with a BertForSequenceClassification",
+    "trainer.flags.accumulate_grad_batches=2": "batch.micro_sequences",
+    "trainer.flags.gradient_clip_val=1": "trainer.clip_norm",
+    "trainer.flags.use_distributed_sampler=true": "the plan of batches",
+    "trainer.flags.profilerr=simple": "no such argument. Did you mean 'profiler'?",
+}
+
+
+@pytest.mark.parametrize("argument", REFUSED)
+def test_what_cannot_work_is_refused(argument: str, site: Path, cache: Path, tmp_path: Path) -> None:
+    outcome = start(site, cache, argument, f"run_dir={tmp_path}/run")
+    assert (outcome.returncode, "Traceback" in outcome.stderr) == (2, False), outcome.stderr[-3000:]
+    assert REFUSED[argument] in outcome.stderr
