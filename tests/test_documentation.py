@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 import llm_lightning
+from llm_lightning.config import compose
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import Config
 from llm_lightning.errors import UserError
@@ -309,6 +310,7 @@ def test_python_runs(text: str, inside: Path, cache: Path, monkeypatch: pytest.M
         return {}
 
     monkeypatch.setattr(llm_lightning, "train", train_small)
+    monkeypatch.setattr(compose, "load_config", lambda words: small(words, cache))
     text = re.sub(r'"runs/<date>/<run>"', '"runs/writer"', text)
     program = ast.parse(f"from __future__ import annotations\n{text}")
     exec(compile(program, "documentation", "exec"), {"__name__": "documentation"})
