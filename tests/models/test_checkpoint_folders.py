@@ -130,4 +130,4 @@ def test_an_adapter_is_told_apart_also_beside_a_config(tmp_path: Path) -> None:
 def test_a_tokenizer_of_special_tokens_alone_is_none(folder: Path) -> None:
     without_tokenizer(folder)
     with pytest.raises(UserError, match="no tokenizer files"):
-        tokenizers.load_config(str(folder))
+        tokenizers.load(str(folder))
