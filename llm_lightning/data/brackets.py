@@ -23,7 +23,7 @@ from llm_lightning.data.label_values import canonical, is_unlabelled
 from llm_lightning.data.literals import parse_structure
 from llm_lightning.data.rows import PROBLEM, Rows
 from llm_lightning.data.tables import generate_table
-from llm_lightning.data.word_lists import listed_tags
+from llm_lightning.data.word_lists import read_tags
 from llm_lightning.errors import UserError, join_names
 
 FORMAT = 1  # of the converted tags in the cache
@@ -204,7 +204,7 @@ def _list_tags(rows: Rows, column: str) -> set[str]:
 
 def _read_tags(value: Any, names: list[str] | None) -> list[str]:
     """Return the tags of a row as text; `names` are those of numbers. Raises BadRow for a list that cannot be read."""
-    tags = listed_tags(value)
+    tags = read_tags(value)
     return [canonical(tag) if names is None or not isinstance(tag, int) or tag < 0 else names[tag] for tag in tags]
 
 

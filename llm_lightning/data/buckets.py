@@ -53,8 +53,8 @@ def fill(batch: MicroBatch) -> MicroBatch:
     bounds = [batch.cu_seqlens, torch.arange(tokens + 1, tokens + fillers, dtype=torch.int32, device=batch.cu_seqlens.device)]
     targets, places = batch.targets, batch.target_places
     if places is not None:
-        wanted = bucket(max(len(places), 1))
-        targets, places = _fill(targets, wanted, IGNORED), _fill(places, wanted)
+        target_count = bucket(max(len(places), 1))
+        targets, places = _fill(targets, target_count, IGNORED), _fill(places, target_count)
     elif of_tokens:
         targets = _fill(targets, total, IGNORED)
     return replace(

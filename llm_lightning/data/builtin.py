@@ -76,8 +76,8 @@ def documents(cache_dir: Path) -> datasets.Dataset:
 def source_files() -> list[tuple[str, str, Path]]:
     """(package, module, file) of every Python source of the standard library and of our dependencies, sorted."""
     library = Path(sysconfig.get_paths()["stdlib"])
-    found = [("python", file.relative_to(library)) for file in library.rglob("*.py")]
-    sources = [(package, _module(path), library / path) for package, path in found if not SKIPPED & set(path.parts)]
+    library_files = [("python", file.relative_to(library)) for file in library.rglob("*.py")]
+    sources = [(package, _module(path), library / path) for package, path in library_files if not SKIPPED & set(path.parts)]
     for name, dist in _closure(ROOTS).items():
         for path in dist.files or []:
             useful = path.suffix == ".py" and len(path.parts) > 1 and not REPETITIVE.match(str(path))
@@ -89,8 +89,8 @@ def source_files() -> list[tuple[str, str, Path]]:
 def collect(sources: list[tuple[str, str, Path]]) -> Iterator[Document]:
     """Every docstring of the sources, in order; parsed in two processes."""
     with ProcessPoolExecutor(max_workers=min(2, cores())) as pool:
-        for found in pool.map(docstrings, sources, chunksize=64):
-            yield from found
+        for file_documents in pool.map(docstrings, sources, chunksize=64):
+            yield from file_documents
 
 
 def docstrings(source: tuple[str, str, Path]) -> list[Document]:
@@ -107,28 +107,28 @@ def docstrings(source: tuple[str, str, Path]) -> list[Document]:
         return []
     if module == "pydoc_data.topics":
         return [(text, package, module, name) for name, text in _topics(tree)]
-    found = []
+    file_documents = []
     for name, node in _walk_docstrings(tree, ""):
         text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
         if len(text) >= SHORTEST:
-            found.append((text, package, module, name))
-    return found
+            file_documents.append((text, package, module, name))
+    return file_documents
 
 
 def distinct(documents: Iterable[Document]) -> Iterator[Document]:
     """Documents of which at least half the five-word runs are new; digits and the words of the module's own name do not count."""
-    seen: set[int] = set()
+    earlier_runs: set[int] = set()
     for document in documents:
         runs = word_runs(document[0], document[2])
-        if len(runs - seen) * 2 >= len(runs) > 0:
+        if len(runs - earlier_runs) * 2 >= len(runs) > 0:
             yield document
-        seen |= runs
+        earlier_runs |= runs
 
 
 def word_runs(text: str, module: str) -> set[int]:
     """Hashes of the text's five-word runs."""
-    own = set(re.findall(r"[a-z]+", module.lower()))
-    words = [word for word in re.findall(r"[a-z]+", text.lower()) if word not in own]
+    module_words = set(re.findall(r"[a-z]+", module.lower()))
+    words = [word for word in re.findall(r"[a-z]+", text.lower()) if word not in module_words]
     return {hash(tuple(words[i : i + RUN])) for i in range(len(words) - RUN + 1)}
 
 
@@ -159,18 +159,18 @@ def _module(path: Path) -> str:
 
 def _closure(names: Iterable[str]) -> dict[str, Distribution]:
     """The installed distributions among `names` and whatever they require, by name."""
-    found: dict[str, Distribution] = {}
+    distributions: dict[str, Distribution] = {}
     todo = list(names)
     while todo:
         name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
-        if name in found:
+        if name in distributions:
             continue
         try:
             dist = distribution(name)
         except PackageNotFoundError:
             continue
-        found[name] = dist
+        distributions[name] = dist
         for requirement in dist.requires or []:
             if "extra ==" not in requirement:
                 todo.append(re.match(r"[\w.-]+", requirement).group())  # type: ignore[union-attr]
-    return dict(sorted(found.items()))
+    return dict(sorted(distributions.items()))

@@ -159,7 +159,7 @@ class ChatTemplate:
                 return len(before), max(len(before), len(behind.rstrip()))  # blanks behind a turn are no part of it
         except BadRow:
             pass  # a beginning of a conversation that the template refuses
-        start, stop = self._changed(messages, i, tools, text) or (0, 0)
+        start, stop = self._find_change(messages, i, tools, text) or (0, 0)
         if start == stop or start < lower:
             raise BadRow(f"the chat template does not show what the assistant says in message {i + 1} of {_roles(messages)}")
         prompt = self._generation_prompt(tools)
@@ -178,7 +178,7 @@ class ChatTemplate:
         """Return how many of the characters that follow what message i says belong to its turn."""
         try:
             behind = self._render(messages[: i + 1], tools)[0]
-            changed = self._changed(messages[: i + 1], i, tools, behind)
+            changed = self._find_change(messages[: i + 1], i, tools, behind)
         except BadRow:
             return 0
         end = "" if changed is None else behind[changed[1] :].rstrip()
@@ -188,13 +188,13 @@ class ChatTemplate:
             return match.end()  # the end of a turn is another token at the end of a conversation
         return 0
 
-    def _changed(
+    def _find_change(
         self, messages: list[Message], i: int, tools: Any, text: str, fields: tuple[str, ...] | None = None, prompt: bool = False
     ) -> Span | None:
         """Return the characters of the rendered text that depend on message i, or on those of its fields; None where there are none."""
         start, stop = len(text), 0
         for sentinel in SENTINELS:
-            other = [*messages[:i], _replaced(messages[i], sentinel, fields), *messages[i + 1 :]]
+            other = [*messages[:i], _replace_fields(messages[i], sentinel, fields), *messages[i + 1 :]]
             changed = self._render(other, tools, prompt=prompt)[0]
             if changed == text:
                 continue
@@ -205,7 +205,7 @@ class ChatTemplate:
 
     def _covers(self, messages: list[Message], i: int, tools: Any, text: str, spans: list[Span], fields: tuple[str, ...]) -> bool:
         """Return whether fields of message i are shown, and within the spans, but for blanks at their edges."""
-        changed = self._changed(messages, i, tools, text, fields)
+        changed = self._find_change(messages, i, tools, text, fields)
         if changed is None:
             return False
         shown = text[changed[0] : changed[1]]
@@ -216,7 +216,7 @@ class ChatTemplate:
     def _shows(self, messages: list[Message], i: int, tools: Any, text: str, prompt: bool = False) -> bool:
         """Return whether the content of message i is somewhere in the rendered text."""
         content = _text(messages[i]).strip()
-        return not content or _is_in(content, text) or self._changed(messages, i, tools, text, ("content",), prompt) is not None
+        return not content or _is_in(content, text) or self._find_change(messages, i, tools, text, ("content",), prompt) is not None
 
     def _require_shown(self, messages: list[Message], i: int, tools: Any, text: str, spans: list[Span]) -> None:
         """Raise BadRow where the content or the calls of message i, the assistant's, are not within the spans."""
@@ -332,7 +332,7 @@ class ChatTemplate:
         try:
             user, prompted = (self._render(PROBE, None, prompt)[0] for prompt in (False, True))
             text = self._render(answered, None)[0]
-            changed = self._changed(answered, 1, None, text)
+            changed = self._find_change(answered, 1, None, text)
         except BadRow:
             return
         if user != prompted or changed is None or not text.startswith(user):
@@ -373,7 +373,7 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": text}}
 
 
-def _replaced(message: Message, sentinel: str, fields: tuple[str, ...] | None) -> Message:
+def _replace_fields(message: Message, sentinel: str, fields: tuple[str, ...] | None) -> Message:
     """Return a message with other values in `fields`: `content`, `reasoning_content`, `name` and `arguments` of its calls; None is all."""
     message = dict(message)
     if (fields is None or "content" in fields) and _text(message):

@@ -241,9 +241,9 @@ class Collator:
         if data.labels is not None:
             targets = data.labels[indices]
         else:
-            targets = np.concatenate([wanted for _, wanted in pairs])
+            targets = np.concatenate([sequence_targets for _, sequence_targets in pairs])
             if self.translates:
-                sizes = [len(wanted) for _, wanted in pairs]
+                sizes = [len(sequence_targets) for _, sequence_targets in pairs]
                 cu_targets, longest_target = torch.from_numpy(np.cumsum([0, *sizes]).astype(np.int32)), max(sizes)
             elif self.masking is not None or data.token_targets is not None:
                 places = np.flatnonzero(targets != IGNORED)

@@ -118,14 +118,14 @@ class Reader:
 
         Raises BadRow for what is no conversation, with the number of the message that is none.
         """
-        whole = parse_structure(value)
-        parsed = _find_list(whole) if isinstance(whole, dict) else whole
+        structure = parse_structure(value)
+        parsed = _find_list(structure) if isinstance(structure, dict) else structure
         if isinstance(value, str) and role is not None and not _has_messages(parsed):  # a text may be JSON and yet no conversation
             if not value.strip():
                 raise BadRow(f"column '{column}' is empty")
             return [{"role": role, "content": value}]
-        if isinstance(whole, dict):
-            self._keep_beside(whole)
+        if isinstance(structure, dict):
+            self._keep_beside(structure)
         is_list = isinstance(parsed, list) and (any(isinstance(m, dict) for m in parsed) or (role == "user" and _are_turns(parsed)))
         if role is not None and not is_list:
             raise BadRow(
@@ -304,10 +304,12 @@ def read_calls(message: Message, place: str) -> list[dict[str, Any]] | None:
         if not (isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"]):
             raise BadRow(f"{place}: a call in tool_calls has no name; expected {{function: {{name, arguments}}}}")
         arguments = function.get("arguments", function.get("parameters", {}))
-        whole = (
+        other_fields = (
             {} if function is call else {name: value for name, value in call.items() if value is not None and name != "function"}
         )
-        read.append({"type": "function", **whole, "function": {"name": function["name"], "arguments": _arguments(arguments)}})
+        read.append(
+            {"type": "function", **other_fields, "function": {"name": function["name"], "arguments": _arguments(arguments)}}
+        )
     return read
 
 

@@ -107,15 +107,15 @@ class _Text:
         return _Text(path, data, tuple(front))
 
 
-def detect_layout(path: Path, data: DataConfig, wanted: list[str], is_to_predict: bool = False) -> Layout:
+def detect_layout(path: Path, data: DataConfig, configured: list[str], is_to_predict: bool = False) -> Layout:
     """Return how a file is laid out; `wanted` are the columns that the config names. Raises UserError where it cannot be read so."""
-    layout = _read_header(path, data, wanted)
+    layout = _read_header(path, data, configured)
     text = _read_front(path, data, layout) if data.streaming else _Text(path, data)
     if data.column_names is None and _has_row_names(text, layout):
         note = "the rows have a field more than the header, which counts them (as R writes row names) and is left out"
         layout = replace(layout, names=("", *layout.names), header=None, notes=(*layout.notes, note))
     layout = replace(layout, drops_headers=layout.header is not None and len(layout.header) > 1 and not is_to_predict)
-    layout = _detect_quoting(text, layout, wanted)
+    layout = _detect_quoting(text, layout, configured)
     return replace(layout, notes=tuple(f"{note} (seen at its front)" if text.is_cut else note for note in layout.notes))
 
 
@@ -149,7 +149,7 @@ def _has_row_names(text: _Text, layout: Layout) -> bool:
     return first is not None
 
 
-def _detect_quoting(text: _Text, layout: Layout, wanted: list[str]) -> Layout:
+def _detect_quoting(text: _Text, layout: Layout, configured: list[str]) -> Layout:
     path, trial = text.path, _try(text, layout)
     if trial.problems:
         first, notes = trial.first, layout.notes
@@ -171,7 +171,7 @@ def _detect_quoting(text: _Text, layout: Layout, wanted: list[str]) -> Layout:
                 raise UserError(f"{path}, line {first.line}: {first.problem}{_advice(text, layout)}")
     elif layout.quoting == "quotes" and any('\\"' in line for line in text.lines()):
         layout = replace(layout, notes=(*layout.notes, *_require_one_reading(text, layout)))
-    return replace(layout, notes=(*layout.notes, *_describe(path, layout, trial, wanted)))
+    return replace(layout, notes=(*layout.notes, *_describe(path, layout, trial, configured)))
 
 
 def _require_one_reading(text: _Text, layout: Layout) -> list[str]:
@@ -253,18 +253,18 @@ def _is_enclosed(field: str, quote: str = '"') -> bool:
     return len(field) > 1 and field[0] == field[-1] == quote
 
 
-def _describe(path: Path, layout: Layout, trial: _Trial, wanted: list[str]) -> Iterator[str]:
+def _describe(path: Path, layout: Layout, trial: _Trial, configured: list[str]) -> Iterator[str]:
     """Yield notes on a file that was read. Raises UserError where quotes would become part of the values."""
     for i in sorted(trial.enclosed):
-        if layout.names[i] in wanted and layout.quoting == "plain":
+        if layout.names[i] in configured and layout.quoting == "plain":
             raise UserError(
                 f"{path}: all values of column '{layout.names[i]}' are in double quotes, which would become part of them; leave out "
                 f"data.quotes=false."
             )
-        if layout.names[i] in wanted:
+        if layout.names[i] in configured:
             yield f"all values of column '{layout.names[i]}' begin and end with a double quote, which is taken as a part of them"
     for i in sorted(trial.apostrophes):
-        if layout.names[i] in wanted:
+        if layout.names[i] in configured:
             yield f"all values of column '{layout.names[i]}' begin and end with an apostrophe, which is taken as a part of them"
     if trial.repeated:
         yield f"the header stands again between the rows ({trial.repeated:,} times), and is left out there"
@@ -272,7 +272,7 @@ def _describe(path: Path, layout: Layout, trial: _Trial, wanted: list[str]) -> I
         yield f"{trial.gaps:,} field{'s hold' if trial.gaps > 1 else ' holds'} {MISSING}, taken as empty"
 
 
-def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
+def _read_header(path: Path, data: DataConfig, configured: list[str]) -> Layout:
     """Return the layout as the config, the file's ending and its first line have it. Raises UserError for repeated names."""
     delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if ending(path) in (".tsv", ".tab") else ",")
     quoting, start, notes = "quotes" if data.quotes else "plain", 0, []
@@ -292,10 +292,10 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
         raise UserError(f"{path}: this is JSON, not csv: give the file the ending .jsonl (an object a line) or .json.")
     layout = Layout(delimiter, tuple(data.column_names or ()), quoting, start)
     separators = [delimiter] if data.delimiter is not None else [delimiter, *(s for s in SEPARATORS if s != delimiter)]
-    fitting = [s for s in separators if _fits(front, start, s, quoting, data, wanted)]
-    if not fitting and len(wanted) > 1 and data.column_names is None:
+    fitting = [s for s in separators if _fits(front, start, s, quoting, data, configured)]
+    if not fitting and len(configured) > 1 and data.column_names is None:
         for line in range(start + 1, min(start + HEAD, len(front))):
-            if fitting := [s for s in separators if _fits(front, line, s, quoting, data, wanted)]:
+            if fitting := [s for s in separators if _fits(front, line, s, quoting, data, configured)]:
                 notes.append(f"the columns are named in line {line + 1}; above it, and left out, is {front[start].strip()[:60]!r}")
                 start = line
                 layout = replace(layout, start=start)
@@ -314,13 +314,13 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
         return replace(layout, header=None, notes=tuple(notes))
     names = [name.strip(BLANKS) for name in fields]
     strip_blanks = len(fields) > 1 and all(name.startswith(" ") for name in fields[1:])
-    if set(wanted) <= set(fields) and not strip_blanks:
+    if set(configured) <= set(fields) and not strip_blanks:
         names = fields  # as they are written
     elif changed := [name for name, stripped in zip(fields, names, strict=True) if name != stripped]:
         what = "blanks follow the separators, and are left out" if strip_blanks else "blanks around names are left out"
         notes.append(f"{what} (in the header: {join_names(map(repr, changed), 5)})")
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
-    if used := [name for name in repeated if name in wanted]:
+    if used := [name for name in repeated if name in configured]:
         raise UserError(f"{path}: {names.count(used[0])} columns are named '{used[0]}'; give each a name of its own.")
     if repeated:
         notes.append(f"several columns share a name ({join_names(map(repr, repeated))}); none of them is used")
@@ -332,11 +332,11 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
     return Layout(layout.delimiter, tuple(names), quoting, start + size, header, strip_blanks=strip_blanks, notes=tuple(notes))
 
 
-def _fits(front: list[str], start: int, delimiter: str, quoting: str, data: DataConfig, wanted: list[str]) -> bool:
+def _fits(front: list[str], start: int, delimiter: str, quoting: str, data: DataConfig, configured: list[str]) -> bool:
     """Return whether the header, split so, has the columns of the config; without a header, whether the first rows have as many fields."""
     if data.column_names is None:
         fields = _split(front, start, delimiter, quoting)[0]
-        return set(wanted) <= {name.strip(BLANKS) for name in fields} | set(fields)
+        return set(configured) <= {name.strip(BLANKS) for name in fields} | set(fields)
     width, end = len(data.column_names), min(len(front), start + 20)
     while start < end:
         fields, size = _split(front, start, delimiter, quoting)

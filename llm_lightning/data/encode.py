@@ -142,12 +142,12 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
     parts: dict[str, list[np.ndarray]] = {"lengths": [], "rows": [], "second": [], "labels": []}
     with (folder / "tokens.bin").open("wb") as file, (folder / "token_targets.bin").open("wb") as targets:
         for batch in _batches(examples.read(rows, data, encoding, bad)):
-            found = encoding(batch, bad)
-            np.fromiter(chain.from_iterable(found.tokens), dtype=kind).tofile(file)
-            np.fromiter(chain.from_iterable(found.token_targets), dtype=np.int32).tofile(targets)
-            for name, values in arrays(found).items():
+            sequences = encoding(batch, bad)
+            np.fromiter(chain.from_iterable(sequences.tokens), dtype=kind).tofile(file)
+            np.fromiter(chain.from_iterable(sequences.token_targets), dtype=np.int32).tofile(targets)
+            for name, values in arrays(sequences).items():
                 parts[name].append(values)
-            used = {id(example): example for example in found.examples}.values()
+            used = {id(example): example for example in sequences.examples}.values()
             count += sum(not example.continues for example in used)
             size += sum(map(_bytes, used))
     for name, arrays_ in parts.items():
@@ -159,36 +159,36 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
     (folder / "facts.json").write_text(json.dumps(asdict(facts) | {"dtype": kind.__name__}))
 
 
-def in_memory(found: Sequences, next_token: bool) -> TokenizedSplit:
+def in_memory(sequences: Sequences, next_token: bool) -> TokenizedSplit:
     """Sequences that are needed once, as an encoded split."""
-    known = arrays(found)
-    lengths = known["lengths"]
-    targets = np.fromiter(chain.from_iterable(found.token_targets), dtype=np.int32) if found.token_targets else None
+    arrays_by_name = arrays(sequences)
+    lengths = arrays_by_name["lengths"]
+    targets = np.fromiter(chain.from_iterable(sequences.token_targets), dtype=np.int32) if sequences.token_targets else None
     return TokenizedSplit(
-        tokens=np.fromiter(chain.from_iterable(found.tokens), dtype=np.int32),
+        tokens=np.fromiter(chain.from_iterable(sequences.tokens), dtype=np.int32),
         starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)[:-1]]),
         lengths=lengths,
         inputs=lengths - 1 if next_token else lengths,
-        labels=known.get("labels"),
-        second=known.get("second"),
+        labels=arrays_by_name.get("labels"),
+        second=arrays_by_name.get("second"),
         token_targets=targets,
-        rows=known["rows"],
-        facts=Facts(len(found.examples), 0, 0, 0, []),
+        rows=arrays_by_name["rows"],
+        facts=Facts(len(sequences.examples), 0, 0, 0, []),
         fingerprint="",
     )
 
 
-def arrays(found: Sequences) -> dict[str, np.ndarray]:
+def arrays(sequences: Sequences) -> dict[str, np.ndarray]:
     """What is known of each sequence beside its tokens."""
-    known = {
-        "lengths": np.array([len(tokens) for tokens in found.tokens], dtype=np.int32),
-        "rows": np.array([example.row for example in found.examples], dtype=np.int32),
+    arrays_by_name = {
+        "lengths": np.array([len(tokens) for tokens in sequences.tokens], dtype=np.int32),
+        "rows": np.array([example.row for example in sequences.examples], dtype=np.int32),
     }
-    if found.second:
-        known["second"] = np.array(found.second, dtype=np.int32)
-    if found.labels:
-        known["labels"] = np.array(found.labels)
-    return known
+    if sequences.second:
+        arrays_by_name["second"] = np.array(sequences.second, dtype=np.int32)
+    if sequences.labels:
+        arrays_by_name["labels"] = np.array(sequences.labels)
+    return arrays_by_name
 
 
 def _bytes(example: Example) -> int:
@@ -247,13 +247,13 @@ def _map_file(file: Path) -> np.ndarray:
 def _announce(facts: Facts, split: str, data: DataConfig) -> None:
     """Say what was left out or cut: nothing is dropped silently, from a warm cache neither."""
     if facts.skipped:
-        named = "; ".join(facts.skipped_first)
+        first_rows = "; ".join(facts.skipped_first)
         log.warning(
             "%s: skipped %s of %s rows: %s%s",
             split,
             facts.skipped,
             facts.skipped + facts.rows,
-            named,
+            first_rows,
             "; …" if facts.skipped > len(facts.skipped_first) else "",
         )
     for note, number in facts.notes.items():

@@ -65,10 +65,10 @@ def _by_list(names: list[str], column: Column) -> list[Class]:
         pairs = [(folded[fold(name)], name) for name in names]
         log.info("data.labels: %s", _arrows(pairs))
         return [(name, [value]) for value, name in pairs]
-    if named := values & set(names):
+    if unchanged := values & set(names):
         raise UserError(
-            f"data.labels names the value '{min(named)}' of column '{column.name}' as it is and does not name "
-            f"'{min(values - named)}'; list every value, or map each value to its name: {mapping_example(column.values, names)}."
+            f"data.labels names the value '{min(unchanged)}' of column '{column.name}' as it is and does not name "
+            f"'{min(values - unchanged)}'; list every value, or map each value to its name: {mapping_example(column.values, names)}."
         )
     pairs = list(zip(column.values, names, strict=True))
     if all(parse_number(value) is not None for value in column.values):

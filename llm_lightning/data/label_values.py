@@ -39,8 +39,8 @@ def canonical(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = strip_invisible(str(value))
-    whole, dot, zeros = text.partition(".")
-    return whole if dot and whole.lstrip("-").isdigit() and zeros.strip("0") == "" else text
+    integer_part, dot, zeros = text.partition(".")
+    return integer_part if dot and integer_part.lstrip("-").isdigit() and zeros.strip("0") == "" else text
 
 
 def truth(value: Any) -> bool | None:

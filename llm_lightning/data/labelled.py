@@ -57,8 +57,12 @@ def _find_reason(rows: Rows, train: Rows, label: Any, encoding: type[Encoding]) 
         signs |= set(_flatten(value)) if is_unlabelled(value) else set()
     if signs and any(signs & set(_flatten(value)) for value, _ in _values(train, label, ())):  # then -1, or None, is a label
         return None
-    named = f"column {join_names(map(repr, columns))}"
-    return f"{named} holds {join_names(sorted(signs))} alone, as benchmarks hide labels" if signs else f"{named} is empty"
+    label_column = f"column {join_names(map(repr, columns))}"
+    return (
+        f"{label_column} holds {join_names(sorted(signs))} alone, as benchmarks hide labels"
+        if signs
+        else f"{label_column} is empty"
+    )
 
 
 def _flatten(value: Any) -> Iterator[str]:

@@ -44,10 +44,10 @@ def set_languages(tokenizer: Any, languages: LanguagesConfig) -> None:
     Where none are given, those that the tokenizer was saved with hold, if it names its target. Raises UserError where a tokenizer of
     several languages has none, where one of a single language is given some, and for unknown or ambiguous codes.
     """
-    given = {side: code for side, code in vars(languages).items() if code is not None}
+    configured = {side: code for side, code in vars(languages).items() if code is not None}
     if not has_languages(tokenizer):
-        if given:
-            side, code = next(iter(given.items()))
+        if configured:
+            side, code = next(iter(configured.items()))
             raise UserError(
                 f"data.languages.{side}={code}: {type(tokenizer).__name__} does not mark languages; leave it out. Text before each "
                 f"source is set with data.prefix."
@@ -55,7 +55,7 @@ def set_languages(tokenizer: Any, languages: LanguagesConfig) -> None:
         return
     codes = language_codes(tokenizer)
     stored = {"source": tokenizer.src_lang, "target": tokenizer.tgt_lang} if tokenizer.tgt_lang is not None else {}
-    chosen = {side: _find_code(side, code, codes) for side, code in (stored | given).items()}
+    chosen = {side: _find_code(side, code, codes) for side, code in (stored | configured).items()}
     missing = [side for side in ("source", "target") if side not in chosen]
     if missing:
         example = _example(codes)

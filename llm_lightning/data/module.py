@@ -76,8 +76,8 @@ class TokenizedDataset:
     def shown(self, split: str, number: int) -> str:
         """Return the beginning of a row of a split, by its number in `Encoded.rows`, as a reader sees it."""
         columns, row = self.encoding.data.columns, self.rows[split].table[number]
-        found = (row[column] for column in (columns.text, columns.text_pair) if column is not None)
-        text = " ‖ ".join(" ".join(map(str, part)) if isinstance(part, list) else str(part) for part in found)
+        values = (row[column] for column in (columns.text, columns.text_pair) if column is not None)
+        text = " ‖ ".join(" ".join(map(str, part)) if isinstance(part, list) else str(part) for part in values)
         return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
     @property
@@ -111,15 +111,15 @@ def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> Tok
     for split, part in loaded.items():
         for note in part.notes:
             log.warning("%s: %s", split, note)
-    found = encoder.find_labels(data, loaded["train"])  # before a part is cut off, which may have all rows of a rare label
-    if found is not None:
+    labels = encoder.find_labels(data, loaded["train"])  # before a part is cut off, which may have all rows of a rare label
+    if labels is not None:
         loaded = drop_unlabelled(loaded, data, encoder)
     rows = splits.with_validation(loaded, data, encoder.one_label)
-    return _encode_splits(config, rows, encoder, found, tokenizer, None)
+    return _encode_splits(config, rows, encoder, labels, tokenizer, None)
 
 
 def _encode_splits(
-    config: Config, rows: dict[str, Rows], encoder: type[Encoding], found: Labels | None, tokenizer: Any, stream: Stream | None
+    config: Config, rows: dict[str, Rows], encoder: type[Encoding], labels: Labels | None, tokenizer: Any, stream: Stream | None
 ) -> TokenizedDataset:
     data, cache = config.data, cache_folder(config)
     if tokenizer is None:
@@ -129,7 +129,7 @@ def _encode_splits(
         tokenizer = tokenizers.train(config.model.tokenizer, rows["train"], texts, cache)
         if encoder.special_tokens:
             tokenizer.add_special_tokens({"additional_special_tokens": list(encoder.special_tokens)})
-    encoding = encoder(tokenizer, data, found)
+    encoding = encoder(tokenizer, data, labels)
     encoded = {split: encode.encode(part, data, encoding, cache, split) for split, part in rows.items()}
     return TokenizedDataset(splits=encoded, rows=rows, encoding=encoding, stream=stream)
 
@@ -168,8 +168,8 @@ class DataModule(lightning.LightningDataModule):
         """Each rank has found what fits on its device; all keep to the least, as they cut one plan."""
         assert self.trainer is not None
         if self.config.batch.micro_tokens == "auto" and self.trainer.world_size > 1 and self.spec.micro_tokens is not None:
-            found = torch.tensor(self.spec.micro_tokens, device=self.trainer.strategy.root_device)
-            self.limit(int(self.trainer.strategy.reduce(found, reduce_op="min")))
+            micro_tokens = torch.tensor(self.spec.micro_tokens, device=self.trainer.strategy.root_device)
+            self.limit(int(self.trainer.strategy.reduce(micro_tokens, reduce_op="min")))
 
     @property
     def longest_input(self) -> int:
@@ -183,14 +183,14 @@ class DataModule(lightning.LightningDataModule):
         assert self.trainer is not None
         start, rank, world = self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size
         if self.text.stream is not None:
-            return self._loader(self._streamed(self.text.stream, start, rank, world))
+            return self._loader(self._build_streamed_steps(self.text.stream, start, rank, world))
         return self._loader(self.training_steps(rank, world), sampler=FromStep(start, self.total_steps))
 
     def training_steps(self, rank: int, world: int) -> TrainingSteps:
         """Return a rank's parts of all steps, where the training text is not streamed."""
         return TrainingSteps(self.text.splits["train"], self.plan, self.spec, self.collator, self.total_steps, rank, world)
 
-    def _streamed(self, stream: Stream, start: int, rank: int, world: int) -> StreamedSteps:
+    def _build_streamed_steps(self, stream: Stream, start: int, rank: int, world: int) -> StreamedSteps:
         block, spec, seed = self.config.data.block_size, self.spec, self.config.seed
         count = reading_ranks(spec, block, world) * max(self.workers, 1)
         if self._reader_count not in (None, count):
@@ -214,8 +214,8 @@ class DataModule(lightning.LightningDataModule):
         assert self.trainer is not None
         if self.text.stream is not None:
             rank, workers = self.trainer.global_rank, max(self.workers, 1)
-            own = {index: state for index, state in self._readers.items() if index // workers == rank}
-            self._readers = {index: state for states in distributed.gather(own) for index, state in states.items()}
+            local_states = {index: state for index, state in self._readers.items() if index // workers == rank}
+            self._readers = {index: state for states in distributed.gather(local_states) for index, state in states.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"readers": {index: state.state_dict() for index, state in self._readers.items()}, "count": self._reader_count}

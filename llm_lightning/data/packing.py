@@ -33,8 +33,8 @@ class Patterns:
         """Longest first, each sequence goes into the fullest row that has room. Raises UserError where one is longer than a row."""
         if int(lengths.max()) > row_size:
             raise UserError(f"data.block_size={row_size}: the longest sequence has {int(lengths.max())} tokens and has to fit.")
-        found, counts = np.unique(lengths, return_counts=True)
-        kinds = _pack(dict(zip(found.tolist(), counts.tolist(), strict=True)), row_size)
+        different_lengths, counts = np.unique(lengths, return_counts=True)
+        kinds = _pack(dict(zip(different_lengths.tolist(), counts.tolist(), strict=True)), row_size)
         pattern_lengths = np.concatenate([np.tile(np.array(pattern, np.int32), count) for pattern, count in kinds])
         sizes = np.concatenate([np.full(count, len(pattern)) for pattern, count in kinds])
         return Patterns(
@@ -44,7 +44,7 @@ class Patterns:
             counts=counts,
         )
 
-    def filled(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def fill(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """(order of the sequences, bounds of the rows in it): rows in random order, each place taken by a random sequence of its length."""
         shuffled = self.by_length.copy()
         ends = np.cumsum(self.counts)
@@ -68,17 +68,17 @@ def _pack(histogram: dict[int, int], row_size: int) -> list[tuple[tuple[int, ...
     """
     open_rows: dict[int, list[tuple[tuple[int, ...], int]]] = {}  # room left -> (pattern, rows)
     for length in sorted(histogram, reverse=True):
-        left = histogram[length]
+        remaining = histogram[length]
         for room in sorted(r for r in open_rows if r >= length):
             fits = room // length
             for pattern, count in open_rows.pop(room):
-                full, rest = divmod(left, fits) if left < count * fits else (count, 0)
+                full, rest = divmod(remaining, fits) if remaining < count * fits else (count, 0)
                 _put(open_rows, room - fits * length, pattern + (length,) * fits, full)
                 _put(open_rows, room - rest * length, pattern + (length,) * rest, min(rest, 1))
                 _put(open_rows, room, pattern, count - full - min(rest, 1))
-                left -= full * fits + rest
+                remaining -= full * fits + rest
         fits = row_size // length
-        full, rest = divmod(left, fits)
+        full, rest = divmod(remaining, fits)
         _put(open_rows, row_size - fits * length, (length,) * fits, full)
         _put(open_rows, row_size - rest * length, (length,) * rest, min(rest, 1))
     return [entry for rows in open_rows.values() for entry in rows]

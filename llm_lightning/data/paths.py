@@ -180,9 +180,9 @@ def split_files(data: DataConfig, endings: Iterable[str]) -> dict[str, list[Path
     endings = tuple(endings)
     splits = {}
     for split in SPLITS:
-        named = getattr(data, split)
-        if named is not None:
-            names = named if isinstance(named, list) else [named]
+        setting = getattr(data, split)
+        if setting is not None:
+            names = setting if isinstance(setting, list) else [setting]
             folder = data.dir or None
             files = [path for name in names for path in expand(f"data.{split}", str(name), endings, folder, log_notes=True)]
             twice = [str(path) for path, count in Counter(path.resolve() for path in files).items() if count > 1]

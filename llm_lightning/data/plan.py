@@ -102,9 +102,9 @@ class Plan:
 
     def steps(self, epochs: float) -> int:
         """Optimizer steps of so many epochs; a fraction of an epoch is rounded to a whole step, and to one at least."""
-        whole = self._first_step(int(epochs))
+        whole_epoch_steps = self._first_step(int(epochs))
         part = epochs - int(epochs)
-        return max(1, whole + round(part * len(self.epoch(int(epochs)))) if part else whole)
+        return max(1, whole_epoch_steps + round(part * len(self.epoch(int(epochs)))) if part else whole_epoch_steps)
 
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, step inside it) of a global step."""
@@ -124,21 +124,21 @@ class Plan:
 
     def _schedule(self, rng: np.random.Generator) -> EpochPlan:
         if self.patterns is not None:
-            order, rows = self.patterns.filled(rng)
+            order, rows = self.patterns.fill(rng)
             sizes = np.add.reduceat(self.lengths[order], rows[:-1], dtype=np.int64)
             return EpochPlan(order, rows, self._cut_steps(sizes), sizes.astype(np.int32))
         order = rng.permutation(len(self.lengths)).astype(np.int32 if len(self.lengths) < 1 << 31 else np.int64)
         if self.spec.length_window == 1:
             return EpochPlan(order, None, self._cut_steps(self.lengths[order]))
         self._sort_windows(order)
-        return self._shuffled(order, self._cut_steps(self.lengths[order]), rng)
+        return self._shuffle_steps(order, self._cut_steps(self.lengths[order]), rng)
 
     def _sort_windows(self, order: np.ndarray) -> None:
         """Sort the order by length inside windows of `length_window` steps, in place."""
         step = self.spec.sequences if self.spec.tokens is None else max(1, int(self.spec.tokens / self.lengths.mean()))
         window = step * self.spec.length_window
-        whole = len(order) // window * window
-        for part in (order[:whole].reshape(-1, window), order[whole:].reshape(1, -1)):
+        full_windows_end = len(order) // window * window
+        for part in (order[:full_windows_end].reshape(-1, window), order[full_windows_end:].reshape(1, -1)):
             part[:] = np.take_along_axis(part, np.argsort(self.lengths[part], axis=1, kind="stable"), axis=1)
 
     def _cut_steps(self, sizes: np.ndarray) -> np.ndarray:
@@ -152,7 +152,7 @@ class Plan:
             bounds.append(int(np.searchsorted(ends, used + self.spec.tokens, side="right")))
         return np.array(bounds)
 
-    def _shuffled(self, order: np.ndarray, bounds: np.ndarray, rng: np.random.Generator) -> EpochPlan:
+    def _shuffle_steps(self, order: np.ndarray, bounds: np.ndarray, rng: np.random.Generator) -> EpochPlan:
         """The same steps in random order, so that a model does not see a window's short texts before its long ones."""
         steps = np.arange(len(bounds) - 1)
         windows = steps // self.spec.length_window
@@ -182,8 +182,8 @@ def deal(sizes: np.ndarray, spec: BatchConfig, rank: int = 0, world: int = 1) ->
         keys = keys.astype(np.uint16)  # which NumPy sorts by radix, five times as fast
     longest_first = np.argsort(keys, kind="stable")
     runs = _runs_of_micro_batches(keys.take(longest_first), largest, spec, world)
-    own = [(int(start[rank]), int(rows[rank]), int(count[rank])) for start, rows, count in runs]
-    starts = [np.arange(count) * rows + start for start, rows, count in own]
+    rank_runs = [(int(start[rank]), int(rows[rank]), int(count[rank])) for start, rows, count in runs]
+    starts = [np.arange(count) * rows + start for start, rows, count in rank_runs]
     turns = np.arange(int(_rows_among(len(sizes), rank, world)))
     mine = longest_first[_place(turns, rank, world)]
     most = int(np.sum([count for _, _, count in runs], axis=0).max())
@@ -253,6 +253,6 @@ def evaluation(lengths: np.ndarray, spec: BatchConfig, row_size: int | None = No
     if row_size is None:
         share = deal(lengths, bounds)
         return [share.rows[start:end, None] for start, end in pairwise(share.bounds)]
-    order, ends = Patterns.best_fit(lengths, row_size).filled(np.random.default_rng(0))
+    order, ends = Patterns.best_fit(lengths, row_size).fill(np.random.default_rng(0))
     share = deal(np.add.reduceat(lengths[order], ends[:-1], dtype=np.int64), bounds)
     return [[order[ends[i] : ends[i + 1]] for i in share.rows[start:end]] for start, end in pairwise(share.bounds)]

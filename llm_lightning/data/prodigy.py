@@ -31,5 +31,5 @@ def count_answers(answers: Counter[Any]) -> dict[str, int]:
 def describe(counts: dict[str, int]) -> str:
     """Return a note on the rows that are left out."""
     words = {"reject": "rejected", "ignore": "ignored"}
-    named = " and ".join(f"{count:,} {words[answer]}" for answer, count in counts.items())
-    return f"this is a file of Prodigy, and {named} annotations (column '{ANSWER}') are left out"
+    counts_in_words = " and ".join(f"{count:,} {words[answer]}" for answer, count in counts.items())
+    return f"this is a file of Prodigy, and {counts_in_words} annotations (column '{ANSWER}') are left out"

@@ -95,10 +95,10 @@ def column_values(block: Mapping[str, Any], column: Any) -> list[Any]:
 def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
     """Raise UserError where `place` (a file, a split) lacks a column that the config names."""
     present = [name for name in present if name not in (LINE, PROBLEM, CONTINUES)]
-    named = [
+    configured = [
         (key, name) for key in ("text", "text_pair", "label", "sentence") for name in label_columns(getattr(data.columns, key))
     ]
-    for key, column in named:
+    for key, column in configured:
         if column not in present:
             if len(present) == 1 and (separator := next((s for s in ";\t|" if s in present[0]), None)):
                 raise UserError(
@@ -142,8 +142,8 @@ def merge_notes(notes: list[str]) -> list[str]:
     for note in notes:
         file, colon, text = note.partition(": ")
         files.setdefault(text if colon else note, []).append(file)
-    more = {text: f" (and {len(named) - 1:,} more files)" if len(named) > 1 else "" for text, named in files.items()}
-    return [f"{named[0]}{more[text]}: {text}" if named[0] != text else text for text, named in files.items()]
+    more = {text: f" (and {len(paths) - 1:,} more files)" if len(paths) > 1 else "" for text, paths in files.items()}
+    return [f"{paths[0]}{more[text]}: {text}" if paths[0] != text else text for text, paths in files.items()]
 
 
 def unused_columns(present: list[str], used: list[str]) -> list[str]:

@@ -60,8 +60,8 @@ def _sentences(words: Rows, data: DataConfig) -> Iterator[dict[str, Any]]:
 
 
 def _columns(data: DataConfig, present: list[str]) -> list[str]:
-    wanted = (data.columns.text, data.columns.label, data.columns.sentence, PROBLEM, LINE)
-    return [name for name in wanted if name is not None and name in present]
+    names = (data.columns.text, data.columns.label, data.columns.sentence, PROBLEM, LINE)
+    return [name for name in names if name is not None and name in present]
 
 
 def group_rows(rows: Iterable[dict[str, Any]], data: DataConfig, where: Any) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -36,8 +36,8 @@ def with_validation(splits: dict[str, Rows], data: DataConfig, stratified: bool)
             f"data.validation=<file>, or a larger data.validation_fraction."
         )
     chosen = set(held)
-    kept = [index for index in range(len(train)) if index not in chosen]
-    parts = {"train": _part(train, kept, "kept", data), "validation": _part(train, sorted(held), "held", data)}
+    training_indices = [index for index in range(len(train)) if index not in chosen]
+    parts = {"train": _part(train, training_indices, "kept", data), "validation": _part(train, sorted(held), "held", data)}
     return {**parts, **{name: rows for name, rows in splits.items() if name != "train"}}
 
 

@@ -210,8 +210,8 @@ def _read_text(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield the documents of a file of plain text."""
     pieces = text.documents(path, data)
     if data.document == "file":  # comes in pieces, and is one document
-        whole = "".join(piece["text"] for piece in pieces)
-        pieces = iter([{"text": whole, LINE: 1}] if whole else [])
+        file_text = "".join(piece["text"] for piece in pieces)
+        pieces = iter([{"text": file_text, LINE: 1}] if file_text else [])
     for piece in pieces:
         yield {data.columns.text: piece["text"], PLACE: f"{path}, line {piece[LINE]}"}
 

@@ -191,8 +191,8 @@ def _with_separator(tags: list[str], name: str = "auto") -> TagScheme | None:
             continue
         if not has_outside and (not letters & {"B", "I"} or (others and len(matches) < 2)):
             continue
-        if (found := _scheme_of(letters, name)) is not None:
-            return TagScheme(found, next(iter(signs)), is_suffix, outside)
+        if (scheme_name := _scheme_of(letters, name)) is not None:
+            return TagScheme(scheme_name, next(iter(signs)), is_suffix, outside)
     return None
 
 
@@ -202,8 +202,8 @@ def _without_separator(tags: list[str], name: str = "auto") -> TagScheme | None:
     marked = [tag for tag in tags if tag != outside and not _CONTEXT.fullmatch(tag)]
     letters = {tag[0].upper() for tag in marked}
     if marked and all(map(_BARE.fullmatch, marked)) and "B" in letters:
-        found = _scheme_of(letters, name)
-        return None if found is None else TagScheme(found, "", outside=outside)
+        scheme_name = _scheme_of(letters, name)
+        return None if scheme_name is None else TagScheme(scheme_name, "", outside=outside)
     kinds = {letter: {tag[1:] for tag in marked if tag[0] == letter} for letter in "BI"}
     is_joined = len(marked) == len(kinds["B"]) + len(kinds["I"]) and kinds["I"] == kinds["B"] and all(kinds["B"])
     if is_joined and kinds["B"] and outside in tags and name in ("auto", "iob1", "iob2"):

@@ -142,12 +142,12 @@ def continues_word(tokenizer: Any) -> list[bool]:
 
 
 def _texts(rows: Rows, columns: list[str]) -> Iterator[list[str]]:
-    seen = 0
+    character_count = 0
     for batch in rows.table.iter(batch_size=1000):
         texts = [text for column in columns for value in batch[column] for text in _strings(value)]
         yield texts
-        seen += sum(map(len, texts))
-        if seen > ENOUGH:
+        character_count += sum(map(len, texts))
+        if character_count > ENOUGH:
             return
 
 

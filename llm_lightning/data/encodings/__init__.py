@@ -112,7 +112,7 @@ class Encoding:
         if not self.tokenizer.is_fast:
             ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
             return ids
-        return [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _text(self, value: Any) -> str:
         return text_of(self.data.columns.text, value)

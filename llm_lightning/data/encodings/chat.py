@@ -99,7 +99,7 @@ class Encoder(Encoding):
             if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in targets[:size]:
                 self.notes["an answer has characters that the tokenizer does not know"] += 1
         for example, conversation in rendered:
-            self.notes.update({*example.text.notes, *conversation.notes, *self._ignored(example.text)})
+            self.notes.update({*example.text.notes, *conversation.notes, *self._list_ignored_fields(example.text)})
         return sequences
 
     def targets(self, conversation: Conversation) -> tuple[list[int], list[int]]:
@@ -144,7 +144,7 @@ class Encoder(Encoding):
         start, stop = rendered.answers[-1]
         return rendered.text[start:stop].rpartition("qz7")[2]
 
-    def _ignored(self, conversation: Conversation) -> set[str]:
+    def _list_ignored_fields(self, conversation: Conversation) -> set[str]:
         names = {name for message in conversation.messages for name in message} - FIELDS
         unused = (name for name in names if not name.startswith("__") and not self.template.mentions(name, conversation.tools))
         return {f"a message has the field '{name}', which is not used" for name in unused}

@@ -75,19 +75,19 @@ class Encoder(texts.Encoder):
     def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
         return not is_unlabelled(parse_structure(value))
 
-    def label(self, known: Labels, value: Any) -> list[int]:
-        layout = known.layout if isinstance(known, LabelSets) else Layout()
+    def label(self, classes: Labels, value: Any) -> list[int]:
+        layout = classes.layout if isinstance(classes, LabelSets) else Layout()
         column = self.data.columns.label
         if layout.indicators:
-            return read_indicators(value, layout.indicators, column, known.values)
-        applies = [0] * len(known.names)
+            return read_indicators(value, layout.indicators, column, classes.values)
+        applies = [0] * len(classes.names)
         for label in split_labels(value, layout):
             if isinstance(label, list | dict):
                 kind = "objects" if isinstance(label, dict) else "lists"
                 raise BadRow(
                     f"column '{column}' holds {kind} in a list ({str(label)[:60]}); write the labels alone: ['joy', 'anger']"
                 )
-            applies[texts.index(known, column, label)] = 1
+            applies[texts.index(classes, column, label)] = 1
         return applies
 
 

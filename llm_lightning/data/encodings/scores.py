@@ -21,7 +21,7 @@ class Encoder(texts.Encoder):
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         return Labels((), ())
 
-    def label(self, known: Labels, value: Any) -> float:
+    def label(self, classes: Labels, value: Any) -> float:
         score = parse_number(value)
         if score is None:
             column, text = self.data.columns.label, "" if value is None else str(value).strip()

@@ -42,7 +42,7 @@ class Encoder(Encoding):
         return self._text(text), None, None if self.labels is None else text_of(self.data.columns.label, value)
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
-        found, size, prefix = Sequences([], []), self.data.block_size, self.data.prefix or ""
+        sequences, size, prefix = Sequences([], []), self.data.block_size, self.data.prefix or ""
         sources = self.tokenizer([prefix + example.text for example in batch], verbose=False)["input_ids"]
         targets: list[list[int]] = [[] for _ in batch]
         if self.labels is not None:
@@ -56,10 +56,10 @@ class Encoder(Encoding):
             source = self._cut(source, size)
             if self.labels is not None and not self.ends_texts and target[-1:] != [self.tokenizer.eos_token_id]:
                 target = [*target, self.tokenizer.eos_token_id]
-            found.tokens.append([*source, *self._cut(target, size)])
-            found.second.append(len(source))
-            found.examples.append(example)
-        return found
+            sequences.tokens.append([*source, *self._cut(target, size)])
+            sequences.second.append(len(source))
+            sequences.examples.append(example)
+        return sequences
 
     def _cut(self, tokens: list[int], size: int) -> list[int]:
         """Return at most `size` tokens; the special ones at the end stay."""

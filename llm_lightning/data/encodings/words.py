@@ -25,7 +25,7 @@ from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.rows import Rows
 from llm_lightning.data.sentences import likely_column
 from llm_lightning.data.tag_schemes import recognize
-from llm_lightning.data.word_lists import listed_tags, read_words
+from llm_lightning.data.word_lists import read_tags, read_words
 from llm_lightning.errors import UserError
 
 NO_WORD_TOKEN = "a word has no token (it is blank, or the tokenizer drops its characters), and its tag is not learnt"
@@ -46,7 +46,7 @@ class Encoder(documents.Encoder):
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         _require_sentences(data, train)
-        return labels.find(data, train, listed_tags, complete=lambda tags: _complete(tags, data))
+        return labels.find(data, train, read_tags, complete=lambda tags: _complete(tags, data))
 
     @staticmethod
     def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
@@ -62,7 +62,7 @@ class Encoder(documents.Encoder):
             raise BadRow(f"column '{columns.text}' is empty")
         if self.labels is None:
             return words, None, None
-        tags = listed_tags(value)
+        tags = read_tags(value)
         if len(tags) != len(words):
             raise BadRow(f"{len(words)} words (column '{columns.text}') and {len(tags)} tags (column '{columns.label}')")
         return words, None, [texts.index(self.labels, columns.label, tag) for tag in tags]
@@ -71,24 +71,24 @@ class Encoder(documents.Encoder):
         return text.split()  # ["a", "b"] is a sentence of brackets and quotes
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
-        found, room = Sequences([], []), self.data.block_size - len(self.before) - len(self.after)
+        sequences, room = Sequences([], []), self.data.block_size - len(self.before) - len(self.after)
         encoded = self._backend.encode_batch([" ".join(example.text) for example in batch], add_special_tokens=False)
-        for example, whole in zip(batch, encoded, strict=True):
-            first = first_tokens(example.text, whole.offsets)
+        for example, encoding in zip(batch, encoded, strict=True):
+            first = first_tokens(example.text, encoding.offsets)
             if not first and bad is not None:
                 bad.add(example.row, NO_TOKEN)
             self.notes[NO_WORD_TOKEN] += 0 < len(first) < len(example.text)
-            for start, stop in _cuts(sorted(first.values()), len(whole.ids), room):
+            for start, stop in _cuts(sorted(first.values()), len(encoding.ids), room):
                 self.truncated += stop - start > room
-                ids = whole.ids[start : min(stop, start + room)]
+                ids = encoding.ids[start : min(stop, start + room)]
                 targets = [IGNORED] * (len(self.before) + len(ids) + len(self.after))
                 for word, token in first.items():
                     if start <= token < start + len(ids):
                         targets[len(self.before) + token - start] = word if example.label is None else example.label[word]
-                found.tokens.append([*self.before, *ids, *self.after])
-                found.token_targets.append(targets)
-                found.examples.append(example)
-        return found
+                sequences.tokens.append([*self.before, *ids, *self.after])
+                sequences.token_targets.append(targets)
+                sequences.examples.append(example)
+        return sequences
 
 
 def first_tokens(words: list[str], offsets: list[tuple[int, int]]) -> dict[int, int]:

@@ -72,7 +72,7 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
 def _read(path: Path, data: DataConfig, cache_dir: Path, like: tuple[Path, Layout] | None) -> tuple[Rows, Layout]:
     identity = content_hash([path], "conll", FORMAT, data.columns, data.encoding, like and replace(like[1], notes=()))
     folder = cache_dir / "rows" / identity
-    layout = _stored_layout(path, data, folder / "layout.json", like)
+    layout = _load_layout(path, data, folder / "layout.json", like)
     words = datasets.List(datasets.Value("string"))
     types = {data.columns.text: words, str(data.columns.label): words, LINE: "int64", PROBLEM: "string"}
     table = generate_table(rows, types, folder, identity, path=path, data=data, layout=layout)
@@ -83,7 +83,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, like: tuple[Path, Layou
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {starts[i].as_py()}", notes=notes), layout
 
 
-def _stored_layout(path: Path, data: DataConfig, file: Path, like: tuple[Path, Layout] | None) -> Layout:
+def _load_layout(path: Path, data: DataConfig, file: Path, like: tuple[Path, Layout] | None) -> Layout:
     """Return the layout of a file, whose notes count what its lines hold beside words; from the cache where it was found before."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def _stored_layout(path: Path, data: DataConfig, file: Path, like: tuple[Path, L
 
 
 def _survey(path: Path, data: DataConfig) -> conll_layout.Survey:
-    return conll_layout.survey(path, data.encoding, keeps_damage=data.on_bad_row == "skip")
+    return conll_layout.survey_file(path, data.encoding, keeps_damage=data.on_bad_row == "skip")
 
 
 def _with_counts(path: Path, data: DataConfig, layout: Layout) -> Layout:
@@ -112,9 +112,9 @@ def _with_counts(path: Path, data: DataConfig, layout: Layout) -> Layout:
 
 def rows(path: Path, data: DataConfig, layout: Layout) -> Iterator[dict[str, Any]]:
     """Yield a row for each sentence; without data.columns.label one of words alone."""
-    for start, found, problem in sentences(path, data, layout, Counter(), data.columns.label is not None):
-        row: dict[str, Any] = {data.columns.text: [word for word, _ in found], LINE: start, PROBLEM: problem}
-        yield row if data.columns.label is None else row | {data.columns.label: [tag for _, tag in found]}
+    for start, tagged_words, problem in sentences(path, data, layout, Counter(), data.columns.label is not None):
+        row: dict[str, Any] = {data.columns.text: [word for word, _ in tagged_words], LINE: start, PROBLEM: problem}
+        yield row if data.columns.label is None else row | {data.columns.label: [tag for _, tag in tagged_words]}
 
 
 Sentence = tuple[int, list[tuple[str, str | None]], str | None]

@@ -19,11 +19,13 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
     """Splits by module, so that a module's documents stay together; `data.share` of the documents of each split."""
     table = builtin.documents(cache_dir)
     place = np.array([position(module) for module in table["module"][:]])
-    kept = (
+    is_in_share = (
         np.array([position(f"{m} {n} {i}") for i, (m, n) in enumerate(zip(table["module"][:], table["name"][:], strict=True))])
         < data.share
     )
-    return {split: rows(table, np.flatnonzero((place >= low) & (place < high) & kept)) for split, (low, high) in BOUNDS.items()}
+    return {
+        split: rows(table, np.flatnonzero((place >= low) & (place < high) & is_in_share)) for split, (low, high) in BOUNDS.items()
+    }
 
 
 def position(name: str) -> float:

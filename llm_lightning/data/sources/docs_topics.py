@@ -48,11 +48,11 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
     package, module = np.array(table["package"][:]), np.array(table["module"][:])
     place = np.array([position(f"topics {name}") for name in module])
     order = np.array([position(f"{m} {n}") for m, n in zip(module, table["name"][:], strict=True)])
-    wanted = data.per_class or PER_CLASS
+    rows_per_class = data.per_class or PER_CLASS
     splits = {}
     for split, (low, high) in BOUNDS.items():
         members = [np.flatnonzero((package == name) & (place >= low) & (place < high)) for name in NAMES]
-        size = min(wanted if split == "train" else HELD, *map(len, members))
+        size = min(rows_per_class if split == "train" else HELD, *map(len, members))
         chosen = np.concatenate([indices[np.argsort(order[indices], kind="stable")[:size]] for indices in members])
         splits[split] = _rows(table, chosen)
     return splits

@@ -105,7 +105,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, extra_columns: tuple[st
         survey, features = Survey(list(file.features)), file.features
         require_columns(str(path), data, survey.columns)
     else:
-        survey, features = _stored_survey(folder) or _survey(path, data, kind), {}
+        survey, features = _load_survey(folder) or _survey(path, data, kind), {}
     survey = _with_answers(path, data, kind, survey)
     table_identity = f"{identity}-accepted" if survey.answers else identity
     used = used_columns(data, survey.columns, extra_columns)
@@ -215,7 +215,7 @@ def _describe_answers(survey: Survey, data: DataConfig) -> list[str]:
     return [f"{prodigy.describe(survey.answers)}{place}"] if survey.answers else []
 
 
-def _stored_survey(folder: Path) -> Survey | None:
+def _load_survey(folder: Path) -> Survey | None:
     """Return the survey that was made with the rows in a folder of the cache."""
     try:
         return Survey(**json.loads((folder / "survey.json").read_text(encoding="utf-8")))

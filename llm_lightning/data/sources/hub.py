@@ -25,11 +25,11 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
     loaded = _download(data)
     splits = {}
     for split, names in SPLITS.items():
-        wanted = getattr(data, split)
-        name = wanted or next((n for n in names if n in loaded), None)
-        if wanted is not None and wanted not in loaded:
+        setting = getattr(data, split)
+        name = setting or next((n for n in names if n in loaded), None)
+        if setting is not None and setting not in loaded:
             raise UserError(
-                f"data.{split}={wanted}: {data.name} has no such split; it has {join_names(loaded)}.{nearest(wanted, loaded)}"
+                f"data.{split}={setting}: {data.name} has no such split; it has {join_names(loaded)}.{nearest(setting, loaded)}"
             )
         if name is not None:
             splits[split] = _rows(data, loaded[name], name, extra_columns, cache_dir)

@@ -158,14 +158,14 @@ def _questions(paragraph: Any, title: str) -> Iterator[dict[str, Any]]:
         yield _problem(title, None, f"a paragraph is {type(paragraph).__name__}; {EXPECTED}")
         return
     context = paragraph.get("context")
-    for asked in _list(paragraph.get("qas", [paragraph])):
-        if not isinstance(asked, dict):
-            yield _problem(title, None, f"a question is {type(asked).__name__}, and expected is an object")
+    for qa in _list(paragraph.get("qas", [paragraph])):
+        if not isinstance(qa, dict):
+            yield _problem(title, None, f"a question is {type(qa).__name__}, and expected is an object")
             continue
-        keys = {kind: _first(asked, kind) for kind in (IDS, ANSWERS, STARTS)}
-        name = None if keys[IDS] is None else _mend(str(asked[keys[IDS]]))
-        question = asked.get("question")
-        if problem := json_files.find_half_character([context, asked]):
+        keys = {kind: _first(qa, kind) for kind in (IDS, ANSWERS, STARTS)}
+        name = None if keys[IDS] is None else _mend(str(qa[keys[IDS]]))
+        question = qa.get("question")
+        if problem := json_files.find_half_character([context, qa]):
             yield _problem(title, name, problem)
             continue
         for key, value in (("context", context), ("question", question)):
@@ -180,17 +180,17 @@ def _questions(paragraph: Any, title: str) -> Iterator[dict[str, Any]]:
                 "id": name,
                 "context": context,
                 "question": question,
-                "answers": asked.get(keys[ANSWERS]),
-                "answer_start": asked.get(keys[STARTS]),
-                "is_impossible": asked.get("is_impossible"),
-                UNREAD: " ".join(sorted(asked.keys() - read)),
+                "answers": qa.get(keys[ANSWERS]),
+                "answer_start": qa.get(keys[STARTS]),
+                "is_impossible": qa.get("is_impossible"),
+                UNREAD: " ".join(sorted(qa.keys() - read)),
                 PROBLEM: None,
             }
 
 
-def _first(asked: dict[str, Any], names: tuple[str, ...]) -> str | None:
+def _first(qa: dict[str, Any], names: tuple[str, ...]) -> str | None:
     """Return the first of some names that a question has a value under."""
-    return next((name for name in names if asked.get(name) is not None), None)
+    return next((name for name in names if qa.get(name) is not None), None)
 
 
 def _problem(title: str, name: str | None, problem: str) -> dict[str, Any]:
