@@ -1,7 +1,7 @@
-"""Which columns of a CoNLL file hold the words and the tags, and which of its lines are no words.
+"""Decide which columns of a CoNLL file hold the words and the tags, and which of its lines are not words.
 
-A file is surveyed whole before it is read: the columns are told apart by the values that they hold. What the values leave open is refused,
-and `data.columns.words` and `data.columns.tags` decide.
+The whole file is surveyed before it is read, and the columns are recognised by their values. If the values are ambiguous, the file is
+refused, and `data.columns.words` and `data.columns.tags` have to decide.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from llm_lightning.data.lines import find_damage, lines
 from llm_lightning.data.tag_schemes import PARTS_OF_SPEECH, TagScheme, recognize
 from llm_lightning.errors import UserError, join_names, nearest
 
-MOST_VALUES = 5000  # different values of a column that are remembered; a column with more holds no tags
-HEAD = 1000  # lines that decide whether tabs separate the columns
+MOST_VALUES = 5000  # different values of a column that are counted; a column with more holds no tags
+HEAD = 1000  # lines at the front, which decide whether tabs separate the columns
 FEW = 20  # different values; with fewer, their number says nothing about a column
 DOCSTART = "-DOCSTART-"
 FILLERS = frozenset({"_", "-", "-X-", "*", ""})
-"""Values of columns that hold nothing."""
+"""Values that stand for an empty column."""
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 CONLL_2012 = ("document", "part", "number", "word", "pos", "parse", "lemma", "frameset", "sense", "speaker", "ner")
 """The first columns of CoNLL-2011 and 2012; behind them is one of arguments for each predicate of the sentence, then the chains."""
@@ -32,7 +32,7 @@ WORD_NAMES = ("form", "word", "words", "token", "tokens", "text")
 HEADER = frozenset(
     (*CONLLU, *WORD_NAMES, "tag", "tags", "ner", "ner_tag", "ner_tags", "ner-tag", "label", "labels", "entity", "pos", "pos_tag")
 ) | frozenset(("chunk", "idx", "index", "sentence", "sentence_id", "sentence #", "sent_id", "ne", "bio", "iob"))
-"""What a header names the columns."""
+"""Names of columns in headers."""
 SENTENCE_NAMES = ("sentence", "sentence #", "sentence_id", "sent_id")
 PHRASES = frozenset(("NP", "VP", "PP", "ADVP", "ADJP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP"))
 """The types of chunks in CoNLL-2000 and CoNLL-2003."""
@@ -45,33 +45,33 @@ NOT_A_WORD = re.compile(r"\d+[-.]\d+")
 
 @dataclass
 class Survey:
-    """What a file holds, from one pass over its lines."""
+    """The columns and values of a file, counted in one pass over its lines."""
 
     has_tabs: bool
     counts: Counter[int] = field(default_factory=Counter)
-    """How many lines have how many columns."""
+    """The number of lines by number of columns."""
     values: dict[int, list[Counter[str] | None]] = field(default_factory=dict)
-    """By number of columns: how often each value of each column occurs; None for more than MOST_VALUES."""
+    """By number of columns: how often each value of each column occurs; None for a column with more than MOST_VALUES values."""
     blocks: int = 0
     """Groups of lines between blank ones."""
     longest_block: int = 0
     indexed: int = 0
     """Lines whose first column counts the words of a sentence."""
     repeats: int = 0
-    """Lines, but the first of a block, whose first column is that of the line before."""
+    """Lines whose first column equals that of the line before; the first line of a block does not count."""
     documents: int = 0
     first: tuple[int, list[str]] = (0, [])
     """Number and columns of the first line."""
     names: tuple[str, ...] = ()
-    """The columns' names, of a comment `global.columns`."""
+    """The names of the columns in a comment `global.columns`."""
     begins_documents: bool = False
     """Whether a line begins with `#begin document`, as in CoNLL-2011 and 2012."""
     hashtags: set[tuple[str, ...]] = field(default_factory=set)
-    """Columns of lines that begin with a # and a letter behind it, at most MOST_VALUES of them."""
+    """Columns of lines that begin with # directly before a letter, at most MOST_VALUES lines."""
 
     @property
     def columns(self) -> int:
-        """The usual number of columns; of equally usual ones the larger."""
+        """The most common number of columns; of equally common ones the larger."""
         return max(self.counts, key=lambda size: (self.counts[size], size), default=0)
 
     @property
@@ -83,7 +83,7 @@ class Survey:
         return self.columns > 1 and self.indexed >= 0.9 * self.total
 
     def of(self, column: int) -> Counter[str] | None:
-        """Return how often each value of a column (from 0) occurs; None where there are more than MOST_VALUES."""
+        """Return how often each value of a column (from 0) occurs; None for more than MOST_VALUES values."""
         return self.values[self.columns][column] if self.columns in self.values else Counter()
 
     def different(self, column: int) -> int:
@@ -92,7 +92,7 @@ class Survey:
 
 
 def split_columns(line: str, has_tabs: bool) -> list[str]:
-    """Return the columns of a line. Between tabs blanks belong to a word; a non-breaking space does everywhere."""
+    """Return the columns of a line. Between tabs, blanks belong to a word; a non-breaking space always does."""
     line = line.rstrip(" \t\r\n")
     if has_tabs:
         return [part.strip(" \r") for part in line.split("\t")]
@@ -104,7 +104,7 @@ def is_blank(line: str) -> bool:
 
 
 def survey_file(path: Path, encoding: str | None = None, keeps_damage: bool = False) -> Survey:
-    """Return what the file holds; with `keeps_damage` lines that are no text are passed over."""
+    """Survey a file. With `keeps_damage`, lines that are not text are skipped."""
     survey = Survey(_has_tabs(path, encoding, keeps_damage))
     size, before = 0, ""
     for number, line in enumerate(lines(path, encoding, keeps_damage=keeps_damage), 1):
@@ -121,7 +121,7 @@ def survey_file(path: Path, encoding: str | None = None, keeps_damage: bool = Fa
             survey.begins_documents |= line.startswith("#begin document")
             if len(fields) > 1 and fields[0] != "#" and len(survey.hashtags) < MOST_VALUES:
                 survey.hashtags.add(tuple(fields))
-            continue  # which may be a comment: only the columns, once they are decided, tell
+            continue  # it may be a comment or a word, which shows only when the columns are decided
         survey.blocks += size == 0
         is_range = NOT_A_WORD.fullmatch(fields[0]) is not None and len(fields) > 1
         survey.repeats += size > 0 and fields[0] == before
@@ -147,7 +147,7 @@ def _has_tabs(path: Path, encoding: str | None, keeps_damage: bool) -> bool:
 
 
 def _is_next_index(value: str, before: str) -> bool:
-    """Return whether a first column counts on: 2 after 1, or 0 or 1 at a beginning."""
+    """Return whether a first column continues a count: 2 after 1, or 0 or 1 at the start of a sentence."""
     if not NUMBER.fullmatch(value):
         return False
     return (value in ("0", "1") and value != before) or (NUMBER.fullmatch(before) is not None and int(value) == int(before) + 1)
@@ -165,7 +165,7 @@ def _count_values(survey: Survey, fields: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns, counted from 0, hold what."""
+    """The roles of a file's columns, which are counted from 0."""
 
     columns: int
     has_tabs: bool
@@ -173,27 +173,27 @@ class Layout:
     tags: int | None
     index: int | None = None
     attribute: str | None = None
-    """The key of the tags in column `tags`, where that is CoNLL-U's MISC."""
+    """The key of the tags in column `tags`, if that column is CoNLL-U's MISC."""
     header: int = 0
-    """Number of the line that names the columns; 0 where there is none."""
+    """The number of the line that names the columns; 0 if no line does."""
     varies: bool = False
-    """Whether sentences may have other numbers of columns: both columns are configured, and not by numbers from the last, or they are in
-    front of those that vary."""
+    """Whether sentences may differ in their number of columns: the words and tags are configured, and not by numbers from the last, or
+    they stand before the columns that vary."""
     misses: str | None = None
-    """What stands for a tag that is missing."""
+    """The sign for a missing tag."""
     closed: tuple[tuple[int, tuple[str, ...]], ...] = ()
-    """Columns with few values, and these: a line that begins with # is a word where they fit, else a comment."""
+    """Columns with few values, with these values: a line that begins with # is a word if it fits them, else a comment."""
     names: tuple[str, ...] = ()
-    """The names of the columns, in lower case; none where the file does not name them."""
+    """The names of the columns, in lower case; empty if the file does not name them."""
     others: tuple[tuple[int, tuple[str, ...]], ...] = ()
-    """Columns with few values that are neither words nor tags, and these values."""
+    """Columns with few values that are neither words nor tags, with these values."""
     notes: tuple[str, ...] = ()
 
     def split(self, line: str) -> list[str]:
         return split_columns(line, self.has_tabs)
 
     def is_comment(self, fields: list[str], is_in_sentence: bool) -> bool:
-        """Return whether a line that begins with # is no word. A word has a tag of the file; inside a sentence that is enough."""
+        """Return whether a line that begins with # is a comment. A word has a tag of the file; inside a sentence that is enough."""
         if self.index == 0:
             return True
         closed = dict(self.closed)
@@ -205,7 +205,7 @@ class Layout:
         )
 
     def is_tag(self, value: str) -> bool:
-        """Return whether a value is one of the tags, or of their scheme with another type."""
+        """Return whether a value is one of the tags, or a tag of their scheme with another type."""
         values = next((values for column, values in self.closed if column == self.tags), ())
         if value in values or (_is_bracketed(values) and parse_tag(value) is not None):
             return True
@@ -213,7 +213,7 @@ class Layout:
         return scheme is not None and bool(scheme.separator) and scheme.parse(value) is not None
 
     def read_tag(self, fields: list[str]) -> str | None:
-        """Return the tag in a line's columns; None where there is none."""
+        """Return the tag in a line's columns; None if it is missing."""
         assert self.tags is not None
         tag = fields[self.tags]
         if self.attribute is not None:
@@ -233,11 +233,11 @@ def _is_bracketed(values: tuple[str, ...]) -> bool:
 
 
 def decide(path: Path, survey: Survey, columns: ColumnsConfig, needs_tags: bool, like: tuple[Path, Layout] | None = None) -> Layout:
-    """Return the layout of a file. The columns are those of `like`, the first training file and its layout: by their names where both
-    files have names, and otherwise, in a file with as many columns, by their places.
+    """Return the layout of a file.
 
-    Raises UserError where the values leave open which column holds what, and the config does not say it, or where the values are not
-    those of the columns of `like`.
+    The columns are those of `like`, the first training file and its layout: they match by name if both files have names, and otherwise,
+    in a file with as many columns, by place. Raises UserError if neither the values nor the config decide on the columns, or if the
+    values do not fit the columns of `like`.
     """
     if survey.total == 0:
         raise UserError(f"{path}: there is no sentence in the file.")
@@ -284,7 +284,7 @@ def decide(path: Path, survey: Survey, columns: ColumnsConfig, needs_tags: bool,
 
 
 def _find_columns(path: Path, survey: Survey, columns: ColumnsConfig, names: tuple[str, ...], needs_tags: bool) -> Layout:
-    """Return which columns the config, the names and the values say."""
+    """Return the layout that follows from the config, the names and the values."""
     count, index = survey.columns, 0 if survey.has_index else None
     if count == 1 and not needs_tags:
         return Layout(count, survey.has_tabs, 0, None, index)
@@ -304,7 +304,7 @@ def _find_columns(path: Path, survey: Survey, columns: ColumnsConfig, names: tup
 
 
 def _require_words(path: Path, survey: Survey, columns: ColumnsConfig, words: int) -> None:
-    """Raise UserError where a file without tags has other columns than the config, which was made for the training files, means."""
+    """Raise UserError if a file without tags does not have the columns of the config, which was made for the training files."""
     place = f"{path}: data.columns.words={columns.words}, as the run was trained,"
     advice = "Give the columns of the training files, or override data.columns.words and data.columns.tags with this file's."
     tags = int(columns.tags) if re.fullmatch(r"\d+", str(columns.tags)) else 0
@@ -326,9 +326,9 @@ def _require_words(path: Path, survey: Survey, columns: ColumnsConfig, words: in
 def _take_columns(
     path: Path, survey: Survey, columns: ColumnsConfig, names: tuple[str, ...], first_path: Path, first: Layout
 ) -> tuple[Layout | None, list[str]]:
-    """Return the layout with the columns of the first file, and notes on them; no layout where the file is of another form.
+    """Return the layout with the columns of the first file, and notes on them; no layout if the file has another form.
 
-    Raises UserError where the columns have the same number and other content.
+    Raises UserError if the file has as many columns with other content.
     """
     assert first.tags is not None
     index = 0 if survey.has_index else None
@@ -375,7 +375,7 @@ def _take_columns(
 
 
 def _require_same_tags(path: Path, survey: Survey, layout: Layout, first_path: Path, first: Layout) -> None:
-    """Raise UserError where the tags of a file with other columns are not of the scheme that the first file's have."""
+    """Raise UserError if the tags of a file with other columns do not have the scheme of the first file's tags."""
     values = next((values for column, values in first.closed if column == first.tags), ())
     if _recognize(values) is None or layout.tags is None or layout.attribute is not None or _is_filler(survey, layout.tags):
         return
@@ -387,7 +387,7 @@ def _require_same_tags(path: Path, survey: Survey, layout: Layout, first_path: P
 
 
 def _share(survey: Survey, column: int, fits: Any) -> float:
-    """Return the share of a column's values, as often as they occur, that `fits` is true of."""
+    """Return the share of a column's values, weighted by how often they occur, for which `fits` is true."""
     values = survey.of(column)
     return 0.0 if not values else sum(count for value, count in values.items() if fits(value)) / values.total()
 
@@ -398,7 +398,7 @@ def _sample(survey: Survey, column: int) -> str:
 
 
 def _tags_of_hashtags(survey: Survey, tags: int) -> set[str]:
-    """Return tags of words that begin with #, which may have tags of their own: with tabs, or of two different words at least."""
+    """Return the tags of words that begin with #, which no other word may have. Without tabs, only tags of two different words count."""
     words: dict[str, set[str]] = {}
     for fields in survey.hashtags:
         if len(fields) == survey.columns:
@@ -407,7 +407,7 @@ def _tags_of_hashtags(survey: Survey, tags: int) -> set[str]:
 
 
 def _require_a_word_a_line(path: Path, survey: Survey) -> None:
-    """Raise UserError for JSON, and for sentences in lines whose words carry their tags: The/DT dog/NN."""
+    """Raise UserError for JSON, and for lines that hold a sentence with the tags in its words: The/DT dog/NN."""
     first = survey.first[1]
     if re.match(r"\[?\{\"\w", first[0]):
         raise UserError(f"{path}: this is JSON, not a word a line: choose data=files.")
@@ -427,7 +427,7 @@ def _require_a_word_a_line(path: Path, survey: Survey) -> None:
 
 
 def _take_header(survey: Survey) -> tuple[str, ...]:
-    """Return the names of the columns where the first line holds them, and take that line out of the counts."""
+    """Return the names of the columns if the first line holds them, and remove that line from the counts."""
     _, fields = survey.first
     names = tuple(field.lower() for field in fields)
     is_header = len(fields) == survey.columns > 1 and survey.total > 1 and sum(name in HEADER for name in names) >= 2
@@ -461,7 +461,7 @@ def _conll_2012_names(survey: Survey) -> tuple[str, ...]:
 def _named_column(
     path: Path, survey: Survey, key: str, setting: Any, names: tuple[str, ...], is_needed: bool = True
 ) -> tuple[int | None, str | None]:
-    """Return the column (from 0) that the config names, and the key in MISC where it names one."""
+    """Return the column (from 0) that the config names, and the key if it names one in MISC."""
     if setting is None:
         return None, None
     try:
@@ -529,7 +529,7 @@ def _find_words(path: Path, survey: Survey, index: int | None, names: tuple[str,
 
 
 def _are_swapped(path: Path, survey: Survey, first: int, last: int) -> bool:
-    """Return whether of two columns the first holds the tags. Raises UserError where that is open."""
+    """Return whether the first of two columns holds the tags. Raises UserError if that is ambiguous."""
     before, behind = survey.of(first), survey.of(last)
     if before is None:
         return False
@@ -563,12 +563,12 @@ def _is_filler(survey: Survey, column: int) -> bool:
 
 
 def _has_attributes(values: Counter[str]) -> bool:
-    """Return whether values are those of CoNLL-U's FEATS or MISC: SpaceAfter=No."""
+    """Return whether values are attributes as in CoNLL-U's FEATS or MISC: SpaceAfter=No."""
     return any("=" in value for value in values) and all("=" in value or value in FILLERS for value in values)
 
 
 def _find_tags(path: Path, survey: Survey, index: int | None, words: int, names: tuple[str, ...], needs_tags: bool) -> int | None:
-    """Return the column of the tags; None where there is none, or, unless they are needed, where it is open which it is."""
+    """Return the column of the tags; None if no column has tags, or if several may and tags are not needed."""
     if "upos" in names:
         for name in ("upos", "xpos"):
             if name in names and not _is_filler(survey, names.index(name)) and "ner" not in names:
@@ -598,7 +598,7 @@ def _find_tags(path: Path, survey: Survey, index: int | None, words: int, names:
 
 
 def _choose_spans(spans: dict[int, set[str]]) -> list[int]:
-    """Return the columns that may be meant: entities before chunks, and among these columns that are not all O."""
+    """Return the likely columns: entities before chunks, and of these the columns that are not all O."""
     types = {i: set(scheme.types(values)) if (scheme := recognize(values)) else list_types(values) for i, values in spans.items()}
     entities = [i for i in spans if not types[i] or not types[i] <= PHRASES]
     if not entities:
@@ -622,7 +622,7 @@ def _name_column(column: int, names: tuple[str, ...]) -> str:
 def _describe(
     survey: Survey, index: int | None, words: int, tags: int | None, attribute: str | None, names: tuple[str, ...]
 ) -> list[str]:
-    """Return which columns were taken, where there is more than a word and a tag."""
+    """Return notes on the columns that are used, if the file has more than a word and a tag."""
     unused = [i for i in range(survey.columns) if i not in (index, words, tags) and not _is_filler(survey, i)]
     is_plain = not unused and index is None and attribute is None and words == 0
     if is_plain or (tags is None and not unused and index is None):
@@ -644,12 +644,12 @@ def _describe(
 
 
 def looks_like_conll(survey: Survey) -> bool:
-    """Return whether a plain-text file holds a word a line, and not a sentence: nine tenths of its lines have the same columns, and
+    """Return whether a plain-text file holds a word a line, and not a sentence: nine tenths of its lines have as many columns, and
 
-    - they are one column, and blank lines separate groups of them, or
-    - they are several, separated by tabs, or behind an index or -DOCSTART-, or
-    - there are two such lines or more, and a column of tags: a scheme, an O, parts of speech, capitals beside words of another form, or
-      one different value in four lines at the most.
+    - they have one column, and blank lines separate groups of them, or
+    - they have several, separated by tabs, or with an index or -DOCSTART- lines, or
+    - there are at least two lines, and a column of tags: a scheme, an O, parts of speech, capitals beside words of another form, or
+      at most one different value in four lines.
     """
     count = survey.columns
     if survey.total == 0 or survey.counts[count] < 0.9 * survey.total:

@@ -1,11 +1,11 @@
 """Read csv and tsv files as other programs write them.
 
-How a file is laid out is decided from all of it, before a row is taken: the separator by the columns that the config names, the quotes
-by which reading gives every row as many fields as the header has. What is recognised is said in notes; what is not is refused. Of a
-file that is streamed (data.streaming) the first MiB decides, or more where a field is longer, as the file may be very large.
+The layout of a file is decided from the whole file, before the first row is read: the separator by the columns that the config names, the
+quoting by which reading gives every row as many fields as the header. Notes report the recognised layout; an unrecognised one is refused.
+For a streamed file (data.streaming), which may be very large, the first MiB decides, or more if a field is longer.
 
 `quotes` doubles quotes inside quotes (RFC 4180, Excel, pandas), `backslash_quotes` writes backslash and quote instead (Spark),
-`backslashes` has no quotes, and a backslash before separators and ends of lines (MySQL's OUTFILE, Postgres' COPY), `plain` has neither
+`backslashes` has no quotes, and a backslash before separators and line ends (MySQL's OUTFILE, Postgres' COPY), `plain` has neither
 (data.quotes=false).
 """
 
@@ -27,12 +27,12 @@ from llm_lightning.errors import UserError, join_names
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 BLANKS = " \t\r\n\ufeff\u200b\xa0\u3000"
-"""What is taken away around the names of columns."""
-HEAD = 20  # lines at the front of which one names the columns; above it programs write titles and comments
+"""Characters that are stripped from the names of columns."""
+HEAD = 20  # lines at the front, one of which names the columns; some programs write titles and comments above it
 MISSING = "\\N"
-"""A gap in files of MySQL, Postgres and Hive."""
+"""A missing value in files of MySQL, Postgres and Hive."""
 FRONT = 1 << 20  # characters of a streamed file that decide on its layout
-LONGEST_FRONT = 1 << 26  # where a quoted field takes most of it
+LONGEST_FRONT = 1 << 26  # if a quoted field takes most of it
 _OPEN_QUOTE = "a double quote opens a field and is not closed up to the end of the file"
 _OPEN_BACKSLASH = "a backslash at the end of the file"
 _RULE = re.compile(r"\s*(:?-{3,}:?)?\s*")
@@ -46,7 +46,7 @@ csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, refuses long documents
 
 @dataclass(frozen=True)
 class Layout:
-    """How the fields of a file are written, and what they are called."""
+    """How the fields of a file are written, and their names."""
 
     delimiter: str
     names: tuple[str, ...]
@@ -55,9 +55,9 @@ class Layout:
     start: int = 0
     """Lines before the first row: Excel's `sep=;`, blank lines, the header."""
     header: tuple[str, ...] | None = None
-    """The header as it is in the file; None where there is none."""
+    """The header as written in the file; None for a file without a header."""
     drops_headers: bool = False
-    """Whether a row that is the header is none: files were put together. In one column it may be text, as it may in rows to predict."""
+    """Whether rows that repeat the header are dropped, as in joined files. In a single column, or in rows to predict, they may be text."""
     strip_blanks: bool = False
     """Whether blanks follow the delimiters."""
     notes: tuple[str, ...] = ()
@@ -65,19 +65,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a file: its fields, or why it is none."""
+    """One row of a file: its fields, or the problem with it."""
 
     line: int
     fields: list[str]
     problem: str | None = None
     is_broken: bool = False
-    """Whether quotes cannot be read, so that it is unclear where rows begin."""
+    """Whether the quotes cannot be parsed, so that the starts of rows are unclear."""
     is_no_text: bool = False
-    """Whether it has bytes that cannot be decoded, which says nothing about the layout of the file."""
+    """Whether it has bytes that cannot be decoded, which say nothing about the layout of the file."""
 
 
 def _lines(path: Path, data: DataConfig) -> Iterator[str]:
-    """Yield the lines of a file, those that are no text too where the config leaves such rows out."""
+    """Yield the lines of a file; lines that are not text only with `data.on_bad_row=skip`."""
     return lines(path, data.encoding, data.streaming, keeps_damage=data.on_bad_row == "skip")
 
 
@@ -88,9 +88,9 @@ class _Text:
     path: Path
     data: DataConfig
     front: tuple[str, ...] | None = None
-    """Of a stream, the lines at its front; None is all of the file."""
+    """The lines at the front of a stream; None for the whole file."""
     is_cut: bool = False
-    """Whether the file goes on behind `front`."""
+    """Whether the file has more lines after `front`."""
 
     def lines(self) -> Iterator[str]:
         return _lines(self.path, self.data) if self.front is None else iter(self.front)
@@ -108,7 +108,7 @@ class _Text:
 
 
 def detect_layout(path: Path, data: DataConfig, configured: list[str], is_to_predict: bool = False) -> Layout:
-    """Return how a file is laid out; `wanted` are the columns that the config names. Raises UserError where it cannot be read so."""
+    """Return the layout of a file; `configured` are the columns that the config names. Raises UserError if no layout fits."""
     layout = _read_header(path, data, configured)
     text = _read_front(path, data, layout) if data.streaming else _Text(path, data)
     if data.column_names is None and _has_row_names(text, layout):
@@ -120,7 +120,7 @@ def detect_layout(path: Path, data: DataConfig, configured: list[str], is_to_pre
 
 
 def _read_front(path: Path, data: DataConfig, layout: Layout) -> _Text:
-    """Return the front of a file that is streamed. Raises UserError for a quote that is not closed in `LONGEST_FRONT` characters."""
+    """Return the front of a streamed file. Raises UserError for a quote that is not closed in `LONGEST_FRONT` characters."""
     size = FRONT
     while (text := _Text.of_front(path, data, size)).is_cut and (line := _find_long_field(text, layout)):
         if size >= LONGEST_FRONT:
@@ -132,13 +132,13 @@ def _read_front(path: Path, data: DataConfig, layout: Layout) -> _Text:
 
 
 def _find_long_field(text: _Text, layout: Layout) -> int:
-    """Return the line of a row that begins in the first half of a file's front and goes on behind it; 0 where there is none."""
+    """Return the line of a row that begins in the first half of a file's front and ends after it; 0 if no row does."""
     sizes, line = [len(row) for row in text.lines()], _try(text, layout).open_line
     return line if 2 * sum(sizes[: max(line - 1, 0)]) < sum(sizes) else 0
 
 
 def _has_row_names(text: _Text, layout: Layout) -> bool:
-    """Return whether each row has a field more than the header, and the first fields count the rows, from 0 or 1."""
+    """Return whether each row has one field more than the header, and the first fields count the rows, from 0 or 1."""
     first = None
     for number, (_, _, fields, error) in enumerate(row for row in _rows(text, layout) if row[2] or row[3]):
         if error is not None or len(fields) != len(layout.names) + 1 or not fields[0].isdecimal():
@@ -177,7 +177,7 @@ def _detect_quoting(text: _Text, layout: Layout, configured: list[str]) -> Layou
 def _require_one_reading(text: _Text, layout: Layout) -> list[str]:
     """Return a note on backslashes at the ends of fields, which Spark would have doubled.
 
-    Raises UserError where a file has other rows, all of them whole, if a backslash before a quote means a quote.
+    Raises UserError if reading a backslash before a quote as a quote gives other rows without a problem.
     """
     other = replace(layout, quoting="backslash_quotes")
     if _try(text, other).problems:
@@ -196,7 +196,7 @@ def _require_one_reading(text: _Text, layout: Layout) -> list[str]:
 
 
 def _advice(text: _Text, layout: Layout) -> str:
-    """Return what to do about quotes that cannot be read. Only what works is advised."""
+    """Return advice on quotes that cannot be parsed. It suggests a setting only if that works."""
     plain = _try(text, replace(layout, quoting="plain"))
     if not plain.problems and not plain.enclosed:
         return "; double quotes are plain characters in this file: set data.quotes=false."
@@ -205,14 +205,14 @@ def _advice(text: _Text, layout: Layout) -> str:
 
 @dataclass
 class _Trial:
-    """What reading a file, or its front, in one way showed."""
+    """The result of reading a file, or its front, with one layout."""
 
     rows: int = 0
     problems: int = 0
     first: Record = Record(0, [])
     """The first row with a problem."""
     repeated: int = 0
-    """Headers between the rows."""
+    """Repeated headers between the rows."""
     gaps: int = 0
     """Fields that hold `\\N`."""
     enclosed: frozenset[int] = frozenset()
@@ -220,7 +220,7 @@ class _Trial:
     apostrophes: frozenset[int] = frozenset()
     """Columns whose values all begin and end with an apostrophe."""
     open_line: int = 0
-    """Where the row begins that goes on behind the file's front; 0 where there is none."""
+    """The first line of the row that ends after the file's front; 0 if no row does."""
 
 
 def _try(text: _Text, layout: Layout) -> _Trial:
@@ -254,7 +254,7 @@ def _is_enclosed(field: str, quote: str = '"') -> bool:
 
 
 def _describe(path: Path, layout: Layout, trial: _Trial, configured: list[str]) -> Iterator[str]:
-    """Yield notes on a file that was read. Raises UserError where quotes would become part of the values."""
+    """Yield notes on a file that was read. Raises UserError if quotes would become part of the values."""
     for i in sorted(trial.enclosed):
         if layout.names[i] in configured and layout.quoting == "plain":
             raise UserError(
@@ -273,7 +273,7 @@ def _describe(path: Path, layout: Layout, trial: _Trial, configured: list[str]) 
 
 
 def _read_header(path: Path, data: DataConfig, configured: list[str]) -> Layout:
-    """Return the layout as the config, the file's ending and its first line have it. Raises UserError for repeated names."""
+    """Return the layout by the config, the file's ending and its first line. Raises UserError for repeated names."""
     delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if ending(path) in (".tsv", ".tab") else ",")
     quoting, start, notes = "quotes" if data.quotes else "plain", 0, []
     front = list(islice(_lines(path, data), 200))
@@ -333,7 +333,7 @@ def _read_header(path: Path, data: DataConfig, configured: list[str]) -> Layout:
 
 
 def _fits(front: list[str], start: int, delimiter: str, quoting: str, data: DataConfig, configured: list[str]) -> bool:
-    """Return whether the header, split so, has the columns of the config; without a header, whether the first rows have as many fields."""
+    """Return whether `delimiter` gives a header with the config's columns; without a header, whether the first rows have as many fields."""
     if data.column_names is None:
         fields = _split(front, start, delimiter, quoting)[0]
         return set(configured) <= {name.strip(BLANKS) for name in fields} | set(fields)
@@ -347,7 +347,7 @@ def _fits(front: list[str], start: int, delimiter: str, quoting: str, data: Data
 
 
 def _split(front: list[str], start: int, delimiter: str, quoting: str) -> tuple[list[str], int]:
-    """Return the fields of the row that begins at a line, and how many lines it takes."""
+    """Return the fields of the row that begins at line `start`, and its number of lines."""
     mode: Any = csv.QUOTE_NONE if quoting == "plain" else csv.QUOTE_MINIMAL
     reader = csv.reader(iter(front[start:]), delimiter=delimiter, quoting=mode, skipinitialspace=False)
     try:
@@ -361,7 +361,7 @@ def _split(front: list[str], start: int, delimiter: str, quoting: str) -> tuple[
 
 
 def read_records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
-    """Yield the rows of a file with as many fields as it has columns; a row that has others has a problem."""
+    """Yield the rows of a file. A row whose number of fields is not the number of columns has a problem."""
     for record in _records(_Text(path, data), layout):
         if record.problem is None and layout.drops_headers and tuple(record.fields) == layout.header:
             continue
@@ -375,7 +375,7 @@ def _records(text: _Text, layout: Layout) -> Iterator[Record]:
         if error is not None:
             yield Record(line, [], error, is_broken="carriage return" not in error)
             continue
-        if layout.header and fields and fields[0] == f"\ufeff{layout.header[0]}":  # of a file that was put behind another
+        if layout.header and fields and fields[0] == f"\ufeff{layout.header[0]}":  # of a file that was appended to another
             fields[0] = layout.header[0]
         if not fields or (width > 1 and len(fields) == 1 and not fields[0].strip()):  # a blank line is no row
             continue
@@ -405,7 +405,7 @@ def _records(text: _Text, layout: Layout) -> Iterator[Record]:
 
 
 def _rows(text: _Text, layout: Layout) -> Iterator[tuple[int, int, list[str], str | None]]:
-    """Yield (first line, lines, fields, what is wrong) of each row behind the header, blank lines among them."""
+    """Yield (first line, number of lines, fields, problem) of each row after the header, including blank lines."""
     source: Iterator[str] = islice(text.lines(), layout.start, None)
     if layout.quoting == "backslashes":
         yield from _escaped_rows(source, layout)
@@ -437,7 +437,7 @@ _BACKSLASHES = re.compile(r'(\\+)"')
 
 
 def _double_quotes(line: str) -> str:
-    r"""Return a line with `""` for `\"`; backslashes before a quote are halved, and others stay as they are (as Spark writes them)."""
+    r"""Return a line with `""` for `\"`; backslashes before a quote are halved, and others stay (as Spark writes them)."""
     if '\\"' not in line:
         return line
 
@@ -449,7 +449,7 @@ def _double_quotes(line: str) -> str:
 
 
 def _escaped_rows(source: Iterator[str], layout: Layout) -> Iterator[tuple[int, int, list[str], str | None]]:
-    """Yield what `_rows` does of a file in which a backslash takes the meaning of the separator or line end behind it."""
+    """Yield the rows, as `_rows` does, of a file in which a backslash escapes the separator or line end after it."""
     line, first, row = layout.start, layout.start + 1, ""
     for text in source:
         line += 1
@@ -476,7 +476,7 @@ _UNKNOWN_ESCAPE = re.compile(r"""(?<!\\)(?:\\\\)*\\([^\\ntrbfvZN0"'\r\n])""")
 
 
 def _ends_open(text: str) -> bool:
-    """Return whether a text ends with a backslash that is not itself escaped."""
+    """Return whether a text ends with an unescaped backslash."""
     return (len(text) - len(text.rstrip("\\"))) % 2 == 1
 
 

@@ -1,4 +1,4 @@
-"""Whole documents with the tokenizer's special tokens, long ones cut to blocks."""
+"""Encode documents with the tokenizer's special tokens. Long documents are cut to blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_lightning.data.labels import Labels
 
 
 class Encoder(Encoding):
-    """A document to one sequence or several."""
+    """Encodes a document as one or several sequences."""
 
     def __init__(self, tokenizer: Any, data: DataConfig, labels: Labels | None = None) -> None:
         super().__init__(tokenizer, data, labels)

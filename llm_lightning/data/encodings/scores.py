@@ -1,4 +1,4 @@
-"""Texts, or pairs of texts, with a number each."""
+"""Encode texts, or pairs of texts, with a number each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_lightning.data.rows import Rows
 
 
 class Encoder(texts.Encoder):
-    """A text and its score."""
+    """Encodes a text and its score."""
 
     one_label = False
 

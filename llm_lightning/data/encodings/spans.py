@@ -1,7 +1,7 @@
-"""A question and the text that may hold its answer, which long texts are cut to overlapping windows for.
+"""Encode a question and the text that may hold its answer. Long texts are cut to overlapping windows.
 
-A window's target is the first and the last token of the answer where the whole of it lies inside, else the first token of the
-window twice: no answer here (Devlin et al. 2019, section 4.3).
+A window's target is the first and the last token of the answer if it lies completely inside, else the first token of the window twice:
+no answer here (Devlin et al. 2019, section 4.3).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ SEVERAL = "there are several different answers; the first that is whole in a win
 
 @dataclass(frozen=True)
 class Window:
-    """One sequence of a question: its tokens, and where those of the context lie in it, in characters (None elsewhere)."""
+    """One sequence of a question: its tokens, and the characters of the context that each covers (None for other tokens)."""
 
     tokens: list[int]
     spans: list[tuple[int, int] | None]
     second: int
-    """Where the context begins, in tokens."""
+    """The start of the context, in tokens."""
 
 
 class Encoder(Encoding):
-    """A question with its context to one window or several."""
+    """Encodes a question with its context as one or several windows."""
 
     needs_offsets = True
     extra_columns = ("answer_start", "answer_starts", "is_impossible")
@@ -81,7 +81,7 @@ class Encoder(Encoding):
         return sequences
 
     def windows(self, batch: list[Example]) -> list[list[Window]]:
-        """Each example's windows, in their order."""
+        """Return each example's windows, in order."""
         encoded = self.tokenizer(
             [example.text for example in batch],
             [example.text_pair for example in batch],
@@ -100,9 +100,9 @@ class Encoder(Encoding):
 
 
 def cover(windows: list[Window], answer: Answer) -> list[list[int] | None]:
-    """Return for each window of a question [first token, last token] of an answer, None where it is not whole there.
+    """Return for each window of a question [first token, last token] of an answer; None for a window without the whole answer.
 
-    What the tokenizer drops (invisible characters, accents) lies in no token: the answer's tokens are those that any window has of it.
+    Characters that the tokenizer drops (invisible ones, accents) lie in no token: the answer's tokens are those of the fullest window.
     """
     start, end = answer[0], answer[0] + len(answer[1])
     places = [[i for i, span in enumerate(w.spans) if span is not None and span[1] > start and span[0] < end] for w in windows]
@@ -119,8 +119,7 @@ def cover(windows: list[Window], answer: Answer) -> list[list[int] | None]:
 def targets(windows: list[Window], answers: list[Answer]) -> list[list[int]]:
     """Return for each window of a question [first token, last token] of the first answer that is whole in a window.
 
-    [0, 0] stands for windows without it, and for all windows of a question without an answer. Raises BadRow where no answer is whole in
-    a window.
+    Windows without it, and all windows of a question without an answer, get [0, 0]. Raises BadRow if no answer is whole in a window.
     """
     for answer in answers:
         places = cover(windows, answer)

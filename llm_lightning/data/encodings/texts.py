@@ -1,4 +1,4 @@
-"""One sequence a text or pair of texts, cut at `data.block_size`, with one target."""
+"""Encode a text, or a pair of texts, as one sequence, cut at `data.block_size`, with one target."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_lightning.errors import join_names
 
 
 class Encoder(Encoding):
-    """A text and its class."""
+    """Encodes a text and its class."""
 
     one_label = True
 
@@ -32,7 +32,7 @@ class Encoder(Encoding):
         return self._text(text), self._pair(pair), None if self.labels is None else self.label(self.labels, value)
 
     def label(self, classes: Labels, value: Any) -> Any:
-        """The target that a value stands for. Raises BadRow where it stands for none."""
+        """Return the target for a value. Raises BadRow for a value without one."""
         return index(classes, self.data.columns.label, value)
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
@@ -62,7 +62,7 @@ class Encoder(Encoding):
 
 
 def index(classes: Labels, column: str | None, value: Any) -> int:
-    """The class that a value stands for. Raises BadRow where it stands for none."""
+    """Return the index of a value's class. Raises BadRow for a value without a class."""
     if not canonical(value):
         raise BadRow(f"column '{column}' is empty")
     class_index = classes.index(value)
@@ -72,7 +72,7 @@ def index(classes: Labels, column: str | None, value: Any) -> int:
 
 
 def _second(encoded: Any, i: int) -> int:
-    """Return the index of the first token of the second text of sequence i: where token type 1 begins."""
+    """Return the index of the first token of the second text of sequence i: the start of token type 1."""
     if encoded.is_fast:
         return next((place for place, part in enumerate(encoded.sequence_ids(i)) if part == 1), len(encoded["input_ids"][i]))
     special = encoded["special_tokens_mask"][

@@ -1,7 +1,7 @@
-"""Sentences of words with a tag each; the first token of a word carries its tag.
+"""Encode sentences of words with a tag each. The first token of a word carries its tag.
 
-Words are joined by blanks and tokenised as the text that they are, so that every tokenizer sees what it was trained on; a token
-belongs to the word that its last character lies in.
+Words are joined by blanks and tokenised as text, so that every tokenizer reads the kind of text that it was trained on. A token belongs
+to the word that its last character lies in.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ NO_WORD_TOKEN = "a word has no token (it is blank, or the tokenizer drops its ch
 
 
 class Encoder(documents.Encoder):
-    """A sentence to one sequence, or, where it is longer than a block, to several that are cut between words.
+    """Encodes a sentence as one sequence, or, if it is longer than a block, as several that are cut between words.
 
-    Without labels the target of a word is its number, which says what a prediction is of.
+    Without labels the target of a word is its number, which assigns a prediction to its word.
     """
 
     needs_offsets = True
@@ -92,7 +92,7 @@ class Encoder(documents.Encoder):
 
 
 def first_tokens(words: list[str], offsets: list[tuple[int, int]]) -> dict[int, int]:
-    """Word -> its first token, for words joined by blanks; a word that no token ends in is missing."""
+    """Return {word: its first token} for words joined by blanks. A word that no token ends in is missing."""
     bounds = np.array(list(accumulate((len(word) + 1 for word in words), initial=0)))
     first: dict[int, int] = {}
     for token, (start, end) in enumerate(offsets):
@@ -103,7 +103,7 @@ def first_tokens(words: list[str], offsets: list[tuple[int, int]]) -> dict[int, 
 
 
 def _cuts(firsts: list[int], length: int, room: int) -> list[tuple[int, int]]:
-    """Bounds of as few pieces of at most `room` tokens as begin with a word; a word that is longer is a piece of its own."""
+    """Return the bounds of the fewest pieces of at most `room` tokens that begin with a word. A longer word is a piece of its own."""
     cuts, start = [], 0
     ends = [*firsts[1:], length] if firsts else []
     for begin, end in zip(firsts, ends, strict=True):
@@ -114,13 +114,13 @@ def _cuts(firsts: list[int], length: int, room: int) -> list[tuple[int, int]]:
 
 
 def _complete(tags: set[str], data: DataConfig) -> set[str]:
-    """Return the tags with those that their scheme has beside them; names in data.labels say by themselves which there are."""
+    """Return the tags with the other tags of their scheme. Names in data.labels are complete already."""
     scheme = recognize(tags, data.tags) if data.labels is None else None
     return tags if scheme is None else scheme.complete(tags)
 
 
 def _require_sentences(data: DataConfig, train: Rows) -> None:
-    """Raise UserError where rows are no sentences with a tag for each word: spans of characters, or a word a row."""
+    """Raise UserError if rows are not sentences with a tag for each word: spans of characters, or a word a row."""
     column = str(data.columns.label)
     is_one_tag = len(train) > 1
     for row, raw in enumerate(train.table[column]):
