@@ -245,7 +245,7 @@ def _map_file(file: Path) -> np.ndarray:
 
 
 def _announce(facts: Facts, split: str, data: DataConfig) -> None:
-    """Log what was left out or cut: no row is dropped silently, also when the split comes from the cache."""
+    """Log the rows and texts that were left out or cut: none is dropped silently, also when the split comes from the cache."""
     if facts.skipped:
         first_rows = "; ".join(facts.skipped_first)
         log.warning(

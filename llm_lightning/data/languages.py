@@ -41,7 +41,7 @@ def language_id(tokenizer: Any, code: str) -> int:
 def set_languages(tokenizer: Any, languages: LanguagesConfig) -> None:
     """Make a tokenizer mark sources and targets with these languages.
 
-    Languages that are not configured default to those that the tokenizer was saved with, if it names its target. Raises UserError if a
+    Without configured languages the tokenizer keeps the ones that it was saved with, if it names its target. Raises UserError if a
     multilingual tokenizer has no languages, if they are configured for a monolingual one, and for unknown or ambiguous codes.
     """
     configured = {side: code for side, code in vars(languages).items() if code is not None}

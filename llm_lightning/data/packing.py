@@ -45,7 +45,7 @@ class Patterns:
         )
 
     def fill(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return (order of the sequences, bounds of the rows in it): rows in random order, with a random sequence of each place's length."""
+        """Return (order of the sequences, bounds of the rows in it): rows in random order, each place with a random sequence."""
         shuffled = self.by_length.copy()
         ends = np.cumsum(self.counts)
         for first, last in zip(ends - self.counts, ends, strict=True):

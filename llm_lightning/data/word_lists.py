@@ -1,4 +1,4 @@
-"""Lists of words and of tags in a row: as lists, as text that spells a list, or as text with blanks between."""
+"""Read lists of words and of tags in a row: lists, text that spells a list, or text with blanks between."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def read_items(value: Any) -> list[Any]:
 
 
 def read_tags(value: Any) -> list[Any]:
-    """Return the tags of a row. Raises BadRow for a list that cannot be read, such as one of numpy's with a gap ([0 1 ... 0]), and for
-    the tag -100.
+    """Return the tags of a row.
+
+    Raises BadRow for a list that cannot be read, such as an abridged one of numpy's ([0 1 ... 0]), and for the tag -100.
     """
     tags = read_items(value)
     if -100 in tags or "-100" in tags:

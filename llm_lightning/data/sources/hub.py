@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, by name; with data.dir, a local copy in files instead."""
+"""Load data sets of the Hugging Face hub by name; with data.dir, a local copy in files instead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llm_lightning.errors import UserError, join_names, nearest
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """Rows of every split that the data set has (or that data.train, data.validation and data.test name)."""
+    """Return the rows of every split that the data set has (or that data.train, data.validation and data.test name)."""
     if data.dir is not None:
         return files.load(data, cache_dir, extra_columns)
     loaded = _download(data)
@@ -41,9 +41,9 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
 
 
 def _rows(data: DataConfig, table: datasets.Dataset, name: str, extra_columns: tuple[str, ...], cache_dir: Path) -> Rows:
-    """Return a split with all its columns; a note names those that are not used.
+    """Return a split with all its columns; a note names the unused columns.
 
-    The fingerprint says which data set it is: that of `datasets` holds the times of its own cache files.
+    The fingerprint identifies the data set, as that of `datasets` contains the times of its own cache files.
     """
     info = table.info
     inner = {name.partition(".")[0] for name in files.used_columns(data, [], ()) if name not in table.column_names}

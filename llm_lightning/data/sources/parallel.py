@@ -1,4 +1,4 @@
-"""Parallel text: two files with a sentence a line, named after their languages (train.en and train.de)."""
+"""Load parallel text: two files with a sentence a line, named after their languages (train.en and train.de)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_lightning.errors import UserError
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """Pairs of every split. `data.columns.text` and `data.columns.label` are the endings, data.train and so on the names before them."""
+    """Return pairs of every split. `data.columns.text` and `data.columns.label` are the endings, data.train etc. the names before them."""
     splits = {}
     for split, stems in SPLITS.items():
         configured_name = getattr(data, split)
