@@ -27,7 +27,7 @@ from llm_lightning.data.word_lists import read_tags
 from llm_lightning.errors import UserError, join_names
 
 FORMAT = 1  # of the converted tags in the cache
-FRONT = 10_000  # rows in which the first bracket has to be
+FRONT = 10_000  # rows; the first bracket has to be among them
 TREES = 2
 """Number of nested spans for each outermost span, above which a column holds trees and not spans."""
 PLACEHOLDERS = frozenset(("*", "-", "_", "O"))
@@ -197,7 +197,7 @@ def _list_tags(rows: Rows, column: str) -> set[str]:
             if problem is None:
                 try:
                     tags |= set(_read_tags(value, names))
-                except BadRow:  # which is reported, or counted, when the row is read
+                except BadRow:  # reported, or counted, when the row is read
                     continue
         if not any(tag[:1] == "(" for tag in tags):
             break

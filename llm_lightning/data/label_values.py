@@ -65,7 +65,7 @@ def fold(text: str) -> str:
     These are case (I and İ are the other case of the Turkish ı and i), blanks and invisible characters, the composition of characters,
     and the notation of numbers (01, +1, 1.50).
     """
-    if len(text) < 16 and (number := parse_number(text)) is not None:  # longer ones are numbers of accounts or the like
+    if len(text) < 16 and (number := parse_number(text)) is not None:  # longer texts are account numbers or the like
         return repr(number + 0.0)  # -0 is 0
     folded = unicodedata.normalize("NFKC", text).casefold().replace("i\u0307", "i").replace("\u0131", "i")
     return "".join(character for character in folded if not (is_invisible(character) or character in "\ufe0e\ufe0f"))

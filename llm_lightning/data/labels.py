@@ -48,7 +48,7 @@ class Labels:
     @cached_property
     def _indices(self) -> dict[str, int]:
         """The class index of each value and name, built once. It is not a field, so that `repr`, a part of cache keys, does not change."""
-        indices = {name: i for i, name in reversed(list(enumerate(self.names)))}  # of equal ones the first counts
+        indices = {name: i for i, name in reversed(list(enumerate(self.names)))}  # of equal names the first counts
         indices |= {value: i for i, value in reversed(list(enumerate(self.values)))} | dict(self.spellings)
         if _is_boolean(self.values):
             place = {truth(value): i for i, value in enumerate(self.values)}
@@ -115,7 +115,7 @@ def count_labels(rows: Rows, column: str, several: Callable[[Any], Iterable[Any]
         padded += count if several is None and isinstance(value, str) and value != strip_invisible(value) else 0
         try:
             names = several(value) if several else [value]
-        except BadRow:  # which is reported, or counted, when the row is read
+        except BadRow:  # reported, or counted, when the row is read
             continue
         for name in names:
             counts[canonical(name)] += count

@@ -202,7 +202,7 @@ def detect_format(path: Path, encoding: str | None = None, is_stream: bool = Fal
             return Format(encoding, "\n" if _has_newline(head.decode(encoding, "ignore")) else "\r", notes)
         if not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):  # whose line ends have NUL bytes
             text = head.decode(encoding, "ignore")
-            is_ascii = text == head.decode("ascii")  # and not ISO-2022, HZ or UTF-7, which write all characters by bytes of ASCII
+            is_ascii = text == head.decode("ascii")  # not ISO-2022, HZ or UTF-7, which write all characters in ASCII bytes
             return Format(
                 encoding,
                 "\n" if _has_newline(text) else "\r",

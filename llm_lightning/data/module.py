@@ -111,7 +111,7 @@ def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> Tok
     for split, part in loaded.items():
         for note in part.notes:
             log.warning("%s: %s", split, note)
-    labels = encoder.find_labels(data, loaded["train"])  # before a part is cut off, which may have all rows of a rare label
+    labels = encoder.find_labels(data, loaded["train"])  # before the validation cut, which may take all rows of a rare label
     if labels is not None:
         loaded = drop_unlabelled(loaded, data, encoder)
     rows = splits.with_validation(loaded, data, encoder.one_label)
@@ -196,7 +196,7 @@ class DataModule(lightning.LightningDataModule):
         if self._reader_count not in (None, count):
             raise UserError(
                 f"data.streaming: the state was saved by {self._reader_count} readers (devices × data.workers), and there are "
-                f"{count} now; go on with as many."
+                f"{count} now; use as many again."
             )
         self._reader_count = count
         encoder = type(self.text.encoding)(self.text.tokenizer, self.config.data)

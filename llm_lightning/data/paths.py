@@ -235,7 +235,7 @@ def _files_of(split: str, folder: Path, endings: tuple[str, ...]) -> list[Path]:
 
 
 def _are_parts(files: list[Path]) -> bool:
-    """Return whether files of one folder and kind are parts of a split: their names differ only in numbers, or the folder names the split."""
+    """Return whether files are parts of a split, in one folder and of one kind: named alike but for numbers, or in the split's folder."""
     if len({(path.parent, ending(path)) for path in files}) > 1:
         return False
     alike = len({re.sub(r"\d+", "#", stem(path)) for path in files}) == 1

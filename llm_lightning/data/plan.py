@@ -179,7 +179,7 @@ def deal(sizes: np.ndarray, spec: BatchConfig, rank: int = 0, world: int = 1) ->
     largest, smallest = int(sizes.max()), int(sizes.min())
     keys = largest - sizes
     if largest - smallest < np.iinfo(np.uint16).max:
-        keys = keys.astype(np.uint16)  # which NumPy sorts by radix, five times as fast
+        keys = keys.astype(np.uint16)  # NumPy sorts uint16 by radix, five times as fast
     longest_first = np.argsort(keys, kind="stable")
     runs = _runs_of_micro_batches(keys.take(longest_first), largest, spec, world)
     rank_runs = [(int(start[rank]), int(rows[rank]), int(count[rank])) for start, rows, count in runs]

@@ -84,7 +84,7 @@ def open_stream(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
     name = str(data.name or data.train or data.dir)
     if data.source == "hub" and data.dir is None:
         return _open_hub(data, name)
-    data = replace(data, columns=replace(data.columns, text_pair=None, label=None, sentence=None))  # which are not read
+    data = replace(data, columns=replace(data.columns, text_pair=None, label=None, sentence=None))  # a stream has only text
     files, paths = _open_files(data, "train"), _list_files(data)["train"]
     fingerprint = xxhash.xxh3_128_hexdigest(repr((FORMAT, [path.stat().st_size for path in paths])).encode())
     rows = {}
@@ -298,7 +298,7 @@ class Reader:
             if self._texts is None:
                 self._texts = (row[self.stream.column] for row in _check(self.documents, self.stream))
             texts = list(islice(self._texts, DOCUMENTS_AT_ONCE))
-            self.state.documents = self.documents.state_dict()  # before it has read, `datasets` 5.2 forgets where it was to start
+            self.state.documents = self.documents.state_dict()  # taken after reading: before, `datasets` 5.2 forgets a loaded start
             if not texts:
                 if restarted_in == self.state.epoch and not self.state.pool:
                     raise UserError(

@@ -253,11 +253,11 @@ class Transitions:
         inside_begins = self.count("O", "I") + self.count("BIES", "I", (0,)) + self.count("ES", "I", (1,))
         if name == "iob2":
             return inside_begins
-        if name == "iob1":  # B only where it parts two spans of a type
+        if name == "iob1":  # B only between two spans of a type
             return self.count("O", "B") + self.count("BIES", "B", (0,))
         if name == "ioe2":  # I is followed by I or E
             return self.count("I", "OBS") + self.count("I", "IE", (0,))
-        if name == "ioe1":  # E only where it parts two spans of a type
+        if name == "ioe1":  # E only between two spans of a type
             return self.count("E", "OBS") + self.count("E", "IE", (0,))
         if name == "io":
             return 0

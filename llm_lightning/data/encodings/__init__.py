@@ -74,7 +74,7 @@ class Encoding:
                 )
             return
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._backend.no_truncation()  # which many checkpoints bring along, and which would drop the rest of a document
+        self._backend.no_truncation()  # many checkpoints set truncation, which would drop the rest of a document
         self._backend.no_padding()
 
     @staticmethod

@@ -183,7 +183,7 @@ def _survey(path: Path, data: DataConfig, kind: str, is_to_predict: bool = False
             nested.update({name: None for name in inner if isinstance(take(value, name), list | dict)})
     for name in inner:
         if name in columns:
-            columns.pop(name.partition(".")[0], None)  # of which a part is used
+            columns.pop(name.partition(".")[0], None)  # only a part of this object is used
     if columns:
         require_columns(str(path), data, list(columns))
     return Survey(list(columns), list(nested), notes, items=items)

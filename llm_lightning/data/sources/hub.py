@@ -81,5 +81,5 @@ def _download(data: DataConfig) -> datasets.DatasetDict:
             f"Without a connection, give a local copy: data.dir=<folder with train.csv, validation.csv, …>, "
             f"or data=files data.train=<file>."
         ) from error
-    except ValueError as error:  # an unknown configuration, which the message lists
+    except ValueError as error:  # an unknown configuration; the message lists the known ones
         raise UserError(f"data.name={data.name} data.config={data.config}: {error}") from error
