@@ -152,7 +152,7 @@ class ChatTemplate:
         return Rendered(text, answers, tuple(notes))
 
     def _turn(self, messages: list[Message], i: int, tools: Any, text: str, lower: int) -> Span:
-        """Return the span in the text of message i, the assistant's, with the end of its turn."""
+        """Return the span of message i, the assistant's, in the text, with the end of its turn."""
         try:  # an empty conversation, before a first message, has no generation prompt in many templates
             before = self._render(messages[:i], tools, prompt=True)[0] if i else None
             behind = text if i == len(messages) - 1 else self._render(messages[: i + 1], tools)[0]

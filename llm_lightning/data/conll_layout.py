@@ -398,7 +398,7 @@ def _sample(survey: Survey, column: int) -> str:
 
 
 def _tags_of_hashtags(survey: Survey, tags: int) -> set[str]:
-    """Return the tags of words that begin with #, which no other word may have. Without tabs, only tags of two different words count."""
+    """Return the tags of words that begin with #; other words may lack them. Without tabs, only tags of two different words count."""
     words: dict[str, set[str]] = {}
     for fields in survey.hashtags:
         if len(fields) == survey.columns:

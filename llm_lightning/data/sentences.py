@@ -27,7 +27,7 @@ NAMES = ("sentence #", "sentence_id", "sent_id", "sentence", "sentence_idx", "se
 
 
 def group(rows: Rows, data: DataConfig, cache_dir: Path) -> Rows:
-    """Group the rows of a split to a row a sentence, from the cache if it was done before. A sentence with a malformed row is malformed.
+    """Group the rows of a split into a row for each sentence, from the cache if possible. One malformed row makes a sentence malformed.
 
     Raises UserError if the first row has no sentence, or if a sentence continues after another one.
     """

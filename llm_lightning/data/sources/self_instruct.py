@@ -17,7 +17,7 @@ TYPES = {"instruction": "string", "input": "string", "output": "string", LINE: "
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """Return a row an instance: instruction, input, output."""
+    """Return a row for each instance: instruction, input, output."""
     return {
         split: concatenate([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, (".jsonl",)).items()
     }
