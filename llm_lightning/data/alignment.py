@@ -1,4 +1,4 @@
-"""Give the files of one split the same columns with the same types, by what their values mean."""
+"""Give the files of one split the same columns with the same types, by the meaning of their values."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from llm_lightning.data.rows import Rows
 from llm_lightning.data.tables import generate_table
 from llm_lightning.errors import UserError, join_names
 
-MANY = 50  # different values; a column with more is text and no label
+MANY = 50  # different values; a column with more holds text, not labels
 
 
 def align(parts: list[Rows], labels: list[str], cache_dir: Path) -> list[Rows]:
-    """Return the parts with equal columns and types, so that they can be one table; `labels` are the columns of labels.
+    """Return the parts with equal columns and types, so that they form one table; `labels` are the columns of labels.
 
-    A column that a part lacks is empty there. Where types differ, labels become text, as csv and json files have them (classes of a data
-    set their names, or their numbers where the other files have numbers); other values stay what they are, as JSON. Raises UserError
-    where labels are numbers in one file and words in another: nothing says which word a number is.
+    A column that a part lacks is empty there. If types differ, labels become text, as in csv and json files (classes of a data set become
+    their names, or their numbers if the other files have numbers), and other values become JSON. Raises UserError if labels are numbers
+    in one file and words in another, as no file maps numbers to words.
     """
     if all(part.table.features == parts[0].table.features for part in parts):
         return parts
@@ -50,7 +50,7 @@ def _common_type(name: str, parts: list[Rows], is_label: bool) -> Any:
 
 
 def _require_same_labels(name: str, parts: list[Rows]) -> None:
-    """Raise UserError where one file has numbers for labels, without names, and another words."""
+    """Raise UserError if one file has unnamed numbers as labels, and another has words."""
     numbers: tuple[Rows, list[str]] | None = None
     words: tuple[Rows, list[str]] | None = None
     for part in parts:

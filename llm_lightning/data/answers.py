@@ -1,6 +1,6 @@
-"""The answers of a question in the shapes that files have them in, as places in its context.
+"""Read the answers of a question, in any shape that files use, as places in its context.
 
-Characters at the edges of an answer that nobody reads (blanks, line ends, zero-width characters, direction marks) are no part of it.
+Invisible characters at the edges of an answer (blanks, line ends, zero-width characters, direction marks) are not part of it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from llm_lightning.data.label_values import is_invisible, truth
 from llm_lightning.data.literals import parse_structure
 
 Answer = tuple[int, str]
-"""Where it begins in the context, in characters, and its text without invisible characters at its edges."""
+"""The start of an answer in the context, in characters, and its text without invisible characters at the edges."""
 
 ADVICE = "a question without an answer has an empty list of answers, or is_impossible: true"
 
 
 def read_answers(value: Any, context: str, column: str | None, start: Any = None, is_impossible: Any = None) -> list[Answer]:
-    """Return the answers of a row; none where the row says that there is none.
+    """Return the answers of a row; an empty list if the row says that the question has no answer.
 
     `value` is {text: […], answer_start: […]}, a list of {text, answer_start}, one of these, a text or a list of texts; any of it may be
-    JSON or Python inside a text. `start` is the row's own column of offsets, where it has one, and `is_impossible` what it says of the
-    question. An offset may be missing, or -1, where the answer is in the context once. Raises BadRow where an answer is not where it
-    should be, or where `is_impossible` contradicts the answers.
+    JSON or Python inside a text. `start` and `is_impossible` are the values of the columns with these names, if the row has them. An
+    offset may be missing, or -1, if the answer occurs once in the context. Raises BadRow if an answer is not at its offset, or if
+    `is_impossible` contradicts the answers.
     """
     impossible = _flag(is_impossible)
     is_text = isinstance(value, str) and trim(value)[1] in context  # and no list, though it may begin with a bracket
@@ -49,7 +49,7 @@ def read_answers(value: Any, context: str, column: str | None, start: Any = None
 
 
 def is_answered(value: Any, is_impossible: Any = None) -> bool:
-    """Return whether a row says anything of its answer: that there is one, or by `is_impossible` that there is none."""
+    """Return whether a row has an answer, or says by `is_impossible` that its question has none."""
     value = parse_structure(value)
     value = value.get("text") if isinstance(value, dict) else value
     texts = value if isinstance(value, list | np.ndarray) else [value]
@@ -58,7 +58,7 @@ def is_answered(value: Any, is_impossible: Any = None) -> bool:
 
 
 def trim(text: str) -> tuple[int, str]:
-    """Return (number of characters taken away in front, text) without invisible characters at the edges."""
+    """Return (number of characters removed at the front, text without invisible characters at the edges)."""
     first, last = 0, len(text)
     while first < last and is_invisible(text[first]):
         first += 1
@@ -68,7 +68,7 @@ def trim(text: str) -> tuple[int, str]:
 
 
 def _flag(value: Any) -> bool | None:
-    """Return what `is_impossible` says, which tables have as text or as a number; None where it says nothing."""
+    """Return `is_impossible`, which tables hold as text or as a number, as a truth value; None if it is empty."""
     if value is None or value != value or str(value).strip() == "":
         return None
     flag = {"yes": True, "no": False}.get(str(value).strip().lower(), truth(value))
@@ -78,7 +78,7 @@ def _flag(value: Any) -> bool | None:
 
 
 def _pairs(value: Any, column: str | None, start: Any) -> Iterator[tuple[str, int | None]]:
-    """Yield (text, offset) of each answer as it stands in the row."""
+    """Yield (text, offset) of each answer, unchanged from the row."""
     if isinstance(value, dict):
         start = next((value[key] for key in ("answer_start", "answer_starts", "start") if value.get(key) is not None), start)
         value = value.get("text")
@@ -94,7 +94,7 @@ def _pairs(value: Any, column: str | None, start: Any) -> Iterator[tuple[str, in
 
 
 def _offsets(start: Any, count: int) -> list[int | None]:
-    """Return the offsets of as many answers. Raises BadRow where there are others than so many, or no whole numbers."""
+    """Return the offsets of `count` answers. Raises BadRow for another number of offsets, and for offsets that are not integers."""
     starts = [None] * count if start is None else start if isinstance(start, list) else [start]
     if len(starts) != count:
         raise BadRow(f"there are {count} answers and {len(starts)} offsets")
@@ -111,7 +111,7 @@ def _whole(place: Any) -> int:
 
 
 def _place(raw: str, start: int | None, context: str) -> Answer:
-    """Return where an answer is. Raises BadRow, with what may be wrong, where it is not where it should be."""
+    """Return the place of an answer. Raises BadRow, with a likely cause, if the answer is not at its offset."""
     lead, text = trim(raw)
     if start is not None and start >= 0:
         for at in (start + lead, start):  # files may have stripped the text, or the context, but not both
@@ -133,7 +133,7 @@ def _place(raw: str, start: int | None, context: str) -> Answer:
 
 
 def _unit(text: str, start: int, context: str) -> str:
-    """Return in which unit the offset would be right."""
+    """Return a clause that names the unit in which the offset would be right."""
     places, place = [], context.find(text)
     while place >= 0:
         places.append(place)
@@ -151,7 +151,7 @@ def _unit(text: str, start: int, context: str) -> str:
 
 
 def _elsewhere(text: str, context: str) -> str:
-    """Return how the answer is in the context after all: in other letters, blanks or another Unicode form."""
+    """Return a clause on how the answer differs from the context: in case, in blanks or in its Unicode form."""
     ways = {
         "in another Unicode form": lambda value: unicodedata.normalize("NFC", value),
         "with other blanks or line ends": lambda value: " ".join(value.split()),

@@ -1,8 +1,8 @@
-"""Tags written as brackets, to a tag for each word: `(PERSON*`, `*`, `*)` become B-PERSON, I-PERSON, I-PERSON.
+"""Convert tags written as brackets to a tag for each word: `(PERSON*`, `*`, `*)` become B-PERSON, I-PERSON, I-PERSON.
 
-So CoNLL-2004, 2005, 2011, 2012 and OntoNotes mark names and arguments of predicates. A bracket with a type begins a span, a closing one,
-with or without the type, ends it, and the star stands for the word. Learnt as they stand, these tags would be classes such as `*))`.
-The table of a split is rewritten once, so that whatever reads its tags reads tags of IOB2.
+CoNLL-2004, 2005, 2011, 2012 and OntoNotes mark names and arguments of predicates this way. A bracket with a type begins a span, a closing
+one, with or without the type, ends it, and the star stands for the word. Unconverted, these tags would be classes such as `*))`.
+The table of a split is rewritten once, so that every later step reads tags of IOB2.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from llm_lightning.data.label_values import canonical, is_unlabelled
 from llm_lightning.data.literals import parse_structure
 from llm_lightning.data.rows import PROBLEM, Rows
 from llm_lightning.data.tables import generate_table
-from llm_lightning.data.word_lists import listed_tags
+from llm_lightning.data.word_lists import read_tags
 from llm_lightning.errors import UserError, join_names
 
 FORMAT = 1  # of the converted tags in the cache
-FRONT = 10_000  # rows in which the first bracket has to be
+FRONT = 10_000  # rows; the first bracket has to be among them
 TREES = 2
-"""Spans inside others, for each span that is inside none, above which a column holds trees and not spans."""
+"""Number of nested spans for each outermost span, above which a column holds trees and not spans."""
 PLACEHOLDERS = frozenset(("*", "-", "_", "O"))
-"""Tags without a bracket: the word is inside the open span, or outside of all."""
+"""Tags without a bracket: the word is inside the open span, or outside all spans."""
 _TAG = re.compile(r"((?:\([^()*\s]+)*)\*?((?:[^()*\s]*\))*)")
 _MENTION = re.compile(r"\(?\d+\)?(?:\|\(?\d+\)?)*")
 """A word of coreference chains: (0, 12), (3)|(7."""
@@ -53,8 +53,10 @@ class Converted:
 
 
 def parse_tag(tag: str) -> tuple[list[str], list[str]] | None:
-    """Return the types of the spans that a word begins, the outermost first, and those that it ends, empty where the tag does not name
-    them; None for a tag that is no bracket."""
+    """Return the types of the spans that a word begins, the outermost first, and the types of the spans that it ends.
+
+    A type that the tag does not name is empty. Return None for a tag that is not a bracket.
+    """
     if tag in PLACEHOLDERS:
         return [], []
     match = _TAG.fullmatch(tag)
@@ -64,7 +66,7 @@ def parse_tag(tag: str) -> tuple[list[str], list[str]] | None:
 
 
 def is_bracketed(tags: Collection[str]) -> bool:
-    """Return whether a set of tags is written as brackets: one begins a span, and most of them can be read."""
+    """Return whether a set of tags is written as brackets: one begins a span, and most of them can be parsed."""
     parsed = [pair for tag in tags if (pair := parse_tag(tag)) is not None]
     return any(not kind.isdigit() for begun, _ in parsed for kind in begun) and 2 * len(parsed) > len(tags)
 
@@ -75,9 +77,9 @@ def list_types(tags: Collection[str]) -> set[str]:
 
 
 def convert_sentence(tags: list[str | None]) -> Converted:
-    """Return a sentence's tags in IOB2, of spans inside each other the outermost; a tag that is missing stays so.
+    """Return a sentence's tags in IOB2. Of nested spans the outermost counts. A missing tag stays missing.
 
-    Raises BadRow for brackets that do not go together, and for a tag that is no bracket.
+    Raises BadRow for brackets that do not match, and for a tag that is not a bracket.
     """
     converted: list[str | None] = []
     open_types: list[str] = []
@@ -110,9 +112,9 @@ def convert_sentence(tags: list[str | None]) -> Converted:
 
 
 def convert_brackets(splits: dict[str, Rows], data: DataConfig, cache_dir: Path) -> dict[str, Rows]:
-    """Return the splits, with tags of IOB2 where they are written as brackets; `data.tags` may say so, or rule it out.
+    """Return the splits, with brackets converted to tags of IOB2. `data.tags` may require or rule out brackets.
 
-    Raises UserError where `data.tags=brackets` and they are not, and for columns of coreference chains and of trees.
+    Raises UserError if `data.tags=brackets` and the tags are not brackets, and for columns of coreference chains and of trees.
     """
     column = str(data.columns.label)
     if data.tags not in ("auto", "brackets"):
@@ -136,7 +138,7 @@ def convert_brackets(splits: dict[str, Rows], data: DataConfig, cache_dir: Path)
 
 
 def _convert(rows: Rows, column: str, cache_dir: Path) -> Rows:
-    """Return a split with converted tags, from the cache where it was converted before. Raises UserError where they are trees."""
+    """Return a split with converted tags, from the cache if it was converted before. Raises UserError if the tags are trees."""
     types = {column: datasets.List(datasets.Value("string")), PROBLEM: "string", _SPANS: "int64", _INNER: "int64", _GAPS: "int64"}
     identity = xxhash.xxh3_128(repr(("brackets", FORMAT, rows.fingerprint, column)).encode()).hexdigest()
     table = generate_table(_convert_rows, types, cache_dir / "rows" / identity, identity, words=rows, column=column)
@@ -160,7 +162,7 @@ def _convert(rows: Rows, column: str, cache_dir: Path) -> Rows:
 
 
 def _convert_rows(words: Rows, column: str) -> Iterator[dict[str, Any]]:
-    """Yield the converted tags of each row, or why there are none."""
+    """Yield the converted tags of each row, or the problem with the row."""
     names = _list_names(words, column)
     for value, problem in _read_values(words, column):
         converted, problem = (Converted([]), problem) if problem is not None else _convert_value(value, names)
@@ -169,7 +171,7 @@ def _convert_rows(words: Rows, column: str) -> Iterator[dict[str, Any]]:
 
 
 def _convert_value(value: Any, names: list[str] | None) -> tuple[Converted, str | None]:
-    """Return (the converted tags of a row's value, None), or (no tags, what is wrong with the row)."""
+    """Return (the converted tags of a row's value, None), or (no tags, the problem with the row)."""
     try:
         tags = _read_tags(value, names)
         if is_unlabelled(parse_structure(value)):
@@ -180,14 +182,14 @@ def _convert_value(value: Any, names: list[str] | None) -> tuple[Converted, str 
 
 
 def _read_values(rows: Rows, column: str) -> Iterator[tuple[Any, str | None]]:
-    """Yield (the value of a row's tags, what is wrong with the row or None)."""
+    """Yield (the value of a row's tags, the problem with the row or None)."""
     names = [name for name in (column, PROBLEM) if name in rows.table.column_names]
     for block in rows.table.select_columns(names).iter(batch_size=1000):
         yield from zip(block[column], block.get(PROBLEM, [None] * len(block[column])), strict=True)
 
 
 def _list_tags(rows: Rows, column: str) -> set[str]:
-    """Return the different tags of a split, or of its first `FRONT` rows where these have no bracket."""
+    """Return the set of tags of a split, or of its first `FRONT` rows if these have no bracket."""
     names, tags = _list_names(rows, column), set()
     values = _read_values(rows, column)
     for part in (islice(values, FRONT), values):
@@ -195,7 +197,7 @@ def _list_tags(rows: Rows, column: str) -> set[str]:
             if problem is None:
                 try:
                     tags |= set(_read_tags(value, names))
-                except BadRow:  # which is reported, or counted, when the row is read
+                except BadRow:  # reported, or counted, when the row is read
                     continue
         if not any(tag[:1] == "(" for tag in tags):
             break
@@ -203,13 +205,13 @@ def _list_tags(rows: Rows, column: str) -> set[str]:
 
 
 def _read_tags(value: Any, names: list[str] | None) -> list[str]:
-    """Return the tags of a row as text; `names` are those of numbers. Raises BadRow for a list that cannot be read."""
-    tags = listed_tags(value)
+    """Return the tags of a row as text; `names` are the names of numbered tags. Raises BadRow for a list that cannot be read."""
+    tags = read_tags(value)
     return [canonical(tag) if names is None or not isinstance(tag, int) or tag < 0 else names[tag] for tag in tags]
 
 
 def _list_names(rows: Rows, column: str) -> list[str] | None:
-    """Return the tags by their numbers, where a data set has names for numbers."""
+    """Return the names of numbered tags; None if the data set does not name its numbers."""
     feature = rows.table.features[column]
     feature = getattr(feature, "feature", feature)
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None

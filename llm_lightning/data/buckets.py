@@ -1,7 +1,7 @@
-"""Few shapes of flat batches: a GPU then runs a step from a CUDA graph, or from a kernel that was compiled for its shape.
+"""Pad flat batches to few shapes, so that a GPU runs a step from a CUDA graph, or from a kernel compiled for its shape.
 
-A batch is filled up with sequences of padding behind its own. They have no target, and no sequence sees another: losses, gradients and
-the sequences' own dropout stay what they are.
+Sequences of padding are appended to a batch. They have no target, and no sequence attends to another: losses, gradients and the dropout
+of the real sequences do not change.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from llm_lightning.data.collate import ROUND, MicroBatch
 from llm_lightning.data.masking import IGNORED
 
 SHARE = 0.05
-"""The share of positions that filling up may cost, where a batch has more than ROUND / SHARE of them."""
+"""The largest share of padding in a batch of more than ROUND / SHARE positions."""
 SEQUENCES = 8
-"""Batches whose targets are tokens are filled up to a multiple of as many sequences."""
+"""Batches whose targets are tokens are filled up to a multiple of this number of sequences."""
 SHORTEST = 128
-"""The least bound on the longest sequence: FlashAttention takes so many queries at once, however short sequences are."""
+"""The least bound on the longest sequence: FlashAttention takes this number of queries at once, also for shorter sequences."""
 LONG = 256
-"""Tokens from which on sequences of equal length are left as they are: as dense blocks they have a faster kernel."""
+"""Length from which on sequences of equal length are not padded: as dense blocks they have a faster kernel."""
 
 
 def bucket(count: int) -> int:
@@ -40,8 +40,8 @@ def longest_bucket(length: int) -> int:
 def fill(batch: MicroBatch) -> MicroBatch:
     """Return the batch filled up to a size that few batches have, on its device.
 
-    Targets of padding are IGNORED, and the places of targets that are not there are 0. `indices` stay those of the real sequences where
-    targets belong to sequences. Translations, whose targets are a text of their own, and equal long sequences are left as they are.
+    Targets of padding are IGNORED, and their places are 0. If targets belong to sequences, `indices` stay those of the real sequences.
+    Translations, whose targets are a text of their own, and equal long sequences are returned unchanged.
     """
     tokens, sequences = len(batch.input_ids), batch.segments
     dense = batch.longest >= LONG and sequences * batch.longest == tokens == bucket(tokens)
@@ -53,8 +53,8 @@ def fill(batch: MicroBatch) -> MicroBatch:
     bounds = [batch.cu_seqlens, torch.arange(tokens + 1, tokens + fillers, dtype=torch.int32, device=batch.cu_seqlens.device)]
     targets, places = batch.targets, batch.target_places
     if places is not None:
-        wanted = bucket(max(len(places), 1))
-        targets, places = _fill(targets, wanted, IGNORED), _fill(places, wanted)
+        target_count = bucket(max(len(places), 1))
+        targets, places = _fill(targets, target_count, IGNORED), _fill(places, target_count)
     elif of_tokens:
         targets = _fill(targets, total, IGNORED)
     return replace(

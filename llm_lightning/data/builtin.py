@@ -1,9 +1,9 @@
-"""The built-in corpus: the documentation that is on every machine where this runs.
+"""Build the built-in corpus from the Python documentation that is installed on every machine where this runs.
 
-Docstrings of the Python standard library and of the packages that we depend on (and those that they depend on), and the language
-reference that ships as `pydoc_data.topics`. Sources are parsed, never imported. What repeats is left out: a document is kept when
-at least half of its five-word runs have not been seen before, so that the near-copies in which libraries abound do not cross from
-training into test data. About 20 MB of text; collecting it takes some 20 s on two cores, once for a set of package versions.
+It holds the docstrings of the Python standard library, of our dependencies and of their dependencies, and the language reference that
+ships as `pydoc_data.topics`. Sources are parsed, never imported. A document is kept if at least half of its five-word runs are new:
+libraries have many near-copies, which must not cross from training into test data. About 20 MB of text; collecting it takes some 20 s
+on two cores, once for a set of package versions.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ ROOTS = [
 ]
 SKIPPED = {"tests", "test", "testing", "_vendor", "vendor", "_vendored", "third_party", "site-packages", "idlelib", "lib2to3"}
 REPETITIVE = re.compile(r"^plotly/|^transformers/models/\w+/(modeling|modular|image_processing|video_processing)_")
-"""Generated, or copied from model to model: half of all source there is, and next to nothing that is new."""
+"""Files that are generated, or copied from model to model: half of all source, with hardly any new text."""
 SHORTEST = 80  # characters; shorter docstrings are labels, not prose
-RUN = 5  # words of the runs by which copies are told
+RUN = 5  # words of a run; copies are recognised by their runs
 
 Document = tuple[str, str, str, str]
 """(text, package, module, qualified name)"""
 
 
 def documents(cache_dir: Path) -> datasets.Dataset:
-    """The corpus, from the cache where the same packages were read before: columns text, package, module, name."""
+    """Return the corpus, from the cache if the same packages were read before: columns text, package, module, name."""
     packages = {name: dist.version for name, dist in _closure(ROOTS).items()} | {"python": sys.version.split()[0]}
     identity = xxhash.xxh3_128(f"{FORMAT} {sorted(packages.items())}".encode()).hexdigest()
     file = cache_dir / "builtin" / f"{identity}.parquet"
@@ -74,10 +74,10 @@ def documents(cache_dir: Path) -> datasets.Dataset:
 
 
 def source_files() -> list[tuple[str, str, Path]]:
-    """(package, module, file) of every Python source of the standard library and of our dependencies, sorted."""
+    """Return (package, module, file) of every Python source of the standard library and of our dependencies, sorted."""
     library = Path(sysconfig.get_paths()["stdlib"])
-    found = [("python", file.relative_to(library)) for file in library.rglob("*.py")]
-    sources = [(package, _module(path), library / path) for package, path in found if not SKIPPED & set(path.parts)]
+    library_files = [("python", file.relative_to(library)) for file in library.rglob("*.py")]
+    sources = [(package, _module(path), library / path) for package, path in library_files if not SKIPPED & set(path.parts)]
     for name, dist in _closure(ROOTS).items():
         for path in dist.files or []:
             useful = path.suffix == ".py" and len(path.parts) > 1 and not REPETITIVE.match(str(path))
@@ -87,14 +87,14 @@ def source_files() -> list[tuple[str, str, Path]]:
 
 
 def collect(sources: list[tuple[str, str, Path]]) -> Iterator[Document]:
-    """Every docstring of the sources, in order; parsed in two processes."""
+    """Yield every docstring of the sources, in order. Two processes parse them."""
     with ProcessPoolExecutor(max_workers=min(2, cores())) as pool:
-        for found in pool.map(docstrings, sources, chunksize=64):
-            yield from found
+        for file_documents in pool.map(docstrings, sources, chunksize=64):
+            yield from file_documents
 
 
 def docstrings(source: tuple[str, str, Path]) -> list[Document]:
-    """The docstrings of one file; none where it cannot be parsed."""
+    """Return the docstrings of one file; none if it cannot be parsed."""
     package, module, path = source
     try:
         with warnings.catch_warnings():
@@ -107,28 +107,28 @@ def docstrings(source: tuple[str, str, Path]) -> list[Document]:
         return []
     if module == "pydoc_data.topics":
         return [(text, package, module, name) for name, text in _topics(tree)]
-    found = []
+    file_documents = []
     for name, node in _walk_docstrings(tree, ""):
         text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
         if len(text) >= SHORTEST:
-            found.append((text, package, module, name))
-    return found
+            file_documents.append((text, package, module, name))
+    return file_documents
 
 
 def distinct(documents: Iterable[Document]) -> Iterator[Document]:
-    """Documents of which at least half the five-word runs are new; digits and the words of the module's own name do not count."""
-    seen: set[int] = set()
+    """Yield the documents with at least half of their five-word runs new; digits and the words of the module's name do not count."""
+    earlier_runs: set[int] = set()
     for document in documents:
         runs = word_runs(document[0], document[2])
-        if len(runs - seen) * 2 >= len(runs) > 0:
+        if len(runs - earlier_runs) * 2 >= len(runs) > 0:
             yield document
-        seen |= runs
+        earlier_runs |= runs
 
 
 def word_runs(text: str, module: str) -> set[int]:
-    """Hashes of the text's five-word runs."""
-    own = set(re.findall(r"[a-z]+", module.lower()))
-    words = [word for word in re.findall(r"[a-z]+", text.lower()) if word not in own]
+    """Return hashes of the text's five-word runs."""
+    module_words = set(re.findall(r"[a-z]+", module.lower()))
+    words = [word for word in re.findall(r"[a-z]+", text.lower()) if word not in module_words]
     return {hash(tuple(words[i : i + RUN])) for i in range(len(words) - RUN + 1)}
 
 
@@ -145,7 +145,7 @@ def _walk_docstrings(
 
 
 def _topics(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """The chapters of the language reference: a dictionary from name to text."""
+    """Yield (name, text) of each chapter of the language reference, which is a dictionary."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             for name, text in ast.literal_eval(node.value).items():
@@ -158,19 +158,19 @@ def _module(path: Path) -> str:
 
 
 def _closure(names: Iterable[str]) -> dict[str, Distribution]:
-    """The installed distributions among `names` and whatever they require, by name."""
-    found: dict[str, Distribution] = {}
+    """Return the installed distributions among `names` and all that they require, by name."""
+    distributions: dict[str, Distribution] = {}
     todo = list(names)
     while todo:
         name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
-        if name in found:
+        if name in distributions:
             continue
         try:
             dist = distribution(name)
         except PackageNotFoundError:
             continue
-        found[name] = dist
+        distributions[name] = dist
         for requirement in dist.requires or []:
             if "extra ==" not in requirement:
                 todo.append(re.match(r"[\w.-]+", requirement).group())  # type: ignore[union-attr]
-    return dict(sorted(found.items()))
+    return dict(sorted(distributions.items()))

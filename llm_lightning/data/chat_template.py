@@ -1,14 +1,15 @@
-"""A tokenizer's chat template: render conversations, and find in the rendered text what the assistant has to write.
+"""Render conversations with a tokenizer's chat template, and find the assistant's answers in the rendered text.
 
-An answer begins behind the generation prompt and ends with the end of its turn. Three ways lead to its place, the first that applies:
+An answer begins after the generation prompt and ends with the end of its turn. Its place is found by the first method that applies:
 
-- The template marks it ({% generation %}).
-- The conversation rendered up to before the answer, and up to behind it, are beginnings of the whole: what is between is the answer.
-- The answer is replaced by another text: what changes in the rendered whole is the answer, whatever the template does to it (strips
-  it, drops its reasoning). The generation prompt before it and the end of its turn behind it are those of the conversation cut there.
+- The template marks the answer ({% generation %}).
+- The conversation up to the answer, and the one including it, both render to a prefix of the whole text: the answer lies between.
+- Replace the answer by another text: the part of the rendered text that changes is the answer, even if the template strips it or drops
+  its reasoning. The generation prompt and the end of the turn are taken from the conversation cut there.
 
-Templates want conversations in different forms (content as text or as parts, arguments of calls as objects or as JSON). A form in which
-the template fails, hides an answer or shows a call in another notation than JSON is not used; a conversation without a form is a bad row.
+Templates expect conversations in different forms (content as text or as parts, arguments of calls as objects or as JSON). A form is
+rejected if the template fails on it, hides an answer or writes a call in another notation than JSON; a conversation without a form is a
+bad row.
 """
 
 from __future__ import annotations
@@ -39,26 +40,26 @@ DEFAULT = (
     "{% else %}{{ message['content'] }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-"""For tokenizers that have none."""
+"""The template of tokenizers that have none."""
 HEADERS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|tools|>")
-"""What messages begin with in `DEFAULT`."""
+"""The beginnings of messages in `DEFAULT`."""
 SENTINELS = ("qz7", "xj4")
-"""Texts that replace an answer; no text begins, or ends, like both."""
+"""Texts that replace an answer. No text begins, or ends, like both."""
 PROBE: list[Message] = [{"role": "user", "content": "a"}]
-CERTAIN = 16  # characters that stand in a rendered conversation because a message has them
+CERTAIN = 16  # characters; so long a text occurs in a rendered conversation only because a message has it
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a conversation is given to a template."""
+    """The form in which a conversation is passed to a template."""
 
     content: str = "text"
     """`text`, or `parts`: [{type: text, text}]."""
     missing: str = "absent"
     """Content beside calls that is null: `absent`, `blank` or `null`."""
     calls: str = "object"
-    """Arguments of calls: an `object`, or JSON `text`; `content`: a call that was content in the file is content again."""
+    """Arguments of calls: an `object`, or JSON `text`; `content`: a call that was content in the file becomes content again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +70,13 @@ class Rendered:
     answers: list[Span]
     """The characters that are learnt, in order."""
     notes: tuple[str, ...]
-    """What of the conversation the template does not show."""
+    """Notes on parts of the conversation that the template does not show."""
 
 
 class ChatTemplate:
     """The chat template of a tokenizer.
 
-    A tokenizer without any gets `DEFAULT`; a template without a generation prompt gets the header of its answers as such.
+    A tokenizer without a template gets `DEFAULT`. A template without a generation prompt gets the header of its answers as prompt.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -92,7 +93,7 @@ class ChatTemplate:
         self._extend()
 
     def render(self, conversation: Conversation) -> str:
-        """Return the text of a conversation up to where the assistant writes next. Raises BadRow where the template cannot render it."""
+        """Return the text of a conversation up to the assistant's next answer. Raises BadRow if the template cannot render it."""
         problem: BadRow | None = None
         for form in _forms(conversation):
             try:
@@ -109,7 +110,7 @@ class ChatTemplate:
     def locate(self, conversation: Conversation) -> Rendered:
         """Return a conversation as text with the places of its answers.
 
-        Raises BadRow where the template cannot render it, or hides an answer that is learnt or a call in it.
+        Raises BadRow if the template cannot render it, or hides a learnt answer or a call in it.
         """
         problem: BadRow | None = None
         for form in _forms(conversation):
@@ -151,7 +152,7 @@ class ChatTemplate:
         return Rendered(text, answers, tuple(notes))
 
     def _turn(self, messages: list[Message], i: int, tools: Any, text: str, lower: int) -> Span:
-        """Return the characters of message i, the assistant's, with the end of its turn."""
+        """Return the span of message i, the assistant's, in the text, with the end of its turn."""
         try:  # an empty conversation, before a first message, has no generation prompt in many templates
             before = self._render(messages[:i], tools, prompt=True)[0] if i else None
             behind = text if i == len(messages) - 1 else self._render(messages[: i + 1], tools)[0]
@@ -159,7 +160,7 @@ class ChatTemplate:
                 return len(before), max(len(before), len(behind.rstrip()))  # blanks behind a turn are no part of it
         except BadRow:
             pass  # a beginning of a conversation that the template refuses
-        start, stop = self._changed(messages, i, tools, text) or (0, 0)
+        start, stop = self._find_change(messages, i, tools, text) or (0, 0)
         if start == stop or start < lower:
             raise BadRow(f"the chat template does not show what the assistant says in message {i + 1} of {_roles(messages)}")
         prompt = self._generation_prompt(tools)
@@ -175,10 +176,10 @@ class ChatTemplate:
         return start, stop + self._end_length(messages, i, tools, text[stop:])
 
     def _end_length(self, messages: list[Message], i: int, tools: Any, following: str) -> int:
-        """Return how many of the characters that follow what message i says belong to its turn."""
+        """Return how many of the characters in `following`, the text after message i, belong to its turn."""
         try:
             behind = self._render(messages[: i + 1], tools)[0]
-            changed = self._changed(messages[: i + 1], i, tools, behind)
+            changed = self._find_change(messages[: i + 1], i, tools, behind)
         except BadRow:
             return 0
         end = "" if changed is None else behind[changed[1] :].rstrip()
@@ -188,13 +189,13 @@ class ChatTemplate:
             return match.end()  # the end of a turn is another token at the end of a conversation
         return 0
 
-    def _changed(
+    def _find_change(
         self, messages: list[Message], i: int, tools: Any, text: str, fields: tuple[str, ...] | None = None, prompt: bool = False
     ) -> Span | None:
-        """Return the characters of the rendered text that depend on message i, or on those of its fields; None where there are none."""
+        """Return the span of the rendered text that depends on message i, or on its `fields`; None if no character does."""
         start, stop = len(text), 0
         for sentinel in SENTINELS:
-            other = [*messages[:i], _replaced(messages[i], sentinel, fields), *messages[i + 1 :]]
+            other = [*messages[:i], _replace_fields(messages[i], sentinel, fields), *messages[i + 1 :]]
             changed = self._render(other, tools, prompt=prompt)[0]
             if changed == text:
                 continue
@@ -204,8 +205,8 @@ class ChatTemplate:
         return (start, stop) if start < stop else None
 
     def _covers(self, messages: list[Message], i: int, tools: Any, text: str, spans: list[Span], fields: tuple[str, ...]) -> bool:
-        """Return whether fields of message i are shown, and within the spans, but for blanks at their edges."""
-        changed = self._changed(messages, i, tools, text, fields)
+        """Return whether the fields of message i are shown within the spans. Blanks at their edges do not count."""
+        changed = self._find_change(messages, i, tools, text, fields)
         if changed is None:
             return False
         shown = text[changed[0] : changed[1]]
@@ -214,12 +215,12 @@ class ChatTemplate:
         return any(a <= start and stop <= b for a, b in spans)
 
     def _shows(self, messages: list[Message], i: int, tools: Any, text: str, prompt: bool = False) -> bool:
-        """Return whether the content of message i is somewhere in the rendered text."""
+        """Return whether the rendered text shows the content of message i."""
         content = _text(messages[i]).strip()
-        return not content or _is_in(content, text) or self._changed(messages, i, tools, text, ("content",), prompt) is not None
+        return not content or _is_in(content, text) or self._find_change(messages, i, tools, text, ("content",), prompt) is not None
 
     def _require_shown(self, messages: list[Message], i: int, tools: Any, text: str, spans: list[Span]) -> None:
-        """Raise BadRow where the content or the calls of message i, the assistant's, are not within the spans."""
+        """Raise BadRow if the content or the calls of message i, the assistant's, are not within the spans."""
         message, shown = messages[i], "".join(text[a:b] for a, b in spans)
         content = _text(message).strip()
         is_shown = not content or _is_in(content, shown) or self._covers(messages, i, tools, text, spans, ("content",))
@@ -243,7 +244,7 @@ class ChatTemplate:
                     )
 
     def _hidden(self, conversation: Conversation, messages: list[Message], text: str) -> Iterator[str]:
-        """Yield what the template leaves out of the messages that are not learnt, and of the tools."""
+        """Yield notes on tools, and on messages that are not learnt, that the template leaves out."""
         tools = conversation.tools
         for i, message in enumerate(messages):
             if message["role"] != "assistant" and not self._shows(messages, i, tools, text):
@@ -254,7 +255,7 @@ class ChatTemplate:
     # ---- rendering ----
 
     def _shape(self, conversation: Conversation, form: Form) -> list[Message]:
-        """Return the messages in a form."""
+        """Return the messages in the given form."""
         names = [name for name in REASONING if self.mentions(name, conversation.tools)]
         shaped = []
         for original in conversation.messages:
@@ -280,9 +281,9 @@ class ChatTemplate:
         return shaped
 
     def _render(self, messages: list[Message], tools: Any, prompt: bool = False) -> tuple[str, list[Span] | None]:
-        """Return (text, the spans that the template marks as the assistant's, None where it marks nothing).
+        """Return (text, the spans that the template marks as the assistant's; None if it has no marks).
 
-        Raises BadRow for whatever the template raises.
+        Raises BadRow for any error of the template.
         """
         source = self._source(tools)
         marks = not prompt and re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
@@ -295,7 +296,7 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **self.tokenizer.special_tokens_map,
             )
-        except Exception as error:  # jinja's, or whatever a template raises of itself
+        except Exception as error:  # jinja's errors, or any that a template raises itself
             advice = ""
             if messages and messages[0]["role"] == "system" and "system" in str(error).lower():
                 advice = " (it takes no system prompt: put that in front of what the user says first)"
@@ -313,7 +314,7 @@ class ChatTemplate:
         return source
 
     def _generation_prompt(self, tools: Any) -> str:
-        """Return what the template writes before an answer; blank where that cannot be told."""
+        """Return the text that the template writes before an answer; empty if it cannot be determined."""
         for content in ("a", [{"type": "text", "text": "a"}]):
             messages = [{"role": "user", "content": content}]
             try:
@@ -325,14 +326,14 @@ class ChatTemplate:
         return ""
 
     def _extend(self) -> None:
-        """Add the header of answers as generation prompt to a template that has none: the model has not to write the header then."""
+        """Add the header of answers as generation prompt to a template that has none, so that the model need not write the header."""
         if not isinstance(self.tokenizer.chat_template, str):
             return
         answered = [*PROBE, {"role": "assistant", "content": "b"}]
         try:
             user, prompted = (self._render(PROBE, None, prompt)[0] for prompt in (False, True))
             text = self._render(answered, None)[0]
-            changed = self._changed(answered, 1, None, text)
+            changed = self._find_change(answered, 1, None, text)
         except BadRow:
             return
         if user != prompted or changed is None or not text.startswith(user):
@@ -344,7 +345,7 @@ class ChatTemplate:
 
 
 def _forms(conversation: Conversation) -> Iterator[Form]:
-    """Yield the forms that a conversation can have, the usual one first."""
+    """Yield the forms that a conversation can have, the most common one first."""
     calling = [message for message in conversation.messages if "tool_calls" in message]
     calls = ["object", "text", *(["content"] if any(TEXT in message for message in calling) else [])] if calling else ["object"]
     missing = ["absent", "blank", "null"] if any(message["content"] is None for message in calling) else ["absent"]
@@ -352,7 +353,7 @@ def _forms(conversation: Conversation) -> Iterator[Form]:
 
 
 def _are_all_marked(conversation: Conversation, messages: list[Message], text: str, marks: list[Span]) -> bool:
-    """Return whether every answer is learnt, is plain text, and is marked as it stands: then nothing has to be looked for."""
+    """Return whether every answer is learnt, is plain text, and is marked unchanged: then no answer has to be searched for."""
     shown, place = "".join(text[a:b] for a, b in marks), 0
     for message, is_learnt in zip(messages, conversation.learnt, strict=True):
         if message["role"] != "assistant":
@@ -373,8 +374,8 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": text}}
 
 
-def _replaced(message: Message, sentinel: str, fields: tuple[str, ...] | None) -> Message:
-    """Return a message with other values in `fields`: `content`, `reasoning_content`, `name` and `arguments` of its calls; None is all."""
+def _replace_fields(message: Message, sentinel: str, fields: tuple[str, ...] | None) -> Message:
+    """Return a message with `sentinel` in `fields`: `content`, `reasoning_content`, `name` and `arguments` of its calls; None is all."""
     message = dict(message)
     if (fields is None or "content" in fields) and _text(message):
         message["content"] = sentinel if isinstance(message["content"], str) else [{"type": "text", "text": sentinel}]
@@ -397,7 +398,7 @@ def _replaced(message: Message, sentinel: str, fields: tuple[str, ...] | None) -
 
 
 def _is_in(content: str, text: str) -> bool:
-    """Return whether a content is in a text for certain: a short one may stand there by chance, in the header of a message."""
+    """Return whether a text surely contains `content`: a short one may occur by chance, such as in the header of a message."""
     return len(content) >= CERTAIN and content in text
 
 
@@ -407,7 +408,7 @@ def _text(message: Message) -> str:
 
 
 def _common(a: str, b: str) -> int:
-    """Return the length of the longest common beginning."""
+    """Return the length of the longest common prefix."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2

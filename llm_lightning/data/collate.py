@@ -1,6 +1,6 @@
-"""Sequences to tensors: one optimizer step at a time, as the micro-batches of one rank.
+"""Collate sequences to tensors: one optimizer step at a time, as the micro-batches of one rank.
 
-The unit that the Trainer sees is a whole step. So a checkpoint always falls between steps, the position of a run is one integer,
+The Trainer's unit is a whole step. So a checkpoint always falls between steps, the position of a run is one integer,
 and the loss can be divided by the number of targets in the step, which is known before its first micro-batch runs.
 """
 
@@ -26,41 +26,41 @@ from llm_lightning.data.plan import Plan, RowGroup
 from llm_lightning.data.reader_state import ReaderChange
 
 EVALUATION = -1
-"""The epoch that evaluation stands for where masks are drawn."""
+"""The epoch by which masks are drawn in evaluation."""
 
 
 @dataclass
 class MicroBatch:
-    """What a model sees at once: whole sequences one behind the other, without padding; like lengths lie side by side."""
+    """The input of one forward pass: whole sequences, concatenated without padding. Sequences of like lengths are neighbours."""
 
     input_ids: Tensor
     """(tokens,) int64"""
     position_ids: Tensor
-    """(tokens,) int64: a token's place in its sequence."""
+    """(tokens,) int64: the position of each token in its sequence."""
     cu_seqlens: Tensor
-    """(sequences + 1,) int32: where each sequence begins, and last the number of tokens."""
+    """(sequences + 1,) int32: the start of each sequence, then the number of tokens."""
     longest: int
     """Tokens of the longest sequence."""
     targets: Tensor
     """(targets,) int64: the tokens to predict, or (sequences, …) the class or the numbers of each sequence."""
     indices: Tensor
-    """(sequences,) int64: which sequences of the split these are."""
+    """(sequences,) int64: the indices of the sequences in the split."""
     target_places: Tensor | None = None
-    """(targets,) int64: which tokens the targets belong to; None where every token, or every sequence, has one."""
+    """(targets,) int64: the tokens that the targets belong to; None if every token, or every sequence, has a target."""
     token_type_ids: Tensor | None = None
-    """(tokens,) int64: 1 in the second text of a pair, for models that tell the two apart so."""
+    """(tokens,) int64: 1 in the second text of a pair, for models with token types."""
     cu_targets: Tensor | None = None
-    """(sequences + 1,) int32: where each sequence's targets begin, where they are a text of their own, as in translation."""
+    """(sequences + 1,) int32: the start of each sequence's targets, if these are a text of their own, as in translation."""
     longest_target: int = 0
-    """Tokens of the longest of these texts."""
+    """Tokens of the longest target text."""
     place: int = 0
-    """Which batch of an evaluation pass this is."""
+    """The number of this batch in an evaluation pass."""
     blank: bool = False
-    """Computed only because another rank has one batch more, and all gather a sharded model together: counts for nothing."""
+    """Whether the batch counts for nothing: it runs because another rank has one more, and all gather a sharded model together."""
 
     @property
     def segments(self) -> int:
-        """Sequences in `input_ids`, one of padding included that fills a batch up (`fill`)."""
+        """Sequences in `input_ids`, including the padding that `fill` adds."""
         return len(self.cu_seqlens) - 1
 
     @property
@@ -69,20 +69,20 @@ class MicroBatch:
 
     @property
     def tokens(self) -> int:
-        """Real tokens, of which those that a model is to write are read by it too."""
+        """Real tokens, including the target texts of translations, which the model reads too."""
         return len(self.input_ids) + (0 if self.cu_targets is None else len(self.targets))
 
     @property
     def padded(self) -> int:
-        """Positions that its texts take as rows padded to the longest."""
+        """Positions that the texts would take as rows padded to the longest."""
         return len(self.indices) * (self.longest + self.longest_target)
 
     def pin_memory(self) -> MicroBatch:
-        """The same in memory that a GPU copies from by itself, while the program goes on."""
+        """Return the batch in pinned memory, from which a GPU copies while the program runs."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> MicroBatch:
-        """Return the batch with its tensors on a device. The copy to a GPU then runs beside the program."""
+        """Return the batch with its tensors on a device. The copy to a GPU runs asynchronously."""
         behind = device.type == "cuda"
         return replace(self, **{name: tensor.to(device, non_blocking=behind) for name, tensor in self.tensors().items()})  # type: ignore[arg-type]
 
@@ -92,7 +92,7 @@ class MicroBatch:
 
 
 ROUND = 32
-"""Flat batches are filled up to a multiple of it: libraries make and keep a kernel for each number of rows that they meet."""
+"""Flat batches are filled up to a multiple of this: libraries build and keep a kernel for each number of rows."""
 
 
 def rounded(tokens: int) -> int:
@@ -100,7 +100,7 @@ def rounded(tokens: int) -> int:
 
 
 def pieces(batch: MicroBatch, count: int) -> list[MicroBatch]:
-    """The batch in `count` parts (a power of two) of about as many tokens, or in single sequences where it has fewer."""
+    """Return the batch in `count` parts (a power of two) of about as many tokens, or in single sequences if it has fewer."""
     sequences = len(batch.indices)
     if count == 1 or sequences == 1:
         return [batch]
@@ -110,7 +110,7 @@ def pieces(batch: MicroBatch, count: int) -> list[MicroBatch]:
 
 
 def _part(batch: MicroBatch, part: slice, bounds: list[int]) -> MicroBatch:
-    """Some neighbouring sequences of a batch, given all of its bounds."""
+    """Return neighbouring sequences of a batch. `bounds` are those of all its sequences."""
     tokens = slice(bounds[part.start], bounds[part.stop])
     longest_target = 0
     places, cu_targets = batch.target_places, batch.cu_targets
@@ -150,18 +150,18 @@ class Step:
     tokens: int
     """Real tokens of this rank's part."""
     positions: int
-    """Positions that they take as flat batches."""
+    """Positions of its flat batches."""
     padded: int
-    """Positions that they take as rows padded to the longest."""
+    """Positions that its texts would take as rows padded to the longest."""
     sequences: int
     change: ReaderChange | None = None
-    """Of streamed data: what the step changed in the state of its reader."""
+    """Of streamed data: the change that the step made in the state of its reader."""
 
     def pin_memory(self) -> Step:
         return replace(self, micro_batches=[batch.pin_memory() for batch in self.micro_batches])
 
     def to(self, device: torch.device) -> Step:
-        """Return the step with its micro-batches on a device. Lightning calls this, and looks at no other part of the step."""
+        """Return the step with its micro-batches on a device. Lightning calls this, and uses no other part of the step."""
         return replace(self, micro_batches=[batch.to(device) for batch in self.micro_batches])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Step:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the values of a tensor are in the tensor that holds all values of its dtype."""
+    """The place of a tensor's values in the tensor that holds all values of its dtype."""
 
     dtype: torch.dtype
     start: int
@@ -194,14 +194,14 @@ class _Place:
 
 
 def _value(value: Any, tensors: dict[torch.dtype, Tensor]) -> Any:
-    """Return the tensor that a place stands for, and any other value as it is."""
+    """Return the tensor at a place, and any other value unchanged."""
     if not isinstance(value, _Place):
         return value
     return tensors[value.dtype][value.start : value.start + math.prod(value.shape)].view(value.shape)
 
 
 def as_step(batches: list[MicroBatch], step: int, epoch: float, change: ReaderChange | None = None) -> Step:
-    """Build the rank's part of a step from its micro-batches. Blank ones count for nothing."""
+    """Build the rank's part of a step from its micro-batches. Blank micro-batches count for nothing."""
     real = [batch for batch in batches if not batch.blank]
     return Step(
         micro_batches=batches,
@@ -221,12 +221,12 @@ class Collator:
     """Builds micro-batches of encoded sequences."""
 
     next_token: bool = False
-    """Whether the targets are the next tokens: then a sequence has one token more than the model is given."""
+    """Whether the targets are the next tokens: then a sequence has one token more than the model's input."""
     translates: bool = False
-    """Whether the second part of a sequence is what the model is to write."""
+    """Whether the second part of a sequence is the text that the model learns to write."""
     masking: Masking | None = None
     token_types: bool = False
-    """Whether the model's tokenizer tells the texts of a pair apart by token types."""
+    """Whether the model's tokenizer distinguishes the texts of a pair by token types."""
 
     def __call__(self, data: Any, rows: RowGroup, epoch: int) -> MicroBatch:
         indices = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
@@ -241,9 +241,9 @@ class Collator:
         if data.labels is not None:
             targets = data.labels[indices]
         else:
-            targets = np.concatenate([wanted for _, wanted in pairs])
+            targets = np.concatenate([sequence_targets for _, sequence_targets in pairs])
             if self.translates:
-                sizes = [len(wanted) for _, wanted in pairs]
+                sizes = [len(sequence_targets) for _, sequence_targets in pairs]
                 cu_targets, longest_target = torch.from_numpy(np.cumsum([0, *sizes]).astype(np.int32)), max(sizes)
             elif self.masking is not None or data.token_targets is not None:
                 places = np.flatnonzero(targets != IGNORED)
@@ -265,7 +265,7 @@ class Collator:
         )
 
     def _pair(self, data: Any, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(inputs, token targets) of a sequence."""
+        """Return (inputs, token targets) of a sequence."""
         tokens = data[index].astype(np.int64)
         if self.translates:
             return tokens[: data.second[index]], tokens[data.second[index] :]
@@ -281,7 +281,7 @@ class Collator:
 
 
 class TrainingSteps(Dataset[Step]):
-    """Map-style: item s is the rank's part of optimizer step s, from the plan alone."""
+    """A map-style dataset: item s is the rank's part of optimizer step s, from the plan alone."""
 
     def __init__(
         self, data: TokenizedSplit, plan: Plan, spec: BatchConfig, collator: Collator, total: int, rank: int, world: int
@@ -303,7 +303,7 @@ class TrainingSteps(Dataset[Step]):
 
 
 class EvaluationBatches(Dataset[MicroBatch]):
-    """Map-style: one pass over a split, each sequence once over all ranks, as many batches on each."""
+    """A map-style dataset: one pass over a split. Each sequence comes once over all ranks; every rank has as many batches."""
 
     def __init__(self, data: TokenizedSplit, batches: list[RowGroup], collator: Collator, rank: int, world: int) -> None:
         self.data, self.batches, self.collator, self.rank, self.world = data, batches, collator, rank, world
@@ -319,7 +319,7 @@ class EvaluationBatches(Dataset[MicroBatch]):
 
 
 class FromStep(Sequence[int]):
-    """A sampler over the steps that are left; sized as the whole run, as Lightning counts from the run's start when it resumes."""
+    """A sampler over the remaining steps. Its length is that of the whole run, as Lightning counts from the run's start on resume."""
 
     def __init__(self, start: int, total: int) -> None:
         self.start, self.total = start, total

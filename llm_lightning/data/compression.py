@@ -1,4 +1,4 @@
-"""Open files that may be compressed (gzip, bzip2, xz, zstd), recognised by their first bytes and not by their name."""
+"""Open files that may be compressed (gzip, bzip2, xz, zstd), by their first bytes and not by their name."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 COMPRESSED = (".gz", ".gzip", ".bz2", ".xz", ".zst", ".zstd")
-"""Endings that stand behind a file's own: `train.csv.gz` is a csv file."""
+"""Endings that follow a file's own: `train.csv.gz` is a csv file."""
 DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)
-"""What reading a damaged compressed file raises."""
+"""Exceptions raised on reading a damaged compressed file."""
 
 
 def ending(path: Path) -> str:
-    """Return what kind of file a name says it is, in lower case: `.csv` for `train.CSV.gz`; empty where it says nothing."""
+    """Return a file's ending in lower case, without endings of compression: `.csv` for `train.CSV.gz`; may be empty."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     while suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -33,7 +33,7 @@ def stem(path: Path) -> str:
 
 
 def compression(head: bytes) -> str | None:
-    """Return how a file that begins with `head` (at least 10 bytes) is compressed; None where it is not."""
+    """Return the compression of a file that begins with `head` (at least 10 bytes); None for an uncompressed file."""
     if head.startswith(b"\x1f\x8b"):
         return "gzip"
     if head.startswith(b"BZh") and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):

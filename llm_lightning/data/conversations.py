@@ -1,8 +1,8 @@
-"""Conversations in the shapes that files have, read into one: messages {role, content, tool_calls, reasoning_content} and tools.
+"""Read conversations of any common shape into one form: messages {role, content, tool_calls, reasoning_content} and tools.
 
-Read are OpenAI's messages, ShareGPT's {from, value}, turns of {input, output}, a prompt with its completion (text or messages), Alpaca's
-history of pairs, UltraChat's texts in turns, content in parts (of OpenAI's, Anthropic's and Google's APIs), calls of functions in the
-notations of these, and answers that are not to be learnt (weight 0).
+The shapes are OpenAI's messages, ShareGPT's {from, value}, turns of {input, output}, a prompt with its completion (text or messages),
+Alpaca's history of pairs, UltraChat's texts in turns, content in parts (OpenAI's, Anthropic's and Google's APIs), function calls in the
+notations of these APIs, and answers with weight 0, which are not learnt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llm_lightning.data.literals import parse_structure
 from llm_lightning.errors import join_names, nearest
 
 CALLS = ("function_call", "tool_call")
-"""Names of roles whose text is a call of a function, as JSON."""
+"""Names of roles whose text is a function call, as JSON."""
 ROLE_NAMES = {
     **{role: role for role in ROLES},
     **dict.fromkeys(("human", "prompter", "customer"), "user"),
@@ -28,12 +28,12 @@ ROLE_NAMES = {
     **dict.fromkeys(("developer",), "system"),
     **dict.fromkeys(("observation", "function", "ipython", "tool_response", "tool_result", "function_response"), "tool"),
 }
-"""Names of roles in files, in lower case, and the role of a chat template that each stands for; data.roles adds to them."""
+"""Names of roles in files, in lower case, with the chat template's role for each; data.roles adds to them."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
 WEIGHTS = ("weight", "train", "training", "trainable", "loss")
 """Fields of a message that say whether it is learnt."""
 TURNS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("query", "response"), ("question", "answer"))
-"""Keys of an object that holds a message of the user's and the answer to it."""
+"""Keys of an object that holds a user message and its answer."""
 SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
 BESIDE = ("tools", "functions", *SYSTEM)
 """Columns, or keys of an object, that may stand beside messages."""
@@ -44,39 +44,39 @@ NULL_ARGUMENT = (
     "a function is called with an argument that is null; a parquet file fills missing ones so, unless they are JSON text"
 )
 LEARNT, TEXT = "__learnt__", "__text__"
-"""Keys that a message has here alone: whether it is learnt, while it is read; and the text in the file of what is a call."""
+"""Keys of messages in this program only: whether a message is learnt, while it is read; and the file's text of a call."""
 
 Message = dict[str, Any]
-"""`role`, `content` (text, or None beside tool_calls), perhaps `tool_calls`, `reasoning_content`, and whatever else the file has."""
+"""`role`, `content` (text, or None beside tool_calls), optionally `tool_calls`, `reasoning_content` and other fields of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What is said by whom, in order."""
+    """The messages of a conversation, in order, and its tools."""
 
     messages: list[Message]
     learnt: list[bool]
-    """Of each message whether it is learnt."""
+    """For each message, whether it is learnt."""
     tools: list[dict[str, Any]] | None = None
-    """Descriptions of functions that may be called, as OpenAI's API has them."""
+    """Descriptions of callable functions, in the form of OpenAI's API."""
     notes: tuple[str, ...] = ()
-    """What is left out of the row, each a clause; equal ones are counted over the rows."""
+    """Clauses on parts of the row that are left out; equal ones are counted over the rows."""
 
     def __len__(self) -> int:
         return len(self.messages)
 
     @property
     def last_answer(self) -> int:
-        """The place of the last message that is learnt."""
+        """The index of the last learnt message."""
         return max(i for i, is_learnt in enumerate(self.learnt) if is_learnt)
 
     def before(self, place: int) -> Conversation:
-        """Return the conversation up to a message, without the message."""
+        """Return the conversation before the message at `place`."""
         return Conversation(self.messages[:place], [False] * place, self.tools)
 
 
 class Reader:
-    """Reads values of a table into messages; `roles` are names of roles beside the usual ones."""
+    """Reads values of a table into messages; `roles` adds names of roles to ROLE_NAMES."""
 
     def __init__(self, roles: Mapping[str, str]) -> None:
         self.roles = ROLE_NAMES | {name.lower(): role for name, role in roles.items()}
@@ -86,14 +86,13 @@ class Reader:
         """Begin a row."""
         self.notes: list[str] = []
         self.beside: dict[str, Any] = {}
-        """What an object with the messages has beside them, as columns may have it."""
+        """Tools and system prompts that an object holds beside its messages, as columns may."""
 
     def conversation(self, messages: list[Message], extra: Mapping[str, Any], is_answered: bool) -> Conversation:
-        """Return messages with the tools and the system prompt that stand in columns beside them (`extra`).
+        """Build a conversation of messages, with the tools and the system prompt from the columns beside them (`extra`).
 
-        Where it is no `is_answered` conversation, the assistant's messages at its end are left out, as they are what is asked for.
-
-        Raises BadRow where an answered one has nothing to learn, or another has no message.
+        Without `is_answered`, the assistant's messages at the end are left out, as the model has to write them. Raises BadRow if an
+        answered conversation has nothing to learn, or another has no message.
         """
         extra = {**self.beside, **extra}
         messages = self._with_system(messages, extra)
@@ -114,18 +113,18 @@ class Reader:
         return Conversation(messages, learnt[: len(messages)], read_tools(extra), tuple(notes))
 
     def messages(self, value: Any, column: str | None, role: str | None = None) -> list[Message]:
-        """Return the messages of a value; text is one message of `role`, where that is given.
+        """Return the messages of a value. If `role` is given, text is one message of that role.
 
-        Raises BadRow for what is no conversation, with the number of the message that is none.
+        Raises BadRow for a value that is not a conversation, with the number of the invalid message.
         """
-        whole = parse_structure(value)
-        parsed = _find_list(whole) if isinstance(whole, dict) else whole
+        structure = parse_structure(value)
+        parsed = _find_list(structure) if isinstance(structure, dict) else structure
         if isinstance(value, str) and role is not None and not _has_messages(parsed):  # a text may be JSON and yet no conversation
             if not value.strip():
                 raise BadRow(f"column '{column}' is empty")
             return [{"role": role, "content": value}]
-        if isinstance(whole, dict):
-            self._keep_beside(whole)
+        if isinstance(structure, dict):
+            self._keep_beside(structure)
         is_list = isinstance(parsed, list) and (any(isinstance(m, dict) for m in parsed) or (role == "user" and _are_turns(parsed)))
         if role is not None and not is_list:
             raise BadRow(
@@ -143,9 +142,9 @@ class Reader:
         return messages
 
     def completion(self, value: Any, column: str | None, prompt: list[Message]) -> list[Message]:
-        """Return the messages that answer a prompt. Some files repeat the prompt in front of them.
+        """Return the messages that answer a prompt. Some files repeat the prompt before them.
 
-        Raises BadRow where something else stands in front of the answer.
+        Raises BadRow if anything but the prompt stands before the answer.
         """
         messages = self.messages(value, column, "assistant")
         shown = [{name: item for name, item in message.items() if name != LEARNT} for message in messages]
@@ -157,7 +156,7 @@ class Reader:
         raise BadRow(f"column '{column}' begins with a message of the {role}'s that is not the prompt; it has to be the answer")
 
     def history(self, value: Any) -> list[Message]:
-        """Return the messages of earlier turns: pairs of what the user and the assistant said, or messages."""
+        """Return the messages of earlier turns, which are pairs of user and assistant texts, or messages."""
         parsed = parse_structure(value)
         if not parsed:
             return []
@@ -175,7 +174,7 @@ class Reader:
         return messages
 
     def _keep_beside(self, conversation: dict[str, Any]) -> None:
-        """Keep the tools and the system prompt that an object has beside its list of messages, and note what else it has."""
+        """Keep the tools and the system prompt that an object has beside its list of messages, and note its other fields."""
         lists = [name for name in LISTS if name in conversation]
         if {"role", "from"} & conversation.keys() or not lists:
             return
@@ -265,7 +264,7 @@ class Reader:
 
 
 def _find_list(conversation: dict[str, Any]) -> Any:
-    """Return the list of messages of an object, or the object itself where it has none; one message is a list of one."""
+    """Return the list of messages of an object, or the object itself if it has none; one message is a list of one."""
     if {"role", "from"} & conversation.keys():
         return [conversation]
     key = next((name for name in LISTS if name in conversation), None)
@@ -273,7 +272,7 @@ def _find_list(conversation: dict[str, Any]) -> Any:
 
 
 def read_tools(extra: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Return the functions that may be called, of a column `tools` or `functions`; bare descriptions are wrapped as the API has them."""
+    """Return the callable functions of a column `tools` or `functions`; bare descriptions are wrapped in the API's form."""
     for column in ("tools", "functions"):
         tools = parse_structure(extra.get(column))
         if _is_empty(tools):
@@ -290,7 +289,7 @@ def read_tools(extra: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def read_calls(message: Message, place: str) -> list[dict[str, Any]] | None:
-    """Take `tool_calls` or `function_call` out of a message; return {type, function: {name, arguments}} of each, arguments as objects."""
+    """Remove `tool_calls` or `function_call` from a message; return {type, function: {name, arguments}} of each, arguments as objects."""
     single = parse_structure(message.pop("function_call", None))
     calls = parse_structure(message.pop("tool_calls", None)) or ([single] if single else None)
     if calls is None:
@@ -304,15 +303,17 @@ def read_calls(message: Message, place: str) -> list[dict[str, Any]] | None:
         if not (isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"]):
             raise BadRow(f"{place}: a call in tool_calls has no name; expected {{function: {{name, arguments}}}}")
         arguments = function.get("arguments", function.get("parameters", {}))
-        whole = (
+        other_fields = (
             {} if function is call else {name: value for name, value in call.items() if value is not None and name != "function"}
         )
-        read.append({"type": "function", **whole, "function": {"name": function["name"], "arguments": _arguments(arguments)}})
+        read.append(
+            {"type": "function", **other_fields, "function": {"name": function["name"], "arguments": _arguments(arguments)}}
+        )
     return read
 
 
 def as_call(text: Any) -> list[dict[str, Any]] | None:
-    """Return the calls that a text is (an object or a list of {name, arguments}); None where it is something else."""
+    """Return the calls that a text spells (an object or a list of {name, arguments}); None for other text."""
     calls = parse_structure(text)
     calls = [calls] if isinstance(calls, dict) else calls
     keys = ({"name", "arguments"}, {"name", "parameters"})
@@ -334,14 +335,14 @@ def _arguments(value: Any) -> Any:
 
 
 def _has_messages(value: Any) -> bool:
-    """Return whether a value is a list of messages or turns, and not a list that an answer is made of."""
+    """Return whether a value is a list of messages or turns, and not an answer that is a list."""
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
         return False
     return all({"role", "from"} & set(item) and {"content", "value", "tool_calls", "function_call"} & set(item) for item in value)
 
 
 def _are_turns(value: Any) -> bool:
-    """Return whether a value is a list of texts, what the user and the assistant say in turns."""
+    """Return whether a value is a list of texts, by the user and the assistant in turns."""
     return isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value)
 
 
@@ -354,7 +355,7 @@ def _has_null(value: Any) -> bool:
 
 
 def _is_learnt(fields: dict[str, Any], role: str, place: str) -> bool | None:
-    """Take the fields that say whether a message is learnt out of it; None where it has none."""
+    """Remove the weight fields from a message and return whether it is learnt; None if it has no such field."""
     answer = None
     for name in WEIGHTS:
         if name not in fields:
@@ -368,9 +369,9 @@ def _is_learnt(fields: dict[str, Any], role: str, place: str) -> bool | None:
 
 
 def split_parts(item: dict[str, Any], place: str) -> list[dict[str, Any]]:
-    """Return a message with calls of functions, and their results, among its parts (Anthropic's, Google's) as OpenAI's API has them.
+    """Convert a message with function calls, and their results, among its parts (Anthropic's, Google's) to the form of OpenAI's API.
 
-    Results stand in the user's message there; each is a message of the tool's here. Raises BadRow for a result without a text.
+    These APIs put results into the user's message; here each is a message of the tool's. Raises BadRow for a result without a text.
     """
     parts = item.get("content", item.get("parts"))
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
@@ -397,7 +398,7 @@ def split_parts(item: dict[str, Any], place: str) -> list[dict[str, Any]]:
 
 
 def _from_google(part: dict[str, Any]) -> dict[str, Any]:
-    """Return a part of Google's API as Anthropic's has it."""
+    """Convert a part in the form of Google's API to the form of Anthropic's."""
     if isinstance(call := part.get("functionCall", part.get("function_call")), dict):
         return {"type": "tool_use", "name": call.get("name"), "input": call.get("args")}
     if isinstance(answer := part.get("functionResponse", part.get("function_response")), dict):
@@ -410,7 +411,7 @@ def _from_google(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _join_parts(message: Message, place: str) -> str:
-    """Join content that is a list of parts, and return it; thoughts become reasoning. Raises BadRow for what is no text."""
+    """Join content that is a list of parts, and return it; thoughts become reasoning. Raises BadRow for a part that is not text."""
     texts: list[str] = []
     thoughts: list[str] = []
     for part in message["content"]:

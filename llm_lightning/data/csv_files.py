@@ -1,11 +1,11 @@
 """Read csv and tsv files as other programs write them.
 
-How a file is laid out is decided from all of it, before a row is taken: the separator by the columns that the config names, the quotes
-by which reading gives every row as many fields as the header has. What is recognised is said in notes; what is not is refused. Of a
-file that is streamed (data.streaming) the first MiB decides, or more where a field is longer, as the file may be very large.
+The layout of a file is decided from the whole file, before the first row is read: the separator by the columns that the config names, the
+quoting by which reading gives every row as many fields as the header. Notes report the recognised layout; an unrecognised one is refused.
+For a streamed file (data.streaming), which may be very large, the first MiB decides, or more if a field is longer.
 
 `quotes` doubles quotes inside quotes (RFC 4180, Excel, pandas), `backslash_quotes` writes backslash and quote instead (Spark),
-`backslashes` has no quotes, and a backslash before separators and ends of lines (MySQL's OUTFILE, Postgres' COPY), `plain` has neither
+`backslashes` has no quotes, and a backslash before separators and line ends (MySQL's OUTFILE, Postgres' COPY), `plain` has neither
 (data.quotes=false).
 """
 
@@ -27,12 +27,12 @@ from llm_lightning.errors import UserError, join_names
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 BLANKS = " \t\r\n\ufeff\u200b\xa0\u3000"
-"""What is taken away around the names of columns."""
-HEAD = 20  # lines at the front of which one names the columns; above it programs write titles and comments
+"""Characters that are stripped from the names of columns."""
+HEAD = 20  # lines at the front, one of which names the columns; some programs write titles and comments above it
 MISSING = "\\N"
-"""A gap in files of MySQL, Postgres and Hive."""
+"""A missing value in files of MySQL, Postgres and Hive."""
 FRONT = 1 << 20  # characters of a streamed file that decide on its layout
-LONGEST_FRONT = 1 << 26  # where a quoted field takes most of it
+LONGEST_FRONT = 1 << 26  # if a quoted field takes most of it
 _OPEN_QUOTE = "a double quote opens a field and is not closed up to the end of the file"
 _OPEN_BACKSLASH = "a backslash at the end of the file"
 _RULE = re.compile(r"\s*(:?-{3,}:?)?\s*")
@@ -46,7 +46,7 @@ csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, refuses long documents
 
 @dataclass(frozen=True)
 class Layout:
-    """How the fields of a file are written, and what they are called."""
+    """How the fields of a file are written, and their names."""
 
     delimiter: str
     names: tuple[str, ...]
@@ -55,9 +55,9 @@ class Layout:
     start: int = 0
     """Lines before the first row: Excel's `sep=;`, blank lines, the header."""
     header: tuple[str, ...] | None = None
-    """The header as it is in the file; None where there is none."""
+    """The header as written in the file; None for a file without a header."""
     drops_headers: bool = False
-    """Whether a row that is the header is none: files were put together. In one column it may be text, as it may in rows to predict."""
+    """Whether rows that repeat the header are dropped, as in joined files. In a single column, or in rows to predict, they may be text."""
     strip_blanks: bool = False
     """Whether blanks follow the delimiters."""
     notes: tuple[str, ...] = ()
@@ -65,19 +65,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a file: its fields, or why it is none."""
+    """One row of a file: its fields, or the problem with it."""
 
     line: int
     fields: list[str]
     problem: str | None = None
     is_broken: bool = False
-    """Whether quotes cannot be read, so that it is unclear where rows begin."""
+    """Whether the quotes cannot be parsed, so that the starts of rows are unclear."""
     is_no_text: bool = False
-    """Whether it has bytes that cannot be decoded, which says nothing about the layout of the file."""
+    """Whether it has bytes that cannot be decoded, which say nothing about the layout of the file."""
 
 
 def _lines(path: Path, data: DataConfig) -> Iterator[str]:
-    """Yield the lines of a file, those that are no text too where the config leaves such rows out."""
+    """Yield the lines of a file; lines that are not text only with `data.on_bad_row=skip`."""
     return lines(path, data.encoding, data.streaming, keeps_damage=data.on_bad_row == "skip")
 
 
@@ -88,9 +88,9 @@ class _Text:
     path: Path
     data: DataConfig
     front: tuple[str, ...] | None = None
-    """Of a stream, the lines at its front; None is all of the file."""
+    """The lines at the front of a stream; None for the whole file."""
     is_cut: bool = False
-    """Whether the file goes on behind `front`."""
+    """Whether the file has more lines after `front`."""
 
     def lines(self) -> Iterator[str]:
         return _lines(self.path, self.data) if self.front is None else iter(self.front)
@@ -107,20 +107,20 @@ class _Text:
         return _Text(path, data, tuple(front))
 
 
-def detect_layout(path: Path, data: DataConfig, wanted: list[str], is_to_predict: bool = False) -> Layout:
-    """Return how a file is laid out; `wanted` are the columns that the config names. Raises UserError where it cannot be read so."""
-    layout = _read_header(path, data, wanted)
+def detect_layout(path: Path, data: DataConfig, configured: list[str], is_to_predict: bool = False) -> Layout:
+    """Return the layout of a file; `configured` are the columns that the config names. Raises UserError if no layout fits."""
+    layout = _read_header(path, data, configured)
     text = _read_front(path, data, layout) if data.streaming else _Text(path, data)
     if data.column_names is None and _has_row_names(text, layout):
         note = "the rows have a field more than the header, which counts them (as R writes row names) and is left out"
         layout = replace(layout, names=("", *layout.names), header=None, notes=(*layout.notes, note))
     layout = replace(layout, drops_headers=layout.header is not None and len(layout.header) > 1 and not is_to_predict)
-    layout = _detect_quoting(text, layout, wanted)
+    layout = _detect_quoting(text, layout, configured)
     return replace(layout, notes=tuple(f"{note} (seen at its front)" if text.is_cut else note for note in layout.notes))
 
 
 def _read_front(path: Path, data: DataConfig, layout: Layout) -> _Text:
-    """Return the front of a file that is streamed. Raises UserError for a quote that is not closed in `LONGEST_FRONT` characters."""
+    """Return the front of a streamed file. Raises UserError for a quote that is not closed in `LONGEST_FRONT` characters."""
     size = FRONT
     while (text := _Text.of_front(path, data, size)).is_cut and (line := _find_long_field(text, layout)):
         if size >= LONGEST_FRONT:
@@ -132,13 +132,13 @@ def _read_front(path: Path, data: DataConfig, layout: Layout) -> _Text:
 
 
 def _find_long_field(text: _Text, layout: Layout) -> int:
-    """Return the line of a row that begins in the first half of a file's front and goes on behind it; 0 where there is none."""
+    """Return the line of a row that begins in the first half of a file's front and ends after it; 0 if no row does."""
     sizes, line = [len(row) for row in text.lines()], _try(text, layout).open_line
     return line if 2 * sum(sizes[: max(line - 1, 0)]) < sum(sizes) else 0
 
 
 def _has_row_names(text: _Text, layout: Layout) -> bool:
-    """Return whether each row has a field more than the header, and the first fields count the rows, from 0 or 1."""
+    """Return whether each row has one field more than the header, and the first fields count the rows, from 0 or 1."""
     first = None
     for number, (_, _, fields, error) in enumerate(row for row in _rows(text, layout) if row[2] or row[3]):
         if error is not None or len(fields) != len(layout.names) + 1 or not fields[0].isdecimal():
@@ -149,7 +149,7 @@ def _has_row_names(text: _Text, layout: Layout) -> bool:
     return first is not None
 
 
-def _detect_quoting(text: _Text, layout: Layout, wanted: list[str]) -> Layout:
+def _detect_quoting(text: _Text, layout: Layout, configured: list[str]) -> Layout:
     path, trial = text.path, _try(text, layout)
     if trial.problems:
         first, notes = trial.first, layout.notes
@@ -171,13 +171,13 @@ def _detect_quoting(text: _Text, layout: Layout, wanted: list[str]) -> Layout:
                 raise UserError(f"{path}, line {first.line}: {first.problem}{_advice(text, layout)}")
     elif layout.quoting == "quotes" and any('\\"' in line for line in text.lines()):
         layout = replace(layout, notes=(*layout.notes, *_require_one_reading(text, layout)))
-    return replace(layout, notes=(*layout.notes, *_describe(path, layout, trial, wanted)))
+    return replace(layout, notes=(*layout.notes, *_describe(path, layout, trial, configured)))
 
 
 def _require_one_reading(text: _Text, layout: Layout) -> list[str]:
     """Return a note on backslashes at the ends of fields, which Spark would have doubled.
 
-    Raises UserError where a file has other rows, all of them whole, if a backslash before a quote means a quote.
+    Raises UserError if reading a backslash before a quote as a quote gives other rows without a problem.
     """
     other = replace(layout, quoting="backslash_quotes")
     if _try(text, other).problems:
@@ -196,7 +196,7 @@ def _require_one_reading(text: _Text, layout: Layout) -> list[str]:
 
 
 def _advice(text: _Text, layout: Layout) -> str:
-    """Return what to do about quotes that cannot be read. Only what works is advised."""
+    """Return advice on quotes that cannot be parsed. It suggests a setting only if that works."""
     plain = _try(text, replace(layout, quoting="plain"))
     if not plain.problems and not plain.enclosed:
         return "; double quotes are plain characters in this file: set data.quotes=false."
@@ -205,14 +205,14 @@ def _advice(text: _Text, layout: Layout) -> str:
 
 @dataclass
 class _Trial:
-    """What reading a file, or its front, in one way showed."""
+    """The result of reading a file, or its front, with one layout."""
 
     rows: int = 0
     problems: int = 0
     first: Record = Record(0, [])
     """The first row with a problem."""
     repeated: int = 0
-    """Headers between the rows."""
+    """Repeated headers between the rows."""
     gaps: int = 0
     """Fields that hold `\\N`."""
     enclosed: frozenset[int] = frozenset()
@@ -220,7 +220,7 @@ class _Trial:
     apostrophes: frozenset[int] = frozenset()
     """Columns whose values all begin and end with an apostrophe."""
     open_line: int = 0
-    """Where the row begins that goes on behind the file's front; 0 where there is none."""
+    """The first line of the row that ends after the file's front; 0 if no row does."""
 
 
 def _try(text: _Text, layout: Layout) -> _Trial:
@@ -253,18 +253,18 @@ def _is_enclosed(field: str, quote: str = '"') -> bool:
     return len(field) > 1 and field[0] == field[-1] == quote
 
 
-def _describe(path: Path, layout: Layout, trial: _Trial, wanted: list[str]) -> Iterator[str]:
-    """Yield notes on a file that was read. Raises UserError where quotes would become part of the values."""
+def _describe(path: Path, layout: Layout, trial: _Trial, configured: list[str]) -> Iterator[str]:
+    """Yield notes on a file that was read. Raises UserError if quotes would become part of the values."""
     for i in sorted(trial.enclosed):
-        if layout.names[i] in wanted and layout.quoting == "plain":
+        if layout.names[i] in configured and layout.quoting == "plain":
             raise UserError(
                 f"{path}: all values of column '{layout.names[i]}' are in double quotes, which would become part of them; leave out "
                 f"data.quotes=false."
             )
-        if layout.names[i] in wanted:
+        if layout.names[i] in configured:
             yield f"all values of column '{layout.names[i]}' begin and end with a double quote, which is taken as a part of them"
     for i in sorted(trial.apostrophes):
-        if layout.names[i] in wanted:
+        if layout.names[i] in configured:
             yield f"all values of column '{layout.names[i]}' begin and end with an apostrophe, which is taken as a part of them"
     if trial.repeated:
         yield f"the header stands again between the rows ({trial.repeated:,} times), and is left out there"
@@ -272,8 +272,8 @@ def _describe(path: Path, layout: Layout, trial: _Trial, wanted: list[str]) -> I
         yield f"{trial.gaps:,} field{'s hold' if trial.gaps > 1 else ' holds'} {MISSING}, taken as empty"
 
 
-def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
-    """Return the layout as the config, the file's ending and its first line have it. Raises UserError for repeated names."""
+def _read_header(path: Path, data: DataConfig, configured: list[str]) -> Layout:
+    """Return the layout by the config, the file's ending and its first line. Raises UserError for repeated names."""
     delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if ending(path) in (".tsv", ".tab") else ",")
     quoting, start, notes = "quotes" if data.quotes else "plain", 0, []
     front = list(islice(_lines(path, data), 200))
@@ -292,10 +292,10 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
         raise UserError(f"{path}: this is JSON, not csv: give the file the ending .jsonl (an object a line) or .json.")
     layout = Layout(delimiter, tuple(data.column_names or ()), quoting, start)
     separators = [delimiter] if data.delimiter is not None else [delimiter, *(s for s in SEPARATORS if s != delimiter)]
-    fitting = [s for s in separators if _fits(front, start, s, quoting, data, wanted)]
-    if not fitting and len(wanted) > 1 and data.column_names is None:
+    fitting = [s for s in separators if _fits(front, start, s, quoting, data, configured)]
+    if not fitting and len(configured) > 1 and data.column_names is None:
         for line in range(start + 1, min(start + HEAD, len(front))):
-            if fitting := [s for s in separators if _fits(front, line, s, quoting, data, wanted)]:
+            if fitting := [s for s in separators if _fits(front, line, s, quoting, data, configured)]:
                 notes.append(f"the columns are named in line {line + 1}; above it, and left out, is {front[start].strip()[:60]!r}")
                 start = line
                 layout = replace(layout, start=start)
@@ -314,13 +314,13 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
         return replace(layout, header=None, notes=tuple(notes))
     names = [name.strip(BLANKS) for name in fields]
     strip_blanks = len(fields) > 1 and all(name.startswith(" ") for name in fields[1:])
-    if set(wanted) <= set(fields) and not strip_blanks:
+    if set(configured) <= set(fields) and not strip_blanks:
         names = fields  # as they are written
     elif changed := [name for name, stripped in zip(fields, names, strict=True) if name != stripped]:
         what = "blanks follow the separators, and are left out" if strip_blanks else "blanks around names are left out"
         notes.append(f"{what} (in the header: {join_names(map(repr, changed), 5)})")
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
-    if used := [name for name in repeated if name in wanted]:
+    if used := [name for name in repeated if name in configured]:
         raise UserError(f"{path}: {names.count(used[0])} columns are named '{used[0]}'; give each a name of its own.")
     if repeated:
         notes.append(f"several columns share a name ({join_names(map(repr, repeated))}); none of them is used")
@@ -332,11 +332,11 @@ def _read_header(path: Path, data: DataConfig, wanted: list[str]) -> Layout:
     return Layout(layout.delimiter, tuple(names), quoting, start + size, header, strip_blanks=strip_blanks, notes=tuple(notes))
 
 
-def _fits(front: list[str], start: int, delimiter: str, quoting: str, data: DataConfig, wanted: list[str]) -> bool:
-    """Return whether the header, split so, has the columns of the config; without a header, whether the first rows have as many fields."""
+def _fits(front: list[str], start: int, delimiter: str, quoting: str, data: DataConfig, configured: list[str]) -> bool:
+    """Return whether `delimiter` gives a header with the config's columns; without a header, whether the first rows have as many fields."""
     if data.column_names is None:
         fields = _split(front, start, delimiter, quoting)[0]
-        return set(wanted) <= {name.strip(BLANKS) for name in fields} | set(fields)
+        return set(configured) <= {name.strip(BLANKS) for name in fields} | set(fields)
     width, end = len(data.column_names), min(len(front), start + 20)
     while start < end:
         fields, size = _split(front, start, delimiter, quoting)
@@ -347,7 +347,7 @@ def _fits(front: list[str], start: int, delimiter: str, quoting: str, data: Data
 
 
 def _split(front: list[str], start: int, delimiter: str, quoting: str) -> tuple[list[str], int]:
-    """Return the fields of the row that begins at a line, and how many lines it takes."""
+    """Return the fields of the row that begins at line `start`, and its number of lines."""
     mode: Any = csv.QUOTE_NONE if quoting == "plain" else csv.QUOTE_MINIMAL
     reader = csv.reader(iter(front[start:]), delimiter=delimiter, quoting=mode, skipinitialspace=False)
     try:
@@ -361,7 +361,7 @@ def _split(front: list[str], start: int, delimiter: str, quoting: str) -> tuple[
 
 
 def read_records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
-    """Yield the rows of a file with as many fields as it has columns; a row that has others has a problem."""
+    """Yield the rows of a file. A row whose number of fields is not the number of columns has a problem."""
     for record in _records(_Text(path, data), layout):
         if record.problem is None and layout.drops_headers and tuple(record.fields) == layout.header:
             continue
@@ -375,7 +375,7 @@ def _records(text: _Text, layout: Layout) -> Iterator[Record]:
         if error is not None:
             yield Record(line, [], error, is_broken="carriage return" not in error)
             continue
-        if layout.header and fields and fields[0] == f"\ufeff{layout.header[0]}":  # of a file that was put behind another
+        if layout.header and fields and fields[0] == f"\ufeff{layout.header[0]}":  # of a file that was appended to another
             fields[0] = layout.header[0]
         if not fields or (width > 1 and len(fields) == 1 and not fields[0].strip()):  # a blank line is no row
             continue
@@ -405,7 +405,7 @@ def _records(text: _Text, layout: Layout) -> Iterator[Record]:
 
 
 def _rows(text: _Text, layout: Layout) -> Iterator[tuple[int, int, list[str], str | None]]:
-    """Yield (first line, lines, fields, what is wrong) of each row behind the header, blank lines among them."""
+    """Yield (first line, number of lines, fields, problem) of each row after the header, including blank lines."""
     source: Iterator[str] = islice(text.lines(), layout.start, None)
     if layout.quoting == "backslashes":
         yield from _escaped_rows(source, layout)
@@ -437,7 +437,7 @@ _BACKSLASHES = re.compile(r'(\\+)"')
 
 
 def _double_quotes(line: str) -> str:
-    r"""Return a line with `""` for `\"`; backslashes before a quote are halved, and others stay as they are (as Spark writes them)."""
+    r"""Return a line with `""` for `\"`; backslashes before a quote are halved, and others stay (as Spark writes them)."""
     if '\\"' not in line:
         return line
 
@@ -449,7 +449,7 @@ def _double_quotes(line: str) -> str:
 
 
 def _escaped_rows(source: Iterator[str], layout: Layout) -> Iterator[tuple[int, int, list[str], str | None]]:
-    """Yield what `_rows` does of a file in which a backslash takes the meaning of the separator or line end behind it."""
+    """Yield the rows, as `_rows` does, of a file in which a backslash escapes the separator or line end after it."""
     line, first, row = layout.start, layout.start + 1, ""
     for text in source:
         line += 1
@@ -476,7 +476,7 @@ _UNKNOWN_ESCAPE = re.compile(r"""(?<!\\)(?:\\\\)*\\([^\\ntrbfvZN0"'\r\n])""")
 
 
 def _ends_open(text: str) -> bool:
-    """Return whether a text ends with a backslash that is not itself escaped."""
+    """Return whether a text ends with an unescaped backslash."""
     return (len(text) - len(text.rstrip("\\"))) % 2 == 1
 
 

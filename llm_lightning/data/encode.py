@@ -1,8 +1,8 @@
-"""Examples to token sequences, once: flat files that every later start maps into memory.
+"""Encode examples to token sequences, once, in flat files that every later start maps into memory.
 
-A split is one array of tokens (two bytes each below 65,536 entries) and the lengths of its sequences. Flat, because a sequence
-and a block of a stream are then both slices, read without copying; and because writing appends: a batch holds a megabyte of text at
-the most, so memory is bounded whatever the corpus. The tokenizers library tokenises a batch on all cores.
+A split is one array of tokens (two bytes each below 65,536 entries) and the lengths of its sequences. It is flat because a sequence
+and a block of a stream are then both slices, read without copying; and because writing appends: a batch holds at most a megabyte of
+text, so memory is bounded for any corpus. The tokenizers library tokenises a batch on all cores.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Facts:
-    """What was seen while a split was encoded."""
+    """Counts from the encoding of a split."""
 
     rows: int
     bytes: int
@@ -45,7 +45,7 @@ class Facts:
     skipped: int
     skipped_first: list[str]
     notes: dict[str, int] = field(default_factory=dict)
-    """What was left out of rows that are used, with the number of rows."""
+    """Clauses on parts of used rows that were left out, with the number of rows."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class TokenizedSplit:
     lengths: np.ndarray
     """(sequences,) int32"""
     inputs: np.ndarray
-    """(sequences,) int32: tokens that the model is given; of a stream's n+1 tokens it is given n."""
+    """(sequences,) int32: tokens of the model's input; n of a stream's n+1 tokens."""
     labels: np.ndarray | None
-    """(sequences, …) the target of each, a number or numbers; None where tokens have targets."""
+    """(sequences, …) the target of each sequence, a number or numbers; None if tokens have targets."""
     second: np.ndarray | None
-    """(sequences,) int32: where the second text of a pair begins."""
+    """(sequences,) int32: the start of the second text of a pair."""
     token_targets: np.ndarray | None
-    """(total_tokens,) int32, mapped into memory: the target of each token, IGNORED where it has none."""
+    """(total_tokens,) int32, mapped into memory: the target of each token, IGNORED for a token without one."""
     rows: np.ndarray | None
-    """(sequences,) int32: the row that each is made of, or a part of; None for the blocks of one stream."""
+    """(sequences,) int32: the row that each sequence is made of, or a part of; None for the blocks of one stream."""
     facts: Facts
     fingerprint: str
 
@@ -80,10 +80,10 @@ class TokenizedSplit:
 
 
 def encode(rows: Rows, data: DataConfig, encoding: Encoding, cache_dir: Path, split: str) -> TokenizedSplit:
-    """The encoded split, from the cache where the same data, tokenizer and settings were encoded before.
+    """Return the encoded split, from the cache if the same data, tokenizer and settings were encoded before.
 
-    Written into a folder of its own, then renamed: a killed run leaves no half-written cache. Where no row is bad, the split is the same
-    whatever data.on_bad_row says, also in its fingerprint: a run may be resumed with the other setting.
+    It is written into a folder of its own, then renamed: a killed run leaves no half-written cache. If no row is bad, the split and its
+    fingerprint do not depend on data.on_bad_row: a run may be resumed with the other setting.
     """
     one_stream = bool(getattr(encoding, "one_stream", False))
     template = encoding.tokenizer.chat_template if encoding.templated else None
@@ -119,7 +119,7 @@ def encode(rows: Rows, data: DataConfig, encoding: Encoding, cache_dir: Path, sp
 
 
 def _whole(folder: Path) -> bool:
-    """Whether the cache holds the split; a folder that cannot be read is made anew."""
+    """Return whether the cache holds the split. A folder that cannot be read is deleted."""
     try:
         json.loads((folder / "facts.json").read_text())
         return True
@@ -142,12 +142,12 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
     parts: dict[str, list[np.ndarray]] = {"lengths": [], "rows": [], "second": [], "labels": []}
     with (folder / "tokens.bin").open("wb") as file, (folder / "token_targets.bin").open("wb") as targets:
         for batch in _batches(examples.read(rows, data, encoding, bad)):
-            found = encoding(batch, bad)
-            np.fromiter(chain.from_iterable(found.tokens), dtype=kind).tofile(file)
-            np.fromiter(chain.from_iterable(found.token_targets), dtype=np.int32).tofile(targets)
-            for name, values in arrays(found).items():
+            sequences = encoding(batch, bad)
+            np.fromiter(chain.from_iterable(sequences.tokens), dtype=kind).tofile(file)
+            np.fromiter(chain.from_iterable(sequences.token_targets), dtype=np.int32).tofile(targets)
+            for name, values in arrays(sequences).items():
                 parts[name].append(values)
-            used = {id(example): example for example in found.examples}.values()
+            used = {id(example): example for example in sequences.examples}.values()
             count += sum(not example.continues for example in used)
             size += sum(map(_bytes, used))
     for name, arrays_ in parts.items():
@@ -159,45 +159,45 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
     (folder / "facts.json").write_text(json.dumps(asdict(facts) | {"dtype": kind.__name__}))
 
 
-def in_memory(found: Sequences, next_token: bool) -> TokenizedSplit:
-    """Sequences that are needed once, as an encoded split."""
-    known = arrays(found)
-    lengths = known["lengths"]
-    targets = np.fromiter(chain.from_iterable(found.token_targets), dtype=np.int32) if found.token_targets else None
+def in_memory(sequences: Sequences, next_token: bool) -> TokenizedSplit:
+    """Return sequences that are used once as an encoded split, without the cache."""
+    arrays_by_name = arrays(sequences)
+    lengths = arrays_by_name["lengths"]
+    targets = np.fromiter(chain.from_iterable(sequences.token_targets), dtype=np.int32) if sequences.token_targets else None
     return TokenizedSplit(
-        tokens=np.fromiter(chain.from_iterable(found.tokens), dtype=np.int32),
+        tokens=np.fromiter(chain.from_iterable(sequences.tokens), dtype=np.int32),
         starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)[:-1]]),
         lengths=lengths,
         inputs=lengths - 1 if next_token else lengths,
-        labels=known.get("labels"),
-        second=known.get("second"),
+        labels=arrays_by_name.get("labels"),
+        second=arrays_by_name.get("second"),
         token_targets=targets,
-        rows=known["rows"],
-        facts=Facts(len(found.examples), 0, 0, 0, []),
+        rows=arrays_by_name["rows"],
+        facts=Facts(len(sequences.examples), 0, 0, 0, []),
         fingerprint="",
     )
 
 
-def arrays(found: Sequences) -> dict[str, np.ndarray]:
-    """What is known of each sequence beside its tokens."""
-    known = {
-        "lengths": np.array([len(tokens) for tokens in found.tokens], dtype=np.int32),
-        "rows": np.array([example.row for example in found.examples], dtype=np.int32),
+def arrays(sequences: Sequences) -> dict[str, np.ndarray]:
+    """Return the arrays with a value for each sequence, by name: lengths, rows, second, labels."""
+    arrays_by_name = {
+        "lengths": np.array([len(tokens) for tokens in sequences.tokens], dtype=np.int32),
+        "rows": np.array([example.row for example in sequences.examples], dtype=np.int32),
     }
-    if found.second:
-        known["second"] = np.array(found.second, dtype=np.int32)
-    if found.labels:
-        known["labels"] = np.array(found.labels)
-    return known
+    if sequences.second:
+        arrays_by_name["second"] = np.array(sequences.second, dtype=np.int32)
+    if sequences.labels:
+        arrays_by_name["labels"] = np.array(sequences.labels)
+    return arrays_by_name
 
 
 def _bytes(example: Example) -> int:
-    """UTF-8 bytes of its text; conversations and words count as nothing, as no figure needs theirs."""
+    """Return the UTF-8 bytes of an example's text; 0 for conversations and words, whose bytes no figure needs."""
     return sum(len(text.encode()) for text in (example.text, example.text_pair) if isinstance(text, str))
 
 
 def _batches(stream: Iterator[Example]) -> Iterator[list[Example]]:
-    """Examples in batches of bounded size, each told whether its document ends with it."""
+    """Yield the examples in batches of bounded size. Each example knows whether its document ends with it."""
     batch: list[Example] = []
     size = 0
     for example, following in pairwise(chain(stream, [None])):
@@ -240,20 +240,20 @@ def _open(folder: Path, block_size: int, next_token: bool, one_stream: bool) -> 
 
 
 def _map_file(file: Path) -> np.ndarray:
-    """Map an array into memory: the processes of a machine share its pages. As a plain array, whose items are quicker to read."""
+    """Map an array into memory, so that processes share its pages. Return a plain array, whose items are faster to read."""
     return np.asarray(np.load(file, mmap_mode="r"))
 
 
 def _announce(facts: Facts, split: str, data: DataConfig) -> None:
-    """Say what was left out or cut: nothing is dropped silently, from a warm cache neither."""
+    """Log the rows and texts that were left out or cut: none is dropped silently, also when the split comes from the cache."""
     if facts.skipped:
-        named = "; ".join(facts.skipped_first)
+        first_rows = "; ".join(facts.skipped_first)
         log.warning(
             "%s: skipped %s of %s rows: %s%s",
             split,
             facts.skipped,
             facts.skipped + facts.rows,
-            named,
+            first_rows,
             "; …" if facts.skipped > len(facts.skipped_first) else "",
         )
     for note, number in facts.notes.items():
@@ -269,7 +269,7 @@ def _announce(facts: Facts, split: str, data: DataConfig) -> None:
 
 
 def label_counts(split: TokenizedSplit, classes: int) -> np.ndarray:
-    """Return (classes,) how often each class is a target. Raises UserError for a target that is none of them."""
+    """Return (classes,) how often each class is a target. Raises UserError for a target that is not a class."""
     if split.labels is not None and split.labels.ndim == 2:
         return split.labels.sum(0)
     targets = split.labels if split.labels is not None else split.token_targets[split.token_targets != IGNORED]  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""Rows to typed, validated examples; every row that cannot be one is reported with its file, line and column."""
+"""Convert rows to typed, validated examples. Every bad row is reported with its file, line and column."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
     from llm_lightning.data.encodings import Encoding
 
 SHOWN = 5  # bad rows named in a message; the others are counted
-BLOCK = 4 << 20  # bytes of a table that are read at once
+BLOCK = 4 << 20  # bytes of a table that are read at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row: its text (or words, or messages), the second text where there are two, and its label as a number or numbers."""
+    """One row: its text (or words, or messages), the second text of a pair, and its label as a number or numbers."""
 
     row: int
     text: Any
     text_pair: Any = None
     label: Any = None
     continues: bool = False
-    """Whether it goes on with the document of the example before."""
+    """Whether it continues the document of the example before."""
     ends: bool = True
     """Whether the document ends with it."""
 
 
 class BadRow(Exception):
-    """Why a row cannot be used."""
+    """The reason why a row cannot be used."""
 
 
 @dataclass
 class BadRows:
-    """What becomes of rows that cannot be used: the first is an error, or under `data.on_bad_row=skip` all are counted."""
+    """A collector of unusable rows: it raises an error for the first, or under `data.on_bad_row=skip` counts all."""
 
     rows: Rows
     data: DataConfig
@@ -45,7 +45,7 @@ class BadRows:
     first: list[str] = field(default_factory=list)
 
     def add(self, row: int, problem: str) -> None:
-        """Raises UserError unless the config says to skip."""
+        """Count a bad row. Raises UserError unless `data.on_bad_row=skip`."""
         message = f"{self.rows.where(row)}: {problem}"
         if self.data.on_bad_row == "error":
             raise UserError(f"{message}. Mend the row, or leave such rows out with data.on_bad_row=skip.")
@@ -55,7 +55,7 @@ class BadRows:
 
 
 def read(rows: Rows, data: DataConfig, encoding: Encoding, bad: BadRows) -> Iterator[Example]:
-    """Examples of a split, in order; malformed rows, and those that `encoding` cannot use, go to `bad`."""
+    """Yield the examples of a split, in order. Malformed rows, and rows that `encoding` cannot use, go to `bad`."""
     start = 0
     batch = max(1, min(1000, BLOCK * len(rows) // max(rows.table.data.nbytes, 1)))
     columns = [data.columns.text, data.columns.text_pair, data.columns.label if encoding.labels else None]

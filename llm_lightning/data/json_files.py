@@ -1,7 +1,7 @@
 """Read json files: an object a line (jsonl), or one list of objects.
 
-Which of the two a file is, is seen from its content, as both endings are used for both. NaN and Infinity, which JSON does not have and
-Python writes, are gaps.
+The content decides which of the two a file is, as both endings are used for both. NaN and Infinity, which Python writes although JSON
+does not have them, are read as null.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_values(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
-    """Yield (line, value, what is wrong) of every value of a jsonl file, and (number, …) of every item of a json file.
+    """Yield (line, value, problem) of every value of a jsonl file, and (number, value, problem) of every item of a json file.
 
-    Raises UserError for a json file that is no list of objects, and no row alone.
+    Raises UserError for a json file that is neither a list of objects nor a single row.
     """
     items = read_items(path, data)
     yield from read_lines(path, data) if items is None else items
 
 
 def read_lines(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
-    """Yield (line, value, what is wrong) of every line that is not blank."""
+    """Yield (line, value, problem) of every line that is not blank."""
     for number, line in enumerate(_lines(path, data), 1):
         if line.strip():
             value, problem = parse(line.lstrip("\ufeff"))
@@ -40,12 +40,12 @@ def read_lines(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | N
 
 
 def _lines(path: Path, data: DataConfig) -> Iterator[str]:
-    """Yield the lines of a file, those that are no text too where the config leaves such rows out: `parse` refuses them."""
+    """Yield the lines of a file; lines that are not text only with `data.on_bad_row=skip`: `parse` refuses them."""
     return lines(path, data.encoding, data.streaming, keeps_damage=data.on_bad_row == "skip")
 
 
 def parse(text: str) -> tuple[Any, str | None]:
-    """Return (value, None) of a line of JSON, or (None, what is wrong)."""
+    """Return (value, None) for a line of JSON, or (None, problem)."""
     if (problem := find_damage(text)) is not None:
         return None, problem
     try:
@@ -63,9 +63,9 @@ def parse(text: str) -> tuple[Any, str | None]:
 
 
 def parse_document(path: Path, text: str) -> Any:
-    """Return the value of a file that is one JSON document. Raises UserError where it is none.
+    """Return the value of a file that is one JSON document. Raises UserError if it is not JSON.
 
-    Halves of characters in it are not looked for: they spoil one item, and not the file (see `find_half_character`).
+    Half characters are not searched for: they spoil one item, and not the file (see `find_half_character`).
     """
     try:
         return json.loads(text, parse_constant=lambda _: None)
@@ -79,12 +79,12 @@ def parse_document(path: Path, text: str) -> Any:
 
 
 def has_escaped_surrogate(text: str) -> bool:
-    """Return whether a text of JSON may hold half a character: without, its values need no look."""
+    """Return whether a text of JSON may hold half a character, so that its values have to be checked."""
     return _ESCAPED_SURROGATE.search(text) is not None
 
 
 def find_half_character(value: Any) -> str | None:
-    """Return what is wrong where text in a value of JSON holds a surrogate that stands alone, which no tokenizer can read."""
+    """Return the problem with a JSON value whose text holds a lone surrogate, which no tokenizer can read; None without one."""
     try:
         match = _SURROGATE.search(json.dumps(value, ensure_ascii=False))
     except RecursionError:
@@ -97,9 +97,9 @@ def find_half_character(value: Any) -> str | None:
 
 
 def read_items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]] | None:
-    """Yield (number, value, what is wrong) of every item of a file that is one JSON value; None for a file with a value a line.
+    """Return an iterator of (number, value, problem) over the items of a file that is one JSON value; None for a value a line.
 
-    Raises UserError for a value that is no list of objects.
+    Raises UserError for a value that is not a list of objects.
     """
     filled = list(islice((line for line in _lines(path, data) if line.strip()), 2))
     if not filled:
@@ -130,13 +130,13 @@ def _items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]
 
 
 def _is_row(values: dict[str, Any], data: DataConfig) -> bool:
-    """Return whether an object that is a whole file is a row: its text is a text, or a conversation, and no column of texts."""
+    """Return whether an object that fills a file is a row: its text is text or a conversation, and not a column of texts."""
     text = values.get(data.columns.text)
     return isinstance(text, str) or (isinstance(text, list) and bool(text) and all(isinstance(item, dict) for item in text))
 
 
 def _shape(values: dict[str, Any]) -> str:
-    """Return what to do with an object in place of a list of objects."""
+    """Return advice, as a clause, on an object in place of a list of objects."""
     inside = [key for key, value in values.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if inside:
         return f" with lists of objects in {join_names(map(repr, inside), 4)}: write the list alone to a file"

@@ -1,4 +1,4 @@
-"""Give the values of a label column their names: `data.labels` as a list in order, or as a mapping from value to name."""
+"""Name the values of a label column by `data.labels`: a list in order, or a mapping from value to name."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ log = logging.getLogger(__name__)
 _PLAIN = re.compile(r"\w[\w ./+-]*|…")
 """Texts that need no quotes in a mapping."""
 Class = tuple[str, list[str]]
-"""The name of a class, and the values that stand for it; none where no row of train has it."""
+"""The name of a class, and its values; an empty list if no row of train has the class."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """The values of a label column, for messages and for the comparison with names."""
+    """The values of a label column, for messages and for comparison with names."""
 
     name: str
     values: Sequence[str]
-    """Each value once, in the order that a list of names follows. Values that a data set has names for are these names."""
+    """Each value once, in the order of a list of names. If the data set names its values, these names."""
 
     def __str__(self) -> str:
         return f"column '{self.name}' has {len(self.values)} ({join_names(self.values)})"
@@ -36,7 +36,7 @@ class Column:
 def name_classes(setting: Any, column: Column) -> list[Class]:
     """Return the classes in their order. `setting` is `data.labels`.
 
-    Raises UserError where the names do not fit the values, or where a list would give a value the name of another.
+    Raises UserError if the names do not fit the values, or if a list would give a value the name of another.
     """
     if setting is None:
         return [(value, [value]) for value in column.values]
@@ -65,10 +65,10 @@ def _by_list(names: list[str], column: Column) -> list[Class]:
         pairs = [(folded[fold(name)], name) for name in names]
         log.info("data.labels: %s", _arrows(pairs))
         return [(name, [value]) for value, name in pairs]
-    if named := values & set(names):
+    if unchanged := values & set(names):
         raise UserError(
-            f"data.labels names the value '{min(named)}' of column '{column.name}' as it is and does not name "
-            f"'{min(values - named)}'; list every value, or map each value to its name: {mapping_example(column.values, names)}."
+            f"data.labels names the value '{min(unchanged)}' of column '{column.name}' as it is and does not name "
+            f"'{min(values - unchanged)}'; list every value, or map each value to its name: {mapping_example(column.values, names)}."
         )
     pairs = list(zip(column.values, names, strict=True))
     if all(parse_number(value) is not None for value in column.values):
@@ -85,7 +85,7 @@ def _by_list(names: list[str], column: Column) -> list[Class]:
 
 
 def _require_likeness(pairs: list[tuple[str, str]], column: Column) -> None:
-    """Raise UserError where a name begins like another value than the one that it would be given to."""
+    """Raise UserError if a name would go to one value and begins like another."""
     values, names = zip(*pairs, strict=True)
     for value, name in pairs:
         alike = [other for other in values if is_like(name, other)]
@@ -131,7 +131,7 @@ def _by_mapping(setting: Mapping[Any, Any], column: Column) -> list[Class]:
 
 
 def is_like(name: str, value: str) -> bool:
-    """Return whether one of the two begins with the other, whatever their case: pos and Positive."""
+    """Return whether one text begins with the other, ignoring case: pos and Positive."""
     a, b = fold(name), fold(value)
     return a.startswith(b) or b.startswith(a)
 
@@ -141,7 +141,7 @@ def _arrows(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def mapping_example(values: Iterable[str], names: Iterable[str]) -> str:
-    """Return the override that gives each value its name, as it is typed into a shell; as JSON where a text has signs of the grammar."""
+    """Return the override that gives each value its name, quoted for a shell; as JSON if a text has characters of Hydra's grammar."""
     pairs = list(zip(values, names, strict=False))
     is_plain = all(_PLAIN.fullmatch(text) for pair in pairs for text in pair)
     shown = (f"{value}: {name}" if is_plain else f"{_quote(value)}: {_quote(name)}" for value, name in pairs)

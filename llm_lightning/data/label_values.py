@@ -1,4 +1,4 @@
-"""Label values as text: what counts as the same value, as a truth value, and as no value at all."""
+"""Compare label values as text: equal values, truth values, numbers and missing values."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 TRUTH = {"0": False, "false": False, "1": True, "true": True}
 MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>", "NA", "N/A", "#N/A", "NaT")
-"""How pandas, Python, JSON, SQL, R and Excel print a value that is not there."""
+"""How pandas, Python, JSON, SQL, R and Excel print a missing value."""
 
 
 def is_invisible(character: str) -> bool:
-    """Return whether nobody sees a character: blanks, and the categories control, format (zero-width, marks) and separator."""
+    """Return whether a character is invisible: blanks, and the categories control, format (zero-width, marks) and separator."""
     return character.isspace() or unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp")
 
 
@@ -32,24 +32,24 @@ def strip_invisible(text: str) -> str:
 def canonical(value: Any) -> str:
     """Return a label value as text: the same for 1, 1.0 and "1", and for true and "True".
 
-    Blanks and invisible characters around it are left out. The text is empty where there is no value (null, NaN).
+    Blanks and invisible characters around it are left out. The text is empty for a missing value (null, NaN).
     """
     if value is None or value != value:
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = strip_invisible(str(value))
-    whole, dot, zeros = text.partition(".")
-    return whole if dot and whole.lstrip("-").isdigit() and zeros.strip("0") == "" else text
+    integer_part, dot, zeros = text.partition(".")
+    return integer_part if dot and integer_part.lstrip("-").isdigit() and zeros.strip("0") == "" else text
 
 
 def truth(value: Any) -> bool | None:
-    """Return whether a value is true or false, written as 1, 1.0, true, True or TRUE; None where it is neither."""
+    """Return whether a value is true or false, written as 1, 1.0, true, True or TRUE; None if it is neither."""
     return TRUTH.get(canonical(value).lower())
 
 
 def parse_number(value: Any) -> float | None:
-    """Return the finite number that a value is or spells; None for others: truth values, and text that Python alone reads (1_000)."""
+    """Return the finite number that a value is or spells; None for others: truth values, and text that only Python reads (1_000)."""
     if isinstance(value, bool | bytes) or (isinstance(value, str) and "_" in value):
         return None
     try:
@@ -60,19 +60,19 @@ def parse_number(value: Any) -> float | None:
 
 
 def fold(text: str) -> str:
-    """Return a text without what people do not see as a difference.
+    """Return a text in a form that removes differences people do not notice.
 
-    That is case (I and İ are the other case of the Turkish ı and i), blanks and invisible characters, the composition of characters, and
-    how a number is written (01, +1, 1.50).
+    These are case (I and İ are the other case of the Turkish ı and i), blanks and invisible characters, the composition of characters,
+    and the notation of numbers (01, +1, 1.50).
     """
-    if len(text) < 16 and (number := parse_number(text)) is not None:  # longer ones are numbers of accounts or the like
+    if len(text) < 16 and (number := parse_number(text)) is not None:  # longer texts are account numbers or the like
         return repr(number + 0.0)  # -0 is 0
     folded = unicodedata.normalize("NFKC", text).casefold().replace("i\u0307", "i").replace("\u0131", "i")
     return "".join(character for character in folded if not (is_invisible(character) or character in "\ufe0e\ufe0f"))
 
 
 def is_unlabelled(value: Any) -> bool:
-    """Return whether a value stands for a label that was held back: nothing or its name (None, nan), -1, or a list of such values."""
+    """Return whether a value stands for a label that was held back: empty, a missing value (None, nan), -1, or a list of these."""
     if isinstance(value, list | tuple):
         return all(is_unlabelled(item) for item in value)
     return canonical(value) in ("", "-1", *MISSING)

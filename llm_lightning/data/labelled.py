@@ -1,4 +1,4 @@
-"""Splits whose labels were held back: benchmarks hide those of their test split, behind -1, empty cells or a missing column."""
+"""Drop splits whose labels were held back: benchmarks hide the labels of their test split by -1, empty cells or a missing column."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def drop_unlabelled(splits: dict[str, Rows], data: DataConfig, encoding: type[Encoding]) -> dict[str, Rows]:
-    """Return the splits that have labels; what is left out is logged. `encoding` tells labels from signs that there is none.
+    """Return the splits that have labels, and log the others. `encoding` distinguishes labels from signs of a missing label.
 
-    Raises UserError where train has no labels, or where `data.validation` names a split without labels: it cannot choose the weights.
+    Raises UserError if train has no labels, or if `data.validation` names a split without labels, which cannot choose the weights.
     """
     if data.columns.label is None:
         return splits
@@ -44,7 +44,7 @@ def drop_unlabelled(splits: dict[str, Rows], data: DataConfig, encoding: type[En
 
 
 def _find_reason(rows: Rows, train: Rows, label: Any, encoding: type[Encoding]) -> str | None:
-    """Return why a split has no labels; None where at least one row has one, or is malformed, which is reported where it is read."""
+    """Return why a split has no labels; None if a row has one, or is malformed, which is reported when the row is read."""
     columns = label_columns(label)
     if absent := [column for column in columns if column not in rows.table.column_names]:
         return f"there is no column {join_names(map(repr, absent))}"
@@ -57,12 +57,16 @@ def _find_reason(rows: Rows, train: Rows, label: Any, encoding: type[Encoding]) 
         signs |= set(_flatten(value)) if is_unlabelled(value) else set()
     if signs and any(signs & set(_flatten(value)) for value, _ in _values(train, label, ())):  # then -1, or None, is a label
         return None
-    named = f"column {join_names(map(repr, columns))}"
-    return f"{named} holds {join_names(sorted(signs))} alone, as benchmarks hide labels" if signs else f"{named} is empty"
+    label_column = f"column {join_names(map(repr, columns))}"
+    return (
+        f"{label_column} holds {join_names(sorted(signs))} alone, as benchmarks hide labels"
+        if signs
+        else f"{label_column} is empty"
+    )
 
 
 def _flatten(value: Any) -> Iterator[str]:
-    """Yield the values in a value that may be a list, as text, without empty ones."""
+    """Yield the items of a value that may be a list, as text, without empty ones."""
     if isinstance(value, list | tuple):
         for item in value:
             yield from _flatten(item)
@@ -71,7 +75,7 @@ def _flatten(value: Any) -> Iterator[str]:
 
 
 def _values(rows: Rows, label: Any, extra_columns: tuple[str, ...]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield (value of the label, values of the extra columns) of all rows; equal ones may be left out."""
+    """Yield (value of the label, values of the extra columns) of all rows; repeated pairs may be left out."""
     extra = [name for name in extra_columns if name in rows.table.column_names]
     if isinstance(label, str) and not extra:
         yield from ((value, {}) for value, _ in count_values(rows, label))

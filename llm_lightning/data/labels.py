@@ -1,4 +1,4 @@
-"""Label names: from the config, from the data set's own features, or from the values in the training split."""
+"""Find the labels of a data set: by the config, by the data set's features, or by the values in the training split."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from llm_lightning.errors import UserError, join_names
 log = logging.getLogger(__name__)
 
 MANY = 10
-"""Classes up to which their number says nothing about whether the column holds labels."""
+"""Number of classes up to which a column counts as labels, whatever its number of rows."""
 SENTENCE, LONG = 4, 40
-"""Words and characters a value, on average, from which a column of values that hardly repeat holds text."""
+"""Average words and characters of a value, from which on a column of hardly repeated values holds text."""
 UNDECIDED = ("-", "--", "?")
-"""Labels of rows that nobody decided, as SNLI has them; as tags of words they may stand outside of spans."""
-BLOCK = 10_000  # values that are counted at once
+"""Labels of undecided rows, as in SNLI. As tags of words they may stand outside of spans."""
+BLOCK = 10_000  # values that are counted at a time
 SHOWN = 5  # groups of labels that are named in a warning
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes: `names` for people and exports, `values` as they stand in the data, in the same order."""
+    """The classes: `names` for people and exports, `values` as written in the data, in the same order."""
 
     names: tuple[str, ...]
     values: tuple[str, ...]
     spellings: tuple[tuple[str, int], ...] = ()
-    """Further values, each with the index of the class that it stands for."""
+    """Further values, each with the index of its class."""
 
     def index(self, value: Any) -> int | None:
-        """Class index of a raw value (given as a value or as a name); None where it is neither."""
+        """Return the class index of a raw value, which is a value or a name; None for other values."""
         return self._indices.get(canonical(value))
 
     @cached_property
     def _indices(self) -> dict[str, int]:
-        """The class index of each value and name, built once: no field, so that `repr`, a part of cache keys, stays as it is."""
-        indices = {name: i for i, name in reversed(list(enumerate(self.names)))}  # of equal ones the first counts
+        """The class index of each value and name, built once. It is not a field, so that `repr`, a part of cache keys, does not change."""
+        indices = {name: i for i, name in reversed(list(enumerate(self.names)))}  # of equal names the first counts
         indices |= {value: i for i, value in reversed(list(enumerate(self.values)))} | dict(self.spellings)
         if _is_boolean(self.values):
             place = {truth(value): i for i, value in enumerate(self.values)}
@@ -64,14 +64,14 @@ def find(
     several: Callable[[Any], Iterable[Any]] | None = None,
     complete: Callable[[set[str]], set[str]] = lambda values: values,
 ) -> Labels:
-    """Return the classes of a data set. Where a row may have `several`, that takes its value apart; `complete` adds those that follow.
+    """Return the classes of a data set. `several` splits the value of a row with several labels; `complete` adds implied classes.
 
-    Raises UserError where there is only one class, or where `data.labels` does not fit the values of the column.
+    Raises UserError for a single class, and if `data.labels` does not fit the values of the column.
     """
     column = data.columns.label
     assert column is not None
     feature = train.table.features[column]
-    feature = getattr(feature, "feature", feature) if several else feature  # that of a list's items
+    feature = getattr(feature, "feature", feature) if several else feature  # the feature of a list's items
     if isinstance(feature, datasets.ClassLabel):
         return _of_features(data, feature.names, column)
     if several is None and not isinstance(feature, datasets.Value):
@@ -93,7 +93,7 @@ def find(
 
 
 def make_labels(classes: list[Class], merged: dict[str, list[str]], column: str) -> Labels:
-    """Return the labels of named classes. `merged`: the further spellings of each value. Raises UserError for a single class."""
+    """Build the labels of named classes. `merged` holds further spellings of each value. Raises UserError for a single class."""
     if len(classes) < 2:
         raise UserError(f"column '{column}' has only the class '{classes[0][0]}'; classification needs at least two.")
     first = tuple(values[0] if values else name for name, values in classes)
@@ -108,14 +108,14 @@ def make_labels(classes: list[Class], merged: dict[str, list[str]], column: str)
 
 
 def count_labels(rows: Rows, column: str, several: Callable[[Any], Iterable[Any]] | None = None) -> Counter[str]:
-    """Return how often each label occurs; `several` takes the value of a row apart."""
+    """Return how often each label occurs; `several` splits the value of a row."""
     counts: Counter[str] = Counter()
     padded = 0
     for value, count in count_values(rows, column):
         padded += count if several is None and isinstance(value, str) and value != strip_invisible(value) else 0
         try:
             names = several(value) if several else [value]
-        except BadRow:  # which is reported, or counted, when the row is read
+        except BadRow:  # reported, or counted, when the row is read
             continue
         for name in names:
             counts[canonical(name)] += count
@@ -126,7 +126,7 @@ def count_labels(rows: Rows, column: str, several: Callable[[Any], Iterable[Any]
 
 
 def count_values(rows: Rows, column: str) -> Iterator[tuple[Any, int]]:
-    """Yield the values of a column with their numbers; a value may come again. Memory is bounded by a block of the table."""
+    """Yield (value, count) of a column; a value may come again. Memory is bounded by a block of the table."""
     import pyarrow.compute as pc
 
     table = rows.table.select_columns([column])
@@ -139,7 +139,7 @@ def count_values(rows: Rows, column: str) -> Iterator[tuple[Any, int]]:
 
 
 def _of_features(data: DataConfig, names: list[str], column: str) -> Labels:
-    """Return the labels of a data set that has names for its numbers; `data.labels` may name either."""
+    """Return the labels of a data set with named numbers; `data.labels` may map the names or the numbers."""
     numbers = {name: str(i) for i, name in enumerate(names)}
     setting = data.labels
     if isinstance(setting, dict):
@@ -155,7 +155,7 @@ def _of_features(data: DataConfig, names: list[str], column: str) -> Labels:
 
 
 def _require_plain(train: Rows, column: str, counts: Counter[str]) -> None:
-    """Raise UserError where each value is a list, or an object, that was written as text."""
+    """Raise UserError if each value is a list, or an object, written as text."""
     kinds = {type(parse_literal(value)) for value in counts}
     if len(kinds) == 1 and kinds <= {list, dict}:
         example, kind = next(iter(counts)), "lists" if list in kinds else "objects"
@@ -166,7 +166,7 @@ def _require_plain(train: Rows, column: str, counts: Counter[str]) -> None:
 
 
 def _describe_lists(train: Rows, column: str) -> str:
-    """Return what values that are no text or numbers are, and what to do with them."""
+    """Return a clause on values that are neither text nor numbers, with advice."""
     if any(isinstance(value, dict) for value in train.table[column]):
         return "objects, not labels; objects {label: whether it applies} are learnt by objective=multi_label"
     if all(len(value) == 1 for value in train.table[column] if isinstance(value, list)):
@@ -175,7 +175,7 @@ def _describe_lists(train: Rows, column: str) -> str:
 
 
 def _require_labels(train: Rows, column: str, counts: Counter[str], has_several: bool) -> None:
-    """Raise UserError where the values are no labels but text or measurements; warn where there are many for the rows."""
+    """Raise UserError if the values are text or measurements, not labels; warn of many values for the number of rows."""
     total = sum(counts.values())
     if len(counts) <= max(MANY, total // 2):
         return
@@ -193,7 +193,7 @@ def _require_labels(train: Rows, column: str, counts: Counter[str], has_several:
 
 
 def _merge_booleans(values: set[str], counts: Counter[str], column: str) -> dict[str, list[str]]:
-    """Return each value with its further spellings: of true and false one each, where there is nothing else."""
+    """Return each value with its further spellings. Values that are all true or false become one value each."""
     if not values or _is_boolean(values) or not all(truth(value) is not None for value in values):
         return {value: [] for value in values}
     merged: dict[str, list[str]] = {}
@@ -206,10 +206,10 @@ def _merge_booleans(values: set[str], counts: Counter[str], column: str) -> dict
 
 
 def _name_doubts(counts: Counter[str], values: Iterable[str], classes: list[Class], column: str, missing: Iterable[str]) -> None:
-    """Warn of classes that differ only in case or blanks, and of one that is called like a missing value."""
+    """Warn of classes that differ only in case or blanks, and of classes named like a missing value."""
     of_value = {value: name for name, values in classes for value in values}
     alike: dict[str, list[str]] = defaultdict(list)
-    present = [value for value in values if counts[value]]  # and not only those that a scheme of tags has beside them
+    present = [value for value in values if counts[value]]  # without tags that only their scheme implies
     for value in sorted(present, key=lambda value: (-counts[value], value)):
         alike[fold(value)].append(value)
     groups = [group for group in alike.values() if len({of_value[value] for value in group}) > 1]
@@ -233,7 +233,7 @@ def _name_doubts(counts: Counter[str], values: Iterable[str], classes: list[Clas
 
 
 def _raise_first_problem(train: Rows, column: str, several: Callable[[Any], Iterable[Any]] | None) -> None:
-    """Raise UserError for the first malformed row: such rows may be why there are no labels."""
+    """Raise UserError for the first malformed row, as such rows may be the reason for missing labels."""
     problems = train.table[PROBLEM][:] if PROBLEM in train.table.column_names else []
     for row, problem in enumerate(problems):
         if problem is not None:
@@ -250,7 +250,7 @@ def _is_boolean(values: Iterable[str]) -> bool:
 
 
 def _by_value(value: str) -> tuple[int, float, list[Any], str]:
-    """Numbers first, by size; then text, with the numbers in it by their size: class9 before class10."""
+    """Return a sort key: numbers by size, then text, with the numbers in it by size: class9 before class10."""
     parsed = parse_number(value)
     if parsed is not None:
         return 0, parsed, [], value
@@ -259,7 +259,7 @@ def _by_value(value: str) -> tuple[int, float, list[Any], str]:
 
 
 def _show(value: str) -> str:
-    """Return a label in quotes, with the codes of characters that are not seen."""
+    """Return a label in quotes, with codes for invisible characters."""
     return repr(value) if any(is_invisible(character) and character != " " for character in value) else f"'{value}'"
 
 

@@ -1,4 +1,4 @@
-"""The languages of multilingual translation models (mBART, mBART-50, M2M100, NLLB), whose tokenizers mark each text with its language."""
+"""Set the languages of multilingual translation models (mBART, mBART-50, M2M100, NLLB), whose tokenizers mark each text's language."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ru=rus sd=snd si=sin sk=slk sl=slv so=som sq=als sr=srp su=sun sv=swe sw=swh ta=
 tr=tur tt=tat ug=uig uk=ukr ur=urd uz=uzn vi=vie wo=wol xh=xho yi=ydd yo=yor zh=zho zu=zul
 """
 THREE_LETTERS = {two: three for two, _, three in (pair.partition("=") for pair in _PAIRS.split())}
-"""ISO 639-1 to the codes of FLORES-200, which NLLB has: those of the most common variety where a language has several."""
+"""ISO 639-1 to the codes of FLORES-200, which NLLB uses. A language with several varieties has the most common one."""
 CODE = re.compile(r"_*([a-z]{2,3}(_[A-Za-z]{2,4})?)_*")
 
 
@@ -27,13 +27,13 @@ def has_languages(tokenizer: Any) -> bool:
 
 
 def language_codes(tokenizer: Any) -> list[str]:
-    """Return the codes that a tokenizer of several languages has."""
+    """Return the language codes of a multilingual tokenizer."""
     codes = list(getattr(tokenizer, "lang_code_to_id", {}))
     return codes or [token for token in tokenizer.all_special_tokens if CODE.fullmatch(token)]
 
 
 def language_id(tokenizer: Any, code: str) -> int:
-    """Return the id of the token that stands for a language."""
+    """Return the id of the token of a language."""
     ids: dict[str, int] = getattr(tokenizer, "lang_code_to_id", {})
     return ids[code] if code in ids else int(tokenizer.convert_tokens_to_ids(code))
 
@@ -41,13 +41,13 @@ def language_id(tokenizer: Any, code: str) -> int:
 def set_languages(tokenizer: Any, languages: LanguagesConfig) -> None:
     """Make a tokenizer mark sources and targets with these languages.
 
-    Where none are given, those that the tokenizer was saved with hold, if it names its target. Raises UserError where a tokenizer of
-    several languages has none, where one of a single language is given some, and for unknown or ambiguous codes.
+    Without configured languages the tokenizer keeps the ones that it was saved with, if it names its target. Raises UserError if a
+    multilingual tokenizer has no languages, if they are configured for a monolingual one, and for unknown or ambiguous codes.
     """
-    given = {side: code for side, code in vars(languages).items() if code is not None}
+    configured = {side: code for side, code in vars(languages).items() if code is not None}
     if not has_languages(tokenizer):
-        if given:
-            side, code = next(iter(given.items()))
+        if configured:
+            side, code = next(iter(configured.items()))
             raise UserError(
                 f"data.languages.{side}={code}: {type(tokenizer).__name__} does not mark languages; leave it out. Text before each "
                 f"source is set with data.prefix."
@@ -55,7 +55,7 @@ def set_languages(tokenizer: Any, languages: LanguagesConfig) -> None:
         return
     codes = language_codes(tokenizer)
     stored = {"source": tokenizer.src_lang, "target": tokenizer.tgt_lang} if tokenizer.tgt_lang is not None else {}
-    chosen = {side: _find_code(side, code, codes) for side, code in (stored | given).items()}
+    chosen = {side: _find_code(side, code, codes) for side, code in (stored | configured).items()}
     missing = [side for side in ("source", "target") if side not in chosen]
     if missing:
         example = _example(codes)
@@ -72,7 +72,7 @@ def _example(codes: list[str]) -> tuple[str, str]:
 
 
 def _find_code(side: str, code: str, codes: list[str]) -> str:
-    """Return the code of the tokenizer that is meant: itself, or the only one of a language that a short code stands for."""
+    """Return the tokenizer's code for `code`: the same, or the only one of the language that a short code names."""
     if code in codes:
         return code
     language = re.split(r"[_-]", code.lower())[0]

@@ -1,7 +1,7 @@
-"""Read text files line by line: decompressed, decoded, and refused where they are no text, with the file and the line.
+"""Read text files line by line: decompress and decode them, and refuse bytes that are not text, with the file and the line.
 
-Text is UTF-8, or what its byte order mark says. Bytes that are neither are never guessed: the message shows the line in the encodings
-that fit, and `data.encoding` says which one it is.
+Text is UTF-8, or the encoding of its byte order mark. Other encodings are never guessed: the message shows the line in the encodings
+that fit, and `data.encoding` sets one.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ SIGNATURES = {
     b"Rar!": "a rar archive: unpack it",
     b"version https://git-lfs.github.com/spec/": "not the data but a pointer to them: fetch the file by 'git lfs pull'",
 }
-"""How files begin that are taken for text, and what to do with them."""
+"""First bytes of files that are mistaken for text, with advice."""
 ENCODINGS = {
     **{"cp1252": "CP1252", "cp1250": "CP1250", "iso8859_2": "ISO-8859-2", "cp1251": "CP1251", "koi8_r": "KOI8-R"},
     **{"cp1253": "CP1253", "cp1254": "CP1254", "cp1255": "CP1255", "cp1256": "CP1256", "cp874": "CP874", "gb18030": "GB18030"},
     **{"big5": "BIG5", "cp932": "CP932", "euc_jp": "EUC-JP", "cp949": "CP949", "cp866": "CP866", "mac_roman": "MACINTOSH"},
     **{"iso2022_jp": "ISO-2022-JP"},
 }
-"""Encodings that are proposed, and what iconv calls them. Of two that read a line alike the first is named."""
+"""Encodings that messages propose, with their names for iconv. Of two that decode a line alike the first is proposed."""
 _COMMON = {"gb18030": (0xB0, 0xD7), "big5": (0xA4, 0xC6), "cp932": (0x82, 0x97), "euc_jp": (0xA4, 0xCF), "cp949": (0xB0, 0xC8)}
-"""Lead bytes of the characters that texts are mostly made of."""
+"""The range of lead bytes of the most common characters."""
 
 
 ESCAPES = {b"\x1b$)C": "iso2022_kr", b"\x1b$B": "iso2022_jp", b"\x1b$@": "iso2022_jp"}
-"""Codes that switch to another character set in files of 7-bit encodings, and the encoding that each is of."""
+"""Codes that switch to another character set in files of 7-bit encodings, with their encoding."""
 _C1 = re.compile(rb"[\x80-\x9f]")
-_DESIGNATORS = "$()*+-./"  # behind ESC they begin such a code; other escapes, such as colours of terminals, are text
+_DESIGNATORS = "$()*+-./"  # after ESC they begin such a code; other escapes, such as colours of terminals, are text
 _BYTES = "llm_lightning.bytes"
 _UNDECODED = re.compile("[\udc00-\udcff]")
-"""Characters that stand for bytes which cannot be decoded; no decoded text has them."""
+"""Characters that replace undecodable bytes; no decoded text has them."""
 
 
 def _keep_bytes(error: UnicodeError) -> tuple[str, int]:
-    """Return what stands for bytes that cannot be decoded, and where decoding goes on: a handler for `bytes.decode`."""
+    """Return (replacement characters for undecodable bytes, the place where decoding continues): a handler for `bytes.decode`."""
     assert isinstance(error, UnicodeDecodeError)
     return "".join(chr(0xDC00 + code) for code in error.object[error.start : error.end]), error.end
 
@@ -67,20 +67,20 @@ codecs.register_error(_BYTES, _keep_bytes)
 
 @dataclass(frozen=True)
 class Format:
-    """How a text file is to be read."""
+    """The encoding and the line ends of a text file."""
 
     encoding: str
     newline: str
     notes: tuple[str, ...] = ()
-    """What was recognised, without the file's name."""
+    """Notes on the recognised encoding, without the file's name."""
 
 
 def lines(path: Path, encoding: str | None = None, is_stream: bool = False, keeps_damage: bool = False) -> Iterator[str]:
-    """Yield the lines of a text file with their ends; those of old Macs (a carriage return) become newlines.
+    """Yield the lines of a text file with their ends. The line ends of old Macs (a carriage return) become newlines.
 
-    `encoding` is that of files that are not UTF-8; with `is_stream` the front of the file decides whether it is. Raises UserError for
-    compressed files that are damaged, files that are no text, and bytes that cannot be decoded. With `keeps_damage` a line with such
-    bytes, or with a NUL byte, is yielded too: `find_damage` tells it from text.
+    `encoding` holds for files that are not UTF-8; with `is_stream` the front of the file decides whether it is UTF-8. Raises UserError
+    for damaged compressed files, files that are not text, and bytes that cannot be decoded. With `keeps_damage` a line with such bytes,
+    or with a NUL byte, is yielded too: `find_damage` recognises it.
     """
     for number, (line, problem) in enumerate(_decode(path, detect_format(path, encoding, is_stream)), 1):
         if problem is not None and not keeps_damage:
@@ -89,7 +89,7 @@ def lines(path: Path, encoding: str | None = None, is_stream: bool = False, keep
 
 
 def find_damage(text: str) -> str | None:
-    """Return what is wrong with a line, or a part of it, that `lines` yields with `keeps_damage`; None where it is text."""
+    """Return the problem with a line, or a part of it, that `lines` yields with `keeps_damage`; None if it is text."""
     if not text.isascii() and (match := _UNDECODED.search(text)):
         return f"byte 0x{ord(match[0]) - 0xDC00:02x} cannot be decoded"
     problem = _find_codes(text)
@@ -97,7 +97,7 @@ def find_damage(text: str) -> str | None:
 
 
 def describe_damage(path: Path, data: DataConfig) -> list[str]:
-    """Return a note on lines of a file that are no text, where the config leaves such rows out."""
+    """Return a note on lines of a file that are not text, under `data.on_bad_row=skip`."""
     if data.on_bad_row != "skip" or detect_format(path, data.encoding, data.streaming).encoding != "utf-8":
         return []
     _, count, is_text = count_lines(path, FRONT if data.streaming else None)
@@ -110,16 +110,16 @@ def describe_damage(path: Path, data: DataConfig) -> list[str]:
 
 
 def read_lines(path: Path, text_format: Format) -> Iterator[tuple[str, str | None]]:
-    """Yield (line with its end, None), or ("", what is wrong, a sentence) for a line that is no text.
+    """Yield (line with its end, None), or ("", the problem as a sentence) for a line that is not text.
 
-    Raises UserError for compressed files that are damaged, and where it cannot be told in which line the bytes are that are no text.
+    Raises UserError for damaged compressed files, and for undecodable bytes whose line cannot be determined.
     """
     for line, problem in _decode(path, text_format):
         yield "" if problem is not None else line, problem
 
 
 def _decode(path: Path, text_format: Format) -> Iterator[tuple[str, str | None]]:
-    """Yield what `read_lines` does, with the characters of lines that are no text: for bytes that cannot be decoded those of _UNDECODED."""
+    """Yield the pairs of `read_lines`, but with the text of bad lines: undecodable bytes become characters of _UNDECODED."""
     number, encoding, advice = 0, text_format.encoding, ""
     try:
         with open_file(path) as file:
@@ -152,12 +152,12 @@ def _decode(path: Path, text_format: Format) -> Iterator[tuple[str, str | None]]
 
 
 def _is_read_by_line(encoding: str) -> bool:
-    """Return whether each line can be decoded alone: not in UTF-16, nor where codes hold for the lines behind them."""
+    """Return whether each line can be decoded alone: not in UTF-16, nor if codes affect the following lines."""
     return "\n".encode(encoding) == b"\n" and not codecs.lookup(encoding).name.startswith(("iso2022", "hz", "utf-7"))
 
 
 def _find_codes(line: str) -> str | None:
-    """Return what is wrong with a line that holds a NUL character, or codes of a 7-bit encoding, which would be learnt as text."""
+    """Return the problem with a line that holds a NUL character, or codes of a 7-bit encoding, which would be learnt as text."""
     if "\0" in line:
         return NUL
     code = next((c for c in "\x0e\x0f" if c in line), None)
@@ -172,9 +172,9 @@ def _find_codes(line: str) -> str | None:
 
 
 def detect_format(path: Path, encoding: str | None = None, is_stream: bool = False) -> Format:
-    """Return how to read a text file. `encoding` is that of files that are not UTF-8.
+    """Return the format of a text file. `encoding` holds for files that are not UTF-8.
 
-    With `is_stream` only the first 16 MiB are looked at. Raises UserError for a file that is no text.
+    With `is_stream` only the first 16 MiB are read. Raises UserError for a file that is not text.
     """
     try:
         with open_file(path) as file:
@@ -202,7 +202,7 @@ def detect_format(path: Path, encoding: str | None = None, is_stream: bool = Fal
             return Format(encoding, "\n" if _has_newline(head.decode(encoding, "ignore")) else "\r", notes)
         if not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):  # whose line ends have NUL bytes
             text = head.decode(encoding, "ignore")
-            is_ascii = text == head.decode("ascii")  # and not ISO-2022, HZ or UTF-7, which write all characters by bytes of ASCII
+            is_ascii = text == head.decode("ascii")  # not ISO-2022, HZ or UTF-7, which write all characters in ASCII bytes
             return Format(
                 encoding,
                 "\n" if _has_newline(text) else "\r",
@@ -218,7 +218,7 @@ def detect_format(path: Path, encoding: str | None = None, is_stream: bool = Fal
 
 
 def _unmarked_utf_16(head: bytes) -> str | None:
-    """Return which UTF-16 bytes without a mark are in: every second one is zero, and decoded they are text; None for others."""
+    """Return the UTF-16 variant of bytes without a mark: every second byte is zero, and they decode to text; None for others."""
     if 3 * head.count(0) <= len(head):
         return None
     name = "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
@@ -227,7 +227,7 @@ def _unmarked_utf_16(head: bytes) -> str | None:
 
 
 def refuse_binary(path: Path, head: bytes) -> None:
-    """Raise UserError for a file that begins as one that is no text does."""
+    """Raise UserError for a file whose first bytes are those of a binary format."""
     for signature, kind in SIGNATURES.items():
         if head.startswith(signature):
             raise UserError(f"{path}: this is {kind}.")
@@ -242,7 +242,7 @@ def _newline(head: bytes) -> str:
 def _has_newline(head: str) -> bool:
     """Return whether lines end with a newline, and not, as on old Macs, with a carriage return alone.
 
-    Inside the quotes of a csv file there may be ends of the other kind: those of lines come first, and are the most.
+    The quotes of a csv file may hold the other kind of end: the ends of lines come first, and are the most frequent.
     """
     text = head.replace("\r\n", "\n").rstrip("\r\n")
     returns, newlines = text.count("\r"), text.count("\n")
@@ -250,9 +250,9 @@ def _has_newline(head: str) -> bool:
 
 
 def count_lines(path: Path, front: int | None = None) -> tuple[int, int, bool]:
-    """Return (lines beyond ASCII that are UTF-8, lines that are not UTF-8, whether there is no NUL byte).
+    """Return (lines beyond ASCII that are UTF-8, lines that are not UTF-8, whether the file has no NUL byte).
 
-    `front` is how many bytes are looked at, up to the end of a line; None is all. A file that has not changed is read once a process.
+    `front` is the number of bytes to read, up to the end of a line; None reads all. An unchanged file is read once a process.
     """
     status = path.stat()
     try:
@@ -281,7 +281,7 @@ def _count_lines(path: Path, front: int | None, _size: int, _mtime: int) -> tupl
 
 
 def _advice(path: Path) -> str:
-    """Return what to do with a file that is not UTF-8: the encodings that fit, with what a line is in each."""
+    """Return advice on a file that is not UTF-8: the encodings that fit, with a line decoded in each."""
     utf_8, others, is_text = count_lines(path)
     if not is_text:
         return "the file is damaged, or no text: there are NUL bytes in it."
@@ -294,7 +294,7 @@ def _advice(path: Path) -> str:
 
 
 def advise_encoding(sample: list[bytes]) -> str:
-    """Return a sentence on the encodings that lines may be in, with what they are in each."""
+    """Return a sentence on the encodings that fit the lines, with a part decoded in each."""
     readings = list(propose_encodings(sample).items())[:4]
     if not readings:
         return "the file is damaged, or no text."
@@ -315,7 +315,7 @@ def _sample(path: Path) -> list[bytes]:
 
 
 def propose_encodings(sample: list[bytes]) -> dict[str, str]:
-    """Return encodings in which the lines can be read, the most plausible first, each with a part of a line read so."""
+    """Return the encodings that can decode the lines, the most plausible first, each with a decoded part of a line."""
     scores: dict[str, tuple[float, str]] = {}
     readings: list[list[str]] = []
     for encoding in ENCODINGS:
@@ -344,11 +344,11 @@ def _excerpt(text: str) -> str:
 _TYPOGRAPHY = re.compile(
     r"[^\W\d_]’[^\W\d_]|[\s(,;]?[“‘„«](?=\w)|[\w.!?,][”’»](?!\w)| [–—](?= )|\d–(?=\d)|[\w ]…|[\d\s,;]€|€(?=\d)"
 )
-"""A mark with the character before it, where typography has such marks: apostrophes in words, dashes between blanks."""
+"""A mark with the character before it, in a place usual in typography: apostrophes in words, dashes between blanks."""
 
 
 def _plausibility(text: str, encoding: str) -> float:
-    """Return how much a line looks like text: the share of its characters beyond ASCII that are likely, given their neighbours."""
+    """Return how much a line looks like text: the share of characters beyond ASCII that are likely, given their neighbours."""
     beyond = [i for i, c in enumerate(text) if not c.isascii()]
     if encoding in _COMMON:
         low, high = _COMMON[encoding]

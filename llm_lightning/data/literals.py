@@ -1,4 +1,4 @@
-"""Lists and objects in a cell of text: as JSON, as Python prints them, and as numpy prints an array. All readers of cells use these.
+"""Parse lists and objects in a cell of text: as JSON, as Python prints them, and as numpy prints an array. All readers of cells use this.
 
 A csv has no lists. pandas writes `str(value)` into the cell: `['joy', 'anger']` for a list, `['joy' 'anger']` for an array.
 """
@@ -27,11 +27,11 @@ BETWEEN = re.compile(rf"({QUOTED})|\}}\s+(?=\{{)")
 BARE = re.compile(r"\[([^\[\]]*)\]|\{([^{}]*)\}|(?:WrappedArray|ArraySeq|List|Vector)\(([^()]*)\)")
 """A list without quotes, as Spark, PostgreSQL and Scala print it."""
 BROKEN = re.compile(r"\s*[\[({]+\s*['\"]")
-"""The beginning of a list of texts; where the rest is none, a program cut it off or left a part out (numpy's `...`)."""
+"""The beginning of a list of texts; if the rest does not parse, a program cut it off or omitted a part (numpy's `...`)."""
 
 
 def parse_structure(value: Any) -> Any:
-    """Return a list or an object, which text files hold as JSON or as Python prints it; other values as they are."""
+    """Parse a list or an object, which text files hold as JSON or as Python prints it. Return other values unchanged."""
     return parse_literal(value) if isinstance(value, str) else value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -44,7 +44,7 @@ def split_bare(text: str) -> list[str] | None:
 
 
 def parse_literal(text: str) -> Any:
-    """Return the list or dict that a text spells, or the text itself where it spells neither.
+    """Return the list or dict that a text spells, or the text itself if it spells neither.
 
     Tuples become lists; sets become sorted lists, so that the result does not depend on the process.
     """
@@ -61,7 +61,7 @@ def parse_literal(text: str) -> Any:
 
 
 def _parse_python(text: str) -> Any:
-    """Return the list or dict of a Python literal; None where it is no such literal."""
+    """Return the list or dict of a Python literal; None for other text."""
     if NUMPY.fullmatch(text):
         text = f"[{', '.join(re.findall(ITEM, text))}]"
     elif text.startswith("[{"):

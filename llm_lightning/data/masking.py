@@ -1,6 +1,6 @@
-"""Which tokens a masked language model has to guess (Devlin et al. 2019, section 3.1).
+"""Mask the tokens that a masked language model has to predict (Devlin et al. 2019, section 3.1).
 
-Masks depend on (seed, epoch, sequence) alone: not on the batch, the rank or the worker that a sequence falls to.
+Masks depend on (seed, epoch, sequence) alone, and not on the batch, the rank or the worker of a sequence.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 IGNORED = -100
-"""Target of a position that is not guessed, as in Hugging Face's and PyTorch's losses."""
+"""Target of a position without a prediction, as in Hugging Face's and PyTorch's losses."""
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Of the real tokens `probability` are targets; of those 80% become the mask token, 10% a random one, 10% stay."""
+    """Makes a share `probability` of the real tokens targets; 80% of these become the mask token, 10% a random one, 10% stay."""
 
     probability: float
     whole_words: bool
@@ -28,7 +28,7 @@ class Masking:
     seed: int
 
     def __call__(self, tokens: np.ndarray, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(inputs, targets) of a sequence, both (time,); at least one token is a target where any may be."""
+        """Return (inputs, targets) of a sequence, both (time,). At least one token is a target, if any can be masked."""
         seed = self.seed if epoch >= 0 else 0  # evaluation is the same for every seed
         rng = np.random.default_rng([seed, epoch + 1, index])
         maskable = ~self.special[tokens]

@@ -1,4 +1,4 @@
-"""The data of a run: sources to rows, tokenizer, encoded splits, plan, loaders."""
+"""Prepare the data of a run: rows from sources, the tokenizer, encoded splits, the plan and the loaders."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from llm_lightning.machine import cores
 
 log = logging.getLogger(__name__)
 
-SHOWN = 600  # characters of a row that is shown
+SHOWN = 600  # characters of a row in reports
 
 
 @dataclass(frozen=True)
 class TokenizedDataset:
-    """Everything the rest of a run needs to know of its text."""
+    """The encoded splits of a run, with their rows and their encoding."""
 
     splits: dict[str, TokenizedSplit]
     rows: dict[str, Rows]
-    """What the splits were encoded from."""
+    """The rows that the splits were encoded from."""
     encoding: Encoding
     stream: Stream | None = None
-    """The training text where it is streamed; `train` of the splits is then a sample from its front."""
+    """The training text if it is streamed; `train` of the splits is then a sample from its front."""
 
     @property
     def tokenizer(self) -> Any:
@@ -57,16 +57,16 @@ class TokenizedDataset:
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
-        """The names of the classes, where the labels are classes."""
+        """The names of the classes; None if the labels are not classes."""
         return (self.labels.names or None) if self.labels is not None else None
 
     def examples(self, split: str) -> Iterator[Example]:
-        """The rows of a split that were used, read again; their numbers are those in `Encoded.rows`."""
+        """Read the used rows of a split again and yield them; `Example.row` is their number in `TokenizedSplit.rows`."""
         rows, data = self.rows[split], replace(self.encoding.data, on_bad_row="skip")
         yield from examples.read(rows, data, self.encoding, BadRows(rows, data))
 
     def example(self, split: str, number: int) -> Example:
-        """Return a row of a split that was used, read again, by its number in `Encoded.rows`."""
+        """Read a used row of a split again, by its number in `TokenizedSplit.rows`."""
         columns, row = self.encoding.data.columns, self.rows[split].table[number]
         text, pair = (None if column is None else row[column] for column in (columns.text, columns.text_pair))
         label = [row[column] for column in columns.label] if isinstance(columns.label, list) else row.get(columns.label)
@@ -74,15 +74,15 @@ class TokenizedDataset:
         return Example(number, *self.encoding.read(text, pair, label, extra))
 
     def shown(self, split: str, number: int) -> str:
-        """Return the beginning of a row of a split, by its number in `Encoded.rows`, as a reader sees it."""
+        """Return the beginning of a row of a split, by its number in `TokenizedSplit.rows`, as text for a reader."""
         columns, row = self.encoding.data.columns, self.rows[split].table[number]
-        found = (row[column] for column in (columns.text, columns.text_pair) if column is not None)
-        text = " ‖ ".join(" ".join(map(str, part)) if isinstance(part, list) else str(part) for part in found)
+        values = (row[column] for column in (columns.text, columns.text_pair) if column is not None)
+        text = " ‖ ".join(" ".join(map(str, part)) if isinstance(part, list) else str(part) for part in values)
         return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """A hash of the content of each split, wherever its files are; `stream` is that of streamed training text."""
+        """A hash of the content of each split, independent of its files' place; `stream` is the hash of streamed training text."""
         streamed = {} if self.stream is None else {"stream": self.stream.fingerprint}
         return {split: encoded.fingerprint for split, encoded in self.splits.items()} | streamed
 
@@ -93,8 +93,8 @@ class TokenizedDataset:
 
 
 def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> TokenizedDataset:
-    """Read, validate and encode every split; where `tokenizer` is None one is trained on train."""
-    datasets.disable_progress_bars()  # they say nothing of ours
+    """Read, validate and encode every split. If `tokenizer` is None, a tokenizer is trained on train."""
+    datasets.disable_progress_bars()  # they do not show the progress of our own work
     data, cache, encoder = config.data, cache_folder(config), encodings.get_encoder(encoding)
     if data.streaming:
         stream, rows = open_stream(data)
@@ -111,15 +111,15 @@ def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> Tok
     for split, part in loaded.items():
         for note in part.notes:
             log.warning("%s: %s", split, note)
-    found = encoder.find_labels(data, loaded["train"])  # before a part is cut off, which may have all rows of a rare label
-    if found is not None:
+    labels = encoder.find_labels(data, loaded["train"])  # before the validation cut, which may take all rows of a rare label
+    if labels is not None:
         loaded = drop_unlabelled(loaded, data, encoder)
     rows = splits.with_validation(loaded, data, encoder.one_label)
-    return _encode_splits(config, rows, encoder, found, tokenizer, None)
+    return _encode_splits(config, rows, encoder, labels, tokenizer, None)
 
 
 def _encode_splits(
-    config: Config, rows: dict[str, Rows], encoder: type[Encoding], found: Labels | None, tokenizer: Any, stream: Stream | None
+    config: Config, rows: dict[str, Rows], encoder: type[Encoding], labels: Labels | None, tokenizer: Any, stream: Stream | None
 ) -> TokenizedDataset:
     data, cache = config.data, cache_folder(config)
     if tokenizer is None:
@@ -129,13 +129,13 @@ def _encode_splits(
         tokenizer = tokenizers.train(config.model.tokenizer, rows["train"], texts, cache)
         if encoder.special_tokens:
             tokenizer.add_special_tokens({"additional_special_tokens": list(encoder.special_tokens)})
-    encoding = encoder(tokenizer, data, found)
+    encoding = encoder(tokenizer, data, labels)
     encoded = {split: encode.encode(part, data, encoding, cache, split) for split, part in rows.items()}
     return TokenizedDataset(splits=encoded, rows=rows, encoding=encoding, stream=stream)
 
 
 class DataModule(lightning.LightningDataModule):
-    """Loaders over the plan: a training item is one optimizer step, an evaluation item one batch."""
+    """Data loaders over the plan: a training item is one optimizer step, an evaluation item one batch."""
 
     def __init__(self, config: Config, text: TokenizedDataset, masking: Masking | None) -> None:
         super().__init__()
@@ -145,13 +145,13 @@ class DataModule(lightning.LightningDataModule):
         types = "token_type_ids" in text.tokenizer.model_input_names
         self.collator = Collator(text.encoding.next_token, text.encoding.translates, masking, types)
         self.spec = replace(config.batch, micro_tokens=None) if config.batch.micro_tokens == "auto" else config.batch
-        """How steps are cut; `limit` sets what the config leaves open."""
+        """How steps are cut; `limit` sets `micro_tokens` if it is auto."""
         self.plan = Plan(text.splits["train"].inputs, self.spec, config.seed, self.row_size)
         self._readers: dict[int, ReaderState] = {}
-        """Of streamed data: where each reader was after the last step that was trained; up to date on the rank of the reader."""
+        """Of streamed data: the state of each reader after the last trained step; up to date on the rank of the reader."""
         self._reader_count: int | None = None
         self.total_steps = self._total_steps()
-        """Optimizer steps of the run, known before it starts: Lightning is never asked (it would drop the position on resume)."""
+        """Optimizer steps of the run, computed before it starts and not by Lightning, which would drop the position on resume."""
         epoch = self.plan.steps(1) if text.stream is None else self.total_steps
         self.validate_every = min(config.trainer.validate_every_steps or epoch, self.total_steps)
         """Steps between validations."""
@@ -165,15 +165,15 @@ class DataModule(lightning.LightningDataModule):
         return min(limit for limit in limits if limit is not None)
 
     def setup(self, stage: str) -> None:
-        """Each rank has found what fits on its device; all keep to the least, as they cut one plan."""
+        """Limit `micro_tokens` to the least that fits on any rank's device, as all ranks cut one plan."""
         assert self.trainer is not None
         if self.config.batch.micro_tokens == "auto" and self.trainer.world_size > 1 and self.spec.micro_tokens is not None:
-            found = torch.tensor(self.spec.micro_tokens, device=self.trainer.strategy.root_device)
-            self.limit(int(self.trainer.strategy.reduce(found, reduce_op="min")))
+            micro_tokens = torch.tensor(self.spec.micro_tokens, device=self.trainer.strategy.root_device)
+            self.limit(int(self.trainer.strategy.reduce(micro_tokens, reduce_op="min")))
 
     @property
     def longest_input(self) -> int:
-        """Tokens of the longest text that the model is given at once, of any split."""
+        """Tokens of the longest input text of any split."""
         splits = self.text.splits.values()
         if self.text.encoding.translates:
             return max(int(max(split.second.max(), (split.inputs - split.second).max())) for split in splits)  # type: ignore[union-attr]
@@ -183,20 +183,20 @@ class DataModule(lightning.LightningDataModule):
         assert self.trainer is not None
         start, rank, world = self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size
         if self.text.stream is not None:
-            return self._loader(self._streamed(self.text.stream, start, rank, world))
+            return self._loader(self._build_streamed_steps(self.text.stream, start, rank, world))
         return self._loader(self.training_steps(rank, world), sampler=FromStep(start, self.total_steps))
 
     def training_steps(self, rank: int, world: int) -> TrainingSteps:
-        """Return a rank's parts of all steps, where the training text is not streamed."""
+        """Return a rank's parts of all steps of training text that is not streamed."""
         return TrainingSteps(self.text.splits["train"], self.plan, self.spec, self.collator, self.total_steps, rank, world)
 
-    def _streamed(self, stream: Stream, start: int, rank: int, world: int) -> StreamedSteps:
+    def _build_streamed_steps(self, stream: Stream, start: int, rank: int, world: int) -> StreamedSteps:
         block, spec, seed = self.config.data.block_size, self.spec, self.config.seed
         count = reading_ranks(spec, block, world) * max(self.workers, 1)
         if self._reader_count not in (None, count):
             raise UserError(
                 f"data.streaming: the state was saved by {self._reader_count} readers (devices × data.workers), and there are "
-                f"{count} now; go on with as many."
+                f"{count} now; use as many again."
             )
         self._reader_count = count
         encoder = type(self.text.encoding)(self.text.tokenizer, self.config.data)
@@ -214,8 +214,8 @@ class DataModule(lightning.LightningDataModule):
         assert self.trainer is not None
         if self.text.stream is not None:
             rank, workers = self.trainer.global_rank, max(self.workers, 1)
-            own = {index: state for index, state in self._readers.items() if index // workers == rank}
-            self._readers = {index: state for states in distributed.gather(own) for index, state in states.items()}
+            local_states = {index: state for index, state in self._readers.items() if index // workers == rank}
+            self._readers = {index: state for states in distributed.gather(local_states) for index, state in states.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"readers": {index: state.state_dict() for index, state in self._readers.items()}, "count": self._reader_count}
@@ -236,15 +236,15 @@ class DataModule(lightning.LightningDataModule):
         return self.evaluation_loader("validation", self.trainer.global_rank, self.trainer.world_size)
 
     def limit(self, micro_tokens: int) -> None:
-        """Let so many tokens be on a device at once. What is a step, and what an evaluation batch, stays as it is."""
+        """Set `micro_tokens`, the tokens on a device at once. Steps and evaluation batches do not change."""
         self.spec = replace(self.spec, micro_tokens=micro_tokens)
 
     def longest(self, world: int) -> MicroBatch:
-        """The micro-batch that takes the most memory: as many of the longest rows as may be on a device at once."""
+        """Build the micro-batch that takes the most memory: as many of the longest rows as may be on a device at once."""
         return self.longest_rows(most_rows(self.spec, self.row_size or int(self.plan.lengths.max()), world))
 
     def longest_rows(self, count: int) -> MicroBatch:
-        """As many of the longest rows."""
+        """Build a micro-batch of the `count` longest rows."""
         if self.row_size is None:
             rows = list(np.argsort(-self.plan.lengths, kind="stable")[:count, None])
         else:

@@ -1,9 +1,9 @@
 """Fill rows of a fixed size with whole sequences: best-fit decreasing, on the histogram of their lengths.
 
-Sequences of one length are alike to the packing, so it packs lengths with their counts and not sequences: its cost depends on the
-number of different lengths, at most the size of a row, and ten million sequences pack as fast as ten thousand (Krell et al. 2021,
-section 3, has the idea with other heuristics). The patterns are the same for every epoch; which sequence of a length takes which
-place is drawn anew, so that neighbours change.
+Sequences of one length are interchangeable, so lengths are packed with their counts instead of sequences. The cost depends on the
+number of different lengths, at most the size of a row: ten million sequences pack as fast as ten thousand (Krell et al. 2021, section
+3, has the idea with other heuristics). The patterns are the same for every epoch; the sequences of a length are assigned to its places
+at random in each epoch, so that neighbours change.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from llm_lightning.errors import UserError
 
 @dataclass(frozen=True)
 class Patterns:
-    """How rows are filled: row r holds sequences of the lengths `lengths[bounds[r] : bounds[r + 1]]`."""
+    """The patterns of filled rows: row r holds sequences of the lengths `lengths[bounds[r] : bounds[r + 1]]`."""
 
     by_length: np.ndarray
     """(sequences,) the sequences sorted by length."""
     places: np.ndarray
-    """(sequences,) for each of them in that order, a place in the rows that has its length."""
+    """(sequences,) for each of `by_length`, a place of its length in the rows."""
     bounds: np.ndarray
     """(rows + 1,) bounds of the rows in the places."""
     counts: np.ndarray
@@ -30,11 +30,11 @@ class Patterns:
 
     @staticmethod
     def best_fit(lengths: np.ndarray, row_size: int) -> Patterns:
-        """Longest first, each sequence goes into the fullest row that has room. Raises UserError where one is longer than a row."""
+        """Pack sequences, longest first, each into the fullest row with room. Raises UserError if one is longer than a row."""
         if int(lengths.max()) > row_size:
             raise UserError(f"data.block_size={row_size}: the longest sequence has {int(lengths.max())} tokens and has to fit.")
-        found, counts = np.unique(lengths, return_counts=True)
-        kinds = _pack(dict(zip(found.tolist(), counts.tolist(), strict=True)), row_size)
+        different_lengths, counts = np.unique(lengths, return_counts=True)
+        kinds = _pack(dict(zip(different_lengths.tolist(), counts.tolist(), strict=True)), row_size)
         pattern_lengths = np.concatenate([np.tile(np.array(pattern, np.int32), count) for pattern, count in kinds])
         sizes = np.concatenate([np.full(count, len(pattern)) for pattern, count in kinds])
         return Patterns(
@@ -44,8 +44,8 @@ class Patterns:
             counts=counts,
         )
 
-    def filled(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """(order of the sequences, bounds of the rows in it): rows in random order, each place taken by a random sequence of its length."""
+    def fill(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return (order of the sequences, bounds of the rows in it): rows in random order, each place with a random sequence."""
         shuffled = self.by_length.copy()
         ends = np.cumsum(self.counts)
         for first, last in zip(ends - self.counts, ends, strict=True):
@@ -61,24 +61,24 @@ class Patterns:
 
 
 def _pack(histogram: dict[int, int], row_size: int) -> list[tuple[tuple[int, ...], int]]:
-    """Patterns of lengths with the number of rows filled so, from lengths with their counts.
+    """Return (pattern of lengths, number of such rows) from a histogram of lengths.
 
-    The same rows as placing one sequence after the other: after one went into a row, that row is the fullest with room for the
-    next of its length, as long as it has room; so a row takes all it can of a length at once, and like rows are treated at once.
+    The rows are the same as when placing one sequence after the other: a row that got a sequence is the fullest for the next of its
+    length, as long as it has room. So a row takes all it can of a length at once, and equal rows are handled together.
     """
     open_rows: dict[int, list[tuple[tuple[int, ...], int]]] = {}  # room left -> (pattern, rows)
     for length in sorted(histogram, reverse=True):
-        left = histogram[length]
+        remaining = histogram[length]
         for room in sorted(r for r in open_rows if r >= length):
             fits = room // length
             for pattern, count in open_rows.pop(room):
-                full, rest = divmod(left, fits) if left < count * fits else (count, 0)
+                full, rest = divmod(remaining, fits) if remaining < count * fits else (count, 0)
                 _put(open_rows, room - fits * length, pattern + (length,) * fits, full)
                 _put(open_rows, room - rest * length, pattern + (length,) * rest, min(rest, 1))
                 _put(open_rows, room, pattern, count - full - min(rest, 1))
-                left -= full * fits + rest
+                remaining -= full * fits + rest
         fits = row_size // length
-        full, rest = divmod(left, fits)
+        full, rest = divmod(remaining, fits)
         _put(open_rows, row_size - fits * length, (length,) * fits, full)
         _put(open_rows, row_size - rest * length, (length,) * rest, min(rest, 1))
     return [entry for rows in open_rows.values() for entry in rows]

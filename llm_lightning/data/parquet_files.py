@@ -1,4 +1,4 @@
-"""Read parquet and Arrow files as tables with plain types, whichever program wrote them."""
+"""Read parquet and Arrow files of any program as tables with plain types."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ AT_ONCE = 1000  # rows
 
 
 class ColumnarFile:
-    """A parquet or Arrow file: its columns, their types as `datasets` has them, and its rows."""
+    """A parquet or Arrow file: its columns with their `datasets` types, and its rows."""
 
     def __init__(self, path: Path, columns: Sequence[str] = ()) -> None:
-        """`columns` may name values inside of objects, `translation.en`. Raises UserError for a file that cannot be read."""
+        """`columns` may name values inside objects, `translation.en`. Raises UserError for a file that cannot be read."""
         self.path, self.kind = path, ending(path).removeprefix(".")
         with path.open("rb") as file:
             self._head = file.read(10)
@@ -36,13 +36,13 @@ class ColumnarFile:
         self.inner = {
             name: feature for name in columns if name not in stored and (feature := _find_inner(stored, name)) is not None
         }
-        """Values inside of objects, with their types."""
+        """Values inside objects, with their types."""
         outer = {name.partition(".")[0] for name in self.inner}
         kinds = {name: feature for name, feature in stored.items() if name not in outer} | self.inner
         self.features: dict[str, Any] = {name: plain_feature(feature) for name, feature in kinds.items()}
 
     def rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
-        """Yield the rows, as they are asked for, with NaN as None. Raises UserError where the file is damaged."""
+        """Yield the rows lazily, with NaN as None. Raises UserError if the file is damaged."""
         nested = [name for name in columns if isinstance(self.features[name], datasets.Json)]
         stored = [name for name in nested if name not in self.inner and _is_json_text(self._schema_type(name))]
         floats = [name for name in columns if getattr(self.features[name], "dtype", "").startswith("float")]
@@ -82,7 +82,7 @@ class ColumnarFile:
 
 
 def _find_inner(features: Any, name: str) -> Any:
-    """Return the type of a value inside of objects; None where there is no such value."""
+    """Return the type of a value inside objects; None if the objects do not have it."""
     outer, _, rest = name.partition(".")
     if outer not in features or not rest:
         return features.get(name)
@@ -91,7 +91,7 @@ def _find_inner(features: Any, name: str) -> Any:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type of a column's values, however the file keeps them: categories, large text, lists of these."""
+    """Return the type of a column's values without its encoding in the file: categories, large text, lists of these."""
     if pa.types.is_dictionary(kind):
         return _plain(kind.value_type)
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
@@ -106,7 +106,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def plain_feature(feature: Any) -> Any:
-    """Return the type in which a column is kept: objects, and lists of them, as JSON, all else as it is."""
+    """Return the type in which a column is kept: JSON for objects and lists of objects, else the type itself."""
     items = getattr(feature, "feature", feature)
     while hasattr(items, "feature"):
         items = items.feature
@@ -121,7 +121,7 @@ def _is_json_text(kind: pa.DataType) -> bool:
 
 
 def without_gaps(value: Any) -> Any:
-    """Return a nested value without the keys that are null: a columnar file gives every object the keys of all."""
+    """Return a nested value without null keys: a columnar file gives every object the keys of all."""
     if isinstance(value, dict):
         return {key: without_gaps(item) for key, item in value.items() if item is not None}
     return [without_gaps(item) for item in value] if isinstance(value, list) else value

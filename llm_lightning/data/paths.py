@@ -1,4 +1,4 @@
-"""Which files the names in a config stand for, which split each is of, and what their content is called. Nothing here imports torch."""
+"""Find the files that the config names, their splits, and a hash of their content. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-FORMAT = 6  # of the rows that are kept under such a hash
+FORMAT = 6  # of the cached rows, whose name is the content hash
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
-"""What the file or the folder of a split may be called in data.dir."""
+"""Names of the file or the folder of a split in data.dir."""
 _WORDS = {word: split for split, words in SPLITS.items() for word in words}
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.|$)")
-"""How the hub numbers the parts of a split: train-00000-of-00002.parquet."""
+"""The hub's numbers of the parts of a split: train-00000-of-00002.parquet."""
 
 
 def resolve_path(data: DataConfig, name: str) -> Path:
-    """Return a file name of the config as a path: relative names start at data.dir where that is set."""
+    """Return a file name of the config as a path. Relative names start at data.dir, if that is set."""
     path = expand_home(name)
     return expand_home(data.dir) / path if data.dir and not path.is_absolute() else path
 
 
 def with_compressed(path: Path) -> Path:
-    """Return a path, or, where there is no such file, that of the same file compressed: train.en.gz for train.en."""
+    """Return a path, or, if it does not exist, the path of the same file compressed: train.en.gz for train.en."""
     if not path.exists():
         return next((packed for suffix in COMPRESSED if (packed := Path(f"{path}{suffix}")).is_file()), path)
     return path
 
 
 def match(name: str | Path, folder: str | Path | None = None) -> list[Path]:
-    """Return what `name` stands for, sorted: the file or folder of this very name, else all that match it as a pattern; [] for none.
+    """Return the paths that `name` stands for, sorted: the file or folder of this exact name, else all matches as a pattern; [] for none.
 
-    A relative name starts at `folder` where that is given; the folder is never taken for a pattern. A name that is written with other
-    code points than on the disk (macOS takes `é` apart) stands for the same file.
+    A relative name starts at `folder`, if given; the folder is never a pattern. A name in another Unicode form than on the disk (macOS
+    decomposes `é`) stands for the same file.
     """
     path = expand_home(name)
     base = None if folder is None or path.is_absolute() else expand_home(folder)
@@ -79,8 +79,8 @@ def expand(
 ) -> list[Path]:
     """Return the files that `name`, the value of the config's `key`, stands for, sorted.
 
-    A folder stands for the files below it, those with one of `endings` where these are given; hidden files and those of systems and
-    editors are left out. `log_notes` names in the log what is left out. Raises UserError where there is no file.
+    A folder stands for the files below it, only for files with one of `endings` if these are given. Hidden files and files of systems
+    and editors are left out. With `log_notes` the log names the files left out. Raises UserError if no file is found.
     """
     matches = match(name, folder)
     if not matches:
@@ -106,12 +106,12 @@ def expand(
 
 
 def missing(key: str, name: str) -> str:
-    """Return the sentence for a value of `key` that stands for no file."""
+    """Return the message for a value of `key` that stands for no file."""
     return f"{key}={name}: {_no_file(name, None)}."
 
 
 def _no_file(name: str, folder: str | Path | None) -> str:
-    """Return why there is no such file, and which one may be meant."""
+    """Return a clause on why the file does not exist, with the nearest name."""
     if re.match(r"[a-z][a-z0-9+]*://", name):
         return "this is an address; download the file, and give its path"
     path = expand_home(name) if folder is None else expand_home(folder) / expand_home(name)
@@ -123,7 +123,7 @@ def _no_file(name: str, folder: str | Path | None) -> str:
 
 
 def _files_below(folder: Path, endings: tuple[str, ...] | None, key: str, log_notes: bool) -> list[Path]:
-    """Return the files in a folder and below. Raises UserError where none has one of `endings`, or where they are of several splits."""
+    """Return the files below a folder. Raises UserError if none has one of `endings`, or if train's folder holds several splits."""
     files: list[Path] = []
     others: list[Path] = []
     for path in sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file()):
@@ -146,7 +146,7 @@ def _files_below(folder: Path, endings: tuple[str, ...] | None, key: str, log_no
 
 
 def _is_of_system(path: Path) -> bool:
-    """Return whether a file, named from the folder that is read, is hidden or left by a system or an editor: .DS_Store, ~$x.csv, …"""
+    """Return whether a file, by its path in the folder, is hidden or left by a system or an editor: .DS_Store, ~$x.csv, …"""
     return any(part.startswith((".", "~$", "__MACOSX")) for part in path.parts) or path.name.lower() in ("thumbs.db", "desktop.ini")
 
 
@@ -160,9 +160,9 @@ def _count_endings(paths: list[Path]) -> str:
 
 
 def split_of(path: Path) -> str | None:
-    """Return the split that a file's name says it is of, else the one that the closest folder's name says; None where none does.
+    """Return the split that a file's name gives, else the split that the closest folder's name gives; None if neither does.
 
-    A name says so by a word between signs: train.csv, data/test-00000-of-00001.parquet, my_dev.jsonl, train/part1.txt.
+    A name gives its split by a word between signs: train.csv, data/test-00000-of-00001.parquet, my_dev.jsonl, train/part1.txt.
     """
     for name in (stem(path), *reversed(path.parent.parts)):
         splits = {_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _WORDS}
@@ -172,17 +172,17 @@ def split_of(path: Path) -> str | None:
 
 
 def split_files(data: DataConfig, endings: Iterable[str]) -> dict[str, list[Path]]:
-    """Return the files of each split: those that the config names, else those below data.dir that are named after the split.
+    """Return the files of each split: the files that the config names, else the files below data.dir named after the split.
 
-    A folder stands for all files below it with one of `endings` (of what is in a file, whether it is compressed or not). Raises
-    UserError where a name matches nothing, or where it is open which files of data.dir are a split.
+    A folder stands for all files below it with one of `endings`; endings of compression do not count. Raises UserError if a name
+    matches no file, or if the files of a split in data.dir are ambiguous.
     """
     endings = tuple(endings)
     splits = {}
     for split in SPLITS:
-        named = getattr(data, split)
-        if named is not None:
-            names = named if isinstance(named, list) else [named]
+        setting = getattr(data, split)
+        if setting is not None:
+            names = setting if isinstance(setting, list) else [setting]
             folder = data.dir or None
             files = [path for name in names for path in expand(f"data.{split}", str(name), endings, folder, log_notes=True)]
             twice = [str(path) for path, count in Counter(path.resolve() for path in files).items() if count > 1]
@@ -202,14 +202,14 @@ def split_files(data: DataConfig, endings: Iterable[str]) -> dict[str, list[Path
 
 
 def _name_others(folder: Path, endings: tuple[str, ...], read: set[Path]) -> None:
-    """Log which files of a kind that is read lie in data.dir and are of no split."""
+    """Log the readable files in data.dir that belong to no split."""
     others = [Path(p.name) for p in sorted(folder.glob("*")) if p.is_file() and ending(p) in endings and p not in read]
     if shown := [path for path in others if not _is_of_system(path)]:
         log.warning("data.dir=%s: not read, as no split is looked for under these names: %s", folder, _count_endings(shown))
 
 
 def _files_of(split: str, folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Return the files of a split in data.dir: <split>.*, else the parts that are named after it there or below."""
+    """Return the files of a split in data.dir: <split>.*, else parts named after the split there or below."""
     direct = [p for word in SPLITS[split] for p in sorted(folder.glob(f"{word}.*")) if p.is_file() and ending(p) in endings]
     if len(direct) == 1:
         return direct
@@ -235,7 +235,7 @@ def _files_of(split: str, folder: Path, endings: tuple[str, ...]) -> list[Path]:
 
 
 def _are_parts(files: list[Path]) -> bool:
-    """Return whether the files, of one folder and kind, are parts of one split: named alike but for numbers, or in the split's folder."""
+    """Return whether files are parts of a split, in one folder and of one kind: named alike but for numbers, or in the split's folder."""
     if len({(path.parent, ending(path)) for path in files}) > 1:
         return False
     alike = len({re.sub(r"\d+", "#", stem(path)) for path in files}) == 1
@@ -243,7 +243,7 @@ def _are_parts(files: list[Path]) -> bool:
 
 
 def content_hash(paths: Iterable[Path], *settings: object) -> str:
-    """Return an identity of the files' bytes and kinds, and of the settings they are read with; their names and places do not count."""
+    """Return a hash of the files' bytes and kinds, and of the settings for reading them; their names and places do not count."""
     digest = xxhash.xxh3_128(repr((FORMAT, *settings)).encode())
     for path in paths:
         digest.update(f"{ending(path)}\0".encode())
@@ -255,12 +255,12 @@ def content_hash(paths: Iterable[Path], *settings: object) -> str:
 
 
 def has_split(folder: Path, split: str) -> bool:
-    """Return whether a file in a folder or below is named after a split, whatever its ending."""
+    """Return whether a file below a folder is named after a split, with any ending."""
     return any(split_of(path.relative_to(folder)) == split for path in folder.rglob("*") if path.is_file())
 
 
 def mistakes(data: DataConfig) -> Iterator[str]:
-    """Yield a sentence for every name of a file in the config that stands for no file."""
+    """Yield a message for every file name in the config that stands for no file."""
     for split in SPLITS:
         value = getattr(data, split)
         for name in value if isinstance(value, list) else [value] if value is not None else []:

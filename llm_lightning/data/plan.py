@@ -1,10 +1,10 @@
-"""The schedule of training as a pure function of (seed, epoch, sequence lengths, batch spec).
+"""Schedule training as a pure function of (seed, epoch, sequence lengths, batch spec).
 
-It says which sequences form optimizer step s, and how a step is cut into ranks and micro-batches. Nothing before that last cut
-depends on the number of devices. A step is made of rows: a row is one sequence, or, packed, several that fill it together.
+The plan assigns sequences to optimizer steps, and cuts a step into ranks and micro-batches. Only that last cut depends on the number of
+devices. A step consists of rows: a row is one sequence, or, packed, several sequences that fill it together.
 
-Unpacked sequences are shuffled, then sorted by length inside windows of some steps, so that a step holds like lengths (less
-padding) while the order of steps and most of the randomness stay. Packed rows are all nearly full: see `packing.py`.
+Unpacked sequences are shuffled, then sorted by length inside windows of a few steps. So a step holds like lengths (less padding), while
+the order of steps and most of the randomness stay. Packed rows are all nearly full: see `packing.py`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from llm_lightning.errors import UserError
 Row = np.ndarray
 """Indices of the sequences in a row."""
 RowGroup = list[Row] | np.ndarray
-"""Some rows: a list of them, or (rows, 1) where each is a single sequence."""
+"""Rows: a list of them, or an array (rows, 1) if each is a single sequence."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A rank's rows of a step, and how they form micro-batches."""
+    """A rank's rows of a step, cut into micro-batches."""
 
     rows: np.ndarray
     """(rows,) numbers of the rank's rows, counted from the first row of the step; longest first."""
     bounds: np.ndarray
     """(micro-batches + 1,) bounds of the micro-batches in `rows`."""
     most: int
-    """Micro-batches of the rank that has the most of them."""
+    """The largest number of micro-batches of any rank."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class EpochPlan:
     order: np.ndarray
     """(sequences,) a permutation of the sequences."""
     rows: np.ndarray | None
-    """(rows + 1,) bounds into `order`; None where every sequence is a row of its own."""
+    """(rows + 1,) bounds into `order`; None if every sequence is a row of its own."""
     steps: np.ndarray
     """(steps + 1,) bounds into the rows."""
     sizes: np.ndarray | None = None
-    """(rows,) tokens of each row; None where every sequence is a row of its own."""
+    """(rows,) tokens of each row; None if every sequence is a row of its own."""
 
     def __len__(self) -> int:
         return len(self.steps) - 1
@@ -60,10 +60,10 @@ class EpochPlan:
         return self.order[row : row + 1] if self.rows is None else self.order[self.rows[row] : self.rows[row + 1]]
 
     def deal(self, step: int, lengths: np.ndarray, spec: BatchConfig, rank: int, world: int) -> tuple[list[np.ndarray], int]:
-        """Return a rank's micro-batches of a step, and how many the rank has that has the most.
+        """Return a rank's micro-batches of a step, and the largest number of micro-batches of any rank.
 
         A micro-batch is the indices of its sequences, (sequences,), row after row. These are the micro-batches of `cut`, without a
-        Python object for each row. `lengths` are those of all sequences.
+        Python object for each row. `lengths` holds the lengths of all sequences.
         """
         first, last = int(self.steps[step]), int(self.steps[step + 1])
         sizes = lengths.take(self.order[first:last]) if self.sizes is None else self.sizes[first:last]
@@ -78,10 +78,10 @@ class EpochPlan:
 
 
 class Plan:
-    """The steps of every epoch. Raises UserError where a sequence is longer than a step or a micro-batch may be."""
+    """The steps of every epoch. Raises UserError if a sequence is longer than a step or a micro-batch may be."""
 
     def __init__(self, lengths: np.ndarray, spec: BatchConfig, seed: int, row_size: int | None = None) -> None:
-        """`lengths` are those of the sequences as the model is given them; where `row_size` is given, they are packed into such rows."""
+        """`lengths`: tokens of each sequence as model input. With `row_size`, sequences are packed into rows of this size."""
         self.lengths, self.spec, self.seed = lengths, spec, seed
         self.patterns = None if row_size is None else Patterns.best_fit(lengths, row_size)
         longest = int(row_size or lengths.max())
@@ -91,23 +91,23 @@ class Plan:
                 raise UserError(f"{key}={limit}: {what} has {longest} tokens and has to fit.")
         self._epochs: dict[int, EpochPlan] = {}
         self._first_steps = [0]
-        """The global step that each epoch begins with, for the epochs counted so far."""
+        """The first global step of each epoch, for the epochs counted so far."""
 
     def epoch(self, epoch: int) -> EpochPlan:
-        """The schedule of an epoch; the last two asked for are kept."""
+        """Return the schedule of an epoch. The last two are kept."""
         if epoch not in self._epochs:
             self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}
             self._epochs[epoch] = self._schedule(np.random.default_rng([self.seed, epoch]))
         return self._epochs[epoch]
 
     def steps(self, epochs: float) -> int:
-        """Optimizer steps of so many epochs; a fraction of an epoch is rounded to a whole step, and to one at least."""
-        whole = self._first_step(int(epochs))
+        """Return the optimizer steps of `epochs`. A fraction of an epoch is rounded to a whole step, and to at least one."""
+        whole_epoch_steps = self._first_step(int(epochs))
         part = epochs - int(epochs)
-        return max(1, whole + round(part * len(self.epoch(int(epochs)))) if part else whole)
+        return max(1, whole_epoch_steps + round(part * len(self.epoch(int(epochs)))) if part else whole_epoch_steps)
 
     def locate(self, step: int) -> tuple[int, int]:
-        """(epoch, step inside it) of a global step."""
+        """Return (epoch, step inside it) of a global step."""
         if self.spec.tokens is None:  # then every epoch has as many steps
             return divmod(step, self._first_step(1))
         while step >= self._first_steps[-1]:
@@ -124,25 +124,25 @@ class Plan:
 
     def _schedule(self, rng: np.random.Generator) -> EpochPlan:
         if self.patterns is not None:
-            order, rows = self.patterns.filled(rng)
+            order, rows = self.patterns.fill(rng)
             sizes = np.add.reduceat(self.lengths[order], rows[:-1], dtype=np.int64)
             return EpochPlan(order, rows, self._cut_steps(sizes), sizes.astype(np.int32))
         order = rng.permutation(len(self.lengths)).astype(np.int32 if len(self.lengths) < 1 << 31 else np.int64)
         if self.spec.length_window == 1:
             return EpochPlan(order, None, self._cut_steps(self.lengths[order]))
         self._sort_windows(order)
-        return self._shuffled(order, self._cut_steps(self.lengths[order]), rng)
+        return self._shuffle_steps(order, self._cut_steps(self.lengths[order]), rng)
 
     def _sort_windows(self, order: np.ndarray) -> None:
         """Sort the order by length inside windows of `length_window` steps, in place."""
         step = self.spec.sequences if self.spec.tokens is None else max(1, int(self.spec.tokens / self.lengths.mean()))
         window = step * self.spec.length_window
-        whole = len(order) // window * window
-        for part in (order[:whole].reshape(-1, window), order[whole:].reshape(1, -1)):
+        full_windows_end = len(order) // window * window
+        for part in (order[:full_windows_end].reshape(-1, window), order[full_windows_end:].reshape(1, -1)):
             part[:] = np.take_along_axis(part, np.argsort(self.lengths[part], axis=1, kind="stable"), axis=1)
 
     def _cut_steps(self, sizes: np.ndarray) -> np.ndarray:
-        """Bounds of the steps over rows of such sizes, in tokens."""
+        """Return the bounds of the steps over rows of these sizes, in tokens."""
         if self.spec.tokens is None:
             return np.append(np.arange(0, len(sizes), self.spec.sequences), len(sizes))
         ends = np.cumsum(sizes, dtype=np.int64)
@@ -152,8 +152,8 @@ class Plan:
             bounds.append(int(np.searchsorted(ends, used + self.spec.tokens, side="right")))
         return np.array(bounds)
 
-    def _shuffled(self, order: np.ndarray, bounds: np.ndarray, rng: np.random.Generator) -> EpochPlan:
-        """The same steps in random order, so that a model does not see a window's short texts before its long ones."""
+    def _shuffle_steps(self, order: np.ndarray, bounds: np.ndarray, rng: np.random.Generator) -> EpochPlan:
+        """Return the same steps in random order, so that a model does not see a window's short texts before its long ones."""
         steps = np.arange(len(bounds) - 1)
         windows = steps // self.spec.length_window
         shuffled = steps[np.lexsort((rng.random(len(steps)), windows))]
@@ -165,7 +165,7 @@ class Plan:
 
 
 def cut(rows: list[Row], lengths: np.ndarray, spec: BatchConfig, rank: int = 0, world: int = 1) -> list[list[Row]]:
-    """Return a rank's micro-batches of a step as lists of rows; see `deal`. `lengths` are those of all sequences."""
+    """Return a rank's micro-batches of a step as lists of rows; see `deal`. `lengths` holds the lengths of all sequences."""
     share = deal(np.array([int(lengths[row].sum()) for row in rows], dtype=np.int64), spec, rank, world)
     return [[rows[i] for i in share.rows[start:end]] for start, end in pairwise(share.bounds)]
 
@@ -179,11 +179,11 @@ def deal(sizes: np.ndarray, spec: BatchConfig, rank: int = 0, world: int = 1) ->
     largest, smallest = int(sizes.max()), int(sizes.min())
     keys = largest - sizes
     if largest - smallest < np.iinfo(np.uint16).max:
-        keys = keys.astype(np.uint16)  # which NumPy sorts by radix, five times as fast
+        keys = keys.astype(np.uint16)  # NumPy sorts uint16 by radix, five times as fast
     longest_first = np.argsort(keys, kind="stable")
     runs = _runs_of_micro_batches(keys.take(longest_first), largest, spec, world)
-    own = [(int(start[rank]), int(rows[rank]), int(count[rank])) for start, rows, count in runs]
-    starts = [np.arange(count) * rows + start for start, rows, count in own]
+    rank_runs = [(int(start[rank]), int(rows[rank]), int(count[rank])) for start, rows, count in runs]
+    starts = [np.arange(count) * rows + start for start, rows, count in rank_runs]
     turns = np.arange(int(_rows_among(len(sizes), rank, world)))
     mine = longest_first[_place(turns, rank, world)]
     most = int(np.sum([count for _, _, count in runs], axis=0).max())
@@ -191,12 +191,12 @@ def deal(sizes: np.ndarray, spec: BatchConfig, rank: int = 0, world: int = 1) ->
 
 
 def _place(turn: np.ndarray, rank: int | np.ndarray, world: int) -> np.ndarray:
-    """Return the place, in the order longest first, of the row that a rank is dealt at its turn 0, 1, …"""
+    """Return the place, in the order longest first, of the row that a rank gets at its turn 0, 1, …"""
     return turn // 2 * (2 * world) + np.where(turn % 2 == 0, rank, 2 * world - 1 - rank)
 
 
 def _rows_among(count: int | np.ndarray, rank: int | np.ndarray, world: int) -> np.ndarray:
-    """Return how many of the `count` longest rows a rank is dealt."""
+    """Return how many of the `count` longest rows a rank gets."""
     rounds, rest = np.divmod(count, 2 * world)
     return 2 * rounds + (rest > rank) + (rest > 2 * world - 1 - rank)
 
@@ -231,19 +231,19 @@ def _runs_of_micro_batches(
 
 
 def most_rows(spec: BatchConfig, longest: int, world: int = 1) -> int:
-    """Return how many rows may be on a device at once, padded to the longest of them, where a step is dealt to `world` ranks."""
+    """Return how many rows may be on a device at once, padded to the longest of them, if a step is dealt to `world` ranks."""
     step = spec.sequences if spec.tokens is None else max(1, spec.tokens // longest)
     bounds = [-(-step // world), spec.micro_sequences, spec.micro_tokens and max(1, spec.micro_tokens // longest)]
     return min(bound for bound in bounds if bound is not None)
 
 
-EVALUATION_TOKENS = 16_384  # positions of an evaluation batch where batch.micro_tokens names no other: bounds the logits
+EVALUATION_TOKENS = 16_384  # positions of an evaluation batch unless batch.micro_tokens is set: bounds the logits
 
 
 def evaluation(lengths: np.ndarray, spec: BatchConfig, row_size: int | None = None) -> list[RowGroup]:
     """Return the batches of one pass over a split, for ranks to take in turns: every sequence once, in batches of like lengths.
 
-    Batches do not depend on the number of ranks, and so neither do the scores.
+    Batches, and so the scores, do not depend on the number of ranks.
     """
     bounds = BatchConfig(
         sequences=spec.sequences if spec.tokens is None else len(lengths),
@@ -253,6 +253,6 @@ def evaluation(lengths: np.ndarray, spec: BatchConfig, row_size: int | None = No
     if row_size is None:
         share = deal(lengths, bounds)
         return [share.rows[start:end, None] for start, end in pairwise(share.bounds)]
-    order, ends = Patterns.best_fit(lengths, row_size).filled(np.random.default_rng(0))
+    order, ends = Patterns.best_fit(lengths, row_size).fill(np.random.default_rng(0))
     share = deal(np.add.reduceat(lengths[order], ends[:-1], dtype=np.int64), bounds)
     return [[order[ends[i] : ends[i + 1]] for i in share.rows[start:end]] for start, end in pairwise(share.bounds)]

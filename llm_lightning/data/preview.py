@@ -1,7 +1,7 @@
-"""Show a run's first rows as the model learns them: decoded from the encoded arrays, with the targets that stand there.
+"""Show a run's first rows as the model learns them: decoded from the encoded arrays, with their targets.
 
-Nothing is read from the rows, so that what is shown is what is trained on. It takes some milliseconds: a few hundred tokens are decoded
-in each split, whatever its size.
+The rows themselves are not read, so the output shows exactly the training data. It takes some milliseconds: a few hundred tokens are
+decoded in each split of any size.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ log = logging.getLogger(__name__)
 
 ROWS = 2
 WIDTH = 300
-"""Characters of a text that are shown."""
+"""Characters shown of a text."""
 DECODED = 400
-"""Tokens that are decoded of a sequence; more would not be shown."""
+"""Tokens decoded of a sequence; more would not be shown."""
 WINDOWS = 1000
-"""Sequences of a row that are looked at."""
+"""Sequences searched in a row."""
 COUNTED = 100_000
-"""Tokens of which it is counted how many are targets."""
+"""Tokens among which targets are counted."""
 
 
 def show_rows(data: DataModule) -> None:
-    """Log the first rows of train, and to the log file alone those of the other splits."""
+    """Log the first rows of train, and only to the log file those of the other splits."""
     for split, encoded in data.text.splits.items():
         shown = "\n".join(f"  {number}. {row}" for number, row in enumerate(decode_rows(data, split), 1))
         log.info(
@@ -42,13 +42,13 @@ def show_rows(data: DataModule) -> None:
 
 
 def decode_rows(data: DataModule, split: str, count: int = ROWS) -> list[str]:
-    """Return the first rows of a split as text, with special tokens and targets; of a row with several sequences one is shown."""
+    """Return the first rows of a split as text, with special tokens and targets, and one sequence of each row."""
     encoded = data.text.splits[split]
     return [_decode_sequence(data, encoded, index) for index in _choose(encoded, count)]
 
 
 def _choose(encoded: TokenizedSplit, count: int) -> list[int]:
-    """Return a sequence of each of the first rows; of a question's windows the first that has the answer."""
+    """Return a sequence of each of the first rows; of a question's windows the first with the answer."""
     if encoded.rows is None:
         return list(range(min(count, len(encoded))))
     chosen: list[int] = []
@@ -63,7 +63,7 @@ def _choose(encoded: TokenizedSplit, count: int) -> list[int]:
 
 
 def _is_span(encoded: TokenizedSplit) -> bool:
-    """Whether targets are the first and the last token of an answer: a pair of texts with two whole numbers."""
+    """Return whether targets are the first and the last token of an answer: a pair of texts with two integers."""
     return encoded.second is not None and encoded.labels is not None and encoded.labels.ndim == 2
 
 
@@ -125,7 +125,7 @@ def _mark_answer(data: DataModule, tokens: np.ndarray, second: int, first: int, 
 
 
 def _mark(data: DataModule, tokens: np.ndarray, targets: np.ndarray) -> str:
-    """Return the tokens with each run of targets in «»; where a token is replaced, the «» hold the target."""
+    """Return the tokens with each run of targets in «». For a replaced token the «» hold the target."""
     pieces = []
     for is_target, places in groupby(range(len(tokens)), lambda i: bool(targets[i] != IGNORED)):
         run = list(places)
@@ -135,7 +135,7 @@ def _mark(data: DataModule, tokens: np.ndarray, targets: np.ndarray) -> str:
 
 
 def _shorten_pieces(pieces: list[str]) -> str:
-    """Return the first pieces that are no longer than four widths together: whole, so that marks stay in pairs."""
+    """Return the first pieces, up to four widths together. Pieces are not cut, so that marks stay in pairs."""
     shown: list[str] = []
     for piece in pieces:
         if sum(map(len, shown)) > 4 * WIDTH:
@@ -145,7 +145,7 @@ def _shorten_pieces(pieces: list[str]) -> str:
 
 
 def _tag_words(data: DataModule, tokens: np.ndarray, targets: np.ndarray, names: tuple[str, ...]) -> Iterator[str]:
-    """Yield word/tag of each word: a word begins with the token that has its tag."""
+    """Yield word/tag of each word. A word begins with the token that has its tag."""
     bounds = [*(int(i) for i in np.flatnonzero(targets != IGNORED)), len(tokens)]
     yield from [_decode(data, tokens[: bounds[0]])] if bounds[0] > 0 else []
     special = set(data.text.tokenizer.all_special_ids)
@@ -156,7 +156,7 @@ def _tag_words(data: DataModule, tokens: np.ndarray, targets: np.ndarray, names:
 
 
 def _count_targets(encoded: TokenizedSplit, data: DataModule) -> str:
-    """Return which part of the tokens is learnt, where only a part is."""
+    """Return a clause on the share of learnt tokens; empty if all tokens are learnt."""
     if encoded.token_targets is None or not data.text.encoding.next_token:
         return ""
     sample = encoded.token_targets[:COUNTED]

@@ -1,9 +1,9 @@
-"""The state of a reader of streamed text, and how it gets from a loader process into a checkpoint.
+"""Keep the state of a reader of streamed text, and carry it from a loader process into a checkpoint.
 
-A reader's pool holds some 64 rows of text. With each step a reader sends the change of its state: the pieces that came into the pool
-and the places of those that left it, about four bytes for each token of the step. The process that trains applies the changes to a
-copy of the state, in the order of the steps that were trained, so a state can be saved after any step. Changes are NumPy arrays: a
-tensor that one process sends to another takes an open file in both.
+A reader's pool holds some 64 rows of text. With each step a reader sends the change of its state: the pieces added to the pool and the
+places of the pieces taken from it, about four bytes for each token of the step. The training process applies the changes to a copy of the
+state, in the order of the trained steps, so a state can be saved after any step. Changes are NumPy arrays: a tensor that one process
+sends to another takes an open file in both.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class ReaderChange:
 
     reader: int
     tokens: np.ndarray
-    """(tokens,) int32: the pieces that were added to the pool, one behind the other."""
+    """(tokens,) int32: the pieces added to the pool, concatenated."""
     lengths: np.ndarray
-    """(pieces,) int32: tokens of each of them."""
+    """(pieces,) int32: tokens of each added piece."""
     added: np.ndarray
-    """(rows,) int32: how many of them were added before each row was taken."""
+    """(rows,) int32: the number of pieces added before each row was taken."""
     taken: np.ndarray
     """(pieces,) int32: the places in the pool of the pieces of each row, row after row."""
     row_sizes: np.ndarray
@@ -57,11 +57,11 @@ class ReaderChange:
 
 @dataclass
 class ReaderState:
-    """Everything that the next rows of a reader depend on."""
+    """The state that determines the next rows of a reader."""
 
     pool: list[Piece] = field(default_factory=list)
     documents: dict[str, Any] | None = None
-    """The position in the documents, as `datasets` has it; None at their start."""
+    """The position in the documents, in the form of `datasets`; None at their start."""
     epoch: int = 0
     """How often the documents were read to their end."""
     rows: int = 0
@@ -77,7 +77,7 @@ class ReaderState:
         return row
 
     def apply(self, change: ReaderChange) -> None:
-        """Change this state as the reader's own was changed by a step. Changes have to be applied in the order of the steps."""
+        """Apply the change that a step made to the reader's own state. Changes have to be applied in the order of the steps."""
         pieces = iter(np.split(change.tokens, np.cumsum(change.lengths)[:-1]))
         places = iter(np.split(change.taken, np.cumsum(change.row_sizes)[:-1]))
         for added in change.added.tolist():
@@ -86,7 +86,7 @@ class ReaderState:
         self.documents, self.epoch = change.documents, change.epoch
 
     def copy(self) -> ReaderState:
-        """Return a state that changes apart from this one. Pieces are shared, as nothing writes to them."""
+        """Return an independent copy of the state. Pieces are shared, as no code writes to them."""
         return ReaderState(list(self.pool), copy.deepcopy(self.documents), self.epoch, self.rows)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a data source hands over: raw rows, an identity of their content, and where each row came from."""
+"""Define the output of data sources: raw rows, a hash of their content, and the place of each row in its file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 LINE, PROBLEM, CONTINUES = "__line__", "__problem__", "__continues__"
-"""Columns that sources add beside the data's own: where a row starts in its file, why it is no row (null where it is one), and
-whether it goes on with the document of the row before."""
+"""Columns that sources add: the place where a row starts in its file, the problem with it (null for a good row), and whether it
+continues the document of the row before."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,21 @@ class Rows:
 
     table: datasets.Dataset
     fingerprint: str
-    """Identity of the content (hexadecimal), equal on every machine where the content is equal."""
+    """Hash of the content (hexadecimal), equal on every machine for equal content."""
     where: Callable[[int], str]
-    """Row index -> the place an error message names: `train.csv, line 17`."""
+    """Row index -> its place for error messages: `train.csv, line 17`."""
     notes: tuple[str, ...] = ()
-    """What the run says at its start about how the files were read: unused columns, comment lines, an encoding, a tag scheme. Each is a
-    sentence with its file and its count."""
+    """Notes on how the files were read, logged at the start of a run: unused columns, comment lines, an encoding, a tag scheme. Each is
+    a sentence with its file and its count."""
     columns: tuple[str, ...] = ()
-    """The names of all columns of the files, also of those that the table leaves out; none where the source does not name them."""
+    """The names of all columns of the files, also of columns left out of the table; empty if the source does not name them."""
 
     def __len__(self) -> int:
         return len(self.table)
 
 
 def concatenate(parts: list[Rows]) -> Rows:
-    """Several files' rows as one, each row still knowing its file."""
+    """Join the rows of several files; `where` still names each row's file."""
     import bisect
     from itertools import accumulate
 
@@ -61,7 +61,7 @@ def concatenate(parts: list[Rows]) -> Rows:
 
 
 def take(row: Mapping[str, Any], column: str) -> Any:
-    """Return the value of a column; `translation.en` is the value of `en` in the object in `translation`. None where there is none."""
+    """Return the value of a column; `translation.en` is the value of `en` in the object in `translation`. None if it is missing."""
     if column in row or "." not in column:
         return row.get(column)
     name, _, rest = column.partition(".")
@@ -75,7 +75,7 @@ class MissingColumn(UserError):
     def __init__(self, key: str, column: str, message: str) -> None:
         super().__init__(message)
         self.key = key
-        """Which column it is: a field of ColumnsConfig."""
+        """The column's role: a field of ColumnsConfig."""
         self.column = column
         """Its name."""
 
@@ -86,19 +86,19 @@ def label_columns(label: Any) -> list[str]:
 
 
 def column_values(block: Mapping[str, Any], column: Any) -> list[Any]:
-    """Return the values of a column in a block of rows; of a list of columns, a list of values for each row."""
+    """Return the values of a column in a block of rows; for a list of columns, a list of values for each row."""
     if isinstance(column, list | tuple):
         return [list(values) for values in zip(*(block[name] for name in column), strict=True)]
     return list(block[column])
 
 
 def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
-    """Raise UserError where `place` (a file, a split) lacks a column that the config names."""
+    """Raise UserError if `place` (a file, a split) lacks a column that the config names."""
     present = [name for name in present if name not in (LINE, PROBLEM, CONTINUES)]
-    named = [
+    configured = [
         (key, name) for key in ("text", "text_pair", "label", "sentence") for name in label_columns(getattr(data.columns, key))
     ]
-    for key, column in named:
+    for key, column in configured:
         if column not in present:
             if len(present) == 1 and (separator := next((s for s in ";\t|" if s in present[0]), None)):
                 raise UserError(
@@ -118,7 +118,7 @@ def require_columns(place: str, data: DataConfig, present: list[str]) -> None:
 
 
 def _conversation_columns(data: DataConfig, present: list[str]) -> str | None:
-    """Return the settings for conversations in columns of other usual names, as a sentence; None where there are none."""
+    """Return a sentence with the settings for conversations in columns of other common names; None without such columns."""
     preferences = " Preferences (chosen, rejected) are not learnt; the chosen answers can be:" if "rejected" in present else ""
     for name in ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "contents"):
         if name in present:
@@ -137,17 +137,17 @@ def _conversation_columns(data: DataConfig, present: list[str]) -> str | None:
 
 
 def merge_notes(notes: list[str]) -> list[str]:
-    """Return notes on several files, of those that say the same of their file only one."""
+    """Merge notes on several files: of notes with the same text only one stays, with the number of files."""
     files: dict[str, list[str]] = {}
     for note in notes:
         file, colon, text = note.partition(": ")
         files.setdefault(text if colon else note, []).append(file)
-    more = {text: f" (and {len(named) - 1:,} more files)" if len(named) > 1 else "" for text, named in files.items()}
-    return [f"{named[0]}{more[text]}: {text}" if named[0] != text else text for text, named in files.items()]
+    more = {text: f" (and {len(paths) - 1:,} more files)" if len(paths) > 1 else "" for text, paths in files.items()}
+    return [f"{paths[0]}{more[text]}: {text}" if paths[0] != text else text for text, paths in files.items()]
 
 
 def unused_columns(present: list[str], used: list[str]) -> list[str]:
-    """Return a sentence on the columns that are not used, where there are some."""
+    """Return a list with a sentence on the unused columns; empty if all are used."""
     unused = [name for name in present if name not in used and name not in (LINE, PROBLEM, CONTINUES)]
     if not unused:
         return []

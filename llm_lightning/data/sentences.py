@@ -1,7 +1,7 @@
-"""Tables with a word a row: the rows of a sentence become one row, with a list of words and a list of tags.
+"""Group tables with a word a row: the rows of a sentence become one row, with a list of words and a list of tags.
 
-`data.columns.sentence` names the column that tells sentences apart. It has a value in each row (`sentence_id`), or one in a sentence's
-first row and nothing below (`Sentence #` of Kaggle's table).
+`data.columns.sentence` names the column that separates sentences. It has a value in each row (`sentence_id`), or only in a sentence's
+first row (`Sentence #` of Kaggle's table).
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ FORMAT = 2  # of the sentences in the cache
 FIRST_ROW = "__first_row__"
 """A column of the cache: the number of a sentence's first row."""
 NAMES = ("sentence #", "sentence_id", "sent_id", "sentence", "sentence_idx", "sent", "sentenceid", "sentence id", "doc_id", "id")
-"""What the column is usually called, the likelier names first."""
+"""Common names of the column, the most likely first."""
 
 
 def group(rows: Rows, data: DataConfig, cache_dir: Path) -> Rows:
-    """Return the rows of a split with a sentence each, from the cache where they were made before. A sentence with a malformed row is
-    malformed.
+    """Group the rows of a split into a row for each sentence, from the cache if possible. One malformed row makes a sentence malformed.
 
-    Raises UserError where the first row has no sentence, or where a sentence goes on behind another one.
+    Raises UserError if the first row has no sentence, or if a sentence continues after another one.
     """
     kinds = {data.columns.text: datasets.Value("string")}
     if data.columns.label in rows.table.features:  # test may have no tags
         kinds[data.columns.label] = rows.table.features[data.columns.label]
     types = {name: datasets.List(kind) for name, kind in kinds.items()} | {PROBLEM: "string", FIRST_ROW: "int64"}
-    # the rows' place too: problems of sentences name it
+    # with the rows' place, which problems of sentences name
     content = (FORMAT, rows.fingerprint, rows.where(0), data.columns.text, data.columns.label, data.columns.sentence, types)
     identity = xxhash.xxh3_128(repr(content).encode()).hexdigest()
     table = generate_table(_sentences, types, cache_dir / "rows" / identity, identity, words=rows, data=data)
@@ -60,12 +59,12 @@ def _sentences(words: Rows, data: DataConfig) -> Iterator[dict[str, Any]]:
 
 
 def _columns(data: DataConfig, present: list[str]) -> list[str]:
-    wanted = (data.columns.text, data.columns.label, data.columns.sentence, PROBLEM, LINE)
-    return [name for name in wanted if name is not None and name in present]
+    names = (data.columns.text, data.columns.label, data.columns.sentence, PROBLEM, LINE)
+    return [name for name in names if name is not None and name in present]
 
 
 def group_rows(rows: Iterable[dict[str, Any]], data: DataConfig, where: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number of rows, row of a sentence) of rows of a word. `where(i)` is the place of row i that messages name."""
+    """Yield (number of rows, row of a sentence) from rows of a word. `where(i)` is the place of row i for messages."""
     column, text, label = str(data.columns.sentence), data.columns.text, data.columns.label
     names = [name for name in (text, label) if name is not None]
     finished: set[str] = set()
@@ -103,11 +102,11 @@ def group_rows(rows: Iterable[dict[str, Any]], data: DataConfig, where: Any) -> 
 
 
 def _describe(problem: str, place: str, first: str) -> str:
-    """Return a problem with its place, unless that is the sentence's first row, which messages name anyway."""
+    """Return a problem with its place, unless that is the sentence's first row, which messages already name."""
     return problem if place == first else f"{place}: {problem}"
 
 
 def likely_column(data: DataConfig, present: Iterable[str]) -> str | None:
-    """Return the column that seems to tell sentences apart, among the columns of the files."""
+    """Return the column of the files that probably separates sentences; None if no name fits."""
     by_name = {name.strip().lower(): name for name in reversed([*present]) if name not in (data.columns.text, data.columns.label)}
     return next((by_name[name] for name in NAMES if name in by_name), None)

@@ -1,4 +1,4 @@
-"""Cut a validation split off train where there is none: deterministic, and stratified by label where a row has one class."""
+"""Cut a validation split off train if it is missing: deterministic, and stratified by label if a row has one class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEED = 20_240_229  # fixed: the split belongs to the data, not to a run's seed
 
 
 def with_validation(splits: dict[str, Rows], data: DataConfig, stratified: bool) -> dict[str, Rows]:
-    """The splits in their order, with `data.validation_fraction` of train as validation where there was none."""
+    """Return the splits in order, with `data.validation_fraction` of train as validation if it was missing."""
     if "validation" in splits:
         return splits
     train = splits["train"]
@@ -36,8 +36,8 @@ def with_validation(splits: dict[str, Rows], data: DataConfig, stratified: bool)
             f"data.validation=<file>, or a larger data.validation_fraction."
         )
     chosen = set(held)
-    kept = [index for index in range(len(train)) if index not in chosen]
-    parts = {"train": _part(train, kept, "kept", data), "validation": _part(train, sorted(held), "held", data)}
+    training_indices = [index for index in range(len(train)) if index not in chosen]
+    parts = {"train": _part(train, training_indices, "kept", data), "validation": _part(train, sorted(held), "held", data)}
     return {**parts, **{name: rows for name, rows in splits.items() if name != "train"}}
 
 

@@ -1,15 +1,15 @@
-"""Text that does not fit on the disk: read, tokenized and packed while training (`data.streaming=true`, for causal_lm).
+"""Stream text that does not fit on the disk: read, tokenize and pack it while training (`data.streaming=true`, for causal_lm).
 
     documents of one reader ─ tokenizer ─ pool of pieces ─ best fit ─ rows ─ this rank's part of a step
 
-Files are read as those that are not streamed: the same encodings, separators, quotes and compression. How a table is laid out, and
-whether a file is UTF-8, is decided on its front, as a whole pass over a huge file would take longer than a start may.
+Streamed files are read like others, with the same encodings, separators, quotes and compression. The front of a file decides on the
+layout of a table, and on whether the file is UTF-8, as a pass over a whole huge file would delay the start too long.
 
 A reader is a process, or one of its loader workers; `datasets` deals the documents out to the readers. A reader's pool holds pieces of
 documents for some 64 rows. A row starts with a piece drawn at random and is filled with the largest pieces that fit, so the pool is
 also the shuffle buffer. The position in the documents and the pool are a reader's state (`reader_state.py`). Every checkpoint holds
-the states of all readers, so a resume is exact, with the same number of readers: a stream gives up the plan's freedom to resume on
-another number of devices. Beyond the pool, documents come in the order of the files: shuffle the files.
+the states of all readers, so a resume is exact, but needs the same number of readers: unlike with the plan, a streamed run cannot
+resume on another number of devices. Beyond the pool, documents come in the order of the files: shuffle the files.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ log = logging.getLogger(__name__)
 FORMAT = 2  # of the position in the documents
 PLACE = "__place__"
 """A column beside a document: its file and line."""
-VALIDATION_DOCUMENTS = 1000  # at the front, where no validation split is given
-SAMPLE_DOCUMENTS = 10_000  # behind them: the tokenizer is trained on these, and the preflight looks at them
+VALIDATION_DOCUMENTS = 1000  # at the front, if no validation split is configured
+SAMPLE_DOCUMENTS = 10_000  # after them, for training the tokenizer and for the preflight
 POOL_ROWS = 64  # rows' worth of pieces to choose from
-DOCUMENTS_AT_ONCE = 16  # that are tokenized together
+DOCUMENTS_AT_ONCE = 16  # tokenized together
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Documents that are read while training, and the column that holds their text."""
+    """Documents that are read while training, and the column of their text."""
 
     documents: datasets.IterableDataset
     column: str
     name: str
     fingerprint: str
-    """Which files it is, without reading them: their sizes, or the name of a data set on the hub."""
+    """Identifies the files without reading them: by their sizes, or by the name of a data set on the hub."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class StreamedFile:
 
     path: Path
     survey: Survey | None
-    """How a table is read, as its front shows; None for plain text."""
+    """The survey of a table, from its front; None for plain text."""
     skip: int = 0
-    """Documents at its front that are not read: those of the validation split."""
+    """Documents skipped at its front, which belong to the validation split."""
 
 
 def open_stream(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
@@ -84,7 +84,7 @@ def open_stream(data: DataConfig) -> tuple[Stream, dict[str, Rows]]:
     name = str(data.name or data.train or data.dir)
     if data.source == "hub" and data.dir is None:
         return _open_hub(data, name)
-    data = replace(data, columns=replace(data.columns, text_pair=None, label=None, sentence=None))  # which are not read
+    data = replace(data, columns=replace(data.columns, text_pair=None, label=None, sentence=None))  # a stream has only text
     files, paths = _open_files(data, "train"), _list_files(data)["train"]
     fingerprint = xxhash.xxh3_128_hexdigest(repr((FORMAT, [path.stat().st_size for path in paths])).encode())
     rows = {}
@@ -119,13 +119,13 @@ def _open_hub(data: DataConfig, name: str) -> tuple[Stream, dict[str, Rows]]:
 
 
 def _is_for_training(document: dict[str, Any], column: str, held_out: frozenset[int]) -> bool:
-    """Return whether a document is none of the validation split, whose hashes are `held_out`."""
+    """Return whether a document is not in the validation split, whose hashes are `held_out`."""
     value = document.get(column)
     return not isinstance(value, str) or xxhash.xxh3_64_intdigest(value.encode()) not in held_out
 
 
 def _load_hub(data: DataConfig, split: str) -> datasets.IterableDataset:
-    """Return the documents of a split, unread. Raises UserError where they cannot be opened."""
+    """Return the documents of a split, unread. Raises UserError if they cannot be opened."""
     try:
         return datasets.load_dataset(data.name, data.config, split=split, streaming=True)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -133,12 +133,12 @@ def _load_hub(data: DataConfig, split: str) -> datasets.IterableDataset:
 
 
 def _list_files(data: DataConfig) -> dict[str, list[Path]]:
-    """Return the files of train, and of validation where the config names it."""
+    """Return the files of train, and of validation if the config names it."""
     return split_files(replace(data, test=None), text.ENDINGS if data.source == "text" else TABLES)
 
 
 def _open_files(data: DataConfig, split: str) -> list[StreamedFile]:
-    """Return the files of a split, and log how each is read, as its front shows. Raises UserError for one that cannot be read."""
+    """Return the files of a split, and log how each is read. Raises UserError for a file that cannot be read."""
     files: list[StreamedFile] = []
     notes: list[str] = []
     for path in _list_files(data)[split]:
@@ -159,7 +159,7 @@ def _open_files(data: DataConfig, split: str) -> list[StreamedFile]:
 
 
 def _deal_files(files: list[StreamedFile], data: DataConfig) -> datasets.IterableDataset:
-    """Return the documents of files, each file a shard, which `datasets` deals out and whose position it keeps."""
+    """Return the documents of files. Each file is a shard, which `datasets` deals out and whose position it keeps."""
     return datasets.IterableDataset.from_generator(_read_files, gen_kwargs={"files": files, "data": data})
 
 
@@ -169,7 +169,7 @@ def _read_files(files: list[StreamedFile], data: DataConfig) -> Iterator[dict[st
 
 
 def _take(files: list[StreamedFile], data: DataConfig, count: int) -> tuple[list[dict[str, Any]], list[StreamedFile]]:
-    """Return the first documents, and the files with what is left."""
+    """Return the first `count` documents, and the files with the remaining documents."""
     front: list[dict[str, Any]] = []
     for i, file in enumerate(files):
         room = count - len(front)
@@ -181,7 +181,7 @@ def _take(files: list[StreamedFile], data: DataConfig, count: int) -> tuple[list
 
 
 def _read_documents(file: StreamedFile, data: DataConfig) -> Iterator[dict[str, Any]]:
-    """Yield the documents of a file with their places; blank ones are left out.
+    """Yield the documents of a file with their places, without blank ones.
 
     Bad rows are left out and counted in the log under data.on_bad_row=skip. Raises UserError for the first one otherwise.
     """
@@ -209,15 +209,15 @@ def _read_documents(file: StreamedFile, data: DataConfig) -> Iterator[dict[str, 
 def _read_text(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield the documents of a file of plain text."""
     pieces = text.documents(path, data)
-    if data.document == "file":  # comes in pieces, and is one document
-        whole = "".join(piece["text"] for piece in pieces)
-        pieces = iter([{"text": whole, LINE: 1}] if whole else [])
+    if data.document == "file":  # `pieces` are parts of one document
+        file_text = "".join(piece["text"] for piece in pieces)
+        pieces = iter([{"text": file_text, LINE: 1}] if file_text else [])
     for piece in pieces:
         yield {data.columns.text: piece["text"], PLACE: f"{path}, line {piece[LINE]}"}
 
 
 def _as_rows(documents: Iterable[dict[str, Any]], column: str, name: str, what: str) -> Rows:
-    """Read all documents, leaving out blank ones. Raises UserError where none is left."""
+    """Read all documents that are not blank. Raises UserError if none is left."""
     filled = [row for row in documents if row[column].strip()]
     if not filled:
         raise UserError(f"{name}: no documents for {what}; the stream has too few: leave out data.streaming.")
@@ -228,7 +228,7 @@ def _as_rows(documents: Iterable[dict[str, Any]], column: str, name: str, what: 
 
 
 def _check(documents: Iterable[dict[str, Any]], stream: Stream) -> Iterator[dict[str, Any]]:
-    """Yield documents. Raises UserError where one cannot be read, where the column is missing, or where it holds no text."""
+    """Yield documents. Raises UserError if one cannot be read, or if its column is missing or holds no text."""
     number = 0
     try:
         for number, row in enumerate(documents, 1):
@@ -244,7 +244,7 @@ def _check(documents: Iterable[dict[str, Any]], stream: Stream) -> Iterator[dict
 
 
 class Reader:
-    """Turns the documents of one reader into packed rows."""
+    """Packs the documents of one reader into rows."""
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class Reader:
         readers: int,
         state: ReaderState | None = None,
     ) -> None:
-        """`state` is where an earlier reader of the same index was; without it the reader starts with its first document."""
+        """`state` is the state of an earlier reader of the same index; without it the reader starts with its first document."""
         self.stream, self.encoder, self.row_size, self.seed, self.index = stream, encoder, row_size, seed, index
         self.state = ReaderState() if state is None else state.copy()
         self.documents = split_dataset_by_node(stream.documents, rank=index, world_size=readers)
@@ -265,7 +265,7 @@ class Reader:
             self.documents.load_state_dict(self.state.documents)
         self._texts: Iterator[str] | None = None
         self._rows: list[tuple[list[Piece], list[int]]] = []
-        """Of each row since the last change: the pieces added before it, and the places of its own."""
+        """For each row since the last change: the pieces added before it, and the places of its pieces."""
 
     def row(self) -> list[Piece]:
         """Return pieces of n+1 tokens that fill a row of n: one drawn at random, then the largest that fit."""
@@ -298,7 +298,7 @@ class Reader:
             if self._texts is None:
                 self._texts = (row[self.stream.column] for row in _check(self.documents, self.stream))
             texts = list(islice(self._texts, DOCUMENTS_AT_ONCE))
-            self.state.documents = self.documents.state_dict()  # before it has read, `datasets` 5.2 forgets where it was to start
+            self.state.documents = self.documents.state_dict()  # taken after reading: before, `datasets` 5.2 forgets a loaded start
             if not texts:
                 if restarted_in == self.state.epoch and not self.state.pool:
                     raise UserError(
@@ -317,7 +317,7 @@ class Reader:
 
 
 class StreamedSequences:
-    """Pieces of a stream in the form that a collator takes, like an encoded split."""
+    """Pieces of a stream in the form of a `TokenizedSplit`, for the collator."""
 
     labels = second = token_targets = None
 
@@ -335,12 +335,12 @@ def rows_per_step(spec: BatchConfig, row_size: int) -> int:
 
 
 def reading_ranks(spec: BatchConfig, row_size: int, world: int) -> int:
-    """Return how many ranks have rows of a step. The others read no documents."""
+    """Return the number of ranks with rows of a step. The others read no documents."""
     return min(world, rows_per_step(spec, row_size))
 
 
 class StreamedSteps(IterableDataset[Step]):
-    """A rank's parts of the steps from `start` on. With workers they take turns: step s is read by worker s modulo their number.
+    """A rank's parts of the steps from `start` on. Workers take turns: step s is read by worker s modulo their number.
 
     Every rank has the same number of micro-batches in each step: it follows from the batch spec and the number of ranks, as each row
     counts as full. A rank that has fewer rows adds blank micro-batches.
@@ -360,7 +360,7 @@ class StreamedSteps(IterableDataset[Step]):
         world: int,
         states: dict[int, ReaderState],
     ) -> None:
-        """`states` are those of the readers at `start`; one that has none starts anew. Reader r · workers + w is worker w of rank r."""
+        """`states` of the readers at `start`; a reader without one starts anew. Reader r · workers + w is worker w of rank r."""
         self.stream, self.encoder, self.collator, self.row_size, self.spec = stream, encoder, collator, row_size, spec
         self.seed, self.start, self.total, self.rank, self.world, self.states = seed, start, total, rank, world, states
 
@@ -387,7 +387,7 @@ class StreamedSteps(IterableDataset[Step]):
             yield self._step(reader, [reader.row() for _ in range(share)], step)
 
     def _step(self, reader: Reader, rows: list[list[Piece]], step: int) -> Step:
-        """Collate a rank's rows of a step, in the order in which they were taken."""
+        """Collate a rank's rows of a step, in the order of their packing."""
         epoch, size = reader.state.epoch, most_rows(self.spec, self.row_size, self.world)
         data = StreamedSequences([piece for row in rows for piece in row])
         bounds = np.cumsum([0, *map(len, rows)])
@@ -403,7 +403,7 @@ class StreamedSteps(IterableDataset[Step]):
 
     @property
     def _micro_batches(self) -> int:
-        """The number of micro-batches that every rank has in a step: that of rank 0, whose share of the rows is the largest."""
+        """The number of micro-batches of every rank in a step: that of rank 0, whose share of the rows is the largest."""
         share = -(-rows_per_step(self.spec, self.row_size) // self.world)
         return -(-share // most_rows(self.spec, self.row_size, self.world))
 

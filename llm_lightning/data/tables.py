@@ -1,4 +1,4 @@
-"""Rows from a generator to a `datasets` table that is kept under an identity of our own."""
+"""Write rows from a generator to a `datasets` table, cached under our own identity."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ AT_ONCE = 1000  # rows
 def generate_table(
     rows: Callable[..., Iterator[Any]], types: dict[str, Any], folder: Path, identity: str, **arguments: Any
 ) -> datasets.Dataset:
-    """Return the table that `rows(**arguments)` yields, from `folder` where it was made before.
+    """Return the table that `rows(**arguments)` yields, from `folder` if it was written before.
 
-    `types` are the columns' types (names of plain ones, or features). Written under another name and renamed: a killed run leaves no
-    half of a table, and of two that write the same at once either is right.
+    `types` are the columns' types (names of plain ones, or features). The file is written under another name and renamed: a killed run
+    leaves no partial table, and of two runs that write the same table at once either is right.
     """
-    # a list among the arguments would be dealt out: the generator would be called once with each of its items
+    # tuples, as `datasets` would split a list among the arguments and call the generator with each of its items
     arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     features = datasets.Features({name: datasets.Value(kind) if isinstance(kind, str) else kind for name, kind in types.items()})
     file = folder / f"{identity}.arrow"
@@ -54,5 +54,5 @@ def _write(rows: Iterator[dict[str, Any]], features: datasets.Features, file: Pa
 
 
 def as_json(value: Any) -> str | None:
-    """Return a value as `datasets.Json` keeps it. Text too: given as it is, "12" and "null" would come back as a number and a gap."""
+    """Return a value as `datasets.Json` stores it. Text is encoded too, as "12" and "null" would come back as a number and None."""
     return None if value is None else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,8 +1,8 @@
-"""Tag schemes: how the tags of words mark spans, recognised from the tags themselves.
+"""Recognise tag schemes, which define how the tags of words mark spans, from the tags themselves.
 
 A tag joins a letter and a type: `B-PER`, `PER-B`, `B_PER`, `B`. The letters differ by scheme, and each has one of five roles: a span's
 beginning (B), inside (I), end (E), a span of one word (S), and outside (O). Spans are read as CoNLL's scorer and seqeval's default mode
-read them: a tag that cannot go on with the span before it begins a new one, so that every tag of a type counts.
+read them: a tag that cannot continue the span before it begins a new one, so that every tag of a type counts.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 from llm_lightning.errors import UserError, join_names
 
 Span = tuple[str, int, int]
-"""A span: its type, its first word, and the word behind its last."""
+"""A span: its type, its first word, and its last word + 1."""
 Parsed = tuple[str, str]
 """The letter and the type of a tag."""
 
 ROLES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S", "O": "O"}
-"""The role that a letter has in every scheme that has it."""
+"""The role of each letter, in all schemes."""
 LETTERS = {
     "iob1": "BI",
     "iob2": "BI",
@@ -34,12 +34,12 @@ LETTERS = {
     "bmewo": "BMEW",
     "io": "I",
 }
-"""The letters of each scheme, beside O."""
-ALIASES = {"bio": "iob2", "bioes": "iobes", "brackets": "iob2"}  # brackets.py has made IOB2 of brackets
+"""The letters of each scheme, without O."""
+ALIASES = {"bio": "iob2", "bioes": "iobes", "brackets": "iob2"}  # brackets.py converts brackets to IOB2
 TITLES = {"iobes": "IOBES (BIOES)", "iob2": "IOB2 (BIO)"}
 
 OUTSIDE = ("O", "o", "0", "OUT", "OTHER", "NONE", "_", "-")
-"""Names of the tag outside of spans, the likelier ones first."""
+"""Names of the tag outside of spans, the most likely first."""
 PARTS_OF_SPEECH = frozenset(
     (
         "ADJ",
@@ -68,19 +68,19 @@ _PREFIX = re.compile(r"([BIESMLUW])([-_.:/|~+#=@])(.+)", re.IGNORECASE)
 _SUFFIX = re.compile(r"(.+)([-_.:/|~+#=@])([BIESMLUW])", re.IGNORECASE)
 _BARE = re.compile(r"[BIESMLUW]", re.IGNORECASE)
 _CONTEXT = re.compile(r"(?:BB|MM|EE|WW)[-_]O(?:[-_].+)?")
-"""BMEWO+ tells words outside of spans apart by their neighbours: BB_O_PER, MM_O, EE_O_LOC, WW_O_BOS."""
+"""BMEWO+ distinguishes words outside of spans by their neighbours: BB_O_PER, MM_O, EE_O_LOC, WW_O_BOS."""
 
 
 @dataclass(frozen=True)
 class TagScheme:
-    """How tags mark spans."""
+    """The notation of spans in tags."""
 
     name: str
     """A key of LETTERS."""
     separator: str = "-"
-    """The character between letter and type; empty where nothing is between them, or where tags are types alone (io)."""
+    """The character between letter and type; empty without one, or if tags are types alone (io)."""
     is_suffix: bool = False
-    """Whether the letter stands behind the type: PER-B."""
+    """Whether the letter follows the type: PER-B."""
     outside: str = "O"
     """The tag of words outside of spans."""
 
@@ -92,7 +92,7 @@ class TagScheme:
         return name if is_usual or not self.separator else f"{name}, written {form}"
 
     def parse(self, tag: str) -> Parsed | None:
-        """Return the letter (upper case) and the type of a tag; None for a tag that is neither of the scheme's form nor outside."""
+        """Return the letter (upper case) and the type of a tag; None for a tag that neither has the scheme's form nor is outside."""
         if tag == self.outside or _CONTEXT.fullmatch(tag):
             return "O", ""
         if self.name == "io":
@@ -108,7 +108,7 @@ class TagScheme:
         return (letter.upper(), kind) if kind and letter.upper() in LETTERS[self.name] else None
 
     def roles(self, tags: Iterable[str]) -> list[Parsed]:
-        """Return (role, type) of each tag; tags that are not of the scheme are outside."""
+        """Return (role, type) of each tag; tags of another form are outside."""
         parsed = (self.parse(tag) or ("O", "") for tag in tags)
         return [(ROLES[letter], kind) for letter, kind in parsed]
 
@@ -127,7 +127,7 @@ class TagScheme:
         return spans
 
     def complete(self, tags: set[str]) -> set[str]:
-        """Return the tags with all those that the scheme has for their types: train may hold spans of one word alone."""
+        """Return the tags with all other tags of the scheme for their types: train may hold only spans of one word."""
         if self.name == "io":
             return tags
         parsed = [pair for tag in tags if (pair := self.parse(tag)) and pair[0] != "O"]
@@ -143,16 +143,16 @@ class TagScheme:
 
 
 def recognize(tags: Collection[str], setting: str = "auto") -> TagScheme | None:
-    """Return the scheme of a set of tags; None where they mark no spans, as parts of speech do.
+    """Return the scheme of a set of tags; None for tags that mark no spans, such as parts of speech.
 
-    `setting` is data.tags. Under `auto` tags have a scheme where
+    `setting` is data.tags. Under `auto` tags have a scheme if
     - all but the one outside (O, or a tag that alone has no letter) are a letter, a sign and a type, or a type, a sign and a letter, the
       sign the same for all; beside an O some tags, fewer than half, may be of another form, and count as outside;
     - all but O are bare letters of one scheme (B, I or B, M, E, S), or letters directly before a type, each type with both B and I;
-    - O is among them and the others are types (scheme io). Parts of speech are told apart by lacking an O, by their usual names, or by
-      being single characters.
+    - O is among them and the others are types (scheme io). Parts of speech are recognised by a missing O, by their common names, or as
+      single characters.
 
-    IOB1 and IOB2, IOE1 and IOE2 have the same tags: `refine` chooses between them. Raises UserError where `setting` does not fit.
+    IOB1 and IOB2, IOE1 and IOE2 have the same tags: `refine` chooses between them. Raises UserError if `setting` does not fit.
     """
     name = ALIASES.get(setting, setting)
     if name == "none":
@@ -191,8 +191,8 @@ def _with_separator(tags: list[str], name: str = "auto") -> TagScheme | None:
             continue
         if not has_outside and (not letters & {"B", "I"} or (others and len(matches) < 2)):
             continue
-        if (found := _scheme_of(letters, name)) is not None:
-            return TagScheme(found, next(iter(signs)), is_suffix, outside)
+        if (scheme_name := _scheme_of(letters, name)) is not None:
+            return TagScheme(scheme_name, next(iter(signs)), is_suffix, outside)
     return None
 
 
@@ -202,8 +202,8 @@ def _without_separator(tags: list[str], name: str = "auto") -> TagScheme | None:
     marked = [tag for tag in tags if tag != outside and not _CONTEXT.fullmatch(tag)]
     letters = {tag[0].upper() for tag in marked}
     if marked and all(map(_BARE.fullmatch, marked)) and "B" in letters:
-        found = _scheme_of(letters, name)
-        return None if found is None else TagScheme(found, "", outside=outside)
+        scheme_name = _scheme_of(letters, name)
+        return None if scheme_name is None else TagScheme(scheme_name, "", outside=outside)
     kinds = {letter: {tag[1:] for tag in marked if tag[0] == letter} for letter in "BI"}
     is_joined = len(marked) == len(kinds["B"]) + len(kinds["I"]) and kinds["I"] == kinds["B"] and all(kinds["B"])
     if is_joined and kinds["B"] and outside in tags and name in ("auto", "iob1", "iob2"):
@@ -212,7 +212,7 @@ def _without_separator(tags: list[str], name: str = "auto") -> TagScheme | None:
 
 
 def _of_types(tags: list[str]) -> TagScheme | None:
-    """Return scheme io where tags are types beside an O."""
+    """Return scheme io if the tags are types and an O; else None."""
     outside = next((tag for tag in ("O", "o") if tag in tags), None)
     types = [tag for tag in tags if tag != outside]
     if outside is None or not types or all(len(tag) == 1 for tag in types) or PARTS_OF_SPEECH & {tag.upper() for tag in types}:
@@ -223,7 +223,7 @@ def _of_types(tags: list[str]) -> TagScheme | None:
 
 
 def _scheme_of(letters: set[str], name: str) -> str | None:
-    """Return the scheme that has the letters: `name` where that does, and under auto the first that does."""
+    """Return the scheme that has the letters: `name`, or under auto the first that fits; None if none fits."""
     if name != "auto":
         return name if letters <= set(LETTERS[name]) else None
     order = ("iob2", "ioe2", "iobes", "bilou", "bmes", "bmewo")
@@ -237,7 +237,7 @@ ROLE_ORDER = "OBIES"
 
 @dataclass(frozen=True)
 class Transitions:
-    """How often a role follows another one: `counts[before, after, same]`, `same` telling whether both have one type.
+    """How often a role follows another one: `counts[before, after, same]`; `same` is 1 if both have one type.
 
     A sentence's first word follows an O, and an O follows its last.
     """
@@ -249,15 +249,15 @@ class Transitions:
         return sum(int(self.counts[ROLE_ORDER.index(a), ROLE_ORDER.index(b), k]) for a in before for b in after for k in same)
 
     def count_invalid(self, name: str) -> int:
-        """Return how many transitions scheme `name` does not have."""
+        """Return the number of transitions that scheme `name` does not allow."""
         inside_begins = self.count("O", "I") + self.count("BIES", "I", (0,)) + self.count("ES", "I", (1,))
         if name == "iob2":
             return inside_begins
-        if name == "iob1":  # B only where it parts two spans of a type
+        if name == "iob1":  # B only between two spans of a type
             return self.count("O", "B") + self.count("BIES", "B", (0,))
-        if name == "ioe2":  # I goes on to I or E
+        if name == "ioe2":  # I is followed by I or E
             return self.count("I", "OBS") + self.count("I", "IE", (0,))
-        if name == "ioe1":  # E only where it parts two spans of a type
+        if name == "ioe1":  # E only between two spans of a type
             return self.count("E", "OBS") + self.count("E", "IE", (0,))
         if name == "io":
             return 0
@@ -287,7 +287,7 @@ def count_transitions(scheme: TagScheme, names: Sequence[str], tags: np.ndarray,
 
 
 def refine(scheme: TagScheme, transitions: Transitions) -> TagScheme:
-    """Return the scheme of IOB1 and IOB2 (IOE1 and IOE2) that the sentences break least often; of equal ones the second."""
+    """Return the one of IOB1 and IOB2 (IOE1 and IOE2) that the sentences violate least often; in a tie the second."""
     pairs = {"iob2": "iob1", "ioe2": "ioe1"}
     other = pairs.get(scheme.name)
     if other is None or transitions.count_invalid(scheme.name) <= transitions.count_invalid(other):

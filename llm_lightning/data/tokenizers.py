@@ -1,4 +1,4 @@
-"""Tokenizers: trained on the training split, or loaded with the checkpoint they belong to."""
+"""Train tokenizers on the training split, or load them with their checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENOUGH = 50_000_000  # characters; more text changes a vocabulary of this size v
 
 
 def train(config: TokenizerConfig, rows: Rows, columns: list[str], cache_dir: Path) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on the text columns, cached under the fingerprint of text and settings.
+    """Train a tokenizer on the text columns, cached under the fingerprint of text and settings.
 
     Byte-level BPE (Radford et al. 2019) or lower-cased WordPiece (Devlin et al. 2019).
     """
@@ -47,10 +47,10 @@ def train(config: TokenizerConfig, rows: Rows, columns: list[str], cache_dir: Pa
 
 
 def load(folder_or_name: str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a Hugging Face folder or hub name; one without padding pads with its end-of-text token.
+    """Load the tokenizer of a Hugging Face folder or hub name. Without a padding token it pads with its end-of-text token.
 
-    Losses and masks tell padding from text by lengths, so the two may share an id. Hugging Face's decoder heads for classification
-    look for it: where a text ends with that token, they read the one before, here as in an export.
+    Losses and masks distinguish padding from text by lengths, so the two may share an id. Hugging Face's decoder heads for
+    classification search for the padding token: if a text ends with it, they read the token before, here as in an export.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=trust_remote_code)
@@ -64,7 +64,7 @@ def load(folder_or_name: str, trust_remote_code: bool = False) -> Any:
 
 
 def unreachable(name: str, error: Exception) -> str:
-    """The message where a checkpoint cannot be loaded: what to do without a connection."""
+    """Return the message for a checkpoint that cannot be loaded, with advice for a missing connection."""
     reason, text = first_line(error), str(error)
     if "trust_remote_code" in text:
         return f"model.name_or_path={name}: the checkpoint has code of its own; read it, then let it run with model.trust_remote_code=true."
@@ -95,9 +95,9 @@ def _find_pointer(folder: Path) -> Path | None:
 
 
 def identity(tokenizer: Any) -> str:
-    """Hash of everything that decides which tokens a text becomes; a call's truncation and padding stay in the backend, and do not.
+    """Return a hash of everything that determines the tokens of a text, without the truncation and padding that a call leaves behind.
 
-    A tokenizer in Python is hashed by the files that it saves, which hold its class, its vocabulary and its settings.
+    A tokenizer in Python is hashed by its saved files, which hold its class, its vocabulary and its settings.
     """
     if not tokenizer.is_fast:
         with tempfile.TemporaryDirectory() as folder:
@@ -109,11 +109,11 @@ def identity(tokenizer: Any) -> str:
     return xxhash.xxh3_128(json.dumps(state).encode()).hexdigest()
 
 
-SAMPLE = 200_000  # characters that a tokenizer's statistics are taken from
+SAMPLE = 200_000  # characters for a tokenizer's statistics
 
 
 def statistics(tokenizer: Any, rows: Rows, columns: list[str]) -> dict[str, float | None]:
-    """How large a tokenizer is, and how it cuts the text that the rows begin with; special tokens are not counted."""
+    """Return the size of a tokenizer, and how it cuts the text of the first rows; special tokens are not counted."""
     texts, size = [], 0
     for text in (text for batch in _texts(rows, columns) for text in batch):
         texts.append(text[: SAMPLE - size])
@@ -133,7 +133,7 @@ def statistics(tokenizer: Any, rows: Rows, columns: list[str]) -> dict[str, floa
 
 
 def continues_word(tokenizer: Any) -> list[bool]:
-    """For each token id, whether it continues a word: '##ing' in WordPiece, no leading space mark in BPE and SentencePiece."""
+    """Return for each token id whether it continues a word: '##ing' in WordPiece, no leading space mark in BPE and SentencePiece."""
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     if any(t.startswith("##") for t in tokens):
         return [t.startswith("##") for t in tokens]
@@ -142,17 +142,17 @@ def continues_word(tokenizer: Any) -> list[bool]:
 
 
 def _texts(rows: Rows, columns: list[str]) -> Iterator[list[str]]:
-    seen = 0
+    character_count = 0
     for batch in rows.table.iter(batch_size=1000):
         texts = [text for column in columns for value in batch[column] for text in _strings(value)]
         yield texts
-        seen += sum(map(len, texts))
-        if seen > ENOUGH:
+        character_count += sum(map(len, texts))
+        if character_count > ENOUGH:
             return
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The texts of a value: it may be a list of words, or of messages."""
+    """Yield the texts of a value, which may be a list of words, or of messages."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
@@ -179,8 +179,8 @@ def _train_bpe(config: TokenizerConfig, texts: Callable[[], Iterator[list[str]]]
 def _train_wordpiece(config: TokenizerConfig, texts: Callable[[], Iterator[list[str]]]) -> Tokenizer:
     """Train WordPiece whose alphabet fits into half of the vocabulary, its most frequent characters before the others.
 
-    The trainer numbers the pieces inside words at random and breaks ties by number: so they are given to it in fixed order. Raises
-    UserError where the vocabulary is too small for the characters of the texts.
+    The trainer numbers the pieces inside words at random and breaks ties by number, so it gets them in a fixed order. Raises
+    UserError if the vocabulary is too small for the characters of the texts.
     """
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -212,20 +212,20 @@ def _train_wordpiece(config: TokenizerConfig, texts: Callable[[], Iterator[list[
 WORD = 100
 """Characters after which an unbroken word is cut, as in Thai: WordPiece has one [UNK] for a longer one."""
 COVERED = 0.999
-"""Share of the characters of the training texts that a vocabulary has to be able to spell."""
+"""Least share of the training texts' characters that a vocabulary has to spell."""
 STANDALONE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ffff]")
-"""Chinese characters, which BERT's normalizer puts blanks around: none is ever inside of a word."""
+"""Chinese characters. BERT's normalizer puts blanks around them, so none is ever inside a word."""
 
 
 def _normalizer() -> normalizers.Normalizer:
-    """Lower case without accents, as BERT has it; but the marks of Thai, Hindi or Japanese, which are letters there, stay."""
+    """Build a normalizer to lower case without accents, as in BERT. The marks of Thai, Hindi or Japanese, which are letters, stay."""
     accents = Regex(r"[\u0300-\u036f]")  # of Latin, Greek and Cyrillic
     bert = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
     return normalizers.Sequence([bert, normalizers.NFD(), normalizers.Replace(accents, ""), normalizers.NFC()])
 
 
 def _words(alphabet: list[str]) -> pre_tokenizers.PreTokenizer:
-    """Words and marks as BERT has them. A character outside of the alphabet stands alone, so that one [UNK] is for it and not its word."""
+    """Split words and marks as BERT does. A character outside the alphabet stands alone, so that [UNK] replaces it and not its word."""
     others = Regex("[^" + "".join(f"\\x{{{ord(c):x}}}" for c in alphabet or "\0") + "]")  # no text holds a NUL
     return pre_tokenizers.Sequence(
         [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(others, "isolated"), pre_tokenizers.FixedLength(length=WORD)]
@@ -233,9 +233,9 @@ def _words(alphabet: list[str]) -> pre_tokenizers.PreTokenizer:
 
 
 def _alphabet(characters: Counter[str], vocab_size: int, special: int) -> tuple[list[str], list[str]]:
-    """Return (the characters that the tokenizer can spell, their forms inside of words), both by frequency.
+    """Return (the characters that the tokenizer can spell, their forms inside words), both by frequency.
 
-    A character takes two entries, one where it only stands alone.
+    A character takes two entries, or one if it only stands alone.
     """
     room, total = (vocab_size - special) // 2, max(characters.total(), 1)
     alphabet: list[str] = []

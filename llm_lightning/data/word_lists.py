@@ -1,4 +1,4 @@
-"""Lists of words and of tags in a row: as lists, as text that spells a list, or as text with blanks between."""
+"""Read lists of words and of tags in a row: lists, text that spells a list, or text with blanks between."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llm_lightning.data.examples import BadRow
 from llm_lightning.data.literals import BROKEN, parse_structure, split_bare
 
 
-def listed_words(value: Any) -> list[Any]:
+def read_items(value: Any) -> list[Any]:
     """Return the words or tags of a row: a list of them, or text with blanks between. Raises BadRow for a part of a list."""
     value = parse_structure(value)
     if isinstance(value, str):
@@ -19,11 +19,12 @@ def listed_words(value: Any) -> list[Any]:
     return [value] if isinstance(value, bool | int | float) else list(value or [])
 
 
-def listed_tags(value: Any) -> list[Any]:
-    """Return the tags of a row. Raises BadRow for a list that cannot be read, such as one of numpy's with a gap ([0 1 ... 0]), and for
-    the tag -100.
+def read_tags(value: Any) -> list[Any]:
+    """Return the tags of a row.
+
+    Raises BadRow for a list that cannot be read, such as an abridged one of numpy's ([0 1 ... 0]), and for the tag -100.
     """
-    tags = listed_words(value)
+    tags = read_items(value)
     if -100 in tags or "-100" in tags:
         raise BadRow(
             "the tag -100 stands for pieces of words, which have no tag of their own; give whole words and a tag for each (words are cut "
@@ -43,7 +44,7 @@ def read_words(value: Any) -> list[Any]:
 
     Text spells a list of words only if all items are text: `[1]` is a word.
     """
-    words = listed_words(value)
+    words = read_items(value)
     is_text = isinstance(value, str) and (
         isinstance(parse_structure(value), dict) or not all(isinstance(word, str) for word in words)
     )

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
-from llm_lightning.data.conll_layout import decide, looks_like_conll, survey
+from llm_lightning.data.conll_layout import decide, looks_like_conll, survey_file
 from llm_lightning.data.rows import LINE, PROBLEM, Rows
 from llm_lightning.data.sources import conll
 from llm_lightning.errors import UserError
@@ -270,7 +270,7 @@ def test_what_is_written_is_read(
     (tmp_path / "x.conll").write_bytes(end.join(parts).encode())
     data = DataConfig(source="conll", columns=ColumnsConfig(text="words", label="tags"))
     path = tmp_path / "x.conll"
-    layout = decide(path, survey(path), data.columns, True)
+    layout = decide(path, survey_file(path), data.columns, True)
     found = list(conll.rows(path, data, layout))
     assert [[*zip(row["words"], row["tags"], strict=True)] for row in found] == sentences
     assert all(row[PROBLEM] is None for row in found)
@@ -302,7 +302,7 @@ TO_PREDICT = [
 @pytest.mark.parametrize(("content", "expected"), TO_PREDICT)
 def test_plain_text_is_told_from_words_in_lines(content: str, expected: bool, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text(content)
-    assert looks_like_conll(survey(tmp_path / "x.txt")) is expected
+    assert looks_like_conll(survey_file(tmp_path / "x.txt")) is expected
     data = DataConfig(source="conll", columns=ColumnsConfig(text="words"))
     assert conll.is_to_predict(tmp_path / "x.txt", data) is expected
 

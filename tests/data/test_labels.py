@@ -97,7 +97,7 @@ def test_doubtful_spellings_are_named_with_their_counts(values: list[str], warni
 
 def test_tags_that_only_their_scheme_has_are_no_doubtful_spellings(caplog: pytest.LogCaptureFixture) -> None:
     column = rows([["B-PER", "O"], ["b-per", "O"]] * 4)
-    labels.find(DATA, column, word_lists.listed_words, complete=lambda tags: tags | {"I-PER", "I-per", "B-per"})
+    labels.find(DATA, column, word_lists.read_items, complete=lambda tags: tags | {"I-PER", "I-per", "B-per"})
     assert "'B-PER' (4) and 'b-per' (4); they" in caplog.text
     assert "(0)" not in caplog.text
     assert "'data.labels={O: O, B-PER: B-PER, b-per: B-PER}'" in caplog.text
@@ -212,7 +212,7 @@ def test_many_classes_in_few_rows_are_learnt(values: list[str], warning: str, ca
 
 def test_twelve_tags_in_twelve_sentences_are_learnt(caplog: pytest.LogCaptureFixture) -> None:
     sentences = rows([[f"T{i}" for i in range(12)]] * 12)
-    assert len(labels.find(DATA, sentences, word_lists.listed_words).names) == 12
+    assert len(labels.find(DATA, sentences, word_lists.read_items).names) == 12
     assert caplog.text == ""
 
 
@@ -507,8 +507,8 @@ def test_choices_of_label_studio_are_labels() -> None:
 @pytest.mark.parametrize("value", ["['B-PER' 'O' ... 'O']", "[0 1 ... 0]", "['B-PER', 'O"])
 def test_a_part_of_a_list_of_tags_is_no_tags(value: str) -> None:
     with pytest.raises(BadRow, match="cannot be read as a list"):
-        word_lists.listed_tags(value)
-    assert word_lists.listed_tags("[B-PER, O]") == ["B-PER", "O"]
+        word_lists.read_tags(value)
+    assert word_lists.read_tags("[B-PER, O]") == ["B-PER", "O"]
 
 
 def test_labels_with_blanks_between_them_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -97,7 +97,7 @@ def placed_one_by_one(lengths: np.ndarray) -> list[list[int]]:
 @settings(max_examples=300, deadline=None)
 def test_packing_by_histogram_is_best_fit_decreasing(lengths: np.ndarray) -> None:
     patterns = Patterns.best_fit(lengths, ROW)
-    order, bounds = patterns.filled(np.random.default_rng(0))
+    order, bounds = patterns.fill(np.random.default_rng(0))
     found = [lengths[order[a:b]].tolist() for a, b in pairwise(bounds)]
     assert sorted(map(sum, found)) == sorted(map(sum, placed_one_by_one(lengths)))  # rows of one fullness may trade their contents
 

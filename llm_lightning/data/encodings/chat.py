@@ -1,4 +1,4 @@
-"""Conversations, rendered by the tokenizer's chat template; what the assistant says is what is learnt."""
+"""Encode conversations, rendered by the tokenizer's chat template. The targets are the assistant's answers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from llm_lightning.data.rows import Rows
 log = logging.getLogger(__name__)
 
 INPUTS = ("input", "context")
-"""Columns beside an instruction with what it is about: Alpaca's and Dolly's."""
+"""Columns with the input of an instruction, as in Alpaca and Dolly."""
 FIELDS = frozenset({"role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id", "id", "type"})
-"""Fields of messages that are used, or that say nothing of what is said."""
+"""Fields of messages that are used, or that do not concern the content."""
 
 
 class Encoder(Encoding):
-    """A conversation to one sequence of n+1 tokens; the targets are the assistant's, and their end."""
+    """Encodes a conversation as one sequence of n+1 tokens; the targets are the assistant's answers with their ends."""
 
     needs_offsets = True
     next_token = True
@@ -52,9 +52,9 @@ class Encoder(Encoding):
         return Labels((), ())
 
     def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[Conversation, None, None]:
-        """Return the conversation of a row: of its messages, or of an instruction (with its input) or a prompt, and the answer to it.
+        """Return the conversation of a row: its messages, or an instruction (with its input) or a prompt, and the answer.
 
-        Without `labels` it ends with what is to be answered.
+        Without `labels` it ends with the message that the model has to answer.
         """
         columns, extra, reader = self.data.columns, extra or {}, self._reader
         reader.start()
@@ -99,20 +99,20 @@ class Encoder(Encoding):
             if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in targets[:size]:
                 self.notes["an answer has characters that the tokenizer does not know"] += 1
         for example, conversation in rendered:
-            self.notes.update({*example.text.notes, *conversation.notes, *self._ignored(example.text)})
+            self.notes.update({*example.text.notes, *conversation.notes, *self._list_ignored_fields(example.text)})
         return sequences
 
     def targets(self, conversation: Conversation) -> tuple[list[int], list[int]]:
-        """Return (tokens, the target of each) of a conversation. Raises BadRow where the template cannot render it so."""
+        """Return (tokens, the target of each) of a conversation. Raises BadRow if the template cannot render it with its answers."""
         return next(iter(self._tokenize([self.template.locate(conversation)])))
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """Return the tokens of a conversation up to where the assistant writes next. Raises BadRow where the template cannot render it."""
+        """Return the tokens of a conversation up to the assistant's next answer. Raises BadRow if the template cannot render it."""
         ids: list[int] = self._backend.encode(self.template.render(conversation), add_special_tokens=False).ids
         return ids
 
     def answer(self, conversation: Conversation) -> str:
-        """Return the last answer that is learnt as the tokenizer gives it back, without the tokens that end it."""
+        """Return the last learnt answer as the tokenizer decodes it, without the tokens that end it."""
         _, targets = self.targets(conversation)
         stop = max(i for i, target in enumerate(targets) if target != IGNORED) + 1
         start = max((i for i, target in enumerate(targets[:stop]) if target == IGNORED), default=-1) + 1
@@ -120,13 +120,13 @@ class Encoder(Encoding):
         return self.without_end(text).strip()
 
     def ends(self) -> set[int]:
-        """Return the tokens that end what the assistant says: the end of text, and what the template puts behind an answer."""
+        """Return the tokens that end an answer: the end-of-text token, and the special tokens that the template puts after an answer."""
         special = set(self.tokenizer.all_special_ids)
         behind = {token for token in self._backend.encode(self._end(), add_special_tokens=False).ids if token in special}
         return (behind | {self.tokenizer.eos_token_id}) - {None}
 
     def without_end(self, text: str) -> str:
-        """Return what the assistant wrote up to the end of its turn, where that is plain text to the tokenizer."""
+        """Cut a generated text at the end of the assistant's turn, if that end is plain text to the tokenizer."""
         end = self._end().strip()
         return (
             text.partition(end)[0]
@@ -135,7 +135,7 @@ class Encoder(Encoding):
         )
 
     def _end(self) -> str:
-        """Return the text that the template puts behind an answer."""
+        """Return the text that the template puts after an answer."""
         conversation = Conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "qz7"}], [False, True])
         try:
             rendered = self.template.locate(conversation)
@@ -144,13 +144,13 @@ class Encoder(Encoding):
         start, stop = rendered.answers[-1]
         return rendered.text[start:stop].rpartition("qz7")[2]
 
-    def _ignored(self, conversation: Conversation) -> set[str]:
+    def _list_ignored_fields(self, conversation: Conversation) -> set[str]:
         names = {name for message in conversation.messages for name in message} - FIELDS
         unused = (name for name in names if not name.startswith("__") and not self.template.mentions(name, conversation.tools))
         return {f"a message has the field '{name}', which is not used" for name in unused}
 
     def _tokenize(self, rendered: list[Rendered]) -> list[tuple[list[int], list[int]]]:
-        """Return (tokens, targets) of each conversation. A target is a token of an answer, which holds nothing else but blanks."""
+        """Return (tokens, targets) of each conversation. A target is a token of an answer. Beside the answer it holds only blanks."""
         encodings = self._backend.encode_batch([conversation.text for conversation in rendered], add_special_tokens=False)
         return [self._with_targets(*pair) for pair in zip(rendered, encodings, strict=True)]
 
@@ -173,7 +173,7 @@ class Encoder(Encoding):
 
 
 def _add_input(messages: list[Message], value: Any, column: str | None) -> None:
-    """Put an input below the instruction, the last message. Raises BadRow where it is no text."""
+    """Put an input below the instruction, the last message. Raises BadRow if it is not text."""
     if not isinstance(value, str):
         raise BadRow(f"column '{column}' holds {type(value).__name__}, not text")
     if value.strip():
@@ -181,13 +181,13 @@ def _add_input(messages: list[Message], value: Any, column: str | None) -> None:
 
 
 def _tokens_of(offsets: np.ndarray, start: int, stop: int) -> tuple[int, int]:
-    """Return (first, behind the last) of the tokens that hold characters of a span; `offsets` (tokens, 2) are in order."""
+    """Return (first, last + 1) of the tokens that hold characters of a span; `offsets` (tokens, 2) are in order."""
     first = int(np.searchsorted(offsets[:, 1], start, side="right"))
     return first, max(first, int(np.searchsorted(offsets[:, 0], stop, side="left")))
 
 
 def _joins(text: str, edge: int, answers: list[tuple[int, int]], offsets: np.ndarray) -> bool:
-    """Return whether a token reaches over an edge of an answer, and has more than blanks on the side that is not the answer's."""
+    """Return whether a token crosses an edge of an answer, and holds more than blanks outside the answer."""
     token = int(np.searchsorted(offsets[:, 1], edge, side="right"))
     if token == len(offsets) or offsets[token, 0] >= edge:
         return False

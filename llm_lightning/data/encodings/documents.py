@@ -1,4 +1,4 @@
-"""Whole documents with the tokenizer's special tokens, long ones cut to blocks."""
+"""Encode documents with the tokenizer's special tokens. Long documents are cut to blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_lightning.data.labels import Labels
 
 
 class Encoder(Encoding):
-    """A document to one sequence or several."""
+    """Encodes a document as one or several sequences."""
 
     def __init__(self, tokenizer: Any, data: DataConfig, labels: Labels | None = None) -> None:
         super().__init__(tokenizer, data, labels)
@@ -23,16 +23,16 @@ class Encoder(Encoding):
         self.before, self.after = [t for t in (first,) if t is not None], [t for t in (last,) if t is not None]
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
-        found = Sequences([], [])
+        sequences = Sequences([], [])
         for example, ids in zip(batch, self.tokenize([e.text for e in batch]), strict=True):
             pieces = list(self.pieces(example, ids)) if ids else []
             if pieces:
-                found.tokens.extend(pieces)
-                found.examples.extend([example] * len(pieces))
+                sequences.tokens.extend(pieces)
+                sequences.examples.extend([example] * len(pieces))
                 self.last = ids[-1]
             elif bad is not None:
                 bad.add(example.row, NO_TOKEN)
-        return found
+        return sequences
 
     def pieces(self, example: Example, ids: list[int]) -> Iterator[list[int]]:
         room = self.data.block_size - len(self.before) - len(self.after)

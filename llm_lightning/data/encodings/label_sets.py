@@ -1,7 +1,6 @@
-"""Texts that several labels may apply to at once, or none.
+"""Encode texts to which several labels may apply at once, or none.
 
-A row names its labels, as a list or as text with separators; or it says of each label whether it applies, as a list of 0 and 1 or in a
-column a label.
+A row names its labels, as a list or as text with separators; or it marks each label with 0 or 1, in a list or in a column a label.
 """
 
 from __future__ import annotations
@@ -29,34 +28,34 @@ from llm_lightning.errors import UserError, join_names
 log = logging.getLogger(__name__)
 
 SEPARATORS = ("\n", "|", ";", ",")
-"""What may stand between labels, the less ambiguous first."""
+"""Separators of labels, the least ambiguous first."""
 MOSTLY = 0.9
-"""Share of the rows that must be lists of 0 and 1 of one length for the column to hold such lists; the others are bad rows."""
+"""Share of rows with lists of 0 and 1 of one length from which on a column holds such lists; the other rows are bad."""
 DIGITS = re.compile(r"(?:[01](?:\.0)?|true|false)(?:[\s,;|]+(?:[01](?:\.0)?|true|false))+", re.IGNORECASE)
 """Several truth values in a row of text."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows write their labels."""
+    """The notation of labels in rows."""
 
     separator: str = ","
-    """What stands between labels in text."""
+    """The separator of labels in text."""
     missing: tuple[str, ...] = MISSING
-    """Texts that say that there is no label."""
+    """Texts that stand for no label."""
     indicators: int = 0
-    """The length of lists of 0 and 1; 0 where rows name their labels."""
+    """The length of lists of 0 and 1; 0 if rows name their labels."""
 
 
 @dataclass(frozen=True)
 class LabelSets(Labels):
-    """The labels of a data set, and how its rows write them."""
+    """The labels of a data set, and their notation in rows."""
 
     layout: Layout = Layout()
 
 
 class Encoder(texts.Encoder):
-    """A text and, for each label, whether it applies."""
+    """Encodes a text and, for each label, whether it applies."""
 
     one_label = False
 
@@ -75,26 +74,26 @@ class Encoder(texts.Encoder):
     def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
         return not is_unlabelled(parse_structure(value))
 
-    def label(self, known: Labels, value: Any) -> list[int]:
-        layout = known.layout if isinstance(known, LabelSets) else Layout()
+    def label(self, classes: Labels, value: Any) -> list[int]:
+        layout = classes.layout if isinstance(classes, LabelSets) else Layout()
         column = self.data.columns.label
         if layout.indicators:
-            return read_indicators(value, layout.indicators, column, known.values)
-        applies = [0] * len(known.names)
+            return read_indicators(value, layout.indicators, column, classes.values)
+        applies = [0] * len(classes.names)
         for label in split_labels(value, layout):
             if isinstance(label, list | dict):
                 kind = "objects" if isinstance(label, dict) else "lists"
                 raise BadRow(
                     f"column '{column}' holds {kind} in a list ({str(label)[:60]}); write the labels alone: ['joy', 'anger']"
                 )
-            applies[texts.index(known, column, label)] = 1
+            applies[texts.index(classes, column, label)] = 1
         return applies
 
 
 def split_labels(value: Any, layout: Layout) -> list[Any]:
-    """Return the labels that a row names: those of a list, of an object {label: whether it applies}, or of text with separators.
+    """Return the labels that a row names in a list, in an object {label: whether it applies}, or in text with separators.
 
-    Raises BadRow where an object says neither 0 nor 1 of a label, or where the text begins a list that it does not end.
+    Raises BadRow if an object has another value than 0 or 1 for a label, or if the text begins a list that it does not end.
     """
     value = parse_structure(value)
     if isinstance(value, dict) and set(value) == {"choices"}:  # of Label Studio
@@ -118,7 +117,7 @@ def split_labels(value: Any, layout: Layout) -> list[Any]:
 
 
 def read_indicators(value: Any, count: int, column: Any, names: Iterable[str]) -> list[int]:
-    """Return for each label 0 or 1. Raises BadRow where the row has another number of values, or others than 0 and 1."""
+    """Return for each label 0 or 1. Raises BadRow for another number of values, and for values other than 0 and 1."""
     items = indicators(value)
     columns = column if isinstance(column, list) else None
     if not isinstance(items, list) or len(items) != count:
@@ -134,7 +133,7 @@ def read_indicators(value: Any, count: int, column: Any, names: Iterable[str]) -
 
 
 def indicators(value: Any) -> Any:
-    """Return the list that a value is, where it may be one of 0 and 1; else the value."""
+    """Return a value as a list if it may be a list of 0 and 1; else the value."""
     value = parse_structure(value)
     if isinstance(value, str) and DIGITS.fullmatch(value.strip()):
         return re.split(r"[\s,;|]+", value.strip())
@@ -142,7 +141,7 @@ def indicators(value: Any) -> Any:
 
 
 def _are_measures(items: list[Any]) -> bool:
-    """Return whether a list has a number for each label, and not the numbers of labels: one repeats, is missing, or is a fraction."""
+    """Return whether a list holds measurements, and not numbers of labels: a number repeats, is missing, or is a fraction."""
     numbers = [parse_number(item) for item in items]
     if None in numbers and not all(item is None or number is not None for item, number in zip(items, numbers, strict=True)):
         return False
@@ -150,9 +149,10 @@ def _are_measures(items: list[Any]) -> bool:
 
 
 def find_layout(data: DataConfig, train: Rows) -> Layout:
-    """Return how the column writes its labels: by lists of 0 and 1, or by names, with which separator.
+    """Return the notation of labels in the column: lists of 0 and 1, or names with a separator.
 
-    Of several separators that occur, the one that leaves the fewest different labels. What is not a plain list is logged with its count.
+    Of several separators that occur, the one that gives the fewest different labels wins. Any other notation than a plain list is
+    logged with its count.
     """
     column = data.columns.label
     declared = {canonical(name) for name in data.labels or ()}
@@ -224,7 +224,7 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
 
 
 def _name_indicators(data: DataConfig, train: Rows, columns: list[str] | None, layout: Layout | None = None) -> LabelSets:
-    """Return the labels of lists of 0 and 1, in their order; `columns` are the names where each is a column."""
+    """Return the labels of lists of 0 and 1, in their order; `columns` are the names if each label is a column."""
     if columns is None:
         assert layout is not None
         count = layout.indicators

@@ -1,4 +1,4 @@
-"""Texts, or pairs of texts, with a number each."""
+"""Encode texts, or pairs of texts, with a number each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_lightning.data.rows import Rows
 
 
 class Encoder(texts.Encoder):
-    """A text and its score."""
+    """Encodes a text and its score."""
 
     one_label = False
 
@@ -21,7 +21,7 @@ class Encoder(texts.Encoder):
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         return Labels((), ())
 
-    def label(self, known: Labels, value: Any) -> float:
+    def label(self, classes: Labels, value: Any) -> float:
         score = parse_number(value)
         if score is None:
             column, text = self.data.columns.label, "" if value is None else str(value).strip()

@@ -1,7 +1,7 @@
-"""A question and the text that may hold its answer, which long texts are cut to overlapping windows for.
+"""Encode a question and the text that may hold its answer. Long texts are cut to overlapping windows.
 
-A window's target is the first and the last token of the answer where the whole of it lies inside, else the first token of the
-window twice: no answer here (Devlin et al. 2019, section 4.3).
+A window's target is the first and the last token of the answer if it lies completely inside, else the first token of the window twice:
+no answer here (Devlin et al. 2019, section 4.3).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ SEVERAL = "there are several different answers; the first that is whole in a win
 
 @dataclass(frozen=True)
 class Window:
-    """One sequence of a question: its tokens, and where those of the context lie in it, in characters (None elsewhere)."""
+    """One sequence of a question: its tokens, and the characters of the context that each covers (None for other tokens)."""
 
     tokens: list[int]
     spans: list[tuple[int, int] | None]
     second: int
-    """Where the context begins, in tokens."""
+    """The start of the context, in tokens."""
 
 
 class Encoder(Encoding):
-    """A question with its context to one window or several."""
+    """Encodes a question with its context as one or several windows."""
 
     needs_offsets = True
     extra_columns = ("answer_start", "answer_starts", "is_impossible")
@@ -65,23 +65,23 @@ class Encoder(Encoding):
         return question, context, read_answers(value, context, self.data.columns.label, start, extra.get("is_impossible"))
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
-        found = Sequences([], [])
+        sequences = Sequences([], [])
         for example, windows in zip(batch, self.windows(batch), strict=True):
             if self.labels is not None:
                 try:
-                    found.labels += targets(windows, example.label)
+                    sequences.labels += targets(windows, example.label)
                 except BadRow as problem:
                     if bad is not None:
                         bad.add(example.row, str(problem))
                     continue
                 self.notes[SEVERAL] += len({text for _, text in example.label}) > 1
-            found.tokens += [window.tokens for window in windows]
-            found.second += [window.second for window in windows]
-            found.examples += [example] * len(windows)
-        return found
+            sequences.tokens += [window.tokens for window in windows]
+            sequences.second += [window.second for window in windows]
+            sequences.examples += [example] * len(windows)
+        return sequences
 
     def windows(self, batch: list[Example]) -> list[list[Window]]:
-        """Each example's windows, in their order."""
+        """Return each example's windows, in order."""
         encoded = self.tokenizer(
             [example.text for example in batch],
             [example.text_pair for example in batch],
@@ -91,47 +91,46 @@ class Encoder(Encoding):
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
-        found: list[list[Window]] = [[] for _ in batch]
+        windows: list[list[Window]] = [[] for _ in batch]
         for i, example in enumerate(encoded["overflow_to_sample_mapping"]):
             parts = encoded.sequence_ids(i)
             spans = [tuple(at) if part == 1 else None for at, part in zip(encoded["offset_mapping"][i], parts, strict=True)]
-            found[example].append(Window(encoded["input_ids"][i], spans, parts.index(1)))
-        return found
+            windows[example].append(Window(encoded["input_ids"][i], spans, parts.index(1)))
+        return windows
 
 
 def cover(windows: list[Window], answer: Answer) -> list[list[int] | None]:
-    """Return for each window of a question [first token, last token] of an answer, None where it is not whole there.
+    """Return for each window of a question [first token, last token] of an answer; None for a window without the whole answer.
 
-    What the tokenizer drops (invisible characters, accents) lies in no token: the answer's tokens are those that any window has of it.
+    Characters that the tokenizer drops (invisible ones, accents) lie in no token: the answer's tokens are those of the fullest window.
     """
     start, end = answer[0], answer[0] + len(answer[1])
     places = [[i for i, span in enumerate(w.spans) if span is not None and span[1] > start and span[0] < end] for w in windows]
     bounds = [(w.spans[at[0]][0], w.spans[at[-1]][1]) if at else None for w, at in zip(windows, places, strict=True)]  # type: ignore[index]
     inside = [bound for bound in bounds if bound is not None]
-    whole = (min(first for first, _ in inside), max(last for _, last in inside)) if inside else None
+    answer_bounds = (min(first for first, _ in inside), max(last for _, last in inside)) if inside else None
     most = max(map(len, places))
     return [
-        [at[0], at[-1]] if bound is not None and bound == whole and len(at) == most else None
+        [at[0], at[-1]] if bound is not None and bound == answer_bounds and len(at) == most else None
         for at, bound in zip(places, bounds, strict=True)
     ]
 
 
-def targets(windows: list[Window], known: list[Answer]) -> list[list[int]]:
+def targets(windows: list[Window], answers: list[Answer]) -> list[list[int]]:
     """Return for each window of a question [first token, last token] of the first answer that is whole in a window.
 
-    [0, 0] stands for windows without it, and for all windows of a question without an answer. Raises BadRow where no answer is whole in
-    a window.
+    Windows without it, and all windows of a question without an answer, get [0, 0]. Raises BadRow if no answer is whole in a window.
     """
-    for answer in known:
-        found = cover(windows, answer)
-        if any(found):
-            return [[0, 0] if place is None else place for place in found]
-    if not known:
+    for answer in answers:
+        places = cover(windows, answer)
+        if any(places):
+            return [[0, 0] if place is None else place for place in places]
+    if not answers:
         return [[0, 0]] * len(windows)
-    start, end = known[0][0], known[0][0] + len(known[0][1])
+    start, end = answers[0][0], answers[0][0] + len(answers[0][1])
     if not any(span is not None and span[1] > start and span[0] < end for window in windows for span in window.spans):
-        raise BadRow(f"the answer '{known[0][1]}' has no token of the tokenizer's")
+        raise BadRow(f"the answer '{answers[0][1]}' has no token of the tokenizer's")
     raise BadRow(
-        f"the answer, of {len(known[0][1])} characters, is whole in no window: raise data.overlap, the tokens that windows share, or "
+        f"the answer, of {len(answers[0][1])} characters, is whole in no window: raise data.overlap, the tokens that windows share, or "
         f"data.block_size"
     )

@@ -1,4 +1,4 @@
-"""Documents for predicting the next token, with an end-of-text token between them.
+"""Encode documents for predicting the next token, with an end-of-text token between them.
 
 A block of n+1 tokens has n targets, and neighbours share one token, so that every token is a target once.
 """
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Encoder(documents.Encoder):
-    """A document to blocks of n+1 tokens; with packing=concat to one piece, as the blocks are cut later, out of one stream."""
+    """Encodes a document as blocks of n+1 tokens; with packing=concat as one piece, as the blocks are cut later from one stream."""
 
     next_token = True
 

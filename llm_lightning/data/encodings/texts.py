@@ -1,4 +1,4 @@
-"""One sequence a text or pair of texts, cut at `data.block_size`, with one target."""
+"""Encode a text, or a pair of texts, as one sequence, cut at `data.block_size`, with one target."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_lightning.errors import join_names
 
 
 class Encoder(Encoding):
-    """A text and its class."""
+    """Encodes a text and its class."""
 
     one_label = True
 
@@ -31,9 +31,9 @@ class Encoder(Encoding):
     def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[str, str | None, Any]:
         return self._text(text), self._pair(pair), None if self.labels is None else self.label(self.labels, value)
 
-    def label(self, known: Labels, value: Any) -> Any:
-        """The target that a value stands for. Raises BadRow where it stands for none."""
-        return index(known, self.data.columns.label, value)
+    def label(self, classes: Labels, value: Any) -> Any:
+        """Return the target for a value. Raises BadRow for a value without one."""
+        return index(classes, self.data.columns.label, value)
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
         paired = batch[0].text_pair is not None
@@ -44,33 +44,35 @@ class Encoder(Encoding):
         )
         tokens = encoded["input_ids"]
         full = [i for i, ids in enumerate(tokens) if len(ids) == size]
-        whole = self.tokenizer([batch[i].text for i in full], pairs and [pairs[i] for i in full], verbose=False) if full else None
-        self.truncated += sum(len(ids) > size for ids in whole["input_ids"]) if whole else 0
+        untruncated = (
+            self.tokenizer([batch[i].text for i in full], pairs and [pairs[i] for i in full], verbose=False) if full else None
+        )
+        self.truncated += sum(len(ids) > size for ids in untruncated["input_ids"]) if untruncated else 0
         least = self.tokenizer.num_special_tokens_to_add(pair=paired)
-        kept = [i for i, ids in enumerate(tokens) if len(ids) > least]
-        for i in sorted({*range(len(batch))} - {*kept}):
+        usable = [i for i, ids in enumerate(tokens) if len(ids) > least]
+        for i in sorted({*range(len(batch))} - {*usable}):
             if bad is not None:
                 bad.add(batch[i].row, NO_TOKEN)
         return Sequences(
-            tokens=[tokens[i] for i in kept],
-            examples=[batch[i] for i in kept],
-            second=[_second(encoded, i) for i in kept] if paired else [],
-            labels=[] if self.labels is None else [batch[i].label for i in kept],
+            tokens=[tokens[i] for i in usable],
+            examples=[batch[i] for i in usable],
+            second=[_second(encoded, i) for i in usable] if paired else [],
+            labels=[] if self.labels is None else [batch[i].label for i in usable],
         )
 
 
-def index(known: Labels, column: str | None, value: Any) -> int:
-    """The class that a value stands for. Raises BadRow where it stands for none."""
+def index(classes: Labels, column: str | None, value: Any) -> int:
+    """Return the index of a value's class. Raises BadRow for a value without a class."""
     if not canonical(value):
         raise BadRow(f"column '{column}' is empty")
-    found = known.index(value)
-    if found is None:
-        raise BadRow(f"column '{column}' has the label '{value}', which train does not have (it has {join_names(known.values)})")
-    return found
+    class_index = classes.index(value)
+    if class_index is None:
+        raise BadRow(f"column '{column}' has the label '{value}', which train does not have (it has {join_names(classes.values)})")
+    return class_index
 
 
 def _second(encoded: Any, i: int) -> int:
-    """Return the index of the first token of the second text of sequence i: where token type 1 begins."""
+    """Return the index of the first token of the second text of sequence i: the start of token type 1."""
     if encoded.is_fast:
         return next((place for place, part in enumerate(encoded.sequence_ids(i)) if part == 1), len(encoded["input_ids"][i]))
     special = encoded["special_tokens_mask"][

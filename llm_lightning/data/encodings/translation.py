@@ -1,4 +1,4 @@
-"""A text and the text that is to be written of it: one sequence, the first text and then the second."""
+"""Encode a source text and its target text as one sequence, the source first."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from llm_lightning.errors import UserError
 
 
 class Encoder(Encoding):
-    """Source and target, each with the tokenizer's special tokens and cut at a block.
+    """Encodes source and target, each with the tokenizer's special tokens and cut at a block.
 
-    A target begins and ends as `text_target` of the tokenizer has it: with its language and the end-of-text token, where there are such.
+    The tokenizer's `text_target` gives a target its beginning and end: its language and the end-of-text token, if the tokenizer has them.
     """
 
     translates = True
@@ -31,7 +31,7 @@ class Encoder(Encoding):
             )
         set_languages(tokenizer, data.languages)
         self.ends_texts = has_languages(tokenizer)
-        """Whether the tokenizer ends targets itself, with a language behind the end-of-text token in mBART."""
+        """Whether the tokenizer ends targets itself, with a language after the end-of-text token in mBART."""
         self.special = frozenset(tokenizer.all_special_ids)
 
     @staticmethod
@@ -42,7 +42,7 @@ class Encoder(Encoding):
         return self._text(text), None, None if self.labels is None else text_of(self.data.columns.label, value)
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
-        found, size, prefix = Sequences([], []), self.data.block_size, self.data.prefix or ""
+        sequences, size, prefix = Sequences([], []), self.data.block_size, self.data.prefix or ""
         sources = self.tokenizer([prefix + example.text for example in batch], verbose=False)["input_ids"]
         targets: list[list[int]] = [[] for _ in batch]
         if self.labels is not None:
@@ -56,13 +56,13 @@ class Encoder(Encoding):
             source = self._cut(source, size)
             if self.labels is not None and not self.ends_texts and target[-1:] != [self.tokenizer.eos_token_id]:
                 target = [*target, self.tokenizer.eos_token_id]
-            found.tokens.append([*source, *self._cut(target, size)])
-            found.second.append(len(source))
-            found.examples.append(example)
-        return found
+            sequences.tokens.append([*source, *self._cut(target, size)])
+            sequences.second.append(len(source))
+            sequences.examples.append(example)
+        return sequences
 
     def _cut(self, tokens: list[int], size: int) -> list[int]:
-        """Return at most `size` tokens; the special ones at the end stay."""
+        """Return at most `size` tokens. The special tokens at the end stay."""
         if len(tokens) <= size:
             return tokens
         end = next((place for place in reversed(range(len(tokens))) if tokens[place] not in self.special), -1) + 1

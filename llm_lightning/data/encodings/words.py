@@ -1,7 +1,7 @@
-"""Sentences of words with a tag each; the first token of a word carries its tag.
+"""Encode sentences of words with a tag each. The first token of a word carries its tag.
 
-Words are joined by blanks and tokenised as the text that they are, so that every tokenizer sees what it was trained on; a token
-belongs to the word that its last character lies in.
+Words are joined by blanks and tokenised as text, so that every tokenizer reads the kind of text that it was trained on. A token belongs
+to the word that its last character lies in.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.rows import Rows
 from llm_lightning.data.sentences import likely_column
 from llm_lightning.data.tag_schemes import recognize
-from llm_lightning.data.word_lists import listed_tags, read_words
+from llm_lightning.data.word_lists import read_tags, read_words
 from llm_lightning.errors import UserError
 
 NO_WORD_TOKEN = "a word has no token (it is blank, or the tokenizer drops its characters), and its tag is not learnt"
 
 
 class Encoder(documents.Encoder):
-    """A sentence to one sequence, or, where it is longer than a block, to several that are cut between words.
+    """Encodes a sentence as one sequence, or, if it is longer than a block, as several that are cut between words.
 
-    Without labels the target of a word is its number, which says what a prediction is of.
+    Without labels the target of a word is its number, which assigns a prediction to its word.
     """
 
     needs_offsets = True
@@ -46,7 +46,7 @@ class Encoder(documents.Encoder):
     @staticmethod
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         _require_sentences(data, train)
-        return labels.find(data, train, listed_tags, complete=lambda tags: _complete(tags, data))
+        return labels.find(data, train, read_tags, complete=lambda tags: _complete(tags, data))
 
     @staticmethod
     def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
@@ -62,7 +62,7 @@ class Encoder(documents.Encoder):
             raise BadRow(f"column '{columns.text}' is empty")
         if self.labels is None:
             return words, None, None
-        tags = listed_tags(value)
+        tags = read_tags(value)
         if len(tags) != len(words):
             raise BadRow(f"{len(words)} words (column '{columns.text}') and {len(tags)} tags (column '{columns.label}')")
         return words, None, [texts.index(self.labels, columns.label, tag) for tag in tags]
@@ -71,28 +71,28 @@ class Encoder(documents.Encoder):
         return text.split()  # ["a", "b"] is a sentence of brackets and quotes
 
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
-        found, room = Sequences([], []), self.data.block_size - len(self.before) - len(self.after)
+        sequences, room = Sequences([], []), self.data.block_size - len(self.before) - len(self.after)
         encoded = self._backend.encode_batch([" ".join(example.text) for example in batch], add_special_tokens=False)
-        for example, whole in zip(batch, encoded, strict=True):
-            first = first_tokens(example.text, whole.offsets)
+        for example, encoding in zip(batch, encoded, strict=True):
+            first = first_tokens(example.text, encoding.offsets)
             if not first and bad is not None:
                 bad.add(example.row, NO_TOKEN)
             self.notes[NO_WORD_TOKEN] += 0 < len(first) < len(example.text)
-            for start, stop in _cuts(sorted(first.values()), len(whole.ids), room):
+            for start, stop in _cuts(sorted(first.values()), len(encoding.ids), room):
                 self.truncated += stop - start > room
-                ids = whole.ids[start : min(stop, start + room)]
+                ids = encoding.ids[start : min(stop, start + room)]
                 targets = [IGNORED] * (len(self.before) + len(ids) + len(self.after))
                 for word, token in first.items():
                     if start <= token < start + len(ids):
                         targets[len(self.before) + token - start] = word if example.label is None else example.label[word]
-                found.tokens.append([*self.before, *ids, *self.after])
-                found.token_targets.append(targets)
-                found.examples.append(example)
-        return found
+                sequences.tokens.append([*self.before, *ids, *self.after])
+                sequences.token_targets.append(targets)
+                sequences.examples.append(example)
+        return sequences
 
 
 def first_tokens(words: list[str], offsets: list[tuple[int, int]]) -> dict[int, int]:
-    """Word -> its first token, for words joined by blanks; a word that no token ends in is missing."""
+    """Return {word: its first token} for words joined by blanks. A word that no token ends in is missing."""
     bounds = np.array(list(accumulate((len(word) + 1 for word in words), initial=0)))
     first: dict[int, int] = {}
     for token, (start, end) in enumerate(offsets):
@@ -103,7 +103,7 @@ def first_tokens(words: list[str], offsets: list[tuple[int, int]]) -> dict[int, 
 
 
 def _cuts(firsts: list[int], length: int, room: int) -> list[tuple[int, int]]:
-    """Bounds of as few pieces of at most `room` tokens as begin with a word; a word that is longer is a piece of its own."""
+    """Return the bounds of the fewest pieces of at most `room` tokens that begin with a word. A longer word is a piece of its own."""
     cuts, start = [], 0
     ends = [*firsts[1:], length] if firsts else []
     for begin, end in zip(firsts, ends, strict=True):
@@ -114,13 +114,13 @@ def _cuts(firsts: list[int], length: int, room: int) -> list[tuple[int, int]]:
 
 
 def _complete(tags: set[str], data: DataConfig) -> set[str]:
-    """Return the tags with those that their scheme has beside them; names in data.labels say by themselves which there are."""
+    """Return the tags with the other tags of their scheme. Names in data.labels are complete already."""
     scheme = recognize(tags, data.tags) if data.labels is None else None
     return tags if scheme is None else scheme.complete(tags)
 
 
 def _require_sentences(data: DataConfig, train: Rows) -> None:
-    """Raise UserError where rows are no sentences with a tag for each word: spans of characters, or a word a row."""
+    """Raise UserError if rows are not sentences with a tag for each word: spans of characters, or a word a row."""
     column = str(data.columns.label)
     is_one_tag = len(train) > 1
     for row, raw in enumerate(train.table[column]):

@@ -1,4 +1,4 @@
-"""CoNLL files: a word and its tag a line, in columns, and a blank line between sentences. Which columns is decided by conll_layout.py."""
+"""Read CoNLL files: a word and its tag a line, in columns, and a blank line between sentences. conll_layout.py decides on the columns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llm_lightning.data.tables import generate_table
 from llm_lightning.errors import UserError, join_names
 
 PLAIN = (".txt", ".text", ".md")
-"""Endings of files that may as well hold a sentence a line."""
+"""Endings of files that may also hold a sentence a line."""
 ENDINGS = (
     *(
         ".conll",
@@ -46,7 +46,7 @@ ENDINGS = (
     ),
     *(".txt", ".tsv"),
 )
-FORMAT = 3  # of what is kept of a file's layout
+FORMAT = 3  # of the cached layouts
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ log = logging.getLogger(__name__)
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
     """Return the sentences of every split: a list of words and a list of tags, in the columns data.columns.text and data.columns.label.
 
-    The first file of train decides which columns hold what: by their names, where files have names; by their places in files with as many
-    columns, whose values have to be alike. Files with another number of columns are looked at by themselves.
+    The first file of train decides on the columns: by name if files name them, else by place in files with as many columns, whose values
+    have to be alike. The columns of a file with another number of columns are decided separately.
     """
     splits: dict[str, Rows] = {}
     like: tuple[Path, Layout] | None = None
@@ -72,7 +72,7 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
 def _read(path: Path, data: DataConfig, cache_dir: Path, like: tuple[Path, Layout] | None) -> tuple[Rows, Layout]:
     identity = content_hash([path], "conll", FORMAT, data.columns, data.encoding, like and replace(like[1], notes=()))
     folder = cache_dir / "rows" / identity
-    layout = _stored_layout(path, data, folder / "layout.json", like)
+    layout = _load_layout(path, data, folder / "layout.json", like)
     words = datasets.List(datasets.Value("string"))
     types = {data.columns.text: words, str(data.columns.label): words, LINE: "int64", PROBLEM: "string"}
     table = generate_table(rows, types, folder, identity, path=path, data=data, layout=layout)
@@ -83,8 +83,8 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, like: tuple[Path, Layou
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {starts[i].as_py()}", notes=notes), layout
 
 
-def _stored_layout(path: Path, data: DataConfig, file: Path, like: tuple[Path, Layout] | None) -> Layout:
-    """Return the layout of a file, whose notes count what its lines hold beside words; from the cache where it was found before."""
+def _load_layout(path: Path, data: DataConfig, file: Path, like: tuple[Path, Layout] | None) -> Layout:
+    """Return the layout of a file, with notes that count its lines without words; from the cache if it was found before."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         values = {key: tuple((column, tuple(values)) for column, values in stored[key]) for key in ("closed", "others")}
@@ -99,7 +99,7 @@ def _stored_layout(path: Path, data: DataConfig, file: Path, like: tuple[Path, L
 
 
 def _survey(path: Path, data: DataConfig) -> conll_layout.Survey:
-    return conll_layout.survey(path, data.encoding, keeps_damage=data.on_bad_row == "skip")
+    return conll_layout.survey_file(path, data.encoding, keeps_damage=data.on_bad_row == "skip")
 
 
 def _with_counts(path: Path, data: DataConfig, layout: Layout) -> Layout:
@@ -111,20 +111,20 @@ def _with_counts(path: Path, data: DataConfig, layout: Layout) -> Layout:
 
 
 def rows(path: Path, data: DataConfig, layout: Layout) -> Iterator[dict[str, Any]]:
-    """Yield a row for each sentence; without data.columns.label one of words alone."""
-    for start, found, problem in sentences(path, data, layout, Counter(), data.columns.label is not None):
-        row: dict[str, Any] = {data.columns.text: [word for word, _ in found], LINE: start, PROBLEM: problem}
-        yield row if data.columns.label is None else row | {data.columns.label: [tag for _, tag in found]}
+    """Yield a row for each sentence; without data.columns.label it has only words."""
+    for start, tagged_words, problem in sentences(path, data, layout, Counter(), data.columns.label is not None):
+        row: dict[str, Any] = {data.columns.text: [word for word, _ in tagged_words], LINE: start, PROBLEM: problem}
+        yield row if data.columns.label is None else row | {data.columns.label: [tag for _, tag in tagged_words]}
 
 
 Sentence = tuple[int, list[tuple[str, str | None]], str | None]
-"""The line that a sentence starts on, its words and tags, and why it is none (None where it is one)."""
+"""A sentence: the line that it starts on, its words and tags, and the problem with it (None for a good one)."""
 
 
 def sentences(
     path: Path, data: DataConfig, layout: Layout, passed_over: Counter[str], needs_tags: bool = True
 ) -> Iterator[Sentence]:
-    """Yield the sentences of a file. `passed_over` counts lines that are no words, by their kind."""
+    """Yield the sentences of a file. `passed_over` counts lines without a word, by their kind."""
     words: list[tuple[str, str | None]] = []
     start, problem, before, width = 1, None, 0, 0
 
@@ -168,13 +168,13 @@ def sentences(
         words.append(
             (fields[layout.words], layout.read_tag(fields) if layout.tags is not None and len(fields) > layout.tags else None)
         )
-    passed_over += Counter()  # without the kinds that there are none of
+    passed_over += Counter()  # removes kinds with a count of 0
     if words or problem:
         yield start, words, problem
 
 
 def _fault(fields: list[str], layout: Layout, width: int, needs_tags: bool) -> str | None:
-    """Return what is wrong with a line's columns; None where they are a word (and its tag)."""
+    """Return the problem with a line's columns; None if they are a word (and its tag)."""
     expected = width if layout.varies else layout.columns
     is_word_alone = not needs_tags and len(fields) == layout.words + 1
     least = max(layout.words, -1 if layout.tags is None or not needs_tags else layout.tags)
@@ -192,8 +192,10 @@ def _fault(fields: list[str], layout: Layout, width: int, needs_tags: bool) -> s
 
 
 def is_to_predict(path: Path, data: DataConfig) -> bool:
-    """Return whether rows to predict are read from a file as CoNLL: by its ending, or, for a run that was trained on CoNLL files, by its
-    lines. Such a run reads every file as CoNLL but tables and plain text whose lines are sentences (see `looks_like_conll`)."""
+    """Return whether a file of rows to predict is read as CoNLL: by its ending, or, for a run trained on CoNLL files, by its lines.
+
+    Such a run reads every file as CoNLL except tables and plain text whose lines are sentences (see `looks_like_conll`).
+    """
     from llm_lightning.data.sources.files import TABLES
 
     suffix = ending(path)

@@ -1,8 +1,8 @@
-"""Tables in files: csv, tsv, jsonl, json, parquet, arrow, also compressed.
+"""Load tables from files: csv, tsv, jsonl, json, parquet, arrow, also compressed.
 
-All are read into one form and kept as Arrow in the cache, so that a bad row is reported with its file and line, and files of different
-kinds can be one split. A column holds text, or, where one of its values is a list or an object, any JSON value. Every value is taken as
-it stands: "NA" and "null" are words, not gaps.
+All are read into one form and cached as Arrow, so that a bad row is reported with its file and line, and files of different kinds can
+form one split. A column holds text, or, if one of its values is a list or an object, any JSON value. Values are not interpreted: "NA"
+and "null" are words, not missing values.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ CSV = (".csv", ".tsv", ".tab")
 JSON = (".jsonl", ".ndjson", ".json")
 COLUMNAR = (".parquet", ".arrow", ".feather")
 TABLES = (*CSV, *JSON, *COLUMNAR)
-FRONT = 1000  # values of a streamed jsonl file that are looked at for its columns
+FRONT = 1000  # values of a streamed jsonl file that are searched for its columns
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a pass over a whole file showed, or over the front of a stream."""
+    """The result of a pass over a whole file, or over the front of a stream."""
 
     columns: list[str]
     """The names of all columns."""
@@ -62,19 +62,19 @@ class Survey:
     """Columns in which a value is a list or an object."""
     notes: list[str] = field(default_factory=list)
     layout: Layout | None = None
-    """Of a csv file; not kept in the cache, as only reading the file needs it."""
+    """The layout of a csv file; not cached, as only reading the file needs it."""
     items: list[tuple[int, Any, str | None]] | None = None
-    """Of a file that is one list: its values, as `json_files.read_items` yields them; not kept in the cache either."""
+    """The values of a file that is one list, as `json_files.read_items` yields them; not cached either."""
     answers: dict[str, int] | None = None
-    """Of a file of Prodigy, which answers leave a row out, and of how many rows; None where it was not looked for."""
+    """The answers that leave a row of a Prodigy file out, with their number of rows; None before they were counted."""
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """Return the rows of every split, with the columns that the config names, and those of `extra_columns` that a file has.
+    """Return the rows of every split, with the columns that the config names, and the `extra_columns` that a file has.
 
-    A column of labels among `extra_columns` holds text to learn, not names: values of JSON there stay as they are written.
+    A column of labels among `extra_columns` holds text to learn, not names: its JSON values keep their spelling.
 
-    A test split may lack the label's column: it comes without, and is not evaluated.
+    A test split may lack the label's column. It is returned without it, and is not evaluated.
     """
     splits = split_files(data, TABLES)
     return {split: _load_split(split, files, data, cache_dir, extra_columns) for split, files in splits.items()}
@@ -105,7 +105,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, extra_columns: tuple[st
         survey, features = Survey(list(file.features)), file.features
         require_columns(str(path), data, survey.columns)
     else:
-        survey, features = _stored_survey(folder) or _survey(path, data, kind), {}
+        survey, features = _load_survey(folder) or _survey(path, data, kind), {}
     survey = _with_answers(path, data, kind, survey)
     table_identity = f"{identity}-accepted" if survey.answers else identity
     used = used_columns(data, survey.columns, extra_columns)
@@ -134,7 +134,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, extra_columns: tuple[st
 
 
 def kind_of(path: Path, data: DataConfig) -> str:
-    """Return whether a file is read as `csv`, `json` or `columnar`. Raises UserError where its ending does not say."""
+    """Return whether a file is read as `csv`, `json` or `columnar`. Raises UserError for an unknown ending."""
     suffix = ending(path)
     for kind, endings in {"csv": CSV, "json": JSON, "columnar": COLUMNAR}.items():
         if suffix in endings:
@@ -150,7 +150,7 @@ def kind_of(path: Path, data: DataConfig) -> str:
 
 
 def used_columns(data: DataConfig, present: list[str], extra_columns: tuple[str, ...]) -> list[str]:
-    """Return the columns that the config names, then those of `extra_columns` that a table has."""
+    """Return the columns that the config names, then the `extra_columns` that a table has."""
     configured = _list_configured_columns(data)
     return [*configured, *(name for name in extra_columns if name in present and name not in configured)]
 
@@ -161,9 +161,9 @@ def _list_configured_columns(data: DataConfig) -> list[str]:
 
 
 def _survey(path: Path, data: DataConfig, kind: str, is_to_predict: bool = False) -> Survey:
-    """Read a csv or json file, or the front of one that is streamed, for its columns.
+    """Find the columns of a csv or json file, or of the front of a streamed one.
 
-    Raises UserError where a column that the config names is in no row.
+    Raises UserError if a column that the config names is in no row.
     """
     notes = [*detect_format(path, data.encoding, data.streaming).notes, *describe_damage(path, data)]
     if kind == "csv":
@@ -183,7 +183,7 @@ def _survey(path: Path, data: DataConfig, kind: str, is_to_predict: bool = False
             nested.update({name: None for name in inner if isinstance(take(value, name), list | dict)})
     for name in inner:
         if name in columns:
-            columns.pop(name.partition(".")[0], None)  # of which a part is used
+            columns.pop(name.partition(".")[0], None)  # only a part of this object is used
     if columns:
         require_columns(str(path), data, list(columns))
     return Survey(list(columns), list(nested), notes, items=items)
@@ -215,8 +215,8 @@ def _describe_answers(survey: Survey, data: DataConfig) -> list[str]:
     return [f"{prodigy.describe(survey.answers)}{place}"] if survey.answers else []
 
 
-def _stored_survey(folder: Path) -> Survey | None:
-    """Return the survey that was made with the rows in a folder of the cache."""
+def _load_survey(folder: Path) -> Survey | None:
+    """Load the survey that was stored with the rows in a folder of the cache; None if it is missing."""
     try:
         return Survey(**json.loads((folder / "survey.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -233,7 +233,7 @@ def _store(survey: Survey, folder: Path) -> None:
 
 
 def rows(path: Path, data: DataConfig, extra_columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file to predict as they are asked for, and say in the log how it is read."""
+    """Yield the rows of a file to predict lazily, and log how the file is read."""
     survey = survey_file(path, data, is_to_predict=True)
     for note in survey.notes:
         log.warning("%s: %s", path, note)
@@ -241,7 +241,7 @@ def rows(path: Path, data: DataConfig, extra_columns: tuple[str, ...] | None = N
 
 
 def survey_file(path: Path, data: DataConfig, is_to_predict: bool = False) -> Survey:
-    """Return what a pass over a file of any kind shows. Raises UserError where a column that the config names is not there."""
+    """Survey a file of any kind. Raises UserError if a column that the config names is missing."""
     kind = kind_of(path, data)
     if kind == "columnar":
         survey = Survey(list(ColumnarFile(path, _list_configured_columns(data)).features))
@@ -257,7 +257,7 @@ def survey_file(path: Path, data: DataConfig, is_to_predict: bool = False) -> Su
 def read_rows(
     path: Path, data: DataConfig, used: list[str], survey: Survey, text_labels: Collection[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file with the columns `used`, and with the columns `LINE` and `PROBLEM`; of Prodigy's the accepted ones."""
+    """Yield the rows of a file with the columns `used`, `LINE` and `PROBLEM`; of a Prodigy file only accepted rows."""
     kind, left_out = kind_of(path, data), survey.answers or {}
     if kind == "columnar":
         columns = [*used, prodigy.ANSWER] if left_out else used
@@ -280,7 +280,7 @@ def _csv_rows(path: Path, data: DataConfig, used: list[str], layout: Layout, lef
     for record in csv_files.read_records(path, data, layout):
         if left_out and record.problem is None and record.fields[answer] in left_out:
             continue
-        if record.is_broken:  # behind the front of a stream: in a file that was read whole no row is
+        if record.is_broken:  # after the front of a stream: a file that was surveyed whole has no such row
             raise UserError(f"{path}, line {record.line}: {record.problem}; mend the line, or leave out data.streaming.")
         if record.problem is not None:
             yield _problem(used, record.line, record.problem)
@@ -293,7 +293,7 @@ def _csv_rows(path: Path, data: DataConfig, used: list[str], layout: Layout, lef
 
 
 def from_line(line: str, data: DataConfig, number: int, extra_columns: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the row that a line of JSON is."""
+    """Return the row in a line of JSON."""
     value, problem = json_files.parse(line)
     used = used_columns(data, list(value) if isinstance(value, dict) else [], extra_columns)
     return _from_value(value, problem, data, number, used, used)
@@ -325,5 +325,5 @@ def _from_value(
 
 
 def _problem(used: list[str], number: int, problem: str) -> dict[str, Any]:
-    """Return a row that is none: its values are not kept, so that nothing is learnt from them, label names neither."""
+    """Return the row for a problem. It keeps no values, so that neither texts nor label names are learnt from it."""
     return {**dict.fromkeys(used), LINE: number, PROBLEM: problem}

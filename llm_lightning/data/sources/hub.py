@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, by name; with data.dir, a local copy in files instead."""
+"""Load data sets of the Hugging Face hub by name; with data.dir, a local copy in files instead."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from llm_lightning.errors import UserError, join_names, nearest
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """Rows of every split that the data set has (or that data.train, data.validation and data.test name)."""
+    """Return the rows of every split that the data set has (or that data.train, data.validation and data.test name)."""
     if data.dir is not None:
         return files.load(data, cache_dir, extra_columns)
     loaded = _download(data)
     splits = {}
     for split, names in SPLITS.items():
-        wanted = getattr(data, split)
-        name = wanted or next((n for n in names if n in loaded), None)
-        if wanted is not None and wanted not in loaded:
+        setting = getattr(data, split)
+        name = setting or next((n for n in names if n in loaded), None)
+        if setting is not None and setting not in loaded:
             raise UserError(
-                f"data.{split}={wanted}: {data.name} has no such split; it has {join_names(loaded)}.{nearest(wanted, loaded)}"
+                f"data.{split}={setting}: {data.name} has no such split; it has {join_names(loaded)}.{nearest(setting, loaded)}"
             )
         if name is not None:
             splits[split] = _rows(data, loaded[name], name, extra_columns, cache_dir)
@@ -41,9 +41,9 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
 
 
 def _rows(data: DataConfig, table: datasets.Dataset, name: str, extra_columns: tuple[str, ...], cache_dir: Path) -> Rows:
-    """Return a split with all its columns; a note names those that are not used.
+    """Return a split with all its columns; a note names the unused columns.
 
-    The fingerprint says which data set it is: that of `datasets` holds the times of its own cache files.
+    The fingerprint identifies the data set, as that of `datasets` contains the times of its own cache files.
     """
     info = table.info
     inner = {name.partition(".")[0] for name in files.used_columns(data, [], ()) if name not in table.column_names}
@@ -81,5 +81,5 @@ def _download(data: DataConfig) -> datasets.DatasetDict:
             f"Without a connection, give a local copy: data.dir=<folder with train.csv, validation.csv, …>, "
             f"or data=files data.train=<file>."
         ) from error
-    except ValueError as error:  # an unknown configuration, which the message lists
+    except ValueError as error:  # an unknown configuration; the message lists the known ones
         raise UserError(f"data.name={data.name} data.config={data.config}: {error}") from error

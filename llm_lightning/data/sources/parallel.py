@@ -1,4 +1,4 @@
-"""Parallel text: two files with a sentence a line, named after their languages (train.en and train.de)."""
+"""Load parallel text: two files with a sentence a line, named after their languages (train.en and train.de)."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from llm_lightning.errors import UserError
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """Pairs of every split. `data.columns.text` and `data.columns.label` are the endings, data.train and so on the names before them."""
-    found = {}
+    """Return pairs of every split. `data.columns.text` and `data.columns.label` are the endings, data.train etc. the names before them."""
+    splits = {}
     for split, stems in SPLITS.items():
-        named = getattr(data, split)
-        for stem in [named] if named is not None else stems if data.dir is not None else []:
+        configured_name = getattr(data, split)
+        for stem in [configured_name] if configured_name is not None else stems if data.dir is not None else []:
             pair = [with_compressed(resolve_path(data, f"{stem}.{column}")) for column in (data.columns.text, data.columns.label)]
-            if named is None and not any(path.is_file() for path in pair):
+            if configured_name is None and not any(path.is_file() for path in pair):
                 continue
             for path in pair:
                 if not path.is_file():
                     raise UserError(f"{path}: no such file; data.{split} is a pair of files that end in their columns' names.")
-            found[split] = _read(pair, data, cache_dir)
+            splits[split] = _read(pair, data, cache_dir)
             break
-    return found
+    return splits
 
 
 def _read(pair: list[Path], data: DataConfig, cache_dir: Path) -> Rows:

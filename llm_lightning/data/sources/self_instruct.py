@@ -1,4 +1,4 @@
-"""Self-Instruct's files: an instruction a line, with one instance of input and output or several."""
+"""Load Self-Instruct's files: an instruction a line, with one or several instances of input and output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TYPES = {"instruction": "string", "input": "string", "output": "string", LINE: "
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """A row an instance: instruction, input, output."""
+    """Return a row for each instance: instruction, input, output."""
     return {
         split: concatenate([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, (".jsonl",)).items()
     }
@@ -31,7 +31,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
 
 
 def _instances(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
-    """Yield a row for each instance of each line; a line or an instance that is none has a problem."""
+    """Yield a row for each instance of each line; an invalid line or instance has a problem."""
     for number, line in enumerate(lines(path, data.encoding, keeps_damage=data.on_bad_row == "skip"), 1):
         if not line.strip():
             continue
@@ -53,7 +53,7 @@ def _instances(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
 
 
 def _find_problem(values: dict[str, Any], number: int) -> str | None:
-    """Return what is wrong with the values of an instance; None where all are text."""
+    """Return the problem with the values of an instance; None if all are text."""
     for name, value in values.items():
         if not isinstance(value, str):
             place = name if name == "instruction" else f"{name} of instance {number}"

@@ -1,12 +1,12 @@
-"""Questions about texts, with answers inside them: SQuAD files (1.1 and 2.0) and the shapes that other programs write.
+"""Load questions about texts, with answers inside them: SQuAD files (1.1 and 2.0) and similar files of other programs.
 
-A file is a JSON document, or one a line. Each of these is read wherever it stands, in a list, under `data`, or alone:
+A file is one JSON document, or one a line. Each of these is read in a list, under `data`, or alone:
 
 - an article: `{"title", "paragraphs": [paragraph, …]}` (SQuAD, CUAD, CMRC 2018, KorQuAD);
 - a paragraph: `{"context", "qas": [question, …]}` (simpletransformers);
 - a question with its text: `{"context", "question", "answers"}` (the `datasets` library, PaddleNLP, DuReader).
 
-What the answers of a question may look like is up to the encoding `spans`, which reads them from tables too.
+The encoding `spans` defines the shapes of answers, which it reads from tables too.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from llm_lightning.errors import UserError, join_names
 FOLDS = 5
 ENDINGS = (".json", ".jsonl")
 UNREAD = "__unread__"
-"""Column with the names of a question's keys that are not read, joined by blanks."""
+"""Column with the names of a question's unread keys, joined by blanks."""
 FILE_LINE = "__file_line__"
-"""Column with the line of a question in its file; null where the file is one document."""
+"""Column with the line of a question in its file; null if the file is one document."""
 IDS, ANSWERS, STARTS = ("id", "qid", "question_id"), ("answers", "answer"), ("answer_start", "answer_starts")
 TYPES = {
     "title": "string",
@@ -52,9 +52,9 @@ EXPECTED = "expected articles with paragraphs, paragraphs with context and qas, 
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """Return a row for each question: id, title of the article, context, question, answers and where they begin.
+    """Return a row for each question: id, title of the article, context, question, answers and their offsets.
 
-    With data.fold=k one file is all splits: articles are dealt into fifths in their order; k is test, the one behind it validation.
+    With data.fold=k one file gives all splits: articles are dealt into fifths in order; fifth k is test, the next one validation.
     """
     read = {split: concatenate([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, ENDINGS).items()}
     return read if data.fold is None else _cut_folds(read["train"], data.fold)
@@ -80,7 +80,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
 
 
 def _place(path: Path, i: int, name: str | None, line: int | None) -> str:
-    """Return the place of question i that messages name: its line, and its id or its number."""
+    """Return the place of question i for messages: its line, and its id or its number."""
     place = str(path) if line is None else f"{path}, line {line}"
     return f"{place}, question {name if name is not None else f'number {i + 1}'}"
 
@@ -92,7 +92,7 @@ def rows_to_predict(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
 
 
 def _describe(path: Path, table: datasets.Dataset) -> Iterator[str]:
-    """Yield what the user has to know of how the file was read."""
+    """Yield notes on unread keys and repeated ids."""
     unread: Counter[str] = Counter()
     for item in table.data.column(UNREAD).value_counts().to_pylist():
         unread.update(dict.fromkeys((item["values"] or "").split(), item["counts"]))
@@ -106,9 +106,9 @@ def _describe(path: Path, table: datasets.Dataset) -> Iterator[str]:
 
 
 def rows(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
-    """Yield the questions of a file, in their order. A question that cannot be one has a problem in place of its values.
+    """Yield the questions of a file, in order. An invalid question has a problem in place of its values.
 
-    Raises UserError where the file is no JSON, or where nothing in it is a question.
+    Raises UserError if the file is not JSON, or if an entry is not of SQuAD's kind.
     """
     for line, document, problem in _documents(path, data):
         if problem is not None:
@@ -125,9 +125,9 @@ def rows(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
 
 
 def _documents(path: Path, data: DataConfig) -> Iterator[tuple[int | None, Any, str | None]]:
-    """Yield (line, value, what is wrong) of each JSON document of a file; the line is None where the file is one document.
+    """Yield (line, value, problem) of each JSON document of a file; the line is None if the file is one document.
 
-    Raises UserError where such a file is no JSON; a line that is none is one bad row.
+    Raises UserError if such a file is not JSON. A line that is not JSON is one bad row.
     """
     if ending(path) not in (".jsonl", ".ndjson") and not _has_a_document_a_line(path, data):
         yield None, json_files.parse_document(path, "".join(_lines(path, data)).lstrip("\ufeff")), None
@@ -142,30 +142,30 @@ def _documents(path: Path, data: DataConfig) -> Iterator[tuple[int | None, Any, 
 
 
 def _lines(path: Path, data: DataConfig) -> Iterator[str]:
-    """Yield the lines of a file, those that are no text too where the config leaves such rows out."""
+    """Yield the lines of a file; lines that are not text only with `data.on_bad_row=skip`."""
     return lines(path, data.encoding, keeps_damage=data.on_bad_row == "skip")
 
 
 def _has_a_document_a_line(path: Path, data: DataConfig) -> bool:
-    """Return whether a file whose ending does not say so has several lines, the first of them a whole JSON object."""
+    """Return whether a file has several lines, and the first is a whole JSON object."""
     front = list(islice((line for line in _lines(path, data) if line.strip()), 2))
     return len(front) > 1 and isinstance(json_files.parse(front[0].lstrip("\ufeff"))[0], dict)
 
 
 def _questions(paragraph: Any, title: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a paragraph, or the row of a question that has its context beside it."""
+    """Yield the rows of a paragraph, or the row of a question with its own context."""
     if not isinstance(paragraph, dict):
         yield _problem(title, None, f"a paragraph is {type(paragraph).__name__}; {EXPECTED}")
         return
     context = paragraph.get("context")
-    for asked in _list(paragraph.get("qas", [paragraph])):
-        if not isinstance(asked, dict):
-            yield _problem(title, None, f"a question is {type(asked).__name__}, and expected is an object")
+    for qa in _list(paragraph.get("qas", [paragraph])):
+        if not isinstance(qa, dict):
+            yield _problem(title, None, f"a question is {type(qa).__name__}, and expected is an object")
             continue
-        keys = {kind: _first(asked, kind) for kind in (IDS, ANSWERS, STARTS)}
-        name = None if keys[IDS] is None else _mend(str(asked[keys[IDS]]))
-        question = asked.get("question")
-        if problem := json_files.find_half_character([context, asked]):
+        keys = {kind: _first(qa, kind) for kind in (IDS, ANSWERS, STARTS)}
+        name = None if keys[IDS] is None else _mend(str(qa[keys[IDS]]))
+        question = qa.get("question")
+        if problem := json_files.find_half_character([context, qa]):
             yield _problem(title, name, problem)
             continue
         for key, value in (("context", context), ("question", question)):
@@ -180,17 +180,17 @@ def _questions(paragraph: Any, title: str) -> Iterator[dict[str, Any]]:
                 "id": name,
                 "context": context,
                 "question": question,
-                "answers": asked.get(keys[ANSWERS]),
-                "answer_start": asked.get(keys[STARTS]),
-                "is_impossible": asked.get("is_impossible"),
-                UNREAD: " ".join(sorted(asked.keys() - read)),
+                "answers": qa.get(keys[ANSWERS]),
+                "answer_start": qa.get(keys[STARTS]),
+                "is_impossible": qa.get("is_impossible"),
+                UNREAD: " ".join(sorted(qa.keys() - read)),
                 PROBLEM: None,
             }
 
 
-def _first(asked: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    """Return the first of some names that a question has a value under."""
-    return next((name for name in names if asked.get(name) is not None), None)
+def _first(qa: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    """Return the first of `names` under which a question has a value; None without a value."""
+    return next((name for name in names if qa.get(name) is not None), None)
 
 
 def _problem(title: str, name: str | None, problem: str) -> dict[str, Any]:
@@ -202,14 +202,14 @@ def _list(value: Any) -> list[Any]:
 
 
 def _title(item: dict[str, Any]) -> str:
-    """Return a name for an article: its title, or else the beginning of its first context."""
+    """Return a name for an article: its title, else the beginning of its first context."""
     first = _list(item.get("paragraphs", [item]))[:1]
     context = first[0].get("context") if first and isinstance(first[0], dict) else None
     return _mend(str(item.get("title") or str(context)[:80]))
 
 
 def _mend(name: str) -> str:
-    """Return a name that can be stored: half a character in it is a question mark."""
+    """Return a name that can be stored: half a character becomes a question mark."""
     return name.encode(errors="replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Plain-text files: one document a file, a line, or a blank-line-separated block."""
+"""Load plain-text files: one document a file, a line, or a block between blank lines."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from llm_lightning.errors import UserError
 
 ENDINGS = (".txt", ".text", ".md", ".rst")
 TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", ".xls", ".xlsx", ".ods")
-"""Endings of tables: their syntax would be learnt with their text."""
+"""Endings of tables, which are refused: their syntax would be learnt with their text."""
 SAMPLE = 20  # lines at the front of a file that may show a table
 FEW = 20  # documents; below this the validation split is cut from the text, not from the list of documents
-LARGE = 1 << 18  # characters; a longer document is kept in several rows, so that no step ever holds all of it
+LARGE = 1 << 18  # characters; a longer document takes several rows, so that it is never all in memory
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """Documents of every split, in a column `text`."""
+    """Return the documents of every split, in a column `text`."""
     splits = {split: concatenate([_read(f, data, cache_dir) for f in files]) for split, files in split_files(data, ENDINGS).items()}
     if "validation" not in splits and len(splits["train"]) < FEW:
         splits["train"], splits["validation"] = _cut(splits["train"], data.validation_fraction)
@@ -47,9 +47,9 @@ def refuse_table(path: Path, data: DataConfig) -> None:
 
 
 def describe(path: Path, data: DataConfig) -> Iterator[str]:
-    """Yield notes on how a file is read, and one where it may be a table.
+    """Yield notes on how a file is read, and one if it may be a table.
 
-    Then the first lines all have as many tabs, or as many commas or semicolons as a first line without blanks.
+    In a table the first lines all have as many tabs, or as many commas or semicolons as a first line without blanks.
     """
     yield from detect_format(path, data.encoding, data.streaming).notes
     front = [line.rstrip("\r\n") for line in islice(lines(path, data.encoding, data.streaming), SAMPLE) if line.strip()]
@@ -81,9 +81,9 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
 
 
 def documents(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
-    """Yield documents with the line they start on, long ones in pieces that end with a line. White space alone is no document.
+    """Yield documents with their first line, long ones in pieces that end with a line. White space alone is not a document.
 
-    Lines that end as on Windows (carriage return and newline) end with a newline in the text.
+    Windows line ends (carriage return and newline) become newlines.
     """
     document, start, size, continues = data.document, 1, 0, False
     block: list[str] = []
@@ -110,7 +110,7 @@ def documents(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
 
 
 def _cut(rows: Rows, fraction: float) -> tuple[Rows, Rows]:
-    """Each row's last part as validation, cut at the end of a line (or of a word, where there is but one line)."""
+    """Cut the last part of each row off as validation, at the end of a line (or of a word, if the row is one line)."""
     heads, tails = [], []
     for text in rows.table["text"]:
         goal = int(len(text) * (1 - fraction))
