@@ -14,11 +14,11 @@ from llm_lightning.objectives.base import Objective
 
 def require_same_labels(model: PreTrainedModel, names: tuple[str, ...] | None) -> None:
     """Raise UserError if the data has other classes than the model was trained for: its answers would be misread."""
-    trained = tuple(name for _, name in sorted((model.config.id2label or {}).items()))
-    if names is not None and names != trained:
+    trained_names = tuple(name for _, name in sorted((model.config.id2label or {}).items()))
+    if names is not None and names != trained_names:
         raise UserError(
-            f"the data has the classes {join_names(names)}, and the model was trained for {join_names(trained)}; give data with the same, "
-            f"and their names with data.labels."
+            f"the data has the classes {join_names(names)}, and the model was trained for {join_names(trained_names)}; "
+            f"give data with the same, and their names with data.labels."
         )
 
 

@@ -31,16 +31,16 @@ class Likelihood(Loaded):
         """Return perplexity per token and bits per byte of pieces (text, whether it continues the piece before). See `windows`."""
         encoding, tokens, size, documents, total = self.objective.text.encoding, 0, 0, 0, 0.0
         start: int = encoding.start  # type: ignore[attr-defined]
-        history, waiting, held = [start], [], 0
+        history, waiting, waiting_tokens = [start], [], 0
         for text, continues in pieces:
             (ids,) = encoding.tokenize([text])
             history = history if continues else [start]
             for part in windows([*history, *ids], len(history), window, stride):
                 waiting.append(part)
-                held += len(part[0])
-                if held >= AT_ONCE:
+                waiting_tokens += len(part[0])
+                if waiting_tokens >= AT_ONCE:
                     total += float(self.sums(waiting).sum())
-                    waiting, held = [], 0
+                    waiting, waiting_tokens = [], 0
             history = [*history, *ids][-(window - stride + 1) :]
             tokens, size, documents = tokens + len(ids), size + len(text.encode()), documents + (not continues)
         total += float(self.sums(waiting).sum()) if waiting else 0.0

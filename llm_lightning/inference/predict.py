@@ -47,7 +47,7 @@ class Predict(Protocol):
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
-        """Columns that are read if rows have them, beside the columns of the config."""
+        """Return the columns that are read if rows have them, beside the columns of the config."""
         ...
 
     def __call__(self, rows: list[Row]) -> list[Row]: ...

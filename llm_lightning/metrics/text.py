@@ -33,8 +33,8 @@ class CorpusScores(Sums):
         from sacrebleu.metrics import BLEU, CHRF
 
         self.tokenizer = name_bleu_tokenizer(references)
-        cut = BLEU(tokenize=self.tokenizer).tokenizer
-        self.order = max(1, min(4, max((len(cut(text).split()) for text in references), default=4)))
+        bleu_tokenizer = BLEU(tokenize=self.tokenizer).tokenizer
+        self.order = max(1, min(4, max((len(bleu_tokenizer(text).split()) for text in references), default=4)))
         self.metrics: dict[str, Any] = {"bleu": BLEU(tokenize=self.tokenizer, max_ngram_order=self.order), "chrf": CHRF()}
         super().__init__(**{name: self._statistics(name, ["a"], ["a"]).shape[1] for name in self.metrics})
 

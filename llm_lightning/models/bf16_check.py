@@ -55,7 +55,7 @@ def computes_after(model: PreTrainedModel, cast: Callable[[nn.Module], Any]) -> 
 
 
 def _try_cast(model: PreTrainedModel, cast: Callable[[nn.Module], Any]) -> bool:
-    with quiet(), contextlib.suppress(Exception):  # whatever a model's code raises
+    with quiet(), contextlib.suppress(Exception):  # any error of a model's code
         for small in build_small_copies(model):
             set_batch_form(small, batch_form(model))
             try:
@@ -85,7 +85,7 @@ def _decide(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractCon
 
 def _try(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractContextManager[Any]]) -> tuple[Way, str]:
     """Return the first way that works, and the problem of the way before it. If no small copy runs, the way is copies."""
-    with quiet(), contextlib.suppress(Exception):  # whatever a model's code raises
+    with quiet(), contextlib.suppress(Exception):  # any error of a model's code
         for small in build_small_copies(model):
             set_batch_form(small, batch_form(model))
             try:

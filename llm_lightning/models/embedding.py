@@ -24,11 +24,9 @@ class Embedding(nn.Embedding):
         """The rows of the gradient that may not be zero."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        on_cpu, alone = (
-            self.weight.device.type == "cpu",
-            not torch.distributed.is_initialized(),
-        )  # ranks exchange torch's own gradients
-        if on_cpu and alone and torch.is_grad_enabled() and self.weight.requires_grad:
+        is_on_cpu = self.weight.device.type == "cpu"
+        is_alone = not torch.distributed.is_initialized()  # ranks exchange torch's own gradients
+        if is_on_cpu and is_alone and torch.is_grad_enabled() and self.weight.requires_grad:
             rows: Tensor = _Rows.apply(self.weight, ids, self)
             return rows
         return super().forward(ids)

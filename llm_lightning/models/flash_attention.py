@@ -44,15 +44,15 @@ def _by_flash(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, dropout: float, causal: bool, window: int, scale: float
 ) -> Tensor:
     width = q.shape[-1]
-    if odd := width % 8:
-        q, k, v = (F.pad(x, (0, 8 - odd)) for x in (q, k, v))
+    if remainder := width % 8:
+        q, k, v = (F.pad(x, (0, 8 - remainder)) for x in (q, k, v))
     ahead = 0 if causal else window
     lengths = cu_seqlens, cu_seqlens, longest, longest
     results = torch.ops.aten._flash_attention_forward(
         q, k, v, *lengths, dropout, causal and window < 0, False, scale=scale, window_size_left=window, window_size_right=ahead
     )
     out: Tensor = results[0]
-    return out[..., :width] if odd else out
+    return out[..., :width] if remainder else out
 
 
 def _by_cudnn(q: Tensor, k: Tensor, v: Tensor, count: int, dropout: float, causal: bool, scale: float) -> Tensor:

@@ -89,7 +89,7 @@ def _try_copies(model: PreTrainedModel) -> BatchForm:
         for small in build_small_copies(model):
             try:
                 return _try_forms(small)
-            except Exception as error:  # whatever a model's code raises
+            except Exception as error:  # any error of a model's code
                 problem = f"a small copy of it cannot be run ({first_line(error)})"
     except Exception as error:
         problem = f"no small copy of it could be made ({first_line(error)})"
@@ -130,7 +130,7 @@ def _try_forms(reference: PreTrainedModel) -> BatchForm:
                 problems.append((math.inf, "it makes a mask of its own"))
             else:
                 forms.insert(0, dataclasses.replace(form, lengths_at_hand=True))
-        except Exception as error:  # whatever a model's code raises
+        except Exception as error:  # any error of a model's code
             problems.append((math.inf, f"it fails on a flat batch ({first_line(error)})"))
     return BatchForm(min(problems, key=lambda problem: problem[0])[1])
 

@@ -50,8 +50,8 @@ def log_likelihoods(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """Return (sequences,) Σ log p of the targets of each sequence."""
     losses = F.cross_entropy(token_logits(model, batch).float(), batch.targets, reduction="none")
     sequence = sequence_of(batch)
-    of = sequence if batch.target_places is None else sequence[batch.target_places]
-    return losses.new_zeros(len(batch.indices)).index_add(0, of, -losses)
+    target_sequence = sequence if batch.target_places is None else sequence[batch.target_places]
+    return losses.new_zeros(len(batch.indices)).index_add(0, target_sequence, -losses)
 
 
 def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:

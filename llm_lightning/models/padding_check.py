@@ -32,7 +32,7 @@ _errors: dict[str, float | None] = {}
 
 
 def warn_of_padding(model: PreTrainedModel) -> None:
-    """Log a warning if the model reads padding, with what to do about it."""
+    """Log a warning, with advice, if the model reads padding."""
     error = measure_padding_error(model)
     if error is not None and error > flat_check.TOLERANCE:
         log.warning(
@@ -58,7 +58,7 @@ def measure_padding_error(model: PreTrainedModel) -> float | None:
 
 def _try_copies(model: PreTrainedModel) -> float | None:
     """Return the error of the first small copy that can be run."""
-    with contextlib.suppress(Exception):  # whatever a model's code raises
+    with contextlib.suppress(Exception):  # any error of a model's code
         for small in build_small_copies(model):
             set_batch_form(small, batch_form(model))
             with contextlib.suppress(Exception):

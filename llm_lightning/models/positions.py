@@ -46,7 +46,7 @@ def count_positions(model: PreTrainedModel) -> int | None:
     if hasattr(model, "hf_device_map") or model.device.type == "meta":
         return config_limit
     special = [getattr(model.config, f"{name}_token_id", None) for name in ("pad", "eos")]
-    token = next(i for i in range(10, 20) if i not in special)  # an ordinary one: padding has no position of its own in RoBERTa
+    token = next(i for i in range(10, 20) if i not in special)  # not a special one: padding has no position in RoBERTa
     ids = torch.full((1, TOKENS), min(token, (getattr(model.config, "vocab_size", None) or 20) - 1), device=model.device)
     transformer: Any = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
     lookups = _Lookups()
@@ -63,9 +63,8 @@ def count_positions(model: PreTrainedModel) -> int | None:
 
 def positions_of(config: Any) -> int | None:
     """Return the number of positions in a config; None if it names none, or if positions are only relative."""
-    limit = getattr(
-        config, "max_position_embeddings", getattr(config, "max_seq_len", None)
-    )  # GPT-2 maps its name; XLNet answers -1
+    # GPT-2 maps its name; XLNet answers -1
+    limit = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
     if getattr(config, "relative_attention", False) and not getattr(config, "position_biased_input", True):  # DeBERTa
         return None
     if not isinstance(limit, int) or limit <= 0:

@@ -34,9 +34,8 @@ def recompute_layers(model: PreTrainedModel) -> None:
     settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": drops(model)}  # which a CUDA graph cannot read
     if batch_form(model).lengths_at_hand:
         settings["context_fn"] = attention.contexts_of_lengths
-    enable = (
-        getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    )  # before transformers 5.23
+    # the second name is that before transformers 5.23
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(settings)
     model.disable_input_require_grads()  # which only the other kind of checkpoints needs: embeddings may be frozen
     model.__dict__["recomputes"] = True

@@ -57,7 +57,7 @@ def build_small_copies(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.manual_seed(0)
                 small = _build(type(model), config)
-        except Exception as error:  # whatever a model's code raises
+        except Exception as error:  # any error of a model's code
             first = first or error
             continue
         randomize(small)
@@ -150,7 +150,7 @@ def _has_sized_rope(config: Any) -> bool:
 
 
 def _limit_positions(config: Any) -> None:
-    """Limit positions so that a check's documents exceed those of a model's first training, and all together its table."""
+    """Limit positions: a check's document exceeds the original positions of a scaled RoPE, all documents together a position table."""
     ropes = [value for key, value in vars(config).items() if key.startswith("rope") and isinstance(value, dict)]
     ropes += [value for rope in list(ropes) for value in rope.values() if isinstance(value, dict)]
     for rope in ropes:

@@ -68,7 +68,7 @@ class Objective(lightning.LightningModule):
         self._batches: dict[str, Any] = {}
         """`batches` of the last evaluation of a run: the loss sum and the number of targets of each."""
 
-    # ---- what an objective defines ----
+    # ---- defined by each objective ----
 
     def head(self) -> dict[str, Any]:
         """Return the entries of the model's config for its head: the names of the classes, if the data has classes."""
@@ -76,7 +76,7 @@ class Objective(lightning.LightningModule):
         return {} if names is None else build.classes(names)
 
     def adapt(self, model: PreTrainedModel) -> None:
-        """Set the entries of a model's configs that depend on the objective's data, beside those of its head. Configs are exported."""
+        """Set entries of a model's configs that depend on the objective's data, except the head's. Configs are exported."""
 
     def predict(self, batch: MicroBatch) -> list[Any]:
         """Return a prediction for each sequence of a batch, in the order of the batch. Rows need no label."""

@@ -113,9 +113,12 @@ class Classification(Objective):
         """Return the accuracy of always answering the most frequent class of train."""
         train = self.text.splits["train"].labels
         assert train is not None
-        most = np.bincount(train).argmax()
-        held = {name: split.labels for name, split in self.text.splits.items() if name != "train"}
-        return {f"{name}/majority_accuracy": float(np.mean(np.equal(labels, most))) for name, labels in held.items()}  # type: ignore[arg-type]
+        most_frequent = np.bincount(train).argmax()
+        labels_by_split = {name: split.labels for name, split in self.text.splits.items() if name != "train"}
+        return {
+            f"{name}/majority_accuracy": float(np.mean(np.equal(labels, most_frequent)))  # type: ignore[arg-type]
+            for name, labels in labels_by_split.items()
+        }
 
     def details(self) -> dict[str, Any]:
         return self._details

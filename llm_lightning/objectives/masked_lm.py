@@ -64,8 +64,8 @@ class MaskedLM(Objective):
         return {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
 
     def summary(self) -> dict[str, float]:
-        held = self.text.splits["validation"].tokens
-        return {"validation/unigram_entropy": unigram_entropy(held[~self._special()[held]])}
+        tokens = self.text.splits["validation"].tokens
+        return {"validation/unigram_entropy": unigram_entropy(tokens[~self._special()[tokens]])}
 
     def _special(self) -> np.ndarray:
         """Return (vocabulary,) bool: the tokens that are never masked; the unknown token may be masked."""

@@ -105,9 +105,8 @@ class QuestionAnswering(Objective):
         windows = {name: values[order] for name, values in windows.items()}
         rows, starts, counts = np.unique(windows["number"], return_index=True, return_counts=True)
         is_complete = np.searchsorted(split.rows, rows, "right") - np.searchsorted(split.rows, rows) == counts
-        places = np.flatnonzero(is_complete)[
-            distributed.rank() :: distributed.world_size()
-        ]  # where windows are missing, only a part of the split was evaluated
+        # a question lacks windows if only a part of the split was evaluated
+        places = np.flatnonzero(is_complete)[distributed.rank() :: distributed.world_size()]
         answers: States = {"scores": Rows(len(rows), SCORED), "mistakes": TopRows()}
         for chunk in (places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)):
             examples = [self.text.example(self.split, int(row)) for row in rows[chunk]]
@@ -170,7 +169,7 @@ class QuestionAnswering(Objective):
 
     @cached_property
     def _behind(self) -> int:
-        """The number of special tokens behind the context of a window."""
+        """Return the number of special tokens behind the context of a window."""
         ((window,),) = self._encoder.windows([Example(0, "a", "a")])
         return next(i for i, span in enumerate(reversed(window.spans)) if span is not None)
 

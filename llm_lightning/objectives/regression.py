@@ -97,5 +97,5 @@ class Regression(Objective):
     def summary(self) -> dict[str, float]:
         """Return the squared error of always answering the mean of train's scores."""
         mean = self.text.splits["train"].labels.mean()  # type: ignore[union-attr]
-        held = {name: split.labels for name, split in self.text.splits.items() if name != "train"}
-        return {f"{name}/mean_loss": float(((labels - mean) ** 2).mean()) for name, labels in held.items()}
+        labels_by_split = {name: split.labels for name, split in self.text.splits.items() if name != "train"}
+        return {f"{name}/mean_loss": float(((labels - mean) ** 2).mean()) for name, labels in labels_by_split.items()}

@@ -118,8 +118,8 @@ class Tagging(Objective):
         else:
             kinds = sorted({kind for counted, kind in spans.counts if counted != "right"})
             per_class = {kind: _scores(*(spans[counted, kind] for counted in ("right", "found", "true"))) for kind in kinds}
-            whole = _scores(*(sum(spans[counted, kind] for kind in kinds) for counted in ("right", "found", "true")))
-            metrics = {**{name: whole[name] for name in ("f1", "precision", "recall")}, "accuracy": tags.accuracy()}
+            overall = _scores(*(sum(spans[counted, kind] for kind in kinds) for counted in ("right", "found", "true")))
+            metrics = {**{name: overall[name] for name in ("f1", "precision", "recall")}, "accuracy": tags.accuracy()}
         self._details = {"per_class": per_class}
         if self.final:
             self._details |= self._examples(states)
@@ -184,12 +184,12 @@ def _find_scheme(text: TokenizedDataset) -> TagScheme | None:
     setting = text.encoding.data.tags
     scheme = recognize(text.label_names, setting)
     if scheme is None:
-        chosen = "data.tags=none" if setting == "none" else "no scheme was recognised; data.tags sets one"
+        reason = "data.tags=none" if setting == "none" else "no scheme was recognised; data.tags sets one"
         log.info(
             "tags: %s (%s) mark no spans (%s): accuracy decides which weights are the best",
             len(text.label_names),
             join_names(text.label_names, 8),
-            chosen,
+            reason,
         )
         _warn_of_numbers(text.label_names, setting)
         return None
@@ -202,10 +202,10 @@ def _find_scheme(text: TokenizedDataset) -> TagScheme | None:
         f"of {types}" if (types := join_names(scheme.types(text.label_names), 8)) else "without a type",
         " (neighbours of one type are one span)" if scheme.name == "io" else "",
     )
-    if strange := [name for name in text.label_names if scheme.parse(name) is None]:
+    if malformed := [name for name in text.label_names if scheme.parse(name) is None]:
         log.warning(
             "tags: %s do not have the form of %s and count as outside of spans (%s)",
-            join_names(strange),
+            join_names(malformed),
             scheme.title,
             scheme.outside,
         )
@@ -247,10 +247,10 @@ def _write_spans(scheme: TagScheme | None, tags: list[str], words: list[str]) ->
     return " · ".join(f"{kind}: {' '.join(words[start:end])}" for kind, start, end in spans) or "none"
 
 
-def _scores(right: int, found: int, true: int) -> dict[str, float]:
+def _scores(right: int, predicted: int, true: int) -> dict[str, float]:
     return {
-        "precision": right / max(found, 1),
+        "precision": right / max(predicted, 1),
         "recall": right / max(true, 1),
-        "f1": 2 * right / max(found + true, 1),
+        "f1": 2 * right / max(predicted + true, 1),
         "support": true,
     }

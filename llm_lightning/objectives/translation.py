@@ -179,13 +179,13 @@ class Translation(Objective):
         return super().details() | self._tables
 
     def samples(self) -> list[dict[str, str]]:
-        part = self.text.splits["validation"]
-        assert part.rows is not None
-        first = np.arange(min(SAMPLES, len(part)))
-        batch = Collator(translates=True)(part, [first], EVALUATION)
+        validation = self.text.splits["validation"]
+        assert validation.rows is not None
+        first = np.arange(min(SAMPLES, len(validation)))
+        batch = Collator(translates=True)(validation, [first], EVALUATION)
         translations = self.translate(self.transfer_batch_to_device(batch, self.model.device, 0))
         by_index = dict(zip(batch.indices.tolist(), translations, strict=True))
-        numbers = {int(part.rows[i]): int(i) for i in first}
+        numbers = {int(validation.rows[i]): int(i) for i in first}
         examples = (example for example in self.text.examples("validation") if example.row in numbers)
         return [
             {"prompt": example.text, "reference": example.label, "text": by_index[numbers[example.row]]}
