@@ -94,7 +94,7 @@ class Model:
     def likelihood(self, contexts: list[str], texts: list[str]) -> list[float]:
         """log p(text | context) in nats, of each pair."""
         weigh = self._likelihood
-        return weigh.sums([weigh.scored(context, text) for context, text in zip(contexts, texts, strict=True)]).tolist()
+        return weigh.sums([weigh.join_choice(context, text) for context, text in zip(contexts, texts, strict=True)]).tolist()
 
     @cached_property
     def _predictor(self) -> Predictor:

@@ -13,19 +13,19 @@ from llm_lightning.objectives.base import Objective
 
 
 def require_same_labels(model: PreTrainedModel, names: tuple[str, ...] | None) -> None:
-    """Raise UserError where the classes of the data are not those that the model was trained for: its answers would be misread."""
-    trained = tuple(name for _, name in sorted((model.config.id2label or {}).items()))
-    if names is not None and names != trained:
+    """Raise UserError if the data has other classes than the model was trained for: its answers would be misread."""
+    trained_names = tuple(name for _, name in sorted((model.config.id2label or {}).items()))
+    if names is not None and names != trained_names:
         raise UserError(
-            f"the data has the classes {join_names(names)}, and the model was trained for {join_names(trained)}; give data with the same, "
-            f"and their names with data.labels."
+            f"the data has the classes {join_names(names)}, and the model was trained for {join_names(trained_names)}; "
+            f"give data with the same, and their names with data.labels."
         )
 
 
 def evaluate_splits(
     engine: lightning.Trainer, objective: Objective, data: DataModule
 ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
-    """Metrics of every split but train, and each split's tables."""
+    """Return the metrics of every split except train, and the tables of each split."""
     metrics: dict[str, float] = {}
     details: dict[str, dict[str, Any]] = {}
     objective.final = True
@@ -38,7 +38,7 @@ def evaluate_splits(
 
 
 def evaluate_split(engine: lightning.Trainer, objective: Objective, data: DataModule, split: str) -> dict[str, float]:
-    """One pass over a split with the objective's current weights."""
+    """Evaluate a split with the objective's current weights, and return its metrics."""
     objective.split = split
     loader = data.evaluation_loader(split, engine.global_rank, engine.world_size)
     engine.validate(objective, dataloaders=loader, verbose=False)

@@ -1,9 +1,10 @@
-"""Experts of a mixture as plain matrix products: what ONNX can express of them.
+"""Compute the experts of a mixture by plain matrix products, which ONNX can express.
 
-transformers sorts the tokens by their experts and multiplies each group with its expert's weights, by an operator that ONNX does not have.
-Its other ways branch on the router's choice, or copy an expert's weights for every token: at a real model's size gigabytes for a sentence.
-Here every expert computes every token, and the router's weights are zero for the tokens that did not choose it. That multiplies the work
-of the experts by their number over the number chosen for a token.
+transformers sorts the tokens by their experts and multiplies each group with its expert's weights, by an operator that ONNX lacks.
+Its other implementations branch on the router's choice, or copy an expert's weights for every token: gigabytes for a sentence at a
+real model's size.
+Here every expert computes every token, and the router's weights are zero for the tokens that did not choose it. This multiplies the
+work of the experts by (number of experts) / (experts chosen for a token).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NAME = "every_expert"
 
 @contextlib.contextmanager
 def computing_every_expert(model: PreTrainedModel) -> Iterator[None]:
-    """Have the model's experts computed by `compute_experts` within; a model without experts, or with code of its own, stays as it is."""
+    """Use `compute_experts` for the model's experts within. A model without experts, or with its own code for them, stays unchanged."""
     published = model.get_experts_implementation()
     model.set_experts_implementation(NAME)
     try:
@@ -32,7 +33,7 @@ def computing_every_expert(model: PreTrainedModel) -> Iterator[None]:
 
 
 def compute_experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """Return (tokens, hidden) the sums of the chosen experts' outputs, weighted by the router; its choice is (tokens, chosen experts).
+    """Return (tokens, hidden) the sums of the chosen experts' outputs, weighted by the router. Its choice is (tokens, chosen experts).
 
     The arguments are those of transformers' `ExpertsInterface`, and so are the attributes of `experts`.
     """

@@ -1,4 +1,4 @@
-"""Weights, tokenizer and label names as a Hugging Face folder that plain `transformers` loads."""
+"""Write weights, tokenizer and label names as a Hugging Face folder that plain `transformers` loads."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ HEADS = {
     "ForCausalLM": "AutoModelForCausalLM",
     "LMHeadModel": "AutoModelForCausalLM",
 }
-"""By the end of a model class's name, the class that gives any model such a head."""
+"""The end of a model class's name -> the auto class that gives a model such a head."""
 
 
 def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Write beside the folder, then put it in place of the old one: a kill leaves a whole export.
+    """Write the model into a new folder, then replace the old one by it: a kill leaves a complete export.
 
-    To be called on every rank: a sharded model is gathered from all of them, and rank 0 writes.
+    Call it on every rank: a sharded model is gathered from all ranks, and rank 0 writes.
     """
     if isinstance(model, FSDPModule):
         model = _gather_weights(model)
@@ -42,7 +42,7 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
         return
     with _in_place_of(folder) as partial, quiet_transformers():
         model.save_pretrained(partial)
-        if tokenizer.is_fast:  # the settings of our last call are not the tokenizer's
+        if tokenizer.is_fast:  # the settings of our last call do not belong to the tokenizer
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(partial)
@@ -50,13 +50,13 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Best:
-    """The best weights of a run, in `hf/`. An adapter is small: while it is trained it is kept by itself, in `adapter/`."""
+    """The best weights of a run, in `hf/`. An adapter is small: training writes it alone, to `adapter/`."""
 
     run: Path
     model: PreTrainedModel
     tokenizer: Any
     origin: str | None
-    """The checkpoint that an adapter is for; None where there is no adapter."""
+    """The checkpoint that an adapter is for; None without an adapter."""
 
     @property
     def folder(self) -> Path:
@@ -74,13 +74,13 @@ class Best:
             adapter.save(self.model, state, self.origin, partial)
 
     def complete(self, plain: Callable[[], PreTrainedModel]) -> None:
-        """Make `hf/` of an adapter and of the model that `plain` gives, which has none yet: on rank 0, whose disk has the adapter."""
+        """Merge the adapter into the model that `plain` returns, and export it to `hf/`. Only on rank 0, whose disk has the adapter."""
         if self.origin is not None and distributed.is_rank_zero():
             export(adapter.merge_adapter(plain(), self.folder), self.tokenizer, self.run / "hf")
 
 
 def copy_adapter(run: Path, folder: Path) -> None:
-    """A run's adapter as a peft folder with all that it takes to use it: the tokenizer, and the card."""
+    """Copy a run's adapter to a peft folder, with the tokenizer and the model card."""
     with _in_place_of(folder) as partial:
         for file in [*(run / "adapter").iterdir(), *(run / "hf").glob("tokenizer*"), run / "hf" / "README.md"]:
             if file.is_file():
@@ -88,7 +88,7 @@ def copy_adapter(run: Path, folder: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Put the old export back where a kill came between the two renames of `_in_place_of`."""
+    """Restore the old export after a kill between the two renames of `_in_place_of`."""
     old = _previous_folder(folder)
     if old.is_dir() and not folder.exists():
         old.rename(folder)
@@ -96,13 +96,13 @@ def recover(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _in_place_of(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which then is the folder."""
+    """Yield an empty folder to write into, which replaces `folder` at the end."""
     partial, old = folder.with_name(f".{folder.name}.partial"), _previous_folder(folder)
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
-    for file in partial.iterdir():  # safetensors makes files that their owner alone can read
+    for file in partial.iterdir():  # safetensors writes files that only their owner can read
         file.chmod((partial / "config.json").stat().st_mode)
     if folder.exists():
         folder.rename(old)
@@ -115,13 +115,13 @@ def _previous_folder(folder: Path) -> Path:
 
 
 def _gather_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """A sharded model as a plain one; its weights are whole on rank 0 alone. transformers cannot save the sharded one itself."""
+    """Return a sharded model as a plain one, with all weights on rank 0 alone. transformers cannot save a sharded model."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(model, options=options)
     plain: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
     with torch.device("meta"):
-        whole = plain(model.config)
+        plain_model = plain(model.config)
     if state:
-        whole.load_state_dict(state, assign=True)
-        whole.tie_weights()
-    return whole
+        plain_model.load_state_dict(state, assign=True)
+        plain_model.tie_weights()
+    return plain_model

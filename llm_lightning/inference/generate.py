@@ -1,4 +1,4 @@
-"""Text that goes on with a prompt: once, for every row of a file, or in a conversation at the terminal."""
+"""Generate text: for a prompt, for every row of a file, or in a conversation at the terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Generator:
-    """A decoder with its tokenizer, and how its tokens are drawn; a tokenizer's chat template makes a prompt a message of the user's."""
+    """A decoder, its tokenizer and its sampling settings. A tokenizer's chat template turns a prompt into a message of the user."""
 
     model: PreTrainedModel
     tokenizer: Any
@@ -43,16 +43,16 @@ class Generator:
         return () if self._encoder is None else Encoder.extra_columns
 
     def __call__(self, rows: list[Row]) -> list[Row]:
-        """`text` for the prompt (or conversation) of each row; a row without one has `error`, or raises UserError."""
-        prompts, said = usable(rows, lambda number, row: self.tokens(self._asked(row)), self.data)
+        """Return `text` for the prompt (or conversation) of each row. A row without a prompt has `error`, or raises UserError."""
+        prompts, results = usable(rows, lambda number, row: self.tokens(self._read_prompt(row)), self.data)
         self._report_notes(len(rows))
-        found = list(continue_prompts(self.model, list(prompts.values()), self.tokenizer.pad_token_id, **self.options()).values())
-        texts = self.tokenizer.batch_decode(found, skip_special_tokens=True) if found else []
-        said |= {number: {"text": self._stopped(text)} for number, text in zip(prompts, texts, strict=True)}
-        return [said[number] for number in range(len(rows))]
+        written = list(continue_prompts(self.model, list(prompts.values()), self.tokenizer.pad_token_id, **self.options()).values())
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True) if written else []
+        results |= {number: {"text": self._cut_at_stop(text)} for number, text in zip(prompts, texts, strict=True)}
+        return [results[number] for number in range(len(rows))]
 
-    def _asked(self, row: Row) -> str | Conversation:
-        """Return what a row asks: text as it is, and a conversation in the shapes of training data. Raises BadRow for what is neither."""
+    def _read_prompt(self, row: Row) -> str | Conversation:
+        """Return a row's prompt: its text, or a conversation in a form of the training data. Raises BadRow for other values."""
         columns = self.data.columns
         value = row.get(columns.text)
         extra = {name: row[name] for name in Encoder.extra_columns if row.get(name) is not None}
@@ -63,14 +63,14 @@ class Generator:
             return text_of(columns.text, value)
         return self._encoder.read(value, pair, None, extra)[0]
 
-    def tokens(self, asked: str | Conversation) -> list[int]:
-        """Return the tokens of a prompt or a conversation, the last ones of as many as the model has positions for."""
-        if self._encoder is None or (isinstance(asked, str) and self.settings.raw):
-            if not isinstance(asked, str):
+    def tokens(self, prompt: str | Conversation) -> list[int]:
+        """Return the tokens of a prompt or a conversation, cut at the beginning to the model's positions."""
+        if self._encoder is None or (isinstance(prompt, str) and self.settings.raw):
+            if not isinstance(prompt, str):
                 raise BadRow("the model has no chat template, so that a prompt is text and no conversation")
-            ids = self.tokenizer(asked)["input_ids"] or [self.tokenizer.bos_token_id]
+            ids = self.tokenizer(prompt)["input_ids"] or [self.tokenizer.bos_token_id]
         else:
-            conversation = Conversation([{"role": "user", "content": asked}], [False]) if isinstance(asked, str) else asked
+            conversation = Conversation([{"role": "user", "content": prompt}], [False]) if isinstance(prompt, str) else prompt
             self._notes.update(conversation.notes)
             ids = self._encoder.prompt(conversation)
         most = positions_of(self.model.config)
@@ -84,73 +84,75 @@ class Generator:
         return ids[-room:]
 
     def _report_notes(self, rows: int) -> None:
-        """Say what was left out of the prompts of some rows."""
+        """Log which parts of prompts were left out, and in how many rows."""
         for note, count in self._notes.items():
             log.warning("in %s of %s rows %s", count, rows, note)
         self._notes.clear()
 
     def options(self) -> dict[str, Any]:
-        """What transformers' generate is told."""
-        given = self.settings
-        options: dict[str, Any] = {"max_new_tokens": given.max_new_tokens, "repetition_penalty": given.repetition_penalty}
+        """Return the arguments of transformers' `generate`."""
+        settings = self.settings
+        options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "repetition_penalty": settings.repetition_penalty}
         if self._encoder is not None and (ends := self._encoder.ends() | end_tokens(self.model.generation_config)):
             options["eos_token_id"] = sorted(ends)
-        if given.stop:
-            options |= {"stop_strings": given.stop, "tokenizer": self.tokenizer}
-        if not given.temperature:
+        if settings.stop:
+            options |= {"stop_strings": settings.stop, "tokenizer": self.tokenizer}
+        if not settings.temperature:
             return options | {"do_sample": False}
-        kept = {"top_k": given.top_k or 0, "top_p": given.top_p, "min_p": given.min_p}
-        return options | {"do_sample": True, "temperature": given.temperature, **kept}
+        limits = {"top_k": settings.top_k or 0, "top_p": settings.top_p, "min_p": settings.min_p}
+        return options | {"do_sample": True, "temperature": settings.temperature, **limits}
 
-    def say(self, asked: str | list[Message] | Conversation, show: bool = True) -> str:
-        """What the model says, shown as it comes where `show`. Raises UserError where the chat template cannot render it."""
+    def say(self, prompt: str | list[Message] | Conversation, show: bool = True) -> str:
+        """Return the model's answer; `show` prints it as it is written. Raises UserError if the chat template cannot render the prompt."""
         try:
-            if isinstance(asked, list):
-                asked = self._asked({self.data.columns.text: asked})
-            ids = torch.tensor([self.tokens(asked)], device=self.model.device)
+            if isinstance(prompt, list):
+                prompt = self._read_prompt({self.data.columns.text: prompt})
+            ids = torch.tensor([self.tokens(prompt)], device=self.model.device)
         except BadRow as problem:
             raise UserError(f"{problem}.") from problem
         self._report_notes(1)
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if show else None
         with torch.inference_mode(), as_published(self.model):
-            found = self.model.generate(  # type: ignore[operator]
+            written = self.model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 pad_token_id=self.tokenizer.pad_token_id,
                 streamer=streamer,
                 **self.options(),
             )
-        return self._stopped(self.tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
+        return self._cut_at_stop(self.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
 
     def chat(self, ask: Callable[[str], str] = input) -> list[Message]:
-        """A conversation at the terminal until /quit, end of input or Ctrl-C; /reset begins anew. Returns what was said."""
+        """Chat at the terminal until /quit, end of input or Ctrl-C; /reset begins a new conversation. Return the messages."""
         if self.tokenizer.chat_template is None:
             raise UserError(
-                "task=chat: the model has no chat template; it goes on with text (task=generate), or train one with "
+                "task=chat: the model has no chat template; it can continue text (task=generate), or train one with "
                 "objective=instruction."
             )
         print("/reset begins anew, /quit ends", file=sys.stderr)
         messages: list[Message] = []
         while True:
             try:
-                said = ask("> ").strip()
+                message = ask("> ").strip()
             except (EOFError, KeyboardInterrupt):
                 return messages
-            if said == "/quit":
+            if message == "/quit":
                 return messages
-            if said == "/reset":
+            if message == "/reset":
                 messages = []
-            elif said:
-                messages.append({"role": "user", "content": said})
+            elif message:
+                messages.append({"role": "user", "content": message})
                 messages.append({"role": "assistant", "content": self.say([*messages])})
 
-    def _stopped(self, text: str) -> str:
-        """The text before the first stop string."""
+    def _cut_at_stop(self, text: str) -> str:
+        """Return the text before the first stop string."""
         return min((text.partition(stop)[0] for stop in self.settings.stop), key=len, default=text)
 
 
 def plain_generation(model: PreTrainedModel) -> None:
-    """A checkpoint's own habits of drawing tokens do not mix with those that are asked for; what ends a text stays."""
-    own = model.generation_config
-    kept = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")}
-    model.generation_config = GenerationConfig(**kept)
+    """Remove a checkpoint's own sampling settings, which would mix with ours; its special tokens stay."""
+    generation = model.generation_config
+    special_tokens = {
+        name: getattr(generation, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    }
+    model.generation_config = GenerationConfig(**special_tokens)

@@ -1,4 +1,4 @@
-"""How long a trained model takes for one example."""
+"""Measure how long a trained model takes for one example."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from llm_lightning.objectives.base import Objective
 from llm_lightning.training import parallel
 
 EXAMPLES = 20
-LONGEST = 2.0  # seconds after which no further example is taken
+LONGEST = 2.0  # seconds after which no other example is measured
 
 
 def latency_ms(engine: lightning.Trainer, objective: Objective, data: DataModule) -> float | None:
-    """Median milliseconds from one validation example to its prediction (a language model: to its loss); None on several ranks."""
+    """Return the median milliseconds from a validation example to its prediction (language models: to its loss); None on several ranks."""
     if engine.world_size > 1:
         return None
     part, device = data.text.splits["validation"], engine.strategy.root_device

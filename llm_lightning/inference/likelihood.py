@@ -1,4 +1,4 @@
-"""How likely a causal model finds text: bits per byte of files of any length, and which of several ways a text could go on."""
+"""Likelihood of text under a causal model: bits per byte of files of any length, and the likeliest of several continuations."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from llm_lightning.objectives.language import bits_per_byte, perplexity
 AT_ONCE = 1 << 16  # tokens that are laid out together
 
 Scored = tuple[list[int], int]
-"""Tokens, and from which on they count: those before are context."""
+"""Tokens, and the place of the first one that counts: the tokens before it are context."""
 
 
 class Likelihood(Loaded):
-    """What weighs text by a causal objective."""
+    """A causal objective that measures the likelihood of text."""
 
     def of_text(self, pieces: Iterable[tuple[str, bool]], window: int, stride: int) -> dict[str, float]:
-        """Perplexity a token and bits a byte of texts; (text, whether it goes on with the one before). See `windows`."""
+        """Return perplexity per token and bits per byte of pieces (text, whether it continues the piece before). See `windows`."""
         encoding, tokens, size, documents, total = self.objective.text.encoding, 0, 0, 0, 0.0
         start: int = encoding.start  # type: ignore[attr-defined]
-        history, waiting, held = [start], [], 0
+        history, waiting, waiting_tokens = [start], [], 0
         for text, continues in pieces:
             (ids,) = encoding.tokenize([text])
             history = history if continues else [start]
             for part in windows([*history, *ids], len(history), window, stride):
                 waiting.append(part)
-                held += len(part[0])
-                if held >= AT_ONCE:
+                waiting_tokens += len(part[0])
+                if waiting_tokens >= AT_ONCE:
                     total += float(self.sums(waiting).sum())
-                    waiting, held = [], 0
+                    waiting, waiting_tokens = [], 0
             history = [*history, *ids][-(window - stride + 1) :]
             tokens, size, documents = tokens + len(ids), size + len(text.encode()), documents + (not continues)
         total += float(self.sums(waiting).sum()) if waiting else 0.0
@@ -56,21 +56,21 @@ class Likelihood(Loaded):
         }
 
     def of_choices(self, rows: Iterable[dict[str, Any]], data: DataConfig) -> dict[str, float]:
-        """Accuracy of taking the likeliest choice, and the likeliest a byte (longer ones are less likely), with that of guessing.
+        """Return the accuracy of the likeliest choice, of the likeliest per byte (longer choices are less likely), and of guessing.
 
-        The choices are a list in the column of the second text, the label one of them or its number.
+        The choices are a list in the column of the second text; the label is a choice or its number.
         """
         right: list[float] = []
         right_by_byte: list[float] = []
         chance: list[float] = []
         rows = iter(rows)
         while chunk := list(islice(rows, 256)):
-            asked = [self._choices(row, data) for row in chunk]
-            sums = iter(self.sums(list(chain.from_iterable(parts for parts, _, _ in asked))).tolist())
-            for parts, sizes, label in asked:
-                found = np.array([next(sums) for _ in parts])
-                right.append(int(found.argmax()) == label)
-                right_by_byte.append(int((found / sizes).argmax()) == label)
+            questions = [self._choices(row, data) for row in chunk]
+            sums = iter(self.sums(list(chain.from_iterable(parts for parts, _, _ in questions))).tolist())
+            for parts, sizes, label in questions:
+                likelihoods = np.array([next(sums) for _ in parts])
+                right.append(int(likelihoods.argmax()) == label)
+                right_by_byte.append(int((likelihoods / sizes).argmax()) == label)
                 chance.append(1 / len(parts))
         if not right:
             raise UserError("evaluate.choices: there is no row in it.")
@@ -78,7 +78,7 @@ class Likelihood(Loaded):
         return {name: float(np.mean(values)) for name, values in figures.items()} | {"rows": len(right)}
 
     def _choices(self, row: dict[str, Any], data: DataConfig) -> tuple[list[Scored], list[int], int]:
-        """(what is scored of each choice, its bytes, which is right)."""
+        """Return (the scored tokens of each choice, the bytes of each choice, the number of the right one)."""
         columns = data.columns
         try:
             context, choices = text_of(columns.text, row.get(columns.text)), parse_structure(row.get(str(columns.text_pair)))
@@ -90,26 +90,26 @@ class Likelihood(Loaded):
         except BadRow as problem:
             raise UserError(f"{row['where']}: {problem}. Mend the row.") from None
         return (
-            [self.scored(context, choice) for choice in choices],
+            [self.join_choice(context, choice) for choice in choices],
             [len(choice.encode()) for choice in choices],
             choices.index(label) if label in choices else int(str(label)),
         )
 
-    def scored(self, context: str, choice: str) -> Scored:
-        """The two as one text; the choice's tokens are those that reach behind the context."""
+    def join_choice(self, context: str, choice: str) -> Scored:
+        """Return context and choice as tokens of one text; tokens that reach behind the end of the context belong to the choice."""
         tokenizer, start = self.objective.text.tokenizer, self.objective.text.encoding.start  # type: ignore[attr-defined]
         text = context + choice if context[-1:].isspace() or choice[:1].isspace() else f"{context} {choice}"
         if not tokenizer.is_fast:
             raise UserError(
                 f"evaluate.choices: {type(tokenizer).__name__} has no fast form, which alone tells where a choice begins."
             )
-        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        before = sum(end <= len(context) for _, end in found["offset_mapping"])
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        before = sum(end <= len(context) for _, end in encoding["offset_mapping"])
         lead = [] if start is None else [start]
-        return [*lead, *found["input_ids"]], before + len(lead)
+        return [*lead, *encoding["input_ids"]], before + len(lead)
 
     def sums(self, parts: list[Scored]) -> np.ndarray:
-        """(parts,) Σ log p(token | tokens before it) over the tokens of each part that count."""
+        """Return (parts,) Σ log p(token | tokens before it) over the tokens of each part that count."""
         sequences = Sequences(
             tokens=[tokens for tokens, _ in parts],
             examples=[Example(i, "", None, None) for i in range(len(parts))],
@@ -119,9 +119,9 @@ class Likelihood(Loaded):
 
 
 def windows(tokens: list[int], first: int, window: int, stride: int) -> Iterator[Scored]:
-    """Tokens from `first` on, each once, in windows of `window` inputs that move by `stride`.
+    """Yield the tokens from `first` on, each once, in windows of `window` inputs that move by `stride`.
 
-    So a token behind the first window has at least window - stride tokens of context. A smaller stride is nearer to the likelihood
+    A token behind the first window has at least window - stride tokens of context. A smaller stride is nearer to the likelihood
     of the whole text, and takes longer.
     """
     while first < len(tokens):

@@ -1,4 +1,4 @@
-"""An objective whose model is loaded, and how sequences go through it outside of training."""
+"""An objective with a loaded model, and the loop over sequences outside of training."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from llm_lightning.objectives.base import Objective
 
 @dataclass(frozen=True)
 class Loaded:
-    """What predictions and likelihoods have in common: the objective, the size of its batches, the precision and the device."""
+    """An objective with its model, the size of its batches, the precision and the device. Base of predictions and likelihoods."""
 
     objective: Objective
     spec: BatchConfig
     precision: Callable[[], AbstractContextManager[Any]]
     device: torch.device
 
-    def each(self, found: Sequences, say: Callable[[MicroBatch], Sequence[Any]]) -> list[Any]:
-        """What `say` says of each sequence, in their order; it is given batches of like lengths, and answers in the order of a batch."""
+    def each(self, sequences: Sequences, say: Callable[[MicroBatch], Sequence[Any]]) -> list[Any]:
+        """Return the value of each sequence, in their order. `say` returns the values of a batch of similar lengths, in its order."""
         encoding = self.objective.text.encoding
-        data = encode.in_memory(found, encoding.next_token)
+        data = encode.in_memory(sequences, encoding.next_token)
         types = "token_type_ids" in encoding.tokenizer.model_input_names
         collate = Collator(encoding.next_token, encoding.translates, None, types)
         parts: list[Any] = [None] * len(data)

@@ -1,4 +1,4 @@
-"""A model as an ONNX file for other runtimes, whose logits are checked against torch's before it is trusted."""
+"""Export a model as an ONNX file for other runtimes, and check its logits against torch's."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from llm_lightning.models.positions import count_positions
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-3
-"""How far logits may be from torch's, of the largest of them."""
+"""Largest difference from torch's logits, as a share of the largest logit."""
 LENGTHS = ((2, 9), (1, 2), (3, 33), (2, 130))
-"""Numbers of texts, and of words in the longest of each, that the two are compared on. The model is traced with the first."""
+"""Numbers of texts, and of words in the longest one, for the comparison with torch. The model is traced with the first pair."""
 
 CAUSES = (
     (r"Could not guard on data-dependent expression", "its code branches on the values of a tensor, which a trace cannot follow"),
     (r"No ONNX function found for <OpOverload\(op='([^']+)'", r"ONNX has no operator for \1"),
     (r"Got invalid dimensions for input", "a trace of its code holds for one number of tokens only"),
 )
-"""Messages of torch and of ONNX Runtime, and what they mean for the model."""
+"""Messages of torch and of ONNX Runtime, and their meaning for the model."""
 ADVICE = "nothing was exported. export.format=hf exports every model"
 
 
 class Logits(nn.Module):
-    """A model as a function of padded rows, without a cache: (rows, tokens, …) logits; of spans, their beginnings and ends."""
+    """A model as a function of padded rows, without a cache: (rows, tokens, …) logits; for spans, logits of beginnings and of ends."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Logits(nn.Module):
 def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Write model.onnx into the folder.
 
-    Raises RunError where the model cannot be exported, or where ONNX Runtime's logits are not torch's: then the file is not to be kept.
+    Raises RunError if the model cannot be exported, or if ONNX Runtime's logits differ from torch's: the caller must not keep the file.
     """
     if is_unpadded(model):
         model.set_attn_implementation(published_attention(model))
@@ -99,7 +99,7 @@ def _trace(function: Logits, tokenizer: Any, file: Path) -> None:
 
 @contextlib.contextmanager
 def _silence_tracer() -> Iterator[None]:
-    """Drop what torch prints and logs within: of a model that cannot be traced, hundreds of lines above our message, which says why."""
+    """Drop the output and logs of torch within: for a model that cannot be traced, hundreds of lines above our own message."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -115,7 +115,7 @@ def _silence_tracer() -> Iterator[None]:
 
 
 def _check(function: Logits, tokenizer: Any, file: Path) -> float:
-    """Return the largest difference of the logits on texts of several numbers and lengths, as many tokens as the model takes."""
+    """Return the largest difference of the logits on texts of several numbers and lengths, cut to the length that the model takes."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -124,11 +124,11 @@ def _check(function: Logits, tokenizer: Any, file: Path) -> float:
     for count, words in LENGTHS:
         inputs = [value[:, :limit] for value in tokenize_inputs(function.model, tokenizer, texts_of(count, words))]
         differences.append(_difference(function, session, tuple(inputs)))
-    return float(np.max(differences))  # NaN where one is
+    return float(np.max(differences))  # NaN if one of them is
 
 
 def inputs_of(model: PreTrainedModel) -> list[str]:
-    """Return the names of the inputs: a decoder's where there is one that writes."""
+    """Return the names of the inputs; models with a decoder that writes also take the decoder's."""
     writes = model.config.is_encoder_decoder and model.can_generate()
     return ["input_ids", "attention_mask", *(["decoder_input_ids"] if writes else [])]
 
@@ -140,7 +140,7 @@ def texts_of(count: int, words: int) -> list[str]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the deepest cause of an exception in one line, in plain words where `CAUSES` has them: torch wraps it in several pages."""
+    """Return the deepest cause of an exception in one line, in plain words if `CAUSES` has them: torch wraps it in several pages."""
     while error.__cause__ is not None:
         error = error.__cause__
     for pattern, meaning in CAUSES:
@@ -150,7 +150,7 @@ def _reason(error: BaseException) -> str:
 
 
 def tokenize_inputs(model: PreTrainedModel, tokenizer: Any, texts: list[str]) -> tuple[Tensor, ...]:
-    """Texts as padded rows, and for an encoder-decoder the beginning of what it writes."""
+    """Return texts as padded rows, and for an encoder-decoder the start tokens of its decoder."""
     encoding = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", verbose=False)  # `_check` cuts long texts
     inputs = (encoding["input_ids"], encoding["attention_mask"])
     if len(inputs_of(model)) == len(inputs):
@@ -159,13 +159,16 @@ def tokenize_inputs(model: PreTrainedModel, tokenizer: Any, texts: list[str]) ->
 
 
 def _difference(function: Logits, session: Any, inputs: tuple[Tensor, ...]) -> float:
-    """Return the largest difference of the logits, as a share of the largest. Padding's logits mean nothing and are left out: behind a
-    sliding window a place of padding may see no token at all, and each runtime has its own softmax of nothing."""
+    """Return the largest difference of the logits, as a share of the largest. Logits of padding are left out: behind a sliding window
+    a place of padding may see no token at all, and each runtime has its own softmax of nothing."""
     names = inputs_of(function.model)
-    theirs = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+    onnx_outputs = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
     with torch.inference_mode():
-        ours = function(*inputs)
+        torch_outputs = function(*inputs)
     has_logits_per_token = "SequenceClassification" not in type(function.model).__name__ and "decoder_input_ids" not in names
     real = inputs[1].numpy().astype(bool) if has_logits_per_token else ...
-    pairs = [(a[real], b.numpy()[real]) for a, b in zip(theirs, ours if isinstance(ours, tuple) else [ours], strict=True)]
+    pairs = [
+        (a[real], b.numpy()[real])
+        for a, b in zip(onnx_outputs, torch_outputs if isinstance(torch_outputs, tuple) else [torch_outputs], strict=True)
+    ]
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)

@@ -1,9 +1,9 @@
-"""Predictions for the rows of files or of standard input, in their order.
+"""Predict labels, spans or text for the rows of files or of standard input, in their order.
 
-Rows are taken some thousands at a time: inside, sequences are sorted by length and go through the model without padding; outside, what
-is written has the order of what was read, and memory is bounded whatever the file. What was written stays: a run that was killed, or
-that met a bad row, goes on behind it, but for standard input and pipes, which cannot be compared with what was read before. Every row
-has a result: a blank line of text one with `error`.
+Rows are read some thousands at a time, so that memory is bounded for files of any size. Within such a chunk sequences are sorted by
+length and go through the model without padding; predictions are written in the order of the rows. After a kill or a bad row the next
+run resumes behind the rows already written, except for standard input and pipes, which cannot be compared with the earlier input.
+Every row has a result: a blank line of text has `error`.
 """
 
 from __future__ import annotations
@@ -35,38 +35,38 @@ from llm_lightning.inference.loaded import Loaded
 from llm_lightning.inference.text_rows import EMPTY, STANDARD_INPUT, has_half_surrogate, read_plain_text, read_stream
 
 CHUNK = 4096
-FORMAT = 2  # of how rows are counted: a partial output of another one is not resumed
+FORMAT = 2  # version of how rows are counted: a partial output of another version is not resumed
 PLAIN = ("", ".txt", ".text", ".md", ".rst")
-"""Endings of text with a row a line; other unknown endings are read alike, which is said."""
+"""Endings of text with a row a line; unknown endings are read in the same way, with a message."""
 
 Row = dict[str, Any]
 
 
 class Predict(Protocol):
-    """A prediction, or a text, for each row."""
+    """A function that returns a prediction, or a text, for each row."""
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
-        """Columns that are read where rows have them, beside those of the config."""
+        """Return the columns that are read if rows have them, beside the columns of the config."""
         ...
 
     def __call__(self, rows: list[Row]) -> list[Row]: ...
 
 
 class Predictor(Loaded):
-    """What turns rows into predictions."""
+    """An objective that predicts labels, spans or text for rows of a table."""
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
         return self.objective.text.encoding.extra_columns
 
     def __call__(self, rows: list[Row]) -> list[Row]:
-        """A prediction for each row; a row that cannot be used has `error` instead, or, unless data.on_bad_row=skip, raises UserError."""
-        examples, said = usable(rows, self._example, self.objective.text.encoding.data)
+        """Return a prediction for each row. A bad row has `error` with data.on_bad_row=skip, else it raises UserError."""
+        examples, results = usable(rows, self._example, self.objective.text.encoding.data)
         if examples:
             answered = self._parts(list(examples.values()))
-            said |= {example.row: self.objective.answer_row(example, parts) for example, parts in answered}
-        return [said.get(number, {"error": "the text has no token of the tokenizer's"}) for number in range(len(rows))]
+            results |= {example.row: self.objective.answer_row(example, parts) for example, parts in answered}
+        return [results.get(number, {"error": "the text has no token of the tokenizer's"}) for number in range(len(rows))]
 
     def _example(self, number: int, row: Row) -> Example:
         encoding = self.objective.text.encoding
@@ -78,22 +78,22 @@ class Predictor(Loaded):
         return Example(number, *encoding.read(text, pair, None, extra))
 
     def _parts(self, examples: list[Example]) -> Iterator[tuple[Example, list[Any]]]:
-        """The predictions of the sequences that each example becomes."""
-        found = self.objective.text.encoding(examples, None)
-        if not found.tokens:
+        """Yield (example, the predictions of its sequences)."""
+        sequences = self.objective.text.encoding(examples, None)
+        if not sequences.tokens:
             return
-        parts = self.each(found, self.objective.predict)
+        parts = self.each(sequences, self.objective.predict)
         places: dict[int, list[int]] = {}
-        for place, example in enumerate(found.examples):
+        for place, example in enumerate(sequences.examples):
             places.setdefault(example.row, []).append(place)
-        by_row = {example.row: example for example in found.examples}
+        by_row = {example.row: example for example in sequences.examples}
         yield from ((by_row[row], [parts[place] for place in where]) for row, where in places.items())
 
 
 def usable(rows: list[Row], read: Callable[[int, Row], Any], data: DataConfig) -> tuple[dict[int, Any], dict[int, Row]]:
-    """(what `read` makes of each usable row, `error` for each other), by the rows' numbers.
+    """Return (`read` of each usable row, `error` of each other row), by the rows' numbers.
 
-    Raises UserError for the first that cannot be used, unless data.on_bad_row=skip.
+    Raises UserError for the first bad row, unless data.on_bad_row=skip.
     """
     values: dict[int, Any] = {}
     errors: dict[int, Row] = {}
@@ -117,18 +117,18 @@ def usable(rows: list[Row], read: Callable[[int, Row], Any], data: DataConfig) -
 
 
 def write(predict: Predict, data: DataConfig, out: Path, model: str, shown: bool) -> tuple[int, int]:
-    """Write what `predict` says of every row of `data.predict` (a file, a glob, or `-`) to `out`; return (rows, those with an error).
+    """Write a prediction for every row of `data.predict` (a file, a glob, or `-`) to `out`; return (rows, rows with an error).
 
-    `model` names the weights: what another model, or other files, have begun is not gone on with.
+    `model` names the weights: a partial output written by another model or for other files is not resumed.
     """
     if out.suffix not in OUT:
         raise UserError(f"out={out}: expected a name that ends in {join_names(OUT)}.")
     paths = paths_of("data.predict", str(data.predict))
-    partial, told = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.partial.json")
+    partial, identity_file = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.partial.json")
     identity = _identity(paths, model, data)
-    done, errors = _done(partial, told, identity)
+    done, errors = _read_progress(partial, identity_file, identity)
     out.parent.mkdir(parents=True, exist_ok=True)
-    told.write_text(json.dumps(identity), encoding="utf-8")
+    identity_file.write_text(json.dumps(identity), encoding="utf-8")
     rows = (row for path in paths for row in rows_of(path, data, predict.extra_columns))
     with partial.open("a", encoding="utf-8") as file, tqdm(initial=done, unit="row", disable=not shown, dynamic_ncols=True) as bar:
         number = sum(1 for _ in islice(rows, done))
@@ -147,12 +147,12 @@ def write(predict: Predict, data: DataConfig, out: Path, model: str, shown: bool
         partial.unlink()
     else:
         partial.replace(out)
-    told.unlink()
+    identity_file.unlink()
     return number, errors
 
 
 def paths_of(key: str, source: str) -> list[Path | None]:
-    """Return the files that a key of the config names, or a pipe alone; None stands for standard input. Raises UserError for none."""
+    """Return the files, or the one pipe, that a key of the config names; None stands for standard input. Raises UserError for none."""
     if source in STANDARD_INPUT:
         return [None]
     matches = match(source)
@@ -168,7 +168,7 @@ def _is_pipe(path: Path) -> bool:
 
 def _identity(paths: list[Path | None], model: str, data: DataConfig) -> list[str]:
     stats = [
-        f"stream {uuid.uuid4()}"  # never that of an earlier run
+        f"stream {uuid.uuid4()}"  # differs from every earlier run
         if path is None or _is_pipe(path)
         else f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
         for path in paths
@@ -176,28 +176,28 @@ def _identity(paths: list[Path | None], model: str, data: DataConfig) -> list[st
     return [*stats, model, xxhash.xxh3_128(f"{FORMAT} {data!r}".encode(errors="surrogateescape")).hexdigest()]
 
 
-def _done(partial: Path, told: Path, identity: list[str]) -> tuple[int, int]:
-    """Return (rows, those with an error) that an earlier run of the same files and model has written; half a line at the end is removed."""
+def _read_progress(partial: Path, identity_file: Path, identity: list[str]) -> tuple[int, int]:
+    """Return (rows, rows with an error) that an earlier run wrote for the same files and model; remove half a line at the end."""
     try:
-        if json.loads(told.read_text(encoding="utf-8")) != identity:
+        if json.loads(identity_file.read_text(encoding="utf-8")) != identity:
             raise ValueError
-        whole = errors = 0
+        rows = errors = 0
         with partial.open("rb+") as file:
             for line in file:
-                whole += line.endswith(b"\n")
+                rows += line.endswith(b"\n")
                 if not line.endswith(b"\n"):
                     file.seek(-len(line), os.SEEK_END)
                     file.truncate()
                     break
                 errors += "error" in json.loads(line)
-        return whole, errors
+        return rows, errors
     except (OSError, ValueError):
         partial.unlink(missing_ok=True)
         return 0, 0
 
 
 def rows_of(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...] = ()) -> Iterator[Row]:
-    """Rows with their place; values are not looked at yet."""
+    """Yield rows with their place in the file; values are not checked yet."""
     name = "standard input" if path is None else str(path)
     values = _values(path, data, extra_columns)
     if path is not None and data.columns.sentence is not None and data.source != "conll" and ending(path) in files.TABLES:
@@ -225,7 +225,7 @@ def _values(path: Path | None, data: DataConfig, extra_columns: tuple[str, ...])
 
 
 def _read_pipe(path: Path, data: DataConfig, extra_columns: tuple[str, ...]) -> Iterator[Row]:
-    """Yield the rows of a named pipe, or of one of the shell's: `<(zcat rows.jsonl.gz)`."""
+    """Yield the rows of a named pipe, or of a pipe of the shell: `<(zcat rows.jsonl.gz)`."""
     if ending(path) in files.TABLES and ending(path) != ".jsonl":
         raise UserError(f"data.predict={path}: a pipe holds plain text or JSON rows; write the table to a file first.")
     with path.open("rb") as stream:
@@ -242,7 +242,7 @@ def _require_no_binary(path: Path, kind: str, data: DataConfig) -> None:
 
 
 def _to_parquet(lines: Path, out: Path) -> None:
-    """The written lines as a table, some thousands at a time."""
+    """Write the lines as a Parquet table, some thousands at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -262,5 +262,5 @@ def _to_parquet(lines: Path, out: Path) -> None:
 
 
 def without_label(data: DataConfig) -> DataConfig:
-    """Files to predict need no label column."""
+    """Return the config without a label column, which files to predict need not have."""
     return replace(data, columns=replace(data.columns, label=None))

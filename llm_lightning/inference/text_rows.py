@@ -22,11 +22,11 @@ from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError
 
 EMPTY = "__empty__"
-"""Column of rows that are lines of plain text, and of no others. It marks a blank line: its result is an error, and never ends the run."""
+"""Column of rows from lines of plain text, and of no others. It marks a blank line, whose result is an error that never ends the run."""
 STANDARD_INPUT = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 _OBJECT = re.compile(r'\s*\{\s*(?:"(?:[^"\\]|\\.)*"\s*:|\}\s*$)')
-"""How a line begins that is meant as a JSON object; `{NAME} said hello` is text."""
-_PEEKED = 10  # lines that are read to see whether a stream holds JSON rows, where the first are damaged
+"""The beginning of a line that is meant as a JSON object; `{NAME} said hello` is text."""
+_PEEKED = 10  # lines that are read to find out whether a stream holds JSON rows, if the first are damaged
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 def read_stream(stream: Iterable[bytes], data: DataConfig, place: str, extra_columns: tuple[str, ...] = ()) -> Iterator[Row]:
     """Yield the rows of standard input or a pipe, read once.
 
-    If the first line that is not blank is a JSON object, all lines are JSON rows, blank ones are none, and a damaged one has a PROBLEM.
-    Otherwise lines are text, but for those that are JSON objects with the column of the text. Raises UserError where the JSON rows lack a
-    column, or where the lines are those of a csv file.
+    If the first line that is not blank is a JSON object, all lines are JSON rows: blank lines are skipped, a damaged one has a PROBLEM.
+    Otherwise lines are text, except JSON objects with the column of the text. Raises UserError if the JSON rows lack a column, or if the
+    lines look like a csv file.
     """
     lines = _decode_lines(stream, data, place)
     head, is_json = [], False
@@ -61,7 +61,7 @@ def read_stream(stream: Iterable[bytes], data: DataConfig, place: str, extra_col
 
 
 def read_plain_text(path: Path, data: DataConfig) -> Iterator[Row]:
-    """Yield a row for each line of a file, read as a file of training text is. Raises UserError where the lines are those of a table."""
+    """Yield a row for each line of a file, read like a file of training text. Raises UserError if the lines look like a table."""
     text_format = detect_format(path, data.encoding)
     for note in text_format.notes:
         log.warning("%s: %s", path, note)
@@ -83,7 +83,7 @@ def _read_text(lines: Iterable[tuple[int, str, str | None]], data: DataConfig, p
 
 
 def _require_text(first: str, row: Row, column: str, place: str) -> None:
-    """Raise UserError where the first line shows a table that is not named as one: its rows would be predicted with their syntax."""
+    """Raise UserError if the first line belongs to a table under another name: its rows would be predicted with their syntax."""
     if column in row:
         raise UserError(
             f"{place}: the lines are JSON objects with the column '{column}': give the file a name that ends in .jsonl."
@@ -106,9 +106,9 @@ def _read_object(text: str) -> dict[str, Any] | None:
 
 
 def _decode_lines(stream: Iterable[bytes], data: DataConfig, place: str) -> Iterator[tuple[int, str, str | None]]:
-    """Yield (number, text without its end, what is wrong with its bytes). A line that is not UTF-8 is in data.encoding, where it is set.
+    """Yield (number, text without its line end, the problem with its bytes). A line that is not UTF-8 is read in data.encoding, if set.
 
-    Raises UserError where the stream is no text at all.
+    Raises UserError if the stream is not text at all.
     """
     for number, line in enumerate(stream, 1):
         if number == 1:
@@ -145,7 +145,7 @@ def has_half_surrogate(value: Any) -> bool:
 
 
 def read_prompt(key: str, source: str) -> str:
-    """Return all of a file, or of standard input for -, as a prompt, without a byte order mark. Raises UserError where it is no UTF-8."""
+    """Return all of a file, or of standard input for -, as a prompt, without a byte order mark. Raises UserError if it is not UTF-8."""
     is_standard = source in STANDARD_INPUT
     try:
         content = sys.stdin.buffer.read() if is_standard else expand_home(source).read_bytes()

@@ -1,4 +1,4 @@
-"""A trained model put to use: predictions for rows, text that goes on with a prompt, a conversation, the likelihood of text, an export."""
+"""Use a trained model: predict rows, continue prompts, chat, measure the likelihood of text, export."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from llm_lightning.runs.versions import package_versions
 from llm_lightning.training import trainer
 
 WINDOW = 1024
-"""Tokens that a model is given at once where evaluate.window does not say, and it has as many positions."""
+"""Default of evaluate.window, in tokens, for models with at least as many positions."""
 
 
 def predict(config: Config) -> dict[str, Any]:
-    """What a model says of each row of data.predict, written in the order of the rows."""
+    """Write the model's prediction for each row of data.predict, in the order of the rows."""
     return _write_predictions(config, predictor(config))
 
 
 def generate(config: Config) -> dict[str, Any]:
-    """Text that goes on with a prompt or with each row of data.predict, or a conversation at the terminal."""
-    prompt = _prompt(config) if config.task == "generate" else None  # first: it may be no text
+    """Generate text for a prompt or for each row of data.predict, or chat at the terminal."""
+    prompt = _prompt(config) if config.task == "generate" else None  # first, as it may not be text
     generate = generator(config)
     if config.task == "chat":
         return {"messages": generate.chat()}
@@ -56,43 +56,43 @@ def generate(config: Config) -> dict[str, Any]:
 
 
 def _prompt(config: Config) -> str | None:
-    """Return the text of prompt or prompt_file; None where there is a prompt a row of data.predict."""
+    """Return the text of prompt or prompt_file; None if the rows of data.predict are the prompts."""
     if config.prompt_file is not None:
         return read_prompt("prompt_file", config.prompt_file)
     return read_prompt("prompt", "-") if config.prompt == "-" else config.prompt
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """How likely a causal model finds the files of evaluate.text, and the choices of evaluate.choices."""
-    likelihood, wanted = likelihoods(config), config.evaluate
-    positions = positions_of(likelihood.objective.model.config) or wanted.window or WINDOW
-    window = wanted.window or min(positions, WINDOW)
+    """Measure the likelihood of the files of evaluate.text and of the choices of evaluate.choices under a causal model."""
+    likelihood, settings = likelihoods(config), config.evaluate
+    positions = positions_of(likelihood.objective.model.config) or settings.window or WINDOW
+    window = settings.window or min(positions, WINDOW)
     if window > positions:
         raise UserError(f"evaluate.window={window}: the model has {positions} positions; lower it.")
-    found: dict[str, float] = {}
-    if wanted.text:
+    metrics: dict[str, float] = {}
+    if settings.text:
 
         def pieces() -> Iterator[tuple[str, bool]]:
-            for path in expand("evaluate.text", str(wanted.text)):
+            for path in expand("evaluate.text", str(settings.text)):
                 for piece in text.documents(path, config.data):
                     yield piece["text"], piece[CONTINUES]
 
-        of_text = likelihood.of_text(pieces(), window, min(wanted.stride or -(-window // 2), window))
-        found |= {f"text/{name}": value for name, value in of_text.items()}
-    if wanted.choices:
+        of_text = likelihood.of_text(pieces(), window, min(settings.stride or -(-window // 2), window))
+        metrics |= {f"text/{name}": value for name, value in of_text.items()}
+    if settings.choices:
         data = replace(config.data, columns=ColumnsConfig(text="text", text_pair="choices", label="label"))
-        rows = (row for path in expand("evaluate.choices", wanted.choices) for row in rows_of(path, data))
-        found |= {f"choices/{name}": value for name, value in likelihood.of_choices(rows, data).items()}
-    print("\n".join(f"  {name:<28} {value:.6g}" for name, value in found.items()), file=sys.stderr)
+        rows = (row for path in expand("evaluate.choices", settings.choices) for row in rows_of(path, data))
+        metrics |= {f"choices/{name}": value for name, value in likelihood.of_choices(rows, data).items()}
+    print("\n".join(f"  {name:<28} {value:.6g}" for name, value in metrics.items()), file=sys.stderr)
     if config.out or config.run_folder:
         out = _out(config, "likelihood.json")
-        settings = {"text": wanted.text, "choices": wanted.choices, "window": window, "stride": wanted.stride}
-        write_json(out, {"metrics": found, **settings, "run": config.run, "versions": package_versions()})
-    return {"metrics": found}
+        description = {"text": settings.text, "choices": settings.choices, "window": window, "stride": settings.stride}
+        write_json(out, {"metrics": metrics, **description, "run": config.run, "versions": package_versions()})
+    return {"metrics": metrics}
 
 
 def export(config: Config) -> dict[str, Any]:
-    """The weights as others want them."""
+    """Export the weights in the format of export.format."""
     weights, out = weights_of(config), _out(config, f"export-{config.export.format}")
     if config.export.format == "adapter":
         assert config.run_folder is not None
@@ -100,13 +100,13 @@ def export(config: Config) -> dict[str, Any]:
     else:
         model = build.reload(weights, auto_class(weights, config.model.trust_remote_code), config.model.trust_remote_code)
         tokenizer = tokenizers.load(weights, config.model.trust_remote_code)
-        with tempfile.TemporaryDirectory() as scratch:  # a model that cannot be exported leaves no folder
+        with tempfile.TemporaryDirectory() as scratch:  # if the export fails, no folder is left
             if config.export.format == "onnx":
                 from llm_lightning.inference import onnx
 
                 onnx.export(model, tokenizer, Path(scratch))
             exports.export(model, tokenizer, out)
-            for file in Path(scratch).iterdir():  # two, where the weights are large
+            for file in Path(scratch).iterdir():  # two if the weights are large
                 shutil.move(file, out / file.name)
         card = Path(weights) / "README.md"
         if card.is_file():
@@ -119,7 +119,7 @@ TASKS = {"predict": predict, "generate": generate, "chat": generate, "evaluate":
 
 
 def predictor(config: Config) -> Predictor:
-    """The objective of config.run, ready to predict. Raises UserError for one that predicts nothing of a row."""
+    """Load the objective of config.run for predictions. Raises UserError for an objective without predictions of rows."""
     weights = weights_of(config)
     objective_class: type[Objective] = import_target(config.objective["_target_"])
     if objective_class.predict is Objective.predict:
@@ -131,11 +131,11 @@ def predictor(config: Config) -> Predictor:
         tokenizers.load(weights, config.model.trust_remote_code), without_label(config.data)
     )
     objective: Objective = instantiate(config.objective, TokenizedDataset({}, {}, encoding))
-    return Predictor(objective, config.batch, *_ready(config, objective, weights))
+    return Predictor(objective, config.batch, *_load_model(config, objective, weights))
 
 
 def generator(config: Config) -> Generator:
-    """The causal model of config.run, ready to write."""
+    """Load the causal model of config.run for generation."""
     weights = weights_of(config)
     _require_causal(weights, config)
     torch.manual_seed(config.seed)
@@ -145,16 +145,16 @@ def generator(config: Config) -> Generator:
 
 
 def likelihoods(config: Config) -> Likelihood:
-    """The causal model of config.run, ready to weigh text."""
+    """Load the causal model of config.run for likelihoods of text."""
     weights = weights_of(config)
     _require_causal(weights, config)
     tokenizer = tokenizers.load(weights, config.model.trust_remote_code)
     objective = CausalLM(TokenizedDataset({}, {}, encodings.get_encoder(CausalLM.encoding)(tokenizer, config.data)))
-    return Likelihood(objective, config.batch, *_ready(config, objective, weights))
+    return Likelihood(objective, config.batch, *_load_model(config, objective, weights))
 
 
 def weights_of(config: Config) -> str:
-    """The folder, or the name on the hub, of the weights of config.run."""
+    """Return the folder, or the name on the hub, of the weights of config.run."""
     if config.run_folder is not None:
         return str(config.run_folder / "hf")
     folder = expand_home(str(config.run))
@@ -162,7 +162,7 @@ def weights_of(config: Config) -> str:
 
 
 def auto_class(weights: str, trust_remote_code: bool) -> str:
-    """The Hugging Face class of a checkpoint's head, by the end of the name of its own class."""
+    """Return the Hugging Face auto class of a checkpoint's head, by the end of the name of its own class."""
     architecture = (AutoConfig.from_pretrained(weights, trust_remote_code=trust_remote_code).architectures or ["?"])[0]
     for end, auto in exports.HEADS.items():
         if architecture.endswith(end):
@@ -171,15 +171,17 @@ def auto_class(weights: str, trust_remote_code: bool) -> str:
 
 
 def _require_causal(weights: str, config: Config) -> None:
-    """An encoder would look at what it is to guess."""
-    if (found := auto_class(weights, config.model.trust_remote_code)) != "AutoModelForCausalLM":
+    """Raise UserError if the model is not causal: an encoder would see the tokens that it should predict."""
+    if (kind := auto_class(weights, config.model.trust_remote_code)) != "AutoModelForCausalLM":
         raise UserError(
-            f"run={config.run}: an {found} is no causal language model; it does not go on with text (task=predict says what it predicts)."
+            f"run={config.run}: an {kind} is no causal language model; it cannot continue text (task=predict writes its predictions)."
         )
 
 
-def _ready(config: Config, objective: Objective, weights: str) -> tuple[Callable[[], AbstractContextManager[Any]], torch.device]:
-    """Load the objective's model for what the config says of the hardware: (the context that it runs in, its device)."""
+def _load_model(
+    config: Config, objective: Objective, weights: str
+) -> tuple[Callable[[], AbstractContextManager[Any]], torch.device]:
+    """Load the objective's model by the config's hardware settings; return (its precision context, its device)."""
     objective.model = build.reload(weights, objective.auto_class, config.model.trust_remote_code)
     objective.adapt(objective.model)
     engine = trainer.build_trainer(replace(config.trainer, devices=1), Path.cwd(), 1, 1, [], [])
@@ -189,7 +191,7 @@ def _ready(config: Config, objective: Objective, weights: str) -> tuple[Callable
 
 
 def _write_predictions(config: Config, predict: Predict) -> dict[str, Any]:
-    """How many rows were predicted, and where they are."""
+    """Write the predictions; return the number of rows, the number of errors, and the path."""
     out = _out(config, "predictions.jsonl")
     identity = f"{weights_of(config)} {config.generate} {config.seed}"
     rows, errors = write(predict, without_label(config.data), out, identity, config.trainer.progress == "bar")
@@ -200,5 +202,5 @@ def _write_predictions(config: Config, predict: Predict) -> dict[str, Any]:
 
 
 def _out(config: Config, name: str) -> Path:
-    """Where a result goes: what the config says, or under a name in the run folder."""
+    """Return the path of a result: config.out, or a file of this name in the run folder."""
     return expand_home(config.out) if config.out else expand_home(str(config.run)) / name

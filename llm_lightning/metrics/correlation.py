@@ -8,7 +8,7 @@ import numpy as np
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Return Pearson's correlation; NaN where one of the two does not vary: there it is undefined."""
+    """Return Pearson's correlation; NaN if one of the two columns is constant: the correlation is then undefined."""
     if len(a) < 2 or a.min() == a.max() or b.min() == b.max():
         return math.nan
     a, b = a - a.mean(), b - b.mean()
@@ -16,7 +16,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Return the rank of each value among all, from 1; equal values have the mean of their ranks, as Spearman's correlation wants."""
+    """Return the rank of each value, from 1; equal values have the mean of their ranks, as in Spearman's correlation."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     ranked: np.ndarray = (last - (counts - 1) / 2)[places]

@@ -1,4 +1,4 @@
-"""Counts of an evaluation: classes, pairs of confused classes, bins of confidence, and whatever else is a whole number."""
+"""Counts of an evaluation: classes, pairs of confused classes, bins of confidence, and other whole numbers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from llm_lightning.metrics.rows import Sample
 from llm_lightning.metrics.state import State
 
 DENSE = 1000
-"""Classes of which each pair has a cell, and each class an entry in evaluation/<split>.json."""
+"""Most classes for which evaluation/<split>.json has a cell for each pair, and an entry for each class."""
 LISTED = 100
-"""Pairs, and beyond DENSE classes, that are listed."""
+"""Pairs that are listed, and classes beyond DENSE."""
 PAIRS = 1 << 22
-"""Rows whose confused classes are counted beyond DENSE classes; of more rows those of a sample."""
+"""Rows whose confused classes are counted beyond DENSE classes; of more rows a sample is counted."""
 BINS = 15
 """Bins of confidence, as in the calibration error."""
 
 
 class Sums(State):
-    """Named int64 arrays that add up."""
+    """Named int64 arrays that add up over batches and ranks."""
 
     def __init__(self, **shapes: int) -> None:
         self.arrays = {name: np.zeros(size, np.int64) for name, size in shapes.items()}
@@ -36,7 +36,7 @@ class Sums(State):
 
 
 class Tally(State):
-    """Counts of names that nobody knows beforehand."""
+    """Counts of names that are not known in advance."""
 
     def __init__(self) -> None:
         self.counts: Counter[Any] = Counter()
@@ -55,13 +55,13 @@ class Tally(State):
 
 
 class ClassCounts(Sums):
-    """How often each class is right, is true, and is predicted: all that accuracy, macro-F1 and MCC need."""
+    """How often each class is right, true and predicted, for accuracy, macro-F1 and MCC."""
 
     def __init__(self, classes: int) -> None:
         super().__init__(right=classes, true=classes, predicted=classes)
 
     def update(self, true: np.ndarray, predicted: np.ndarray) -> None:
-        """Take in the true and the predicted classes of some rows, both (rows,)."""
+        """Add the true and the predicted classes of rows, both (rows,)."""
         np.add.at(self["true"], true, 1)
         np.add.at(self["predicted"], predicted, 1)
         np.add.at(self["right"], true[true == predicted], 1)
@@ -75,7 +75,7 @@ class ClassCounts(Sums):
         return float(self._f1()[occurs].mean()) if occurs.any() else 0.0
 
     def mcc(self) -> float:
-        """Return Matthews' correlation of several classes (Gorodkin 2004, equation 8); 0 where one class is always true or predicted."""
+        """Return Matthews' correlation of several classes (Gorodkin 2004, equation 8); 0 if one class is always true or predicted."""
         right, true, predicted = (self[name].astype(object) for name in ("right", "true", "predicted"))  # exact integers
         count = true.sum()
         spread = (count**2 - (true * true).sum()) * (count**2 - (predicted * predicted).sum())
@@ -90,9 +90,9 @@ class ClassCounts(Sums):
 
 
 def per_class(names: Sequence[str], right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Return precision, recall, F1 and number of each class, each (classes,); beyond DENSE classes of the LISTED worst that occur.
+    """Return precision, recall, F1 and number of each class, from counts (classes,); beyond DENSE classes only the LISTED worst that occur.
 
-    The worst have the lowest F1; of equal ones the more frequent come first.
+    The worst classes have the lowest F1; among equal ones the more frequent come first.
     """
     precision, recall = right / np.maximum(predicted, 1), right / np.maximum(true, 1)
     f1 = 2 * right / np.maximum(true + predicted, 1)
@@ -107,9 +107,9 @@ def per_class(names: Sequence[str], right: np.ndarray, true: np.ndarray, predict
 
 
 class Confusion(State):
-    """How often each class was taken for each other one: a dense matrix up to DENSE classes, beyond it the pairs that occur.
+    """How often each class was predicted in place of another: a dense matrix up to DENSE classes, beyond it the pairs that occur.
 
-    `rows` is the number of rows; of more than PAIRS the pairs of a sample are counted.
+    `rows` is the number of rows; of more than PAIRS rows a sample is counted.
     """
 
     def __init__(self, classes: int, rows: int) -> None:
@@ -122,11 +122,11 @@ class Confusion(State):
         self._size = 0
 
     def update(self, numbers: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> None:
-        """Take in some rows: their numbers, true and predicted classes, each (rows,)."""
+        """Add rows: their numbers, true and predicted classes, each (rows,)."""
         if self.is_dense:
             np.add.at(self.matrix, (true, predicted), 1)
             return
-        wrong = (true != predicted) & self.sample.chosen(numbers)
+        wrong = (true != predicted) & self.sample.contains(numbers)
         self._pending.append(true[wrong].astype(np.int64) * self.classes + predicted[wrong])
         self._size += len(self._pending[-1])
         if self._size > PAIRS // 4:
@@ -150,7 +150,7 @@ class Confusion(State):
         self._keys, self._counts = _sum_by_key(keys, counts)
 
     def top(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the LISTED pairs of classes that are confused the most often: `true`, `said` and `count`."""
+        """Return the LISTED pairs of classes that are confused most often: `true`, `said` (predicted) and `count`."""
         if self.is_dense:
             wrong = self.matrix - np.diag(np.diag(self.matrix))
             keys = np.flatnonzero(wrong)
@@ -178,8 +178,8 @@ def _sum_by_key(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nd
 class Calibration(Sums):
     """Confidence and accuracy in bins of confidence, for the calibration error and the reliability diagram.
 
-    Confidences are added up as whole numbers of a unit of at most 2^-20, so that their order does not matter; of fewer than a thousand
-    million examples the unit is 2^-32, far below what a float32 tells apart.
+    Confidences are added up as whole numbers of a unit of at most 2^-20, so that their order does not matter. For fewer than a thousand
+    million examples the unit is 2^-32, far below the resolution of a float32.
     """
 
     def __init__(self, examples: int) -> None:
@@ -188,7 +188,7 @@ class Calibration(Sums):
         self._edges = np.linspace(0, 1, BINS + 1, dtype=np.float32)
 
     def update(self, confidence: np.ndarray, right: np.ndarray) -> None:
-        """Take in some examples, both (examples,). A confidence of exactly 1 has a bin of its own, as in torchmetrics 1.9."""
+        """Add examples, both (examples,). A confidence of exactly 1 has its own bin, as in torchmetrics 1.9."""
         confidence = np.nan_to_num(confidence)  # a model that diverges is reported by its loss
         bins = np.searchsorted(self._edges, confidence, side="right") - 1
         np.add.at(self["count"], bins, 1)
@@ -202,7 +202,7 @@ class Calibration(Sums):
 
     def table(self) -> list[dict[str, Any]]:
         """Return mean confidence, accuracy and number of examples of each bin that is not empty (Niculescu-Mizil and Caruana 2005)."""
-        count, right, confidence = (_last_two_joined(self[name]) for name in ("count", "right", "confidence"))
+        count, right, confidence = (_join_last_two(self[name]) for name in ("count", "right", "confidence"))
         return [
             {"confidence": float(c * self.unit / n), "accuracy": float(r / n), "count": int(n)}
             for n, r, c in zip(count, right, confidence, strict=True)
@@ -210,5 +210,5 @@ class Calibration(Sums):
         ]
 
 
-def _last_two_joined(values: np.ndarray) -> np.ndarray:
+def _join_last_two(values: np.ndarray) -> np.ndarray:
     return np.append(values[:-2], values[-2:].sum())

@@ -1,4 +1,4 @@
-"""The loss of a split: the exact sum over its batches, and the losses of single batches for intervals."""
+"""The loss of a split: the exact sum over its batches, and the losses of single batches for confidence intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_lightning.metrics.rows import Rows
 from llm_lightning.metrics.state import State
 
 UNIT = 1074  # 2^-1074 is the smallest positive float64: every finite float64 is a whole number of it
-AT_ONCE = 256  # losses that stay on the device until they are copied together, so that no batch waits for it
+AT_ONCE = 256  # losses that stay on the device and are copied together, so that no batch waits for a copy
 
 
 class ExactSum:
@@ -22,7 +22,7 @@ class ExactSum:
     def __init__(self) -> None:
         self.units = 0
         self.special = 0.0
-        """The sum of infinities and of what is no number, which no whole number stands for."""
+        """The sum of infinities and NaN, which no whole number stands for."""
 
     def add(self, value: float) -> None:
         if math.isfinite(value):
@@ -36,7 +36,7 @@ class ExactSum:
 
     @property
     def value(self) -> float:
-        if self.special:  # also what is no number
+        if self.special:  # also NaN
             return self.special
         try:
             return self.units / (1 << UNIT)  # Python rounds the quotient of two integers correctly
@@ -45,7 +45,7 @@ class ExactSum:
 
 
 class BatchLosses(State):
-    """Loss sums and numbers of targets of batches, known by their places in the pass."""
+    """Loss sums and numbers of targets of batches, by their places in the pass."""
 
     def __init__(self, batches: int) -> None:
         self.total, self.targets = ExactSum(), 0
@@ -53,7 +53,7 @@ class BatchLosses(State):
         self._pending: list[tuple[int, Tensor, int]] = []
 
     def update(self, place: int, loss: Tensor, targets: int) -> None:
-        """Take in a batch; `loss` is a scalar, on any device."""
+        """Add a batch; `loss` is a scalar, on any device."""
         self._pending.append((place, loss.detach(), targets))
         if len(self._pending) >= AT_ONCE:
             self._flush()
@@ -86,6 +86,6 @@ class BatchLosses(State):
         return self.total.value / max(self.targets, 1)
 
     def table(self) -> dict[str, Any]:
-        """Return loss sum and targets of each batch, in the order of the pass; of very many those of a sample, and `of` how many."""
+        """Return the loss sum and targets of each batch, in the order of the pass; of very many a sample, and their number as `of`."""
         self._flush()
-        return self.single.table() | ({"of": self.single.seen} if self.single.sampled() else {})
+        return self.single.table() | ({"of": self.single.seen} if self.single.describe_sample() else {})

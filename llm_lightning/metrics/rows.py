@@ -1,7 +1,7 @@
-"""Values of single rows: columns of all of them or of a fixed sample, and the worst mistakes.
+"""Values of single rows: columns of all rows or of a fixed sample, and the worst mistakes.
 
-Up to a bound every row is kept. Of more rows a sample is kept that depends on the rows' numbers alone: it is the same on any number of
-ranks and in every run on that data, so that two runs can be compared row by row.
+Up to a bound every row is stored. Of more rows a sample is stored, which depends on the rows' numbers alone: it is the same on any
+number of ranks and in every run on that data, so that two runs can be compared row by row.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from llm_lightning.metrics.state import State
 SHOWN = 1_000_000
 """Rows whose values are written to evaluation/<split>.json, at most: some 20 MB of text."""
 SCORED = 1 << 24
-"""Rows whose values are held to compute scores from them (correlations, answers), at most: some hundred MB."""
+"""Rows whose values are held in memory to compute scores (correlations, answers), at most: some hundred MB."""
 WORST = 20
-"""Mistakes that are kept to be read."""
+"""Mistakes that are stored for people to read."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Which of some rows are kept: all, or so many that there are about `most` (within 0.5% for a million)."""
+    """The choice of the rows that are stored: all, or about `most` of them (within 0.5% for a million)."""
 
     rows: int
     most: int
@@ -33,7 +33,7 @@ class Sample:
     def is_whole(self) -> bool:
         return self.rows <= self.most
 
-    def chosen(self, numbers: np.ndarray) -> np.ndarray:
+    def contains(self, numbers: np.ndarray) -> np.ndarray:
         """Return (rows,) bool: whether each row is in the sample, by the hash of its number (splitmix64's last steps)."""
         if self.is_whole:
             return np.ones(len(numbers), dtype=bool)
@@ -41,25 +41,25 @@ class Sample:
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         mixed ^= mixed >> np.uint64(31)
-        chosen: np.ndarray = mixed < np.uint64(self.most * 2**64 // self.rows)
-        return chosen
+        is_inside: np.ndarray = mixed < np.uint64(self.most * 2**64 // self.rows)
+        return is_inside
 
 
 class Rows(State):
-    """Columns of rows, sorted by the rows' numbers. `rows` is about how many there are in all; beyond `most` a sample is kept."""
+    """Columns of rows, sorted by the rows' numbers. `rows` is their approximate number; beyond `most` rows a sample is stored."""
 
     def __init__(self, rows: int, most: int = SHOWN) -> None:
         self.sample = Sample(rows, most)
         self._parts: list[dict[str, np.ndarray]] = []
         self._sorted: dict[str, np.ndarray] | None = None
         self.seen = 0
-        """Rows that were there, of which those in the sample are kept."""
+        """The number of rows in all updates, in the sample or not."""
 
     def update(self, numbers: np.ndarray, **columns: np.ndarray) -> None:
-        """Take in some rows: their numbers (rows,), and columns (rows, …)."""
-        chosen = self.sample.chosen(numbers)
+        """Add rows: their numbers (rows,), and columns (rows, …)."""
+        is_inside = self.sample.contains(numbers)
         self.seen, self._sorted = self.seen + len(numbers), None
-        self._parts.append({name: values[chosen] for name, values in {"number": numbers, **columns}.items()})
+        self._parts.append({name: values[is_inside] for name, values in {"number": numbers, **columns}.items()})
         if len(self._parts) > 1000:
             self._parts = [_concatenate(self._parts)]
 
@@ -69,10 +69,10 @@ class Rows(State):
 
     def merge(self, payloads: list[Any]) -> None:
         self._parts, self._sorted = [part for part, _ in payloads], None
-        self.seen = sum(seen for _, seen in payloads)
+        self.seen = sum(count for _, count in payloads)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Return the columns, `number` among them, in the order of the rows' numbers; none where there was no row."""
+        """Return the columns, `number` among them, in the order of the rows' numbers; {} without rows."""
         if self._sorted is None:
             joined, self._parts = _concatenate(self._parts), []
             order = np.argsort(joined.get("number", np.empty(0)), kind="stable")
@@ -81,15 +81,15 @@ class Rows(State):
         return self._sorted
 
     def table(self, convert: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda columns: columns) -> dict[str, Any]:
-        """Return the columns as lists for evaluation/<split>.json; of more than SHOWN rows those of a sample."""
+        """Return the columns as lists for evaluation/<split>.json; of more than SHOWN rows a sample."""
         columns = dict(self.columns())
         if not columns:
             return {}
-        shown = Sample(max(self.sample.rows, len(columns["number"])), SHOWN).chosen(columns.pop("number"))
-        return {name: values[shown].tolist() for name, values in convert(columns).items()}
+        is_shown = Sample(max(self.sample.rows, len(columns["number"])), SHOWN).contains(columns.pop("number"))
+        return {name: values[is_shown].tolist() for name, values in convert(columns).items()}
 
-    def sampled(self) -> dict[str, Any]:
-        """Return {} where `table` has every row, else what evaluation/<split>.json says of the sample."""
+    def describe_sample(self) -> dict[str, Any]:
+        """Return {} if `table` has every row, else the entry of evaluation/<split>.json about the sample."""
         if max(self.sample.rows, self.seen) <= SHOWN and self.sample.is_whole:
             return {}
         return {"sampled": {"of": self.seen, "how": "by a hash of the row's number: the same rows in every run on this data"}}
@@ -104,15 +104,15 @@ def _concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 class TopRows(State):
-    """The rows of the largest badness, of equal ones the first: the worst mistakes, or, where all are as bad, the first rows."""
+    """The rows with the largest badness, of equal ones the first: the worst mistakes, or the first rows if all are equally bad."""
 
     def __init__(self, most: int = WORST) -> None:
         self.most = most
         self._rows: list[tuple[float, int, Any]] = []
-        """Of each: its badness with the sign changed, its row's number, and what else is known of it."""
+        """Of each: its negated badness, its row's number, and its description."""
 
     def update(self, numbers: np.ndarray, badness: np.ndarray, wrong: np.ndarray, describe: Callable[[int], Any]) -> None:
-        """Take in some rows, each (rows,); `describe(i)` is asked for the i-th of them if it is one of the worst."""
+        """Add rows, each argument (rows,); `describe(i)` is called for the i-th row if it is one of the worst."""
         places = np.flatnonzero(wrong)
         places = places[np.lexsort((numbers[places], -badness[places]))[: self.most]]
         bound = self._rows[-1][:2] if len(self._rows) == self.most else (np.inf, 0)
@@ -135,7 +135,7 @@ class TopRows(State):
 
 
 class Parts(State):
-    """Arrays of unequal lengths by their numbers, such as the parts of the few sentences that are cut."""
+    """Arrays of unequal lengths by number, such as the parts of the few sentences that are cut."""
 
     def __init__(self) -> None:
         self.arrays: dict[int, np.ndarray] = {}

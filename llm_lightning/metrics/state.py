@@ -1,7 +1,7 @@
-"""States that one rank reduces its evaluation batches to, and their merge over all ranks.
+"""States to which a rank reduces its evaluation batches, and their merge over all ranks.
 
 A state is updated batch by batch, has a bounded size, and is merged over ranks once, at the end of a pass. Every merge is independent
-of the order of batches and ranks, so that the figures are those of one process to the last digit: whole numbers are added up, fractions
+of the order of batches and ranks, so that the figures equal those of one process to the last digit: whole numbers are added up, fractions
 are rounded to whole numbers of a small unit first (`counts.Calibration`) or added up exactly (`losses.ExactSum`), and single rows are
 sorted by their number.
 """
@@ -21,7 +21,7 @@ States = dict[str, Any]
 
 
 class State:
-    """A part of an evaluation that is merged over ranks. Subclasses define `update`, and what of them is merged."""
+    """A part of an evaluation that is merged over ranks. Subclasses define `update`, and the values to merge."""
 
     def sums(self) -> list[np.ndarray]:
         """Return the int64 arrays that add up over ranks, of the same shapes on every rank; they are changed in place."""
@@ -32,11 +32,11 @@ class State:
         return None
 
     def merge(self, payloads: list[Any]) -> None:
-        """Replace the payload of this state by those of all ranks, this one's included, which come in any order."""
+        """Replace the payload of this state by the payloads of all ranks, this rank included, which come in any order."""
 
 
 def merge_over_ranks(states: Iterable[State], device: torch.device) -> None:
-    """Make each state that of all ranks, on every rank. A collective: each array is added up on `device`, payloads are gathered once."""
+    """Merge each state over all ranks, on every rank. A collective: arrays are added up on `device`, payloads are gathered once."""
     states = list(states)
     if distributed.world_size() == 1:
         return

@@ -1,7 +1,7 @@
 """Scores of texts against references: BLEU and chrF of a corpus, ROUGE-L, and SQuAD's agreement of answers.
 
-A right text has the best score in every script: what the scores compare comes from metrics/words.py. Figures of English are those of
-sacrebleu's defaults, of ROUGE on [a-z0-9] and of SQuAD's own rule.
+A right text has the best score in every script: metrics/words.py splits texts into the units that scores compare. Figures of English
+equal those of sacrebleu's defaults, of ROUGE on [a-z0-9] and of SQuAD's own rule.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ SAMPLE = 1000
 
 
 class CorpusScores(Sums):
-    """sacrebleu's BLEU (Papineni et al. 2002) and chrF (Popović 2015), as it sums them up itself.
+    """sacrebleu's BLEU (Papineni et al. 2002) and chrF (Popović 2015) of a corpus, from sums of sacrebleu's own counts.
 
     The methods whose names begin with `_` were read in sacrebleu 2.6; a test compares the scores with `corpus_score`.
     """
 
     def __init__(self, references: Sequence[str] = ()) -> None:
-        """`references` are the first of those to come, the same on every rank: they decide how BLEU cuts texts into tokens.
+        """`references` are the first ones of the corpus, the same on every rank: they decide how BLEU cuts texts into tokens.
 
-        Where all are shorter than four tokens, BLEU counts n-grams up to the longest: there are no others, and every score would be 0.
+        If all are shorter than four tokens, BLEU counts n-grams up to the longest: with longer n-grams every score would be 0.
         """
         from sacrebleu.metrics import BLEU, CHRF
 
         self.tokenizer = name_bleu_tokenizer(references)
-        cut = BLEU(tokenize=self.tokenizer).tokenizer
-        self.order = max(1, min(4, max((len(cut(text).split()) for text in references), default=4)))
+        bleu_tokenizer = BLEU(tokenize=self.tokenizer).tokenizer
+        self.order = max(1, min(4, max((len(bleu_tokenizer(text).split()) for text in references), default=4)))
         self.metrics: dict[str, Any] = {"bleu": BLEU(tokenize=self.tokenizer, max_ngram_order=self.order), "chrf": CHRF()}
         super().__init__(**{name: self._statistics(name, ["a"], ["a"]).shape[1] for name in self.metrics})
 
     def _statistics(self, name: str, texts: list[str], references: list[str]) -> np.ndarray:
-        """Return (texts, counts) what sacrebleu counts of each text."""
+        """Return (texts, counts) sacrebleu's counts of each text."""
         return np.array(self.metrics[name]._extract_corpus_statistics(texts, [references]), dtype=np.int64)
 
     def update(self, texts: list[str], references: list[str]) -> np.ndarray:
-        """Take in some texts, and return (texts,) the chrF of each."""
+        """Add texts, and return (texts,) the chrF of each."""
         statistics = {name: self._statistics(name, texts, references) for name in self.metrics}
         for name, counts in statistics.items():
             self[name][...] += counts.sum(0)
@@ -57,7 +57,7 @@ class CorpusScores(Sums):
         return {name: self._score(name, self[name]) for name in self.metrics}
 
     def describe(self) -> str:
-        """Return what BLEU compares, for people."""
+        """Return a description of the units that BLEU compares."""
         units = {"13a": "words", "zh": "Chinese characters and words", "char": "characters"}[self.tokenizer]
         shorter = "" if self.order == 4 else f", n-grams up to {self.order}, as no reference has more tokens"
         return f"{units} (sacrebleu's tokenizer {self.tokenizer}{shorter})"
@@ -68,13 +68,13 @@ def rouge_l(text: str, reference: str) -> float:
 
     A reference without any word, such as an emoji, is compared character by character.
     """
-    words, known = split_words(text), split_words(reference)
-    if not known:
-        words, known = ([c for c in whole if not c.isspace()] for whole in (text, reference))
-    if not words or not known:
+    words, reference_words = split_words(text), split_words(reference)
+    if not reference_words:
+        words, reference_words = ([c for c in string if not c.isspace()] for string in (text, reference))
+    if not words or not reference_words:
         return 0.0
-    common = count_common(words, known)
-    return 2 * common / (len(words) + len(known))
+    common = count_common(words, reference_words)
+    return 2 * common / (len(words) + len(reference_words))
 
 
 def count_common(first: Sequence[str], second: Sequence[str]) -> int:
@@ -90,26 +90,26 @@ def count_common(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def answer_agreements(answers: list[str], references: list[list[str]]) -> dict[str, list[float]]:
-    """Return SQuAD's `f1` and `exact_match` of each answer, as shares, with the reference that it agrees with most.
+    """Return SQuAD's `f1` and `exact_match` of each answer, as shares, against the reference that the answer agrees with most.
 
     A question without an answer agrees with an empty answer alone (Rajpurkar et al. 2018).
     """
     exact, f1 = [], []
-    for answer, known in zip(answers, references, strict=True):
-        if not known or not answer:
-            exact.append(float(not known and not answer))
+    for answer, accepted in zip(answers, references, strict=True):
+        if not accepted or not answer:
+            exact.append(float(not accepted and not answer))
             f1.append(exact[-1])
             continue
-        latin = is_latin([answer, *known])
-        words = split_answer(answer, latin)
-        pairs = [(words, split_answer(reference, latin)) for reference in known]
-        exact.append(float(any(mine == theirs for mine, theirs in pairs)))
-        f1.append(max(_f1(mine, theirs) for mine, theirs in pairs))
+        latin = is_latin([answer, *accepted])
+        answer_words = split_answer(answer, latin)
+        pairs = [(answer_words, split_answer(reference, latin)) for reference in accepted]
+        exact.append(float(any(answer_words == reference_words for answer_words, reference_words in pairs)))
+        f1.append(max(_f1(answer_words, reference_words) for answer_words, reference_words in pairs))
     return {"f1": f1, "exact_match": exact}
 
 
-def _f1(words: list[str], known: list[str]) -> float:
-    """Return the F1 of two bags of words; of an empty one whether both are."""
-    if not words or not known:
-        return float(words == known)
-    return 2 * (Counter(words) & Counter(known)).total() / (len(words) + len(known))
+def _f1(words: list[str], reference_words: list[str]) -> float:
+    """Return the F1 of two bags of words; if one is empty, 1 if both are, else 0."""
+    if not words or not reference_words:
+        return float(words == reference_words)
+    return 2 * (Counter(words) & Counter(reference_words)).total() / (len(words) + len(reference_words))

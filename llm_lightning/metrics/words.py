@@ -39,7 +39,7 @@ def is_latin(texts: Iterable[str]) -> bool:
 def split_words(text: str) -> list[str]:
     """Return the lower-cased runs of letters, marks and digits of a text; in scripts without blanks each letter with its marks.
 
-    Of ASCII text they are the runs of [a-z0-9] that ROUGE is defined on (Lin 2004); everything else parts words.
+    In ASCII text these are the runs of [a-z0-9] that define ROUGE (Lin 2004); every other character separates words.
     """
     words: list[str] = []
     inside = False
@@ -58,10 +58,10 @@ def split_words(text: str) -> list[str]:
 
 
 def split_answer(text: str, latin: bool) -> list[str]:
-    """Return the words of an answer by SQuAD's rule: lower-cased, without ASCII punctuation and English articles, parted at blanks.
+    """Return the words of an answer by SQuAD's rule: lower-cased, without ASCII punctuation and English articles, split at blanks.
 
-    Unless `latin`, punctuation of every script is left out, and letters of scripts without blanks are words of their own, as CMRC (Cui
-    et al. 2019) and MLQA (Lewis et al. 2020) have it.
+    Unless `latin`, punctuation of every script is removed, and each letter of a script without blanks is a word, as in CMRC (Cui
+    et al. 2019) and MLQA (Lewis et al. 2020).
     """
     text = text.lower()
     if latin:
@@ -69,11 +69,11 @@ def split_answer(text: str, latin: bool) -> list[str]:
         return _ARTICLES.sub(" ", text).split()
     text = "".join(c for c in text if (c not in string.punctuation and unicodedata.category(c)[0] not in "PC") or c.isspace())
     parts = _ARTICLES.sub(" ", text).split()
-    return [word for part in parts for word in _part(part)]
+    return [word for part in parts for word in _split_word(part)]
 
 
-def _part(text: str) -> list[str]:
-    """Return a text without blanks in letters of scripts that have none, with their marks, and in runs of anything else."""
+def _split_word(text: str) -> list[str]:
+    """Split a word into the letters of scripts without blanks, with their marks, and into runs of other characters."""
     words: list[str] = []
     for character in text:
         if words and (unicodedata.category(character)[0] == "M" or not (_ONE.match(character) or _ONE.match(words[-1][0]))):
@@ -84,7 +84,7 @@ def _part(text: str) -> list[str]:
 
 
 def describe_words(references: Iterable[str]) -> str:
-    """Return what `split_words` and `split_answer` make of texts, for people."""
+    """Return a description of the units that `split_words` and `split_answer` make of texts."""
     present = {_script(c) for text in references for c in text if not c.isascii() and c.isalpha()}
     scripts = [script for script in NO_BLANKS if script in present]
     return f"characters of {', '.join(scripts)}, and words" if scripts else "words"

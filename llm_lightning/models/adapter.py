@@ -1,6 +1,6 @@
-"""Low-rank adapters (LoRA, Hu et al. 2022; DoRA, Liu et al. 2024) by `peft`, put into a Hugging Face model that stays what it is.
+"""Low-rank adapters (LoRA, Hu et al. 2022; DoRA, Liu et al. 2024) by `peft`, added to an otherwise unchanged Hugging Face model.
 
-Beside the adapter, whatever is new is trained as it is: a head, a pooler that the checkpoint does not have.
+Beside the adapter, new modules are trained in full: a head, or a pooler that the checkpoint does not have.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def add(model: PreTrainedModel, config: AdapterConfig, new: list[str]) -> None:
-    """Put an adapter into the model; nothing else is trained but its head and the weights named in `new`, which are no checkpoint's.
+    """Add an adapter to the model. Only the adapter, the head, and a pooler among `new` (weights not in the checkpoint) are trained.
 
-    Raises UserError where `config.targets` names no linear layer.
+    Raises UserError if `config.targets` names no linear layer.
     """
     settings = peft.LoraConfig(
         r=config.rank,
@@ -39,19 +39,19 @@ def add(model: PreTrainedModel, config: AdapterConfig, new: list[str]) -> None:
         modules_to_save=[*head(model), *dict.fromkeys(name.rpartition(".")[0] for name in new if "pooler" in name)],
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of settings that peft then corrects by itself
+        warnings.simplefilter("ignore")  # about settings that peft then corrects itself
         peft.get_peft_model(model, settings)
 
 
 def state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights that are trained, whole on rank 0. To be called on every rank."""
+    """Return the trained weights, complete on rank 0. Call it on every rank."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     trained: Any = get_model_state_dict(model, options=options)
     return trained
 
 
 def save(model: PreTrainedModel, trained: dict[str, Tensor], origin: str, folder: Path) -> None:
-    """Write the trained weights as a peft folder, which names the checkpoint that they are for."""
+    """Write the trained weights as a peft folder, which names their base checkpoint."""
     state: dict[str, Tensor] = peft.get_peft_model_state_dict(model, state_dict=trained)
     save_file({f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
     settings: Any = model.peft_config["default"]
@@ -60,21 +60,21 @@ def save(model: PreTrainedModel, trained: dict[str, Tensor], origin: str, folder
     settings.save_pretrained(folder)
     settings.inference_mode = False
     config = copy.deepcopy(model.config)
-    config.__dict__.pop("quantization_config", None)  # of the weights below, which are not here
-    config.save_pretrained(folder)  # what the head is for
+    config.__dict__.pop("quantization_config", None)  # it describes the base weights, which are not in the folder
+    config.save_pretrained(folder)  # it has the names of the classes
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model, without an adapter until now, with the weights that a peft folder adds to its own."""
+    """Return a model without an adapter, with the weights of a peft folder merged into its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole: PreTrainedModel = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
-    whole.config = type(model.config).from_pretrained(folder)
-    return whole
+        merged: PreTrainedModel = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+    merged.config = type(model.config).from_pretrained(folder)
+    return merged
 
 
 def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
-    """Leave parameters untrained whose names match. Raises UserError for a pattern that matches none."""
+    """Freeze the parameters whose names match a pattern. Raises UserError for a pattern without a match."""
     names = dict(model.named_parameters())
     for pattern in patterns:
         matching = [name for name in names if fnmatchcase(name, pattern)]
@@ -87,23 +87,25 @@ def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
 
 
 def _targets(model: PreTrainedModel, endings: list[str] | None) -> list[str]:
-    """Names of the linear layers inside the transformer's layers, or of all whose names end so."""
+    """Return the names of the linear layers inside the transformer's layers, or of all linear layers whose names have these endings."""
     inside = {id(module) for layer in layers(model) for module in layer.modules()}
     linear = {name: id(module) in inside for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     if endings is None:
         return [name for name, in_layer in linear.items() if in_layer]
-    found: list[str] = []
+    names: list[str] = []
     for ending in endings:
         matching = [name for name in linear if f".{name}".endswith(f".{ending}")]
         if not matching:
-            there = dict.fromkeys(name.rpartition(".")[2] for name in linear)
-            raise UserError(f"model.adapter.targets: no linear layer's name ends in '{ending}'; there are {join_names(there)}.")
-        found += matching
-    return found
+            last_names = dict.fromkeys(name.rpartition(".")[2] for name in linear)
+            raise UserError(
+                f"model.adapter.targets: no linear layer's name ends in '{ending}'; there are {join_names(last_names)}."
+            )
+        names += matching
+    return names
 
 
 def head(model: PreTrainedModel) -> list[str]:
-    """The modules on top of the transformer; the head of a language model is the checkpoint's own and stays as it is."""
+    """Return the names of the modules on top of the transformer; [] for a language model, whose head belongs to the checkpoint."""
     if model.get_output_embeddings() is not None:
         return []
     return [

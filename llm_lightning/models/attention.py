@@ -1,11 +1,11 @@
-"""Attention inside each sequence of a flat batch, and nowhere else: the one function that transformers' models are given for it.
+"""Attention inside each sequence of a flat batch, as one function for all models of transformers.
 
-transformers calls it with queries, keys and values of shape (1, heads, tokens, dim) and with the keywords that the model itself was
-called with, `cu_seq_lens_q` among them. Without that keyword it refuses to work, for then documents would see each other.
+transformers calls it with queries, keys and values of shape (1, heads, tokens, dim) and with the keyword arguments of the model's own
+call, such as `cu_seq_lens_q`. Without that keyword it raises an error, as documents would see each other.
 
-On a CPU the sequences of one length are one rectangle, without padding; on a CUDA device FlashAttention's variable-length kernel takes
-the batch as it is, dropout included. What neither can do (fp32 and older GPUs there) goes through SDPA on rows that are padded inside
-attention alone. Capped logits and sinks, which no kernel has, are plain products.
+On a CPU sequences of one length form one rectangle, without padding. On a CUDA device FlashAttention's variable-length kernel takes
+the flat batch, dropout included; fp32 and older GPUs use SDPA on rows that are padded inside attention alone. Capped logits and
+sinks, which no kernel supports, are plain products.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from llm_lightning.models.flash_attention import by_flash_attention, has_kernel,
 NAME = "padding_free"
 
 SHORT = 128
-"""Tokens up to which half-precision attention is computed in fp32 on a CPU: oneDNN makes a bf16 kernel anew for every number and length
-of sequences, which takes longer than these small products do."""
+"""Tokens up to which half-precision attention is computed in fp32 on a CPU: oneDNN builds a new bf16 kernel for every number and length
+of sequences, which takes longer than these small products."""
 LONG = {torch.float32: 128, torch.float64: 128, torch.bfloat16: 1024, torch.float16: 1024}
 """Tokens above which SDPA's kernel beats plain products on a CPU; below, it is up to six times slower in bf16 (torch 2.13)."""
 
 UNSUPPORTED = ("position_bias", "indices", "block_indices", "sinks")
-"""Arguments by which models change what attention computes, in ways that are not computed here."""
+"""Arguments by which models change attention in ways that this module does not compute."""
 
 CHUNK = 1024
-"""Tokens up to which a sliding window is a mask over whole rows; longer rows go through it in chunks of as many queries."""
+"""Tokens up to which a sliding window is a mask over whole rows; longer rows are computed in chunks of this many queries."""
 
 
 class LengthsMissing(ValueError):
@@ -66,8 +66,7 @@ def attention(
     """Return (1, tokens, heads, dim) attention of queries (1, heads, tokens, dim); keys and values may have fewer heads.
 
     `softcap` c replaces logits by c·tanh(logits / c) (Gemma 2). `s_aux` (heads,) is the logit of a sink that each query may attend to
-    instead of to a token (gpt-oss). Raises LengthsMissing for a batch without
-    its lengths, ValueError for `UNSUPPORTED` arguments.
+    instead of a token (gpt-oss). Raises LengthsMissing for a batch without its lengths, ValueError for `UNSUPPORTED` arguments.
     """
     if cu_seq_lens_q is None and _lengths is not None:
         cu_seq_lens_q, max_length_q = _lengths
@@ -83,7 +82,7 @@ def attention(
     if not torch.is_autocast_enabled(q.device.type):
         return _attend(q, k, v, *parts, dropout, causal, window, scale, *changes)[None], None
     kind = torch.get_autocast_dtype(q.device.type)
-    with torch.autocast(q.device.type, enabled=False):  # it would cast what is written in place, or in fp32 on purpose
+    with torch.autocast(q.device.type, enabled=False):  # it would cast tensors that are written in place, or are in fp32 on purpose
         q, k, v = (x.to(kind) for x in (q, k, v))
         return _attend(q, k, v, *parts, dropout, causal, window, scale, *changes)[None], None
 
@@ -101,7 +100,7 @@ def _attend(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Return (tokens, heads, dim) attention by the function that is right for the device and the arguments."""
+    """Return (tokens, heads, dim) attention by the function that suits the device and the arguments."""
     if softcap is not None or sinks is not None:
         return with_changed_logits(q, k, v, cu_seqlens, dropout, causal, window, scale, softcap, sinks)
     if q.device.type == "cpu":
@@ -116,7 +115,7 @@ _lengths: tuple[Tensor, int] | None = None
 
 @contextlib.contextmanager
 def lengths_at_hand(cu_seqlens: Tensor, longest: int) -> Iterator[None]:
-    """Have the lengths of a flat batch here for attention that is not given them: some models drop what they do not know."""
+    """Provide the lengths of a flat batch to attention within: some models drop keyword arguments that they do not know."""
     global _lengths
     _lengths = cu_seqlens, longest
     try:
@@ -126,17 +125,17 @@ def lengths_at_hand(cu_seqlens: Tensor, longest: int) -> Iterator[None]:
 
 
 def contexts_of_lengths() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
-    """Return the contexts of a layer's forward pass and of its repetition, which has the same lengths at hand."""
+    """Return the contexts of a layer's forward pass and of its recomputation, which needs the same lengths."""
     return contextlib.nullcontext(), contextlib.nullcontext() if _lengths is None else lengths_at_hand(*_lengths)
 
 
-# No function for masks is registered beside it: so transformers makes none, and does not read positions back from a GPU to see whether
-# it needs one. A mask of padding reaches `attention` without lengths, and is refused there.
+# No function for masks is registered with it, so transformers makes no mask, and does not read positions back from a GPU to find out
+# whether it needs one. A mask of padding reaches `attention` without lengths, which raises an error.
 AttentionInterface.register(NAME, attention)
 
 
 def visible(length: int, causal: bool, window: int, device: torch.device) -> Tensor | None:
-    """(length, length) bool, true where a query may look; None where it may look everywhere."""
+    """Return (length, length) bool, true where a query may attend to a key; None if every query may attend to every key."""
     far = length if window < 0 else window
     if not causal and far >= length - 1:
         return None
@@ -149,7 +148,7 @@ def visible(length: int, causal: bool, window: int, device: torch.device) -> Ten
 def by_length(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: float, causal: bool, window: int, scale: float
 ) -> Tensor:
-    """(tokens, heads, dim): sequences of one length that lie side by side are one rectangle."""
+    """Return (tokens, heads, dim) attention; adjacent sequences of one length form one rectangle."""
     shapes = [(len(list(run)), length) for length, run in itertools.groupby(cu_seqlens.diff().tolist())]
     long = 0 if dropout else next((i for i, (_, length) in enumerate(shapes) if length <= LONG[q.dtype]), len(shapes))
     outs, start = [], 0
@@ -166,7 +165,7 @@ def by_length(
 
 
 class _Rectangles(torch.autograd.Function):
-    """Attention as plain products, its gradients written down: small matrices are quick to multiply, and much else is not.
+    """Attention as plain products with explicit gradients: for small matrices products are fast, and most other operations are not.
 
     P = softmax(scale Q Kᵀ), O = D V where D is P with some elements dropped; ∂Q = scale S K and ∂K = scale Sᵀ Q where S is the gradient
     of the logits, ∂V = Dᵀ ∂O.
@@ -195,28 +194,28 @@ class _Rectangles(torch.autograd.Function):
             if allowed is not None:
                 logits.masked_fill_(~allowed, -math.inf)
             probabilities = logits.softmax(-1)
-            kept = None if bits is None else factors(bits[drawn : drawn + logits.numel()], dropout, logits)
+            dropout_factors = None if bits is None else factors(bits[drawn : drawn + logits.numel()], dropout, logits)
             drawn += logits.numel()
-            _write(out[rows], torch.bmm(probabilities if kept is None else probabilities * kept, c), count)
+            _write(out[rows], torch.bmm(probabilities if dropout_factors is None else probabilities * dropout_factors, c), count)
             if any(ctx.needs_input_grad):
-                saved.append((a, b, c, probabilities, kept))
+                saved.append((a, b, c, probabilities, dropout_factors))
         ctx.save_for_backward(*(tensor for group in saved for tensor in group))
         ctx.shapes, ctx.scale, ctx.sizes = shapes, scale, [x.shape for x in (q, k, v)]
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_autocast_enabled("cpu"):  # as where a step runs its backward pass under it: it would cast the products
+        if torch.is_autocast_enabled("cpu"):  # a step may run its backward pass under autocast, which would cast the products
             with torch.autocast("cpu", enabled=False):
                 return _Rectangles.backward(ctx, grad)
         into = [grad.new_empty(size) for size in ctx.sizes]
         saved = iter(ctx.saved_tensors)
         for rows, count, _ in _spans(ctx.shapes):
-            a, b, c, probabilities, kept = (next(saved) for _ in range(5))
+            a, b, c, probabilities, dropout_factors = (next(saved) for _ in range(5))
             g = _rectangle(grad[rows], count, grad.shape[1], a.dtype)
             slopes, dropped = torch.bmm(g, c.mT), probabilities
-            if kept is not None:
-                slopes, dropped = slopes.mul_(kept), probabilities * kept
+            if dropout_factors is not None:
+                slopes, dropped = slopes.mul_(dropout_factors), probabilities * dropout_factors
             s = torch._softmax_backward_data(slopes, probabilities, -1, slopes.dtype)
             none = s.new_empty(())
             into_q = torch.baddbmm(none, s, b, beta=0, alpha=ctx.scale)
@@ -227,7 +226,7 @@ class _Rectangles(torch.autograd.Function):
 
 
 def _spans(shapes: list[tuple[int, int]]) -> Iterator[tuple[slice, int, int]]:
-    """(tokens, sequences, length) of each rectangle."""
+    """Yield (slice of tokens, number of sequences, length) of each rectangle."""
     start = 0
     for count, length in shapes:
         yield slice(start, start + count * length), count, length
@@ -235,13 +234,13 @@ def _spans(shapes: list[tuple[int, int]]) -> Iterator[tuple[slice, int, int]]:
 
 
 def _rectangle(x: Tensor, count: int, heads: int, kind: torch.dtype) -> Tensor:
-    """(sequences · heads, length, dim) of x (sequences · length, its heads, dim): copied once, whatever has to change."""
+    """Return (sequences · heads, length, dim) of x (sequences · length, its heads, dim) in type `kind`, by a single copy."""
     rows = x.unflatten(0, (count, -1)).transpose(1, 2).unsqueeze(2).expand(-1, -1, heads // x.shape[1], -1, -1)
     return torch.empty(rows.shape, dtype=kind).copy_(rows).flatten(0, 2)
 
 
 def _write(into: Tensor, rectangle: Tensor, count: int) -> None:
-    """The inverse of `_rectangle`; where heads share a key, their gradients are added up."""
+    """Write a rectangle back, as the inverse of `_rectangle`; gradients of heads that share a key are added up."""
     rows = rectangle.unflatten(0, (count, into.shape[1], -1))
     rows = rows[:, :, 0] if rows.shape[2] == 1 else rows.sum(2)
     into.unflatten(0, (count, -1)).copy_(rows.transpose(1, 2))
@@ -250,7 +249,7 @@ def _write(into: Tensor, rectangle: Tensor, count: int) -> None:
 def in_rows(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, dropout: float, causal: bool, window: int, scale: float
 ) -> Tensor:
-    """(tokens, heads, dim): SDPA over one padded row a sequence."""
+    """Return (tokens, heads, dim) attention by SDPA, with one padded row a sequence."""
     tokens, count = len(q), len(cu_seqlens) - 1
     lengths = cu_seqlens.diff()
     row = torch.repeat_interleave(torch.arange(count, device=q.device), lengths, output_size=tokens)
@@ -266,7 +265,7 @@ def in_rows(
     return out.transpose(1, 2).flatten(0, 1)[place]
 
 
-@torch.compiler.disable  # lengths are read, and there is a graph for each of them
+@torch.compiler.disable  # lengths are read, so that each would have its own graph
 def with_changed_logits(
     q: Tensor,
     k: Tensor,
@@ -279,10 +278,10 @@ def with_changed_logits(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Return (tokens, heads, dim) attention whose logits are capped, or that may go to a sink; no kernel of torch does either.
+    """Return (tokens, heads, dim) attention with capped logits or sinks, which no kernel of torch supports.
 
-    Plain products, for `CHUNK` queries and the keys in their reach at a time. The products of rows longer than that are computed again
-    in the backward pass, so that memory does not grow with length².
+    It multiplies `CHUNK` queries and the keys in their reach at a time. Products of longer rows are computed again in the backward
+    pass, so that memory does not grow with length².
     """
     k, v = repeat_heads(q, k, v)
     outs, start = [], 0
@@ -342,10 +341,10 @@ def dense(
     dropout: float = 0.0,
     real: Tensor | None = None,
 ) -> Tensor:
-    """Compute SDPA of (rows, heads, length, dim), as many heads of each; the memory that it takes does not grow with length².
+    """Compute SDPA of (rows, heads, length, dim), with equal numbers of heads; its memory does not grow with length².
 
-    `real` (rows, length) is false for the padding at the end of rows; without it no row has padding. What padding gets is arbitrary,
-    but finite.
+    `real` (rows, length) is false for the padding at the end of rows; without it no row has padding. Results for padding are
+    arbitrary, but finite.
     """
     length = q.shape[2]
     options: dict[str, Any] = {"dropout_p": dropout, "scale": scale}
@@ -355,12 +354,12 @@ def dense(
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
     mask = visible(length, causal, window, q.device)
     if real is not None:
-        keys = real[:, None, None, :]  # padding sees itself where there is a window: a row that sees nothing has no softmax
+        keys = real[:, None, None, :]  # under a window padding sees itself: a row that sees nothing has no softmax
         mask = keys if mask is None else (mask & keys) | torch.eye(length, dtype=torch.bool, device=q.device)
     return F.scaled_dot_product_attention(q, k, v, mask, **options)
 
 
-@torch.compiler.disable  # it would be compiled anew for each number of chunks
+@torch.compiler.disable  # it would be recompiled for each number of chunks
 def _in_chunks(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int, real: Tensor | None, options: dict[str, Any]) -> Tensor:
     """Compute attention under a sliding window, for `CHUNK` queries and the keys in their reach at a time."""
     length, ahead = q.shape[2], 0 if causal else window

@@ -1,4 +1,4 @@
-"""How a model is given a batch: flat, and then with which details, or as padded rows, and then why."""
+"""The form in which a model takes a batch: flat, and with which details, or as padded rows, and why."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from llm_lightning.models import attention
 
 @dataclass(frozen=True)
 class BatchForm:
-    """What `flat_check.py` decides of a kind of model."""
+    """The form of batches for a kind of model, as `flat_check.py` decides it."""
 
     padded_because: str | None = "it was not checked whether it takes flat batches"
-    """Why the model is given padded rows; None where it takes flat batches."""
+    """The reason for padded rows; None if the model takes flat batches."""
     transformer: str = ""
-    """The name of the module inside of the base model that its head calls; '' where this is the base model itself."""
+    """The name of the module in the base model that the head calls; '' for the base model itself."""
     behind_padding: bool = False
-    """Whether positions begin behind the id of padding, as RoBERTa's do."""
+    """Whether positions begin behind the id of padding, as in RoBERTa."""
     pooling: str = "first"
-    """What a head for whole sequences reads: their `first` token, their `last`, or the `mean` of all; `late` is the mean of its logits."""
+    """Input of a head for whole sequences: their `first` token, `last` token or `mean`; `late` is the mean of the tokens' logits."""
     lengths_at_hand: bool = False
-    """Whether attention finds the lengths of the documents itself, as the model does not hand them on."""
+    """Whether attention reads the documents' lengths from `attention.lengths_at_hand`, as the model does not pass them on."""
     has_cache: bool = False
-    """Whether the transformer has to be told to keep no keys and values."""
+    """Whether the transformer needs `use_cache=False` to store no keys and values."""
     plain_head: bool = False
-    """Whether the logits of a language model are one matrix times the hidden states, and nothing else."""
+    """Whether the logits of a language model are the product of one matrix and the hidden states, and nothing else."""
 
 
 def batch_form(model: nn.Module) -> BatchForm:
-    """Return how the model is given batches: as padded rows where nothing was decided."""
+    """Return the form of the model's batches; padded rows if none was set."""
     form: BatchForm = model.__dict__.get("batch_form", BatchForm())
     return form
 
 
 def set_batch_form(model: PreTrainedModel, form: BatchForm) -> None:
-    """Have the model take batches in a form from now on; its attention for padded rows is remembered for `published_attention`."""
+    """Set the form of the model's batches. Its attention for padded rows is stored for `published_attention`."""
     if form.padded_because is None and not is_unpadded(model):
         model.__dict__["published_attention"] = model.config._attn_implementation
         model.set_attn_implementation(attention.NAME)
@@ -52,7 +52,7 @@ def set_batch_form(model: PreTrainedModel, form: BatchForm) -> None:
 
 
 _WARNING = "warn_if_padding_and_no_attention_mask"
-"""transformers' look at the ids for padding that no mask tells of: there is none in a flat batch, and a GPU is waited for (5.23)."""
+"""transformers' search for padding ids without a mask (5.23): a flat batch has none, and the search waits for the GPU."""
 
 
 def _warning_modules(model: PreTrainedModel) -> list[nn.Module]:
@@ -69,7 +69,7 @@ def is_unpadded(model: PreTrainedModel) -> bool:
 
 
 def published_attention(model: PreTrainedModel) -> str:
-    """Return the attention that transformers gives this model for padded rows: `sdpa`, or `eager` where it has no other."""
+    """Return the attention that transformers gives this model for padded rows: `sdpa`, or `eager` if the model has no other."""
     return str(model.__dict__.get("published_attention", model.config._attn_implementation))
 
 

@@ -1,8 +1,8 @@
-"""Try how a kind of model can compute in bf16: with bf16 copies of its weights, else under autocast, else not at all.
+"""Test how a kind of model can compute in bf16: with bf16 copies of its weights, else under autocast, else not at all.
 
-Some models make tensors in fp32 in the middle of their forward pass, or read an embedding's matrix themselves; with bf16 copies they
-then multiply matrices of two types, which torch refuses (DeBERTa-v2 with relative attention, M2M100 and NLLB, XLNet). A small copy of
-the model (`small_copy.py`) says which, forward and backward, once for each kind and settings in a process.
+Some models make fp32 tensors in their forward pass, or read an embedding's matrix themselves; with bf16 copies they then multiply
+matrices of two types, which torch refuses (DeBERTa-v2 with relative attention, M2M100 and NLLB, XLNet). The test runs a small copy of
+the model (`small_copy.py`) forward and backward, once for each kind and settings in a process.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ log = logging.getLogger(__name__)
 Way = Literal["copies", "autocast", "fp32"]
 
 ERROR = 0.1
-"""Relative error of the logits up to which bf16 copies serve in any case; more has to be less than `FACTOR` times that of autocast."""
+"""Relative error of the logits up to which bf16 copies are always accepted; a larger one must be below `FACTOR` times autocast's."""
 FACTOR = 3.0
 
 _decided: dict[str, Way] = {}
 
 
 def bf16_way(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractContextManager[Any]]) -> Way:
-    """Return how the model is to compute in bf16; `in_copies` is the context in which a model does so with copies of its weights.
+    """Return how the model should compute in bf16; `in_copies` returns the context in which a model uses bf16 copies of its weights.
 
-    A collective the first time that it is asked of a model, before this is sharded: rank 0 decides.
+    The first call for a model is a collective, before the model is sharded: rank 0 decides.
     """
     way: Way | None = model.__dict__.get("bf16_way")
     if way is None:
@@ -49,13 +49,13 @@ def bf16_way(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractCo
 
 
 def computes_after(model: PreTrainedModel, cast: Callable[[nn.Module], Any]) -> bool:
-    """Return whether a model computes after `cast` has changed the types of its weights, by a small copy. A collective."""
+    """Return whether a small copy of the model runs after `cast` changes the types of its weights. A collective."""
     decides = distributed.world_size() == 1 or distributed.is_rank_zero()
     return distributed.broadcast(_try_cast(model, cast) if decides else None)
 
 
 def _try_cast(model: PreTrainedModel, cast: Callable[[nn.Module], Any]) -> bool:
-    with quiet(), contextlib.suppress(Exception):  # whatever a model's code raises
+    with quiet(), contextlib.suppress(Exception):  # any error of a model's code
         for small in build_small_copies(model):
             set_batch_form(small, batch_form(model))
             try:
@@ -84,8 +84,8 @@ def _decide(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractCon
 
 
 def _try(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractContextManager[Any]]) -> tuple[Way, str]:
-    """Return the first way that works, and what stands against the one before. Where no small copy runs, that is copies."""
-    with quiet(), contextlib.suppress(Exception):  # whatever a model's code raises
+    """Return the first way that works, and the problem of the way before it. If no small copy runs, the way is copies."""
+    with quiet(), contextlib.suppress(Exception):  # any error of a model's code
         for small in build_small_copies(model):
             set_batch_form(small, batch_form(model))
             try:
@@ -115,7 +115,7 @@ def _first_way(
 
 
 def _run(model: PreTrainedModel, context: AbstractContextManager[Any]) -> Tensor:
-    """Return the logits of a few documents, after a backward pass from them. Raises ArithmeticError where they are not finite."""
+    """Return the logits of a few documents, after a backward pass. Raises ArithmeticError if logits or gradients are not finite."""
     batch = flat_check.draw_batch(model, flat_check.LENGTHS)
     with context:
         if model.config.is_encoder_decoder and model.can_generate():

@@ -1,4 +1,4 @@
-"""Hugging Face models: from scratch by a preset, from a checkpoint by name or folder, or from a run of ours."""
+"""Build Hugging Face models: from scratch by a preset, from a checkpoint by name or folder, or from an earlier run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def checkpoint(config: ModelConfig) -> str | None:
-    """The folder or hub name that weights and tokenizer come from; None from scratch."""
+    """Return the folder or hub name of weights and tokenizer; None from scratch."""
     if config.init_from:
         return str(expand_home(config.init_from) / "hf")
     if config.name_or_path:
@@ -36,7 +36,7 @@ def checkpoint(config: ModelConfig) -> str | None:
 
 
 def tokenizer(config: ModelConfig) -> Any | None:
-    """The tokenizer of the checkpoint; None where there is no checkpoint and one has to be trained."""
+    """Return the tokenizer of the checkpoint; None without a checkpoint, where a tokenizer must be trained."""
     origin = checkpoint(config)
     return None if origin is None else tokenizers.load(origin, config.trust_remote_code)
 
@@ -44,23 +44,23 @@ def tokenizer(config: ModelConfig) -> Any | None:
 def build_model(
     config: ModelConfig, auto_class: str, tokenizer: Any, longest: int, head: dict[str, Any] | None = None
 ) -> PreTrainedModel:
-    """The model with the head that `auto_class` (`AutoModelFor…`) gives it, in fp32.
+    """Build the model with the head of `auto_class` (`AutoModelFor…`), in fp32.
 
-    `longest` is the longest input in tokens; `head` goes into the model's config, label names above all, and so into every export.
-    Raises UserError where the checkpoint cannot be loaded, does not have such a head, or is too short for the data.
+    `longest` is the longest input in tokens; `head` holds entries of the model's config, such as label names, which every export has.
+    Raises UserError if the checkpoint cannot be loaded, has no such head, or has too few positions for the data.
     """
     settings = head or {}
     auto = getattr(transformers, auto_class)
     origin = checkpoint(config)
-    model_config = _loaded_config(config, origin, settings) if origin else _new_config(config, tokenizer, settings)
+    model_config = _load_config(config, origin, settings) if origin else _new_config(config, tokenizer, settings)
     _check_end(model_config, auto_class, tokenizer)
-    model_config.pad_token_id = tokenizer.pad_token_id  # decoder classifiers find the last real token by it
+    model_config.pad_token_id = tokenizer.pad_token_id  # decoder classifiers use it to find the last real token
     if type(model_config) not in auto._model_mapping and auto_class not in getattr(model_config, "auto_map", {}):
         raise UserError(f"model type '{model_config.model_type}' has no {auto_class} head: choose another model or objective.")
     if origin is None:
         try:
             model = auto.from_config(model_config)
-        except Exception as error:  # whatever a model's code says to settings that do not go together
+        except Exception as error:  # any error of a model's code for settings that do not fit together
             raise UserError(f"model.config: {first_line(error)}.") from error
         _limit_length(model, tokenizer, longest)
         return _choose_trained(config, model, [])
@@ -75,26 +75,26 @@ def build_model(
                 output_loading_info=True,
                 **_quantization_settings(config, auto, model_config),
             )
-        except Exception as error:  # a checkpoint's own code, damaged files, missing packages: each has exceptions of its own
+        except Exception as error:  # a checkpoint's own code, damaged files, missing packages: each has its own exceptions
             raise UserError(tokenizers.unreachable(origin, error)) from error
     new = _check_weights(model, info, origin)
     if "id2label" in settings:
-        before = _loaded_config(config, origin, {}).id2label
+        before = _load_config(config, origin, {}).id2label
         new += head_rows.fit_rows(model, before, list(settings["id2label"].values()), new)
     rows = embedding.count_rows(model)
     if rows is not None and len(tokenizer) > rows:
         raise UserError(f"the tokenizer has {len(tokenizer)} entries, and the model {rows}: they do not belong together.")
     _limit_length(model, tokenizer, longest)
-    return _choose_trained(config, model.train(), new)  # from_pretrained leaves dropout off, and Lightning keeps what it finds
+    return _choose_trained(config, model.train(), new)  # from_pretrained leaves dropout off, and Lightning does not change the mode
 
 
 def classes(names: tuple[str, ...]) -> dict[str, Any]:
-    """What a model's config says of the classes that its head tells apart."""
+    """Return the entries of a model's config for the classes of its head."""
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def reload(folder: Path | str, auto_class: str, trust_remote_code: bool) -> PreTrainedModel:
-    """The model as it was exported to a folder."""
+    """Load a model from the folder that it was exported to."""
     with quiet_transformers():
         try:
             auto = getattr(transformers, auto_class)
@@ -104,7 +104,7 @@ def reload(folder: Path | str, auto_class: str, trust_remote_code: bool) -> PreT
 
 
 def _choose_trained(config: ModelConfig, model: PreTrainedModel, new: list[str]) -> PreTrainedModel:
-    """The model with what is trained of it."""
+    """Return the model with an adapter, if configured, and with frozen weights."""
     if config.adapter.kind != "none":
         adapter.add(model, config.adapter, new)
     adapter.freeze(model, config.freeze)
@@ -112,7 +112,7 @@ def _choose_trained(config: ModelConfig, model: PreTrainedModel, new: list[str])
 
 
 def _quantization_settings(config: ModelConfig, auto: Any, model_config: Any) -> dict[str, Any]:
-    """How from_pretrained is to keep the weights, where not in fp32; a head that is trained stays as it is."""
+    """Return from_pretrained's arguments for quantized weights; {} for fp32. A trained head is not quantized."""
     if config.adapter.quantize is None:
         return {}
     with torch.device("meta"):
@@ -128,13 +128,13 @@ def _quantization_settings(config: ModelConfig, auto: Any, model_config: Any) ->
 
 
 def _quick(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, on batches without padding where it can be."""
+    """Return the same model with fast dropout and embeddings, on batches without padding if its kind takes them."""
     dropout.replace(model)
     embedding.replace(model)
     return use_flat_batches(model)
 
 
-def _loaded_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -> Any:
+def _load_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -> Any:
     if config.config:
         log.warning(
             "model.config (%s) is for models from scratch: the checkpoint's own settings hold", join_names(config.config, 6)
@@ -146,7 +146,7 @@ def _loaded_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -
 
 
 def _check_weights(model: PreTrainedModel, info: dict[str, Any], origin: str) -> list[str]:
-    """Say which weights are new; only a head's may be. Raises UserError where the transformer itself has weights missing."""
+    """Return and log the new weights; only a head may have any. Raises UserError if weights of the transformer are missing."""
     new = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
     body = f"{model.base_model_prefix}."
     missing = [name for name in new if name.startswith(body) and "pooler" not in name]
@@ -178,13 +178,13 @@ def _new_config(config: ModelConfig, tokenizer: Any, settings: dict[str, Any]) -
 
 
 def _end(tokenizer: Any) -> int | None:
-    """Return the token that ends a text: [SEP] where there is no end-of-text token."""
+    """Return the token that ends a text: the end-of-text token, or else [SEP]."""
     end: int | None = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     return end
 
 
 def _check_end(model_config: Any, auto_class: str, tokenizer: Any) -> None:
-    """Raise UserError where an encoder-decoder would look in vain for the end of a text, at which it reads the class."""
+    """Raise UserError if an encoder-decoder reads the class at an end-of-text token that the tokenizer does not write."""
     if not (model_config.is_encoder_decoder and auto_class == "AutoModelForSequenceClassification"):
         return
     if model_config.eos_token_id is None or model_config.eos_token_id not in tokenizer("text")["input_ids"]:
@@ -195,9 +195,9 @@ def _check_end(model_config: Any, auto_class: str, tokenizer: Any) -> None:
 
 
 def _limit_length(model: PreTrainedModel, tokenizer: Any, longest: int) -> None:
-    """Raise UserError where the data is longer than the model has positions.
+    """Raise UserError if the data is longer than the model's positions.
 
-    A tokenizer that was trained here learns the limit, so that an export cuts longer texts, and on which side the model is padded.
+    The tokenizer gets the limit, so that an export cuts longer texts, and the side on which the model is padded.
     """
     if head_reads_last_place(model):
         tokenizer.padding_side = "left"
@@ -214,7 +214,7 @@ def _limit_length(model: PreTrainedModel, tokenizer: Any, longest: int) -> None:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bars and its report of new and unused weights: a new head is what was asked for."""
+    """Hide transformers' progress bars and its report of new and unused weights, as a new head is intended."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

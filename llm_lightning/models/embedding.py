@@ -1,5 +1,5 @@
-"""Embeddings whose gradient is written where a batch has tokens: on a CPU, torch clears and reads a matrix as large as the vocabulary
-for the few hundred rows that a step of fine-tuning touches.
+"""Embeddings whose gradient is written only in the rows of a batch's tokens: on a CPU, torch clears and reads a matrix as large as the
+vocabulary for the few hundred rows that a step of fine-tuning touches.
 """
 
 from __future__ import annotations
@@ -15,26 +15,24 @@ from transformers import PreTrainedModel
 
 
 class Embedding(nn.Embedding):
-    """`nn.Embedding` whose gradient is one tensor for the whole run, cleared after each step where the step has written."""
+    """`nn.Embedding` whose gradient is one tensor for the whole run; after each step only the rows that it wrote are cleared."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.gradient: Tensor | None = None
         self.written: list[Tensor] = []
-        """Of the gradient's rows, those that may not be zero."""
+        """The rows of the gradient that may not be zero."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        on_cpu, alone = (
-            self.weight.device.type == "cpu",
-            not torch.distributed.is_initialized(),
-        )  # ranks exchange torch's own gradients
-        if on_cpu and alone and torch.is_grad_enabled() and self.weight.requires_grad:
+        is_on_cpu = self.weight.device.type == "cpu"
+        is_alone = not torch.distributed.is_initialized()  # ranks exchange torch's own gradients
+        if is_on_cpu and is_alone and torch.is_grad_enabled() and self.weight.requires_grad:
             rows: Tensor = _Rows.apply(self.weight, ids, self)
             return rows
         return super().forward(ids)
 
     def add_gradient(self, ids: Tensor, slopes: Tensor) -> None:
-        """Add slopes (…, width) to the gradient's rows of ids (…)."""
+        """Add slopes (…, width) to the gradient's rows for ids (…)."""
         if self.padding_idx is not None:
             slopes = slopes.masked_fill((ids == self.padding_idx)[..., None], 0.0)
         if self.weight.grad is None:  # a new step
@@ -48,7 +46,7 @@ class Embedding(nn.Embedding):
 
 
 def count_rows(model: PreTrainedModel) -> int | None:
-    """Return how many token ids a model has embeddings for; None where it hashes ids (CANINE)."""
+    """Return the number of token ids with an embedding; None for a model that hashes ids (CANINE)."""
     table = _table(model)
     return None if table is None else int(table.weight.shape[0])
 
@@ -76,22 +74,22 @@ class _Rows(torch.autograd.Function):
 
 @contextmanager
 def written_only(model: PreTrainedModel, parameters: list[Tensor]) -> Generator[list[Tensor], None, None]:
-    """The parameters, and in place of our embeddings one whose gradient is their written rows; what is done to these, is done to them."""
-    ours = _table(model)
-    if not isinstance(ours, Embedding) or ours.gradient is None or ours.weight.grad is not ours.gradient:
+    """Yield the parameters, with our embedding replaced by its written rows; changes of their gradients are copied back."""
+    table = _table(model)
+    if not isinstance(table, Embedding) or table.gradient is None or table.weight.grad is not table.gradient:
         yield parameters
         return
-    rows = torch.cat(ours.written).unique()
-    part = ours.gradient[rows].requires_grad_()
+    rows = torch.cat(table.written).unique()
+    part = table.gradient[rows].requires_grad_()
     part.grad = part.detach()
-    yield [part if parameter is ours.weight else parameter for parameter in parameters]
-    ours.gradient.index_copy_(0, rows, part.grad)
+    yield [part if parameter is table.weight else parameter for parameter in parameters]
+    table.gradient.index_copy_(0, rows, part.grad)
 
 
 def replace(model: PreTrainedModel) -> None:
-    """Have the model's token embeddings be ours, unless they are tied to its head: then the head's gradient fills them anyway."""
+    """Replace the model's token embeddings by `Embedding`, unless they are tied to its head, whose gradient fills all rows anyway."""
     plain, head = _table(model), model.get_output_embeddings()
     if type(plain) is nn.Embedding and (head is None or head.weight is not plain.weight):
-        ours = Embedding(plain.num_embeddings, plain.embedding_dim, plain.padding_idx, device="meta")
-        ours.weight = plain.weight
-        model.set_input_embeddings(ours)
+        table = Embedding(plain.num_embeddings, plain.embedding_dim, plain.padding_idx, device="meta")
+        table.weight = plain.weight
+        model.set_input_embeddings(table)

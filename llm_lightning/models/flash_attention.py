@@ -1,4 +1,4 @@
-"""Attention of a flat batch by a GPU's kernels: FlashAttention's, which takes lengths, or cuDNN's where the batch is a dense block."""
+"""Attention of a flat batch by GPU kernels: FlashAttention's, which takes lengths, or cuDNN's if the batch is a dense block."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 WIDEST = 256
 """The widest heads that FlashAttention's kernel takes (Dao 2023)."""
 BLOCK = 256
-"""Tokens from which on sequences of equal length, which are dense blocks, may go to cuDNN's kernel: it makes a plan for each shape."""
+"""Fewest tokens of sequences of equal length (dense blocks) for cuDNN's kernel, which makes a plan for each shape."""
 
 
 def has_kernel(q: Tensor, v: Tensor) -> bool:
-    """Return whether FlashAttention's kernel takes such heads: in half precision, on a GPU from compute capability 8.0 on."""
+    """Return whether FlashAttention's kernel takes these heads: in half precision, on a GPU of compute capability 8.0 or more."""
     if q.device.type != "cuda" or q.dtype not in (torch.bfloat16, torch.float16):
         return False
     same_width = q.shape[-1] == v.shape[-1]  # not in DeepSeek's latent attention
@@ -28,7 +28,7 @@ def by_flash_attention(
 ) -> Tensor:
     """Return (tokens, heads, dim) attention by FlashAttention (Dao 2023), which takes a flat batch, dropout and shared keys.
 
-    torch's own `varlen_attn` calls the same kernel, and leaves out its dropout. Equal long sequences go to cuDNN's where it is faster.
+    torch's own `varlen_attn` calls the same kernel without its dropout. Long sequences of equal length go to cuDNN's if it is faster.
     """
     count = len(cu_seqlens) - 1
     if longest >= BLOCK and count * longest == len(q) and not 0 <= window < longest - 1:
@@ -44,32 +44,32 @@ def _by_flash(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, dropout: float, causal: bool, window: int, scale: float
 ) -> Tensor:
     width = q.shape[-1]
-    if odd := width % 8:
-        q, k, v = (F.pad(x, (0, 8 - odd)) for x in (q, k, v))
+    if remainder := width % 8:
+        q, k, v = (F.pad(x, (0, 8 - remainder)) for x in (q, k, v))
     ahead = 0 if causal else window
     lengths = cu_seqlens, cu_seqlens, longest, longest
-    found = torch.ops.aten._flash_attention_forward(
+    results = torch.ops.aten._flash_attention_forward(
         q, k, v, *lengths, dropout, causal and window < 0, False, scale=scale, window_size_left=window, window_size_right=ahead
     )
-    out: Tensor = found[0]
-    return out[..., :width] if odd else out
+    out: Tensor = results[0]
+    return out[..., :width] if remainder else out
 
 
 def _by_cudnn(q: Tensor, k: Tensor, v: Tensor, count: int, dropout: float, causal: bool, scale: float) -> Tensor:
-    """Return (tokens, heads, dim) attention inside of so many sequences of equal length."""
+    """Return (tokens, heads, dim) attention inside `count` sequences of equal length."""
     a, b, c = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, *repeat_heads(q, k, v)))
-    found = torch.ops.aten._scaled_dot_product_cudnn_attention(a, b, c, None, True, dropout, causal, False, scale=scale)
-    out: Tensor = found[0]
+    results = torch.ops.aten._scaled_dot_product_cudnn_attention(a, b, c, None, True, dropout, causal, False, scale=scale)
+    out: Tensor = results[0]
     return out.transpose(1, 2).flatten(0, 1)
 
 
 _cudnn_is_faster: dict[tuple[Any, ...], bool] = {}
-"""Of each (heads, heads of keys, dim, type, dropout, causality) that this process has met in equal sequences."""
+"""The result for each (heads, heads of keys, dim, type, dropout, causality) of sequences of equal length in this process."""
 
 
 def _measure(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, dropout: float, causal: bool, scale: float) -> bool:
-    """Return whether cuDNN's kernel is faster than FlashAttention's forward and backward, and gives the same: for blocks on Hopper it is
-    up to 1.8 times as fast. Random numbers go on where they were."""
+    """Return whether cuDNN's kernel is faster than FlashAttention's forward and backward, with the same result: for blocks on Hopper it
+    is up to 1.8 times as fast. The random state is restored."""
     state = torch.cuda.get_rng_state(q.device)
 
     def flash(p: float) -> Tensor:
@@ -102,8 +102,8 @@ def _measure(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, 
 def repeat_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return keys and values (tokens, heads, dim) with as many heads as the queries have.
 
-    SDPA does it itself with `enable_gqa`, but then it cannot use every kernel that needs no (length, length) memory: torch 2.8 has none for
-    a CPU (807 MiB at 4,096 tokens, where equal heads take 28), and CUDA none for fp32.
+    SDPA can repeat heads with `enable_gqa`, but then it lacks some kernels without (length, length) memory: torch 2.8 has none for a CPU
+    (807 MiB at 4,096 tokens, where equal heads take 28), and CUDA none for fp32.
     """
     times = q.shape[1] // k.shape[1]
     return (k, v) if times == 1 else (k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))

@@ -1,10 +1,10 @@
-"""Try whether a kind of model takes flat batches: a small copy of it has to give for one what it gives for padded rows.
+"""Test whether a kind of model takes flat batches: a small copy must give the same results for a flat batch as for padded rows.
 
-No list of architectures says so, as a model may read its tokens in many ways beside attention (convolutions, states, positions counted
-from the shape of the input), and a new version of transformers may change any of them. The copy (`small_copy.py`) is given documents of
-different lengths, longer than its windows and together longer than its table of positions, in every form that `BatchForm` has. Logits,
-loss and the gradient of every weight have to be those of padded rows, in fp32 to rounding. It takes a few tenths of a second, once for
-each kind of model and settings in a process.
+A list of architectures would not do, as a model may mix tokens in many ways beside attention (convolutions, states, positions counted
+from the shape of the input), and a new version of transformers may change any of them. The copy (`small_copy.py`) gets documents of
+different lengths, longer than its windows and together longer than its table of positions, in every form of `BatchForm`. Logits, loss
+and the gradient of every weight must equal those of padded rows, in fp32 up to rounding. The test takes a few tenths of a second, once
+for each kind of model and settings in a process.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from llm_lightning.models.batch_form import BatchForm, batch_form, is_unpadded, 
 from llm_lightning.models.small_copy import build_small_copies, quiet, shrink
 
 LENGTHS = (29, 17, 17, 8, 2)
-"""Tokens of the documents that logits and gradients are compared on: with what fills them up 96, more than `small_copy.POSITIONS`."""
+"""Tokens of the documents for the comparison of logits and gradients: with padding 96, more than `small_copy.POSITIONS`."""
 OTHER_LENGTHS = (40, 1)
-"""Of those that logits alone are compared on."""
+"""Tokens of the documents for the comparison of logits alone."""
 TOLERANCE = 2e-4
-"""How far logits and gradients may be apart, of the largest of them: rounding in fp32 makes 1e-6 to 5e-5."""
+"""Largest difference of logits or gradients, as a share of the largest one: rounding in fp32 makes 1e-6 to 5e-5."""
 
 NAMES = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version", "quantization_config")
-"""Entries of a config that change when a model is exported and loaded, and that no number depends on."""
+"""Entries of a config that change with an export and a load, and do not influence any result."""
 POOLINGS = ("first", "last", "mean", "late")
 
 _decided: dict[str, BatchForm] = {}
-"""The form of each kind and settings of models that this process has met."""
+"""The form for each kind and settings of models in this process."""
 
 
 def use_flat_batches(model: PreTrainedModel) -> PreTrainedModel:
-    """Have the model take flat batches if its kind gives the same for them as for padded rows. Returns the model."""
+    """Let the model take flat batches if its kind gives the same results for them as for padded rows. Returns the model."""
     set_batch_form(model, _decide(model))
     return model
 
 
 def agree_on_batch_form(model: PreTrainedModel) -> None:
-    """Give the model, and later ones of its kind in this process, the batch form that rank 0 has decided on. A collective."""
+    """Use rank 0's batch form for the model, and for later models of its kind in this process. A collective."""
     form = distributed.broadcast(batch_form(model))
     _decided[kind_of(model)] = form
     set_batch_form(model, form)
@@ -73,23 +73,23 @@ def _decide(model: PreTrainedModel) -> BatchForm:
 
 
 def kind_of(model: PreTrainedModel) -> str:
-    """Return what a check of a model's kind depends on, as a text: its class and the settings of its small copy."""
+    """Return a key for the checks of a model's kind: its class and the settings of its small copy, as text."""
     try:
         config = shrink(model.config)
-    except Exception:  # no such copy can be made
+    except Exception:  # the model has no small copy
         config = model.config
     settings = {name: value for name, value in config.to_dict().items() if name not in NAMES}
     return f"{type(model).__module__}.{type(model).__qualname__} {json.dumps(settings, sort_keys=True, default=str)}"
 
 
 def _try_copies(model: PreTrainedModel) -> BatchForm:
-    """Return what the first small copy says that can be run at all."""
+    """Return the form of the first small copy that can be run."""
     problem = "no small copy of it could be made"
     try:
         for small in build_small_copies(model):
             try:
                 return _try_forms(small)
-            except Exception as error:  # whatever a model's code raises
+            except Exception as error:  # any error of a model's code
                 problem = f"a small copy of it cannot be run ({first_line(error)})"
     except Exception as error:
         problem = f"no small copy of it could be made ({first_line(error)})"
@@ -97,9 +97,9 @@ def _try_copies(model: PreTrainedModel) -> BatchForm:
 
 
 def _try_forms(reference: PreTrainedModel) -> BatchForm:
-    """Return the first form in which the small model's logits and gradients are those of padded rows, or why there is none.
+    """Return the first form in which the small model's logits and gradients equal those of padded rows, or the reason why none does.
 
-    Raises what the model raises on padded rows.
+    Raises the model's own errors on padded rows.
     """
     flat = copy.deepcopy(reference)
     batches = [draw_batch(reference, LENGTHS), draw_batch(reference, OTHER_LENGTHS)]
@@ -117,7 +117,7 @@ def _try_forms(reference: PreTrainedModel) -> BatchForm:
             if not is_unpadded(flat):
                 return BatchForm("it does not take a function for its attention")
             pairs = zip((_logits(flat, batch) for batch in batches), expected, strict=True)
-            off = max(_distance(ours, theirs) for ours, theirs in pairs)
+            off = max(_distance(flat_logits, padded_logits) for flat_logits, padded_logits in pairs)
             if off <= TOLERANCE:
                 off = _gradient_distance(
                     _gradients(flat, _probe(flat, batches[0])), _gradients(reference, _probe(reference, batches[0]))
@@ -130,13 +130,13 @@ def _try_forms(reference: PreTrainedModel) -> BatchForm:
                 problems.append((math.inf, "it makes a mask of its own"))
             else:
                 forms.insert(0, dataclasses.replace(form, lengths_at_hand=True))
-        except Exception as error:  # whatever a model's code raises
+        except Exception as error:  # any error of a model's code
             problems.append((math.inf, f"it fails on a flat batch ({first_line(error)})"))
     return BatchForm(min(problems, key=lambda problem: problem[0])[1])
 
 
 def _forms(model: PreTrainedModel, logits: Tensor) -> list[BatchForm]:
-    """Return the forms that may fit, the usual ones first."""
+    """Return the candidate forms, the most common ones first."""
     base = model.base_model
     modules: dict[str, Any] = {"": base, "decoder": getattr(base, "decoder", None), "model": getattr(base, "model", None)}
     has_table = any(isinstance(module, nn.Embedding) and "position" in name for name, module in base.named_modules())
@@ -152,19 +152,19 @@ def _forms(model: PreTrainedModel, logits: Tensor) -> list[BatchForm]:
 
 
 def draw_batch(model: PreTrainedModel, lengths: tuple[int, ...]) -> MicroBatch:
-    """Return a batch of documents of random tokens, none of them special, with the targets that a language model has."""
+    """Return a batch of documents of random tokens, none of them special, with a target for each token."""
     generator = torch.Generator().manual_seed(0)
     embeddings: Any = model.get_input_embeddings()
     vocabulary, tokens = embeddings.weight.shape[0], sum(lengths)
     special = [getattr(model.config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]  # a model may have several ends
-    usual = torch.tensor([token for token in range(vocabulary) if not any(token in _as_list(ids) for ids in special)])
+    ordinary_tokens = torch.tensor([token for token in range(vocabulary) if not any(token in _as_list(ids) for ids in special)])
     bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
     return MicroBatch(
-        input_ids=usual[torch.randint(len(usual), (tokens,), generator=generator)],
+        input_ids=ordinary_tokens[torch.randint(len(ordinary_tokens), (tokens,), generator=generator)],
         position_ids=torch.cat([torch.arange(length) for length in lengths]),
         cu_seqlens=bounds,
         longest=max(lengths),
-        targets=usual[torch.randint(len(usual), (tokens,), generator=generator)],
+        targets=ordinary_tokens[torch.randint(len(ordinary_tokens), (tokens,), generator=generator)],
         indices=torch.arange(len(lengths)),
     )
 
@@ -181,13 +181,13 @@ def _with_token_types(batch: MicroBatch) -> MicroBatch:
 
 
 def _logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """Return what the objectives get of a batch: (tokens, …) or (sequences, …) logits."""
+    """Return the logits of a batch as objectives read them: (tokens, …) or (sequences, …)."""
     with torch.no_grad():
         return output_of(model)(model, batch)
 
 
 def output_of(model: PreTrainedModel) -> Callable[[PreTrainedModel, MicroBatch], Tensor]:
-    """Return the function of forward.py that goes with a model's head."""
+    """Return the function of forward.py for a model's head."""
     head = type(model).__name__
     if "SequenceClassification" in head:
         return forward.sequence_logits
@@ -208,20 +208,20 @@ def _gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
     return gradients
 
 
-def _distance(ours: Tensor, theirs: Tensor) -> float:
-    if ours.shape != theirs.shape or not bool(ours.isfinite().all()):
+def _distance(actual: Tensor, expected: Tensor) -> float:
+    if actual.shape != expected.shape or not bool(actual.isfinite().all()):
         return math.inf
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
-def _gradient_distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """Return the largest difference, of the largest gradient of the same weight; small gradients count as a hundredth of the largest."""
-    if ours.keys() != theirs.keys():
+def _gradient_distance(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Return the largest difference, as a share of the weight's largest gradient; small gradients count as a hundredth of the largest."""
+    if actual.keys() != expected.keys():
         return math.inf
-    largest = max(float(gradient.abs().max()) for gradient in theirs.values())
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
     return max(
-        float((ours[name] - gradient).abs().max() / max(float(gradient.abs().max()), 0.01 * largest))
-        for name, gradient in theirs.items()
+        float((actual[name] - gradient).abs().max() / max(float(gradient.abs().max()), 0.01 * largest))
+        for name, gradient in expected.items()
     )
 
 
@@ -235,7 +235,7 @@ def _is_plain_head(flat: PreTrainedModel, reference: PreTrainedModel, form: Batc
     expected = F.cross_entropy(forward.token_logits(reference, batch).float(), batch.targets, reduction="sum")
     try:
         loss = forward.token_loss(flat, batch)
-    except Exception:  # what follows the head cannot work on a loss
+    except Exception:  # the code behind the head cannot take a loss for logits
         return False
     if loss.dim() or abs(float(loss) - float(expected)) > TOLERANCE * abs(float(expected)):
         return False

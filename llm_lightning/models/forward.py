@@ -1,8 +1,8 @@
-"""From a flat batch to the logits of its targets, through a Hugging Face model as it is.
+"""Compute the logits of a flat batch's targets by an unmodified Hugging Face model.
 
-The transformer is given the batch without padding where `flat_check.py` finds that it can be, else padded to its longest sequence. Its
-head is given only the hidden states that have a target: it works as if the batch held nothing else, whatever it is made of. So does what is
-behind the last layer's attention (`last_layer.py`).
+The transformer gets the batch without padding if `flat_check.py` allows it, else padded to the longest sequence. The head, whatever its
+modules, gets only the hidden states with a target, as if the batch held nothing else. The same holds for the modules behind the last
+layer's attention (`last_layer.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llm_lightning.models.loss import cross_entropy, linear_cross_entropy
 
 
 def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """(targets, vocabulary): what the head predicts at each target."""
+    """Return (targets, vocabulary) logits of the head at each target."""
     places = batch.target_places
     if not is_unpadded(model):
         logits = model(**padded(model, batch)).logits[sequence_of(batch), batch.position_ids]
@@ -36,8 +36,8 @@ def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 def token_loss(model: PreTrainedModel, batch: MicroBatch, chunked: bool = True) -> Tensor:
     """Return Σ -log p of the targets, a scalar.
 
-    Most decoders' head is one matrix, unless an adapter adds to it: so its loss can come from the hidden states, with a part of the
-    logits in memory at once. `chunked=False` has all of them there.
+    The head of most decoders is one matrix, unless an adapter adds to it. Then the loss is computed from the hidden states, with a part of
+    the logits in memory at a time. `chunked=False` computes all logits at once.
     """
     head = model.get_output_embeddings()
     if chunked and type(head) is nn.Linear and is_unpadded(model) and batch_form(model).plain_head:
@@ -47,17 +47,17 @@ def token_loss(model: PreTrainedModel, batch: MicroBatch, chunked: bool = True) 
 
 
 def log_likelihoods(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """(sequences,): Σ log p of the targets of each sequence."""
+    """Return (sequences,) Σ log p of the targets of each sequence."""
     losses = F.cross_entropy(token_logits(model, batch).float(), batch.targets, reduction="none")
     sequence = sequence_of(batch)
-    of = sequence if batch.target_places is None else sequence[batch.target_places]
-    return losses.new_zeros(len(batch.indices)).index_add(0, of, -losses)
+    target_sequence = sequence if batch.target_places is None else sequence[batch.target_places]
+    return losses.new_zeros(len(batch.indices)).index_add(0, target_sequence, -losses)
 
 
 def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """Return (sequences, classes): what the head makes of each sequence's first token (encoders), last (decoders) or mean.
+    """Return (sequences, classes) logits of the head from each sequence's first token (encoders), last token (decoders) or mean.
 
-    EuroBERT can also have the mean of what its head makes of each token.
+    EuroBERT can also take the mean of its head's logits of all tokens.
     """
     if not is_unpadded(model):
         return model(**padded(model, batch, in_front=head_reads_last_place(model))).logits
@@ -81,20 +81,20 @@ def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 
 
 def span_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """(tokens, 2): how well each token begins an answer, and how well it ends one."""
+    """Return (tokens, 2) logits of each token as the beginning and as the end of an answer."""
     if not is_unpadded(model):
         place = (sequence_of(batch), batch.position_ids)
-        found = model(**padded(model, batch))
-        return torch.stack([found.start_logits[place], found.end_logits[place]], dim=-1)
+        outputs = model(**padded(model, batch))
+        return torch.stack([outputs.start_logits[place], outputs.end_logits[place]], dim=-1)
     with _splice(model, batch, lambda hidden: hidden[None]):
-        found = model(input_ids=batch.input_ids[None])
-        return torch.stack([found.start_logits[0], found.end_logits[0]], dim=-1)
+        outputs = model(input_ids=batch.input_ids[None])
+        return torch.stack([outputs.start_logits[0], outputs.end_logits[0]], dim=-1)
 
 
 def written_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """(targets, vocabulary): what an encoder-decoder predicts at each target, given the targets before it.
+    """Return (targets, vocabulary) logits of an encoder-decoder at each target, given the targets before it.
 
-    Both texts are padded to their longest; the head sees the real targets alone.
+    Both texts are padded to their longest; the head sees only the real targets.
     """
     assert batch.cu_targets is not None
     counts = batch.cu_targets.diff()
@@ -114,11 +114,11 @@ def written_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 
 @contextlib.contextmanager
 def _loss_for_logits(head: nn.Linear, targets: Tensor) -> Iterator[None]:
-    """Have the head answer hidden states (1, targets, width) with their summed loss.
+    """Replace the head's forward: it returns the summed loss of hidden states (1, targets, width) in place of logits.
 
-    It does so inside of the model's own forward pass, where FSDP2 has gathered its weight, tied or not.
+    It runs inside the model's own forward pass, where FSDP2 has gathered the head's weight, tied or not.
     """
-    head.__dict__["forward"] = lambda hidden: linear_cross_entropy(hidden[0], head.weight, targets)  # found before the class's
+    head.__dict__["forward"] = lambda hidden: linear_cross_entropy(hidden[0], head.weight, targets)  # hides the class's
     try:
         yield
     finally:
@@ -129,11 +129,11 @@ def _loss_for_logits(head: nn.Linear, targets: Tensor) -> Iterator[None]:
 def _splice(
     model: PreTrainedModel, batch: MicroBatch, shaped: Callable[[Tensor], Tensor], places: Tensor | None = None
 ) -> Iterator[None]:
-    """Whatever the model is called with, its transformer is given the batch, and its head the hidden states at these places, shaped."""
-    transformer, given = transformer_of(model), _flat(model, batch)
+    """Replace the transformer's input by the batch, and the head's input by the hidden states at `places`, through `shaped`."""
+    transformer, arguments = transformer_of(model), _flat(model, batch)
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return (), given
+        return (), arguments
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         output.last_hidden_state = shaped(chosen(output.last_hidden_state))
@@ -144,7 +144,7 @@ def _splice(
     hooks = transformer.register_forward_pre_hook(before, with_kwargs=True), transformer.register_forward_hook(after)
     at_hand: Any = contextlib.nullcontext()
     if batch_form(model).lengths_at_hand:
-        at_hand = attention.lengths_at_hand(given.pop("cu_seq_lens_q"), given.pop("max_length_q"))
+        at_hand = attention.lengths_at_hand(arguments.pop("cu_seq_lens_q"), arguments.pop("max_length_q"))
     try:
         with at_hand, last_layer.only(model, places, len(batch.input_ids)) as chosen:
             yield
@@ -154,44 +154,44 @@ def _splice(
 
 
 def _pool(transformer: Any, hidden: Tensor) -> Tensor:
-    """Return (rows, width): what a pooler makes of the first token of (rows, tokens, width). ALBERT's is two modules."""
+    """Return (rows, width) the pooler's output for the first token of (rows, tokens, width). ALBERT's pooler is two modules."""
     if hasattr(transformer, "pooler_activation"):
         return transformer.pooler_activation(transformer.pooler(hidden[:, 0]))
     return transformer.pooler(hidden)
 
 
 def _flat(model: PreTrainedModel, batch: MicroBatch) -> dict[str, Any]:
-    """The transformer's keyword arguments for one row of whole sequences; one of padding fills it up to a round number of tokens."""
+    """Return the transformer's keyword arguments for one row of whole sequences; padding at its end makes the number of tokens round."""
     tokens = len(batch.input_ids)
     extra = rounded(tokens) - tokens
     form = batch_form(model)
     offset = model.config.pad_token_id + 1 if form.behind_padding else 0
 
-    def filled(values: Tensor) -> Tensor:
+    def fill(values: Tensor) -> Tensor:
         return F.pad(values, (0, extra))[None]
 
-    given = {
-        "input_ids": filled(batch.input_ids),
-        "position_ids": filled(batch.position_ids) + offset,
+    arguments = {
+        "input_ids": fill(batch.input_ids),
+        "position_ids": fill(batch.position_ids) + offset,
         "cu_seq_lens_q": F.pad(batch.cu_seqlens, (0, 1), value=tokens + extra) if extra else batch.cu_seqlens,
         "max_length_q": max(batch.longest, extra),
     }
     if batch.token_type_ids is not None:
-        given["token_type_ids"] = filled(batch.token_type_ids)
+        arguments["token_type_ids"] = fill(batch.token_type_ids)
     if form.has_cache:
-        given["use_cache"] = False
-    return given
+        arguments["use_cache"] = False
+    return arguments
 
 
 def head_reads_last_place(model: PreTrainedModel) -> bool:
-    """Return whether the head for sequences reads the last place of a row, padding or not: XLNet's does, so that padding goes in front."""
+    """Return whether the head for sequences reads the last place of a row, padding or not, as in XLNet: padding then goes in front."""
     return bool(getattr(model.config, "summary_type", None) == "last")
 
 
 def padded(model: PreTrainedModel, batch: MicroBatch, in_front: bool = False) -> dict[str, Any]:
-    """A model's keyword arguments for one row a sequence, padded on the right, or in front of the sequence."""
+    """Return a model's keyword arguments for one row a sequence, padded behind the sequence, or in front of it."""
     sequence, column = sequence_of(batch), batch.position_ids
-    width = max(batch.longest, getattr(model.config, "downsampling_rate", 1))  # CANINE pools so many characters to one
+    width = max(batch.longest, getattr(model.config, "downsampling_rate", 1))  # CANINE pools this many characters to one
     if in_front:
         column = column + width - batch.cu_seqlens.diff()[sequence]
     place = (sequence, column)
@@ -199,21 +199,21 @@ def padded(model: PreTrainedModel, batch: MicroBatch, in_front: bool = False) ->
     def rows(values: Tensor, filler: int) -> Tensor:
         return values.new_full((len(batch.indices), width), filler).index_put(place, values)
 
-    given = {"input_ids": rows(batch.input_ids, model.config.pad_token_id or 0)}
-    given["attention_mask"] = rows(torch.ones_like(batch.input_ids), 0)
+    arguments = {"input_ids": rows(batch.input_ids, model.config.pad_token_id or 0)}
+    arguments["attention_mask"] = rows(torch.ones_like(batch.input_ids), 0)
     if batch.token_type_ids is not None:
-        given["token_type_ids"] = rows(batch.token_type_ids, 0)
-    return given
+        arguments["token_type_ids"] = rows(batch.token_type_ids, 0)
+    return arguments
 
 
 def _last(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """(sequences,) the last token of each that is not padding's id, as the heads of decoders find it."""
+    """Return (sequences,) the place of the last token with another id than padding, as decoders' heads find it."""
     places = torch.where(batch.input_ids == model.config.pad_token_id, 0, batch.position_ids)
     first = batch.cu_seqlens[:-1].long()
     return first + torch.zeros_like(first).scatter_reduce(0, sequence_of(batch), places, "amax")
 
 
 def sequence_of(batch: MicroBatch) -> Tensor:
-    """(tokens,) which of the batch's sequences a token belongs to."""
+    """Return (tokens,) the number of the sequence that each token belongs to."""
     numbers = torch.arange(batch.segments, device=batch.input_ids.device)
     return torch.repeat_interleave(numbers, batch.cu_seqlens.diff(), output_size=len(batch.input_ids))

@@ -1,6 +1,6 @@
-"""Text that a model writes: what an encoder-decoder makes of a source, and how a decoder goes on with a prompt.
+"""Generate text: from a source by an encoder-decoder, or from a prompt by a decoder.
 
-Hugging Face's own `generate` does it, which wants padded rows: sources are padded behind, prompts before.
+It calls Hugging Face's `generate`, which takes padded rows: sources are padded behind, prompts in front.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from llm_lightning.models.batch_form import is_unpadded, published_attention
 from llm_lightning.models.forward import padded
 from llm_lightning.models.positions import positions_of
 
-AT_ONCE = 16  # prompts that are gone on with together
+AT_ONCE = 16  # prompts that are continued together
 
 
 def write_targets(model: PreTrainedModel, batch: MicroBatch, **settings: Any) -> list[list[int]]:
-    """The tokens that an encoder-decoder writes for each source of a batch; `settings` are those of generate.
+    """Return the tokens that an encoder-decoder writes for each source of a batch; `settings` are those of generate.
 
-    A model that is sharded over ranks is called by all of them as often, each with a batch of its own.
+    All ranks of a sharded model call it equally often, each with its own batch.
     """
-    found = model.generate(**padded(model, batch), **_together(model), **settings)  # type: ignore[operator]
-    return [row[1:] for row in found.tolist()]  # the first begins the text, and is none of it
+    written = model.generate(**padded(model, batch), **_together(model), **settings)  # type: ignore[operator]
+    return [row[1:] for row in written.tolist()]  # the first is the start token, not text
 
 
 def continue_prompts(
     model: PreTrainedModel, prompts: list[list[int]], pad: int, shared: bool = False, **settings: Any
 ) -> dict[int, list[int]]:
-    """The tokens that a decoder writes behind each prompt, of any number and lengths, by the prompt's place.
+    """Return the tokens that a decoder writes behind each prompt, by the prompt's place; prompts may have any number and lengths.
 
-    `settings` are those of generate. Prompts of like lengths are gone on with together. `shared`: every rank is called with the same
-    prompts, and goes on with its share of them, in the same groups as one process, so that the texts are the same. Where the model has a
-    limit of positions, a group writes at the most as many tokens as are left behind its longest prompt, which has to leave one.
+    `settings` are those of generate. Prompts of similar lengths are continued together. `shared`: every rank passes the same prompts and
+    continues its share of them, in the same groups as one process, so that the texts are the same. If the model has a limit of positions,
+    a group writes at most as many tokens as fit behind its longest prompt, which must leave room for one.
     """
     limit = positions_of(model.config)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     groups = [order[start : start + AT_ONCE] for start in range(0, len(order), AT_ONCE)]
     rank, world = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
-    found: dict[int, list[int]] = {}
+    continuations: dict[int, list[int]] = {}
     for first in range(0, len(groups), world):
         is_blank = first + rank >= len(groups)
         if is_blank and not isinstance(model, FSDPModule):
@@ -59,10 +59,10 @@ def continue_prompts(
             arguments = {"input_ids": ids, "attention_mask": mask, "pad_token_id": pad, **_together(model), **settings}
             if limit is not None and arguments.get("max_new_tokens") is not None:
                 arguments["max_new_tokens"] = min(arguments["max_new_tokens"], limit - longest)
-            whole = model.generate(**arguments)  # type: ignore[operator]
+            sequences = model.generate(**arguments)  # type: ignore[operator]
         if not is_blank:
-            found |= zip(part, whole[:, longest:].tolist(), strict=True)
-    return {i: found[i] for i in sorted(found)}
+            continuations |= zip(part, sequences[:, longest:].tolist(), strict=True)
+    return {i: continuations[i] for i in sorted(continuations)}
 
 
 def end_tokens(generation: GenerationConfig) -> set[int]:
@@ -77,12 +77,12 @@ class Fitted:
 
     prompts: list[list[int]]
     cut: int
-    """Prompts of which only the last tokens are left."""
+    """The number of prompts cut to their last tokens."""
     short: int
-    """Prompts behind which there is room for fewer tokens than were asked for."""
+    """The number of prompts with room for fewer tokens behind them than requested."""
 
     def describe(self, model_config: Any, new_tokens: int) -> str:
-        """Return what was cut, as a sentence; an empty text where nothing was."""
+        """Return a sentence about the cuts; an empty text without cuts."""
         parts = []
         if self.cut:
             parts.append(
@@ -97,7 +97,7 @@ class Fitted:
 
 
 def fit(model_config: Any, prompts: list[list[int]], new_tokens: int, longest: int | None = None) -> Fitted:
-    """Cut prompts at their beginning, to `longest` tokens and so that an eighth of the positions, or `new_tokens`, are left behind them."""
+    """Cut prompts at their beginning, to `longest` tokens and so that `new_tokens`, or an eighth of the positions, fit behind them."""
     limit = positions_of(model_config)
     bounds = [longest] if longest is not None else []
     bounds += [limit - max(1, min(new_tokens, limit // 8))] if limit is not None else []
@@ -109,10 +109,10 @@ def fit(model_config: Any, prompts: list[list[int]], new_tokens: int, longest: i
 
 
 def _together(model: PreTrainedModel) -> dict[str, Any]:
-    """Return what generate needs to know of a model that is sharded: every rank runs it until the longest text of all is done.
+    """Return generate's argument for a sharded model: every rank runs it until the longest text of all ranks is complete.
 
-    transformers 5.23 finds this out by itself for FSDP1 alone. Its generate calls encoders on their own, not through the whole model,
-    whose remaining parameters (embeddings, head) are therefore gathered here.
+    transformers 5.23 sets it only for FSDP1. Its generate calls encoders directly, not through the whole model, whose remaining
+    parameters (embeddings, head) are therefore gathered here.
     """
     if not isinstance(model, FSDPModule):
         return {}
@@ -121,13 +121,13 @@ def _together(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def until(tokens: list[int], ends: set[int]) -> list[int]:
-    """The tokens before the first that ends a text."""
+    """Return the tokens before the first one that ends a text."""
     return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 @contextlib.contextmanager
 def as_published(model: PreTrainedModel) -> Iterator[None]:
-    """While it lasts, the model takes padded rows and keeps keys and values, as transformers has it."""
+    """Let the model take padded rows and store keys and values within, as in transformers."""
     if not is_unpadded(model):
         yield
         return

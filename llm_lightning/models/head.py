@@ -1,7 +1,7 @@
-"""The output layer of a classification checkpoint: a row of it belongs to a class by name, not by place.
+"""Match the output layer of a classification checkpoint to the data: its rows belong to classes by name, not by place.
 
-The rows are reused where the checkpoint tells apart the very classes of the data; else the layer is initialised anew, as its rows
-would say one class and mean another.
+The rows are reused if the checkpoint has the same classes as the data; else the layer is initialised, as its rows would predict one
+class and mean another.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ log = logging.getLogger(__name__)
 def fit_rows(model: PreTrainedModel, before: dict[int, str] | None, names: Sequence[str], new: Collection[str]) -> list[str]:
     """Give each class its row of the checkpoint's output layer, or initialise the layer; log which.
 
-    `before` are the checkpoint's names of classes, `new` the weights that it does not have. Returns the parameters that were initialised
-    here.
+    `before` are the checkpoint's names of classes, `new` the weights that it lacks. Returns the parameters initialised here.
     """
     output_layer = find_output_layer(model, len(names))
     if output_layer is None or not before:
@@ -60,9 +59,9 @@ def fit_rows(model: PreTrainedModel, before: dict[int, str] | None, names: Seque
 
 
 def match_rows(trained: Sequence[str], names: Sequence[str]) -> list[int] | None:
-    """Return the row of the checkpoint for each class; None where the names are not the same set.
+    """Return the row of the checkpoint for each class; None if the two sets of names differ.
 
-    Case and blanks do not count. LABEL_0, LABEL_1, …, which checkpoints have whose classes were never named, are the numbers 0, 1, ….
+    Case and blanks do not count. LABEL_0, LABEL_1, …, the names in checkpoints without names, match the numbers 0, 1, ….
     """
     if not is_named(trained) and list(names) == [str(i) for i in range(len(trained))]:
         return list(range(len(names)))
@@ -74,12 +73,12 @@ def match_rows(trained: Sequence[str], names: Sequence[str]) -> list[int] | None
 
 
 def is_named(names: Sequence[str]) -> bool:
-    """Return whether names of classes are more than the library's default."""
+    """Return whether names of classes differ from the library's defaults."""
     return list(names) != [f"LABEL_{i}" for i in range(len(names))]
 
 
 def find_output_layer(model: PreTrainedModel, classes: int) -> tuple[str, nn.Linear] | None:
-    """Return the name and the module of the last linear layer with an output for each class that is not the transformer's."""
+    """Return the name and the module of the last linear layer outside the transformer with an output for each class."""
     body = set() if model.base_model is model else {id(module) for module in model.base_model.modules()}
     linear = [
         (name, module)
@@ -90,11 +89,11 @@ def find_output_layer(model: PreTrainedModel, classes: int) -> tuple[str, nn.Lin
 
 
 def _initialize(model: PreTrainedModel, layer: nn.Linear) -> None:
-    """Initialise a layer as the architecture does."""
+    """Initialise a layer by the architecture's own rule."""
     before = layer.weight.detach().clone()
     loaded: list[Any] = [layer, *layer.parameters()]
     for item in loaded:
-        item._is_hf_initialized = False  # or transformers leaves what it has loaded as it is
+        item._is_hf_initialized = False  # else transformers leaves loaded weights unchanged
     with torch.no_grad():
         initialize: Any = model._init_weights
         initialize(layer)

@@ -1,7 +1,7 @@
-"""The last layer behind its attention, at the places that the head reads and at no others: nothing else depends on the rest of it.
+"""Compute the last layer behind its attention only at the positions that the head reads: the others do not influence the loss.
 
-Each token looks at the whole text through the keys and values of the layer's attention, which therefore is computed in full. The output
-projection's sum, the feed-forward and the norms work on each token alone. Numbers and gradients are the same.
+Each token sees the whole text through the keys and values of the layer's attention, which is therefore computed in full. The residual
+sum of the output projection, the feed-forward and the norms work on each token alone. Results and gradients are the same.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ PARTS = {
     "distilbert": ("attention", "attention"),
     "modernbert": ("attn_norm", "attn"),
 }
-"""Of a layer of each model type: the first part that needs every token, and the attention that it ends with."""
+"""Model type -> names in a layer: the first module that needs every token, and the attention that ends this part."""
 
 
 @contextlib.contextmanager
 def only(model: PreTrainedModel, places: Tensor | None, tokens: int) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Have the last layer work at these places (n,) of a flat batch of so many tokens; None: everywhere.
+    """Restrict the last layer to `places` (n,) of a flat batch of `tokens` tokens; None: no restriction.
 
-    Gives what takes the transformer's last hidden states (1, rows, hidden) to those of the places (n, hidden).
+    Yields a function from the transformer's last hidden states (1, rows, hidden) to those of the places (n, hidden).
     """
     layer = layers(model.base_model)[-1]
     names = PARTS.get(model.config.model_type)
-    compiled = layer._compiled_call_impl is not None  # hooks that change would have it compiled anew at each step
-    again = recomputes(model) and model.training  # when the hooks are gone
+    compiled = layer._compiled_call_impl is not None  # new hooks would recompile it at each step
+    again = recomputes(model) and model.training  # the recomputation comes after the hooks are removed
     if places is None or names is None or compiled or again or 2 * len(places) > tokens:
         yield lambda hidden: hidden[0, :tokens] if places is None else hidden[0, places]
         return

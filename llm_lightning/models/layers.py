@@ -1,4 +1,4 @@
-"""Where a transformer's layers are."""
+"""Find a transformer's layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """The transformer's layers: the items of its lists of modules, of an encoder and a decoder both; not of lists inside of layers."""
+    """Return the transformer's layers, of an encoder and a decoder both: the items of its module lists, except of lists inside layers."""
     if isinstance(model, nn.ModuleList):
         return list(model)
     return [layer for child in model.children() for layer in layers(child)]

@@ -13,18 +13,18 @@ from torch import Tensor
 from llm_lightning.data.masking import IGNORED
 
 LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
-"""Logits that are held at once: as few as keep the matrix products efficient."""
+"""Logits in memory at a time: as few as keep the matrix products efficient."""
 ALIGNED = 64
-"""A GPU multiplies matrices whose rows begin at a multiple of 16 bytes faster: a vocabulary is padded to a multiple of so many tokens."""
+"""A GPU multiplies matrices whose rows begin at a multiple of 16 bytes faster: a vocabulary is padded to a multiple of this size."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Σ -log softmax(h Wᵀ)[target], a scalar, of hidden states (targets, width), weights (vocabulary, width) and targets (targets,).
+    """Return Σ -log softmax(h Wᵀ)[target], a scalar, of hidden states (targets, width), weights (vocabulary, width) and targets (targets,).
 
     Logits come from products in the type of the hidden states; softmax, loss and sums over chunks are in fp32, or fp64 for fp64.
     """
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):  # which would cast some of the products, and not those that are written in place
+    if torch.is_autocast_enabled(device):  # it would cast some of the products, but not those written in place
         kind = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             return linear_cross_entropy(hidden.to(kind), weight.to(kind), targets)
@@ -42,7 +42,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The gradient is computed in the forward pass, in the type of the logits: there are no logits in fp32."""
+    """Cross-entropy whose gradient is computed in the forward pass, in the type of the logits: no logits exist in fp32."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are computed in the forward pass, while a chunk's logits are there: ∂loss/∂logits = softmax - one-hot."""
+    """Linear layer and cross-entropy. Gradients are computed in the forward pass, chunk by chunk: ∂loss/∂logits = softmax - one-hot."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             real = target != IGNORED
             logits = h @ weight.T
             if on_gpu and exact == torch.float32:
-                losses, slope = _compile_fused(whole=len(h) == rows)(logits, target.clamp(min=0), vocabulary)
+                losses, slope = _compile_fused(fixed_size=len(h) == rows)(logits, target.clamp(min=0), vocabulary)
             else:
                 losses, slope = losses_and_slope(logits, target.clamp(min=0))
             loss += (losses * real).sum()
@@ -107,9 +107,9 @@ def losses_and_slope(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fused_losses_and_slope(logits: Tensor, targets: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Return what `losses_and_slope` does, of logits whose columns behind the vocabulary are padding.
+    """Return the same as `losses_and_slope`, for logits whose columns behind the vocabulary are padding.
 
-    Written to be compiled: logits are then read twice and the gradient is written once, without a tensor in fp32.
+    It is meant to be compiled: logits are then read twice and the gradient is written once, without a tensor in fp32.
     """
     column = torch.arange(logits.shape[1], device=logits.device)
     exact = torch.where(column < vocabulary, logits.float(), -torch.inf)
@@ -120,15 +120,15 @@ def fused_losses_and_slope(logits: Tensor, targets: Tensor, vocabulary: int) -> 
 
 
 @functools.cache
-def _compile_fused(whole: bool = False) -> Any:
-    """Return `fused_losses_and_slope` compiled, or as it is where there is no compiler.
+def _compile_fused(fixed_size: bool = False) -> Any:
+    """Return `fused_losses_and_slope`, compiled if a compiler is available.
 
-    `whole` chunks, which all have the same size, have a kernel of their own: it takes two thirds of the time of one for any size (H200).
+    Full chunks, which all have the same size, have their own kernel: it takes two thirds of the time of a kernel for any size (H200).
     """
-    return torch.compile(fused_losses_and_slope, dynamic=not whole) if has_compiler() else fused_losses_and_slope
+    return torch.compile(fused_losses_and_slope, dynamic=not fixed_size) if has_compiler() else fused_losses_and_slope
 
 
 @functools.cache
 def has_compiler() -> bool:
-    """Return whether torch.compile makes kernels for a GPU here: with Triton."""
+    """Return whether torch.compile can make GPU kernels here: it needs Triton."""
     return importlib.util.find_spec("triton") is not None

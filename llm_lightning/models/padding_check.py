@@ -1,9 +1,9 @@
-"""Try whether a kind of model reads padding: whether the logits of a text depend on how far the texts beside it are longer.
+"""Test whether a kind of model reads padding: whether the logits of a text depend on the lengths of the texts beside it.
 
-A mask takes padding out of attention, and not out of convolutions over neighbours (ConvBERT, MobileBERT, Nyströmformer), pooling of
-tokens (Funnel) or Fourier transforms (FNet). A small copy (`small_copy.py`) is given documents of different lengths as one padded batch,
-and each alone: no list of architectures says so. It takes a few tenths of a second, once for each kind and settings in a process.
-Models that take flat batches pad nothing.
+A mask removes padding from attention, but not from convolutions over neighbours (ConvBERT, MobileBERT, Nyströmformer), pooling of
+tokens (Funnel) or Fourier transforms (FNet). A small copy (`small_copy.py`) gets documents of different lengths as one padded batch,
+and each alone, as no list of architectures is reliable. The test takes a few tenths of a second, once for each kind and settings in a
+process. Models that take flat batches need no padding.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from llm_lightning.models.batch_form import batch_form, is_unpadded, set_batch_f
 from llm_lightning.models.small_copy import build_small_copies, quiet
 
 LENGTHS = (29, 17, 8, 5)
-"""Tokens of the documents."""
+"""Tokens of the documents in the test."""
 
 log = logging.getLogger(__name__)
 _errors: dict[str, float | None] = {}
-"""What `measure_padding_error` has found of each kind and settings of models in this process."""
+"""The result of `measure_padding_error` for each kind and settings of models in this process."""
 
 
 def warn_of_padding(model: PreTrainedModel) -> None:
-    """Log a warning if the model reads padding, with what to do about it."""
+    """Log a warning, with advice, if the model reads padding."""
     error = measure_padding_error(model)
     if error is not None and error > flat_check.TOLERANCE:
         log.warning(
@@ -45,8 +45,8 @@ def warn_of_padding(model: PreTrainedModel) -> None:
 
 
 def measure_padding_error(model: PreTrainedModel) -> float | None:
-    """Return how far logits from a padded batch are from those of each document alone, of the largest of them; 0 for a model that pads
-    nothing, None where no small copy can be run."""
+    """Return the largest difference of logits between a padded batch and each document alone, as a share of the largest logit; 0 for a
+    model that needs no padding, None if no small copy can be run."""
     if is_unpadded(model):
         return 0.0
     key = flat_check.kind_of(model)
@@ -58,7 +58,7 @@ def measure_padding_error(model: PreTrainedModel) -> float | None:
 
 def _try_copies(model: PreTrainedModel) -> float | None:
     """Return the error of the first small copy that can be run."""
-    with contextlib.suppress(Exception):  # whatever a model's code raises
+    with contextlib.suppress(Exception):  # any error of a model's code
         for small in build_small_copies(model):
             set_batch_form(small, batch_form(model))
             with contextlib.suppress(Exception):
@@ -70,7 +70,7 @@ def _try_copies(model: PreTrainedModel) -> float | None:
 
 
 def _split(batch: MicroBatch) -> Iterator[MicroBatch]:
-    """Yield each document of a batch as a batch of its own."""
+    """Yield each document of a batch as a separate batch."""
     for start, end in pairwise(batch.cu_seqlens.tolist()):
         yield replace(
             batch,
@@ -85,7 +85,7 @@ def _split(batch: MicroBatch) -> Iterator[MicroBatch]:
 
 @torch.no_grad()
 def _logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """Return what the objectives get of a batch: (tokens, …) or (sequences, …) logits."""
+    """Return the logits of a batch as objectives read them: (tokens, …) or (sequences, …)."""
     if model.config.is_encoder_decoder and model.can_generate():
         return forward.written_logits(model, replace(batch, cu_targets=batch.cu_seqlens, longest_target=batch.longest)).float()
     return flat_check.output_of(model)(model, batch).float()

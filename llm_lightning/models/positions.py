@@ -1,4 +1,4 @@
-"""How many positions a model has: the rows of its table of positions that a text can reach, found by looking what it looks up."""
+"""Count the positions of a model: the rows of its position table that a text can reach, observed in a trial run."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from transformers import PreTrainedModel
 
 from llm_lightning.models.layers import layers
 
-TOKENS = 4  # of the text that is looked up
+TOKENS = 4  # of the text in the trial run
 
 
 class _Reached(Exception):
-    """Embeddings are done: the trial ends before the first layer."""
+    """Ends the trial run before the first layer, when embeddings are complete."""
 
 
 class _Lookups(TorchFunctionMode):
-    """Record the tables in which consecutive rows are looked up for one repeated token: those of positions."""
+    """Record the tables with lookups of consecutive rows for one repeated token: these are position tables."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,35 +37,34 @@ class _Lookups(TorchFunctionMode):
 
 
 def count_positions(model: PreTrainedModel) -> int | None:
-    """Return how many tokens a text may have; None where the architecture sets no limit.
+    """Return how many tokens a text may have; None if the architecture sets no limit.
 
-    A table may have rows that no text reaches (two in OPT and BART, those up to the padding's in RoBERTa), which the config does not say.
-    Models without a table (rotary or relative positions) have the limit that their config names. Of an encoder-decoder it is the encoder's.
+    A table may have rows that no text reaches (two in OPT and BART, the rows up to the padding's in RoBERTa), which the config does not
+    tell. Models without a table (rotary or relative positions) have the limit in their config. Of an encoder-decoder it is the encoder's.
     """
-    named = positions_of(model.config)
+    config_limit = positions_of(model.config)
     if hasattr(model, "hf_device_map") or model.device.type == "meta":
-        return named
+        return config_limit
     special = [getattr(model.config, f"{name}_token_id", None) for name in ("pad", "eos")]
-    token = next(i for i in range(10, 20) if i not in special)  # an ordinary one: padding has no position of its own in RoBERTa
+    token = next(i for i in range(10, 20) if i not in special)  # not a special one: padding has no position in RoBERTa
     ids = torch.full((1, TOKENS), min(token, (getattr(model.config, "vocab_size", None) or 20) - 1), device=model.device)
     transformer: Any = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
     lookups = _Lookups()
     hooks = [layer.register_forward_pre_hook(_stop) for layer in layers(model)]
     try:
-        with contextlib.suppress(Exception), torch.no_grad(), lookups:  # what cannot be tried has the limit of its config
+        with contextlib.suppress(Exception), torch.no_grad(), lookups:  # if the trial fails, the limit of the config holds
             transformer(input_ids=ids)
     finally:
         for hook in hooks:
             hook.remove()
-    limits = [*lookups.limits, *([] if named is None else [named])]
+    limits = [*lookups.limits, *([] if config_limit is None else [config_limit])]
     return min(limits, default=None)
 
 
 def positions_of(config: Any) -> int | None:
-    """Return the number of positions that a config names; None where it names none, and for positions that are only relative."""
-    limit = getattr(
-        config, "max_position_embeddings", getattr(config, "max_seq_len", None)
-    )  # GPT-2 maps its name; XLNet answers -1
+    """Return the number of positions in a config; None if it names none, or if positions are only relative."""
+    # GPT-2 maps its name; XLNet answers -1
+    limit = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
     if getattr(config, "relative_attention", False) and not getattr(config, "position_biased_input", True):  # DeBERTa
         return None
     if not isinstance(limit, int) or limit <= 0:

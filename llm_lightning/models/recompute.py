@@ -1,6 +1,7 @@
-"""Recomputation: a layer keeps its input alone, and its forward pass is run again when its gradient is wanted (Chen et al. 2016).
+"""Recomputation: a layer stores only its input, and runs its forward pass again for its gradient (Chen et al. 2016).
 
-By transformers' own checkpointing of layers, whose passes give the same numbers, dropout included: gradients are the same to the last bit.
+It uses transformers' own checkpointing of layers. Both passes give the same numbers, dropout included: gradients are identical to the
+last bit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from llm_lightning.models.dropout import drops
 
 
 def can_recompute(model: PreTrainedModel) -> bool:
-    """Return whether transformers can run the layers of such a model again."""
+    """Return whether transformers can run the layers of this model again."""
     return bool(model.supports_gradient_checkpointing)
 
 
@@ -27,15 +28,14 @@ def recomputes(model: nn.Module) -> bool:
 
 
 def recompute_layers(model: PreTrainedModel) -> None:
-    """Have the model's layers keep their inputs alone in training from now on. Raises UserError where transformers cannot do it."""
+    """Make the model's layers store only their inputs in training. Raises UserError if transformers does not support it."""
     if not can_recompute(model):
         raise UserError(f"trainer.recompute=layers: transformers cannot run layers of {model.config.model_type} again; use none.")
     settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": drops(model)}  # which a CUDA graph cannot read
     if batch_form(model).lengths_at_hand:
         settings["context_fn"] = attention.contexts_of_lengths
-    enable = (
-        getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    )  # before transformers 5.23
+    # the second name is that before transformers 5.23
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(settings)
     model.disable_input_require_grads()  # which only the other kind of checkpoints needs: embeddings may be frozen
     model.__dict__["recomputes"] = True

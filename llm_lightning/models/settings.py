@@ -1,4 +1,4 @@
-"""Names of `model.config`: those that a config class lists, and those that the model's code reads beside them."""
+"""Check the names in `model.config` against the config class and against the names that the model's code reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ READS = re.compile(r"""\bconfig\.([a-z_]\w*)|\b(?:getattr|hasattr)\(\s*(?:self\.
 def check_settings(model_config: Any, settings: dict[str, Any]) -> None:
     """Raise UserError for a setting that the architecture of `model_config` does not have, or that is given under two names.
 
-    Architectures that read images too keep those of their text model one level below, and would ignore what is given above it.
+    Architectures that also read images keep the settings of their text model one level below, and would ignore settings above it.
     """
     if not model_config.is_encoder_decoder and "text_config" in model_config.sub_configs:
         text_type = model_config.get_text_config().model_type
@@ -38,7 +38,7 @@ def check_settings(model_config: Any, settings: dict[str, Any]) -> None:
 
 
 def _read_names(config_class: Any) -> set[str]:
-    """Return the settings that the sources of an architecture read: `position_buckets` of DeBERTa-v2 has no place in its config class."""
+    """Return the settings that the sources of an architecture read: DeBERTa-v2's `position_buckets` is not in its config class."""
     file = Path(inspect.getfile(config_class))
     sources = [file, *file.parent.glob("modeling_*.py")]
     texts = (source.read_text(encoding="utf-8") for source in sources if not source.name.endswith(("_tf.py", "_flax.py")))

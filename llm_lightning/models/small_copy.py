@@ -1,8 +1,8 @@
-"""A small model of the same kind as a given one, to try how the kind behaves at a cost that does not grow with the model.
+"""Build a small model of the same kind as a large one, to test the kind at a cost that does not grow with the model.
 
-It has the class and the settings of the model, fewer layers and narrower ones, and random weights. What decides how a token sees
-others stays: kinds of layers and their order, head size, rotary share, groups of heads, biases. Sliding windows, chunks and caps of
-logits are made so small that the short sequences of a check feel them.
+The copy has the class and the settings of the model, fewer and narrower layers, and random weights. Settings that decide how tokens see
+each other stay: kinds of layers and their order, head size, rotary share, groups of heads, biases. Sliding windows, chunks and caps of
+logits become so small that they affect the short sequences of a check.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ WINDOW = 6
 """Tokens of a sliding window or a chunk. Even, as some models halve it."""
 HEAD_SIZE = 32
 POSITIONS = 64
-"""Positions of models that have a table of them."""
+"""Positions of models with a position table."""
 CAP = 2.0
-"""Largest logit where a model caps them: the products of a small model's random weights are of this size."""
+"""Largest logit of models that cap logits: products of a small model's random weights have this size."""
 EXPERTS = 4
 WHOLE = 30_000_000
-"""Parameters up to which a copy of the model itself is tried where its kind cannot be made smaller."""
+"""Parameters up to which a copy of the full model is tried if its kind cannot be made smaller."""
 
 _LAYERS = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers")
 _HEADS = ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads")
@@ -42,9 +42,9 @@ _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk"
 def build_small_copies(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Yield small models of the same class in fp32 on the CPU, in evaluation mode, with the attention that transformers gives them.
 
-    The first is the smallest; the next ones keep more of the model, for classes whose sizes go together in ways that `shrink` does not
-    know. Their weights are the same at each call, and torch's generators are left as they are. Raises the first error of the model's own
-    class where no copy can be built, or ValueError where it would be large.
+    The first is the smallest; the next ones keep more of the model, for classes whose sizes depend on each other in ways that `shrink`
+    does not know. Their weights are the same at each call, and torch's generators do not change. Raises the first error of the model's
+    own class if no copy can be built, or ValueError if the copy would be large.
     """
     first: Exception | None = None
     built = False
@@ -57,7 +57,7 @@ def build_small_copies(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.manual_seed(0)
                 small = _build(type(model), config)
-        except Exception as error:  # whatever a model's code raises
+        except Exception as error:  # any error of a model's code
             first = first or error
             continue
         randomize(small)
@@ -70,7 +70,7 @@ def build_small_copies(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 def _smaller_configs(model: PreTrainedModel) -> Iterator[Any]:
     """Yield configs of copies, the smallest first, up to the model's own if it is small."""
     for head_size in (HEAD_SIZE, None):
-        with contextlib.suppress(Exception):  # a config may refuse what another takes
+        with contextlib.suppress(Exception):  # a config may refuse sizes that another accepts
             yield shrink(model.config, head_size)
     if model.num_parameters() <= WHOLE:
         yield _copy(model.config)
@@ -78,7 +78,7 @@ def _smaller_configs(model: PreTrainedModel) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what transformers and torch say of a small copy from the user, who knows nothing of it."""
+    """Hide messages of transformers and torch about a small copy, which the user does not know of."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -93,7 +93,7 @@ def quiet() -> Iterator[None]:
 def shrink(config: Any, head_size: int | None = HEAD_SIZE) -> Any:
     """Return a copy of a model's config with few and narrow layers, a small vocabulary, and windows of `WINDOW` tokens.
 
-    Heads have `head_size` elements at the most; None leaves them.
+    Heads have at most `head_size` elements; None leaves their size.
     """
     small = _copy(config)
     _limit(small, ("vocab_size",), VOCABULARY)
@@ -136,13 +136,13 @@ def shrink(config: Any, head_size: int | None = HEAD_SIZE) -> Any:
 
 
 def _is_window(name: str, value: Any) -> bool:
-    """Return whether a setting is a number of tokens that a token sees around it, or sees together."""
+    """Return whether a setting is the size of a window or a chunk of tokens."""
     is_name = name.endswith("window") or name in ("local_attention", "attention_chunk_size", "window_size", "sliding_window_size")
     return is_name and isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _has_sized_rope(config: Any) -> bool:
-    """Return whether settings give a number for each rotary frequency, or a part of each head, and so go with one size of heads."""
+    """Return whether settings list numbers for rotary frequencies or parts of heads, and so fit only one size of heads."""
     if hasattr(config, "qk_rope_head_dim"):
         return True
     text = repr([value for key, value in vars(config).items() if key.startswith("rope")])
@@ -150,7 +150,7 @@ def _has_sized_rope(config: Any) -> bool:
 
 
 def _limit_positions(config: Any) -> None:
-    """Have a check's documents reach behind the positions that a model was first trained for, and all together behind its table."""
+    """Limit positions: a check's document exceeds the original positions of a scaled RoPE, all documents together a position table."""
     ropes = [value for key, value in vars(config).items() if key.startswith("rope") and isinstance(value, dict)]
     ropes += [value for rope in list(ropes) for value in rope.values() if isinstance(value, dict)]
     for rope in ropes:
@@ -162,22 +162,22 @@ def _limit_positions(config: Any) -> None:
 
 
 def _drop_layers(config: Any) -> None:
-    """Keep as many layers as it takes to have one of each kind, and at least four."""
+    """Keep the fewest layers with one of each kind, and at least four."""
     for name in _LAYERS:
         count = getattr(config, name, None)
         if not isinstance(count, int) or count <= 4:
             continue
-        kept = max([4, *_least_layers(config, count)])
-        if kept >= count:
+        layers = max([4, *_least_layers(config, count)])
+        if layers >= count:
             continue
         for key, value in list(vars(config).items()):
             if isinstance(value, list | tuple) and len(value) == count:
-                setattr(config, key, value[:kept])
-        setattr(config, name, kept)
+                setattr(config, key, value[:layers])
+        setattr(config, name, layers)
 
 
 def _least_layers(config: Any, count: int) -> Iterator[int]:
-    """Yield numbers of layers that have to stay, of `count`: up to the first of each kind, and a period of settings that have one."""
+    """Yield numbers of layers that must stay, of `count`: up to the first of each kind, and a period of periodic settings."""
     for key, value in vars(config).items():
         if isinstance(value, list | tuple) and len(value) == count:
             kinds = [repr(kind) for kind in value]
@@ -195,7 +195,7 @@ def _limit(config: Any, names: tuple[str, ...], most: int) -> None:
 
 
 def _copy(config: Any) -> Any:
-    """Return a copy of a config without what belongs to the weights of the model: quantization, and our attention."""
+    """Return a copy of a config without the settings of the model's weights: quantization, and our attention."""
     copied = copy.deepcopy(config)
     copied.__dict__.pop("quantization_config", None)
     copied._attn_implementation_internal = None
@@ -210,11 +210,11 @@ def _build(kind: type[PreTrainedModel], config: Any) -> PreTrainedModel:
 
 @torch.no_grad()
 def randomize(model: nn.Module) -> None:
-    """Draw every parameter anew, so that none is zero, attention is far from uniform, and positions matter."""
+    """Draw new values for every parameter, so that none is zero, attention is far from uniform, and positions matter."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.dim() < 2:
-            parameter.add_(0.2 * noise)  # norms stay near to what they are
+            parameter.add_(0.2 * noise)  # norms stay near their values
         else:
             parameter.copy_(noise / math.sqrt(parameter.shape[-1]))

@@ -1,7 +1,7 @@
-"""What every objective shares: what it trains, its part in an optimizer step (`training/step.py`), and one evaluation pass.
+"""Base class of the objectives: the model that one trains, its part in an optimizer step (`training/step.py`), one evaluation pass.
 
-An objective is a subclass in a file of its own: it says how data is encoded for it, which head the model needs, the loss and the
-scores. Its keyword-only parameters are its configuration. The pass over a split is that of evaluation.py, its states those of metrics/.
+An objective is a subclass in its own file. It defines how data is encoded for it, which head the model needs, the loss and the
+scores. Its keyword-only parameters are its configuration. evaluation.py runs the pass over a split, metrics/ holds its states.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from llm_lightning.training.step import OptimizerStep
 
 Evaluation = dict[str, float]
 
-SAMPLES, SAMPLED = 4, 40  # prompts that a model is asked to go on with after each validation, and tokens that it writes at the most
+SAMPLES, SAMPLED = 4, 40  # prompts that a model continues after each validation, and the most tokens that it writes for each
 
 
 class Objective(lightning.LightningModule):
-    """A model, a loss, and the scores that tell how good it is."""
+    """A model, its loss, and the scores that tell how good the model is."""
 
     encoding: ClassVar[str]
     """How rows become sequences: a module of data/encodings/."""
@@ -44,7 +44,7 @@ class Objective(lightning.LightningModule):
     auto_class: ClassVar[str]
     """The Hugging Face class that gives the model its head."""
     monitor: str
-    """The validation metric that decides which weights are the best; an objective may set it by its data."""
+    """The validation metric that decides which weights are the best; an objective may choose it by its data."""
     maximize: ClassVar[bool]
 
     def __init__(self, text: TokenizedDataset) -> None:
@@ -55,7 +55,7 @@ class Objective(lightning.LightningModule):
         self.clip_norm: float | None = None
         self.seed = 0
         self.split = "validation"
-        """The split that is being evaluated."""
+        """The split under evaluation."""
         self.final = False
         """Whether it is the last evaluation of a run, which may take its time."""
         self.latest: Evaluation = {}
@@ -64,48 +64,48 @@ class Objective(lightning.LightningModule):
         self._factor: Callable[[int], float]
         self.steps = OptimizerStep(self)
         self._pass: EvaluationPass | None = None
-        """The evaluation that is going on."""
+        """The evaluation in progress."""
         self._batches: dict[str, Any] = {}
-        """`batches` of the last evaluation of a run: of each the loss sum and the targets."""
+        """`batches` of the last evaluation of a run: the loss sum and the number of targets of each."""
 
-    # ---- what an objective defines ----
+    # ---- defined by each objective ----
 
     def head(self) -> dict[str, Any]:
-        """What the model's config is to say of its head: the names of the classes, where there are such."""
+        """Return the entries of the model's config for its head: the names of the classes, if the data has classes."""
         names = self.text.label_names
         return {} if names is None else build.classes(names)
 
     def adapt(self, model: PreTrainedModel) -> None:
-        """Set in a model's configs, which are exported, what the objective's data decides beside its head."""
+        """Set entries of a model's configs that depend on the objective's data, except the head's. Configs are exported."""
 
     def predict(self, batch: MicroBatch) -> list[Any]:
-        """What the model says of each sequence of a batch, in their order there; rows need no label for it."""
+        """Return a prediction for each sequence of a batch, in the order of the batch. Rows need no label."""
         raise UserError(f"task=predict: {type(self).__name__} has no predictions of rows; generate text with task=generate.")
 
-    def answer_row(self, example: Example, found: list[Any]) -> dict[str, Any]:
-        """A row's prediction as plain values, from those of the sequences that it became."""
+    def answer_row(self, example: Example, predictions: list[Any]) -> dict[str, Any]:
+        """Return a row's prediction as plain values, from the predictions of the row's sequences."""
         raise NotImplementedError
 
     def masking(self, seed: int) -> Masking | None:
-        """How inputs are corrupted before the model sees them; None leaves them as they are."""
+        """Return how inputs are corrupted before the model sees them; None leaves them unchanged."""
         return None
 
     def loss_sum(self, batch: MicroBatch) -> Tensor:
-        """The sum of the losses of the batch's targets, a scalar that gradients flow through."""
+        """Return the sum of the losses of the batch's targets, a scalar that gradients flow through."""
         return self.score(batch)[0]
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Any]:
-        """Return (sum of the losses, what `update_states` takes) of a batch."""
+        """Return (sum of the losses, outputs for `update_states`) of a batch."""
         raise NotImplementedError
 
     def build_states(self) -> States:
-        """Return fresh states (metrics/) for a pass over `self.split`; `self.final` tells whether its tables are wanted too."""
+        """Return fresh states (metrics/) for a pass over `self.split`; `self.final` tells whether its tables are needed too."""
         return {}
 
     def evaluate_batch(self, batch: MicroBatch) -> tuple[Tensor, Any]:
-        """Return (sum of the losses, what `update_states` takes) of an evaluation batch.
+        """Return (sum of the losses, outputs for `update_states`) of an evaluation batch.
 
-        All that runs the model belongs here: a rank with a batch fewer runs it on a blank one, so that all gather a sharded model together.
+        Run the model only here: a rank with a batch fewer runs it on a blank batch, so that all ranks gather a sharded model together.
         """
         return self.score(batch)
 
@@ -113,10 +113,10 @@ class Objective(lightning.LightningModule):
         """Reduce an evaluation batch of this rank into the states."""
 
     def complete_states(self, states: States) -> None:
-        """Add to the states what does not come from batches, such as answers to prompts. Called on every rank, before states are merged."""
+        """Add values to the states that do not come from batches, such as answers to prompts. Called on every rank, before the merge."""
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
-        """Return the metrics of `self.split`, named without the split, from the states of all ranks. Called on every rank."""
+        """Return the metrics of `self.split` from the states of all ranks; names do not contain the split. Called on every rank."""
         return {"loss": mean_loss}
 
     # ---- training ----
@@ -129,27 +129,27 @@ class Objective(lightning.LightningModule):
         clip_norm: float | None,
         seed: int,
     ) -> None:
-        """Give the objective what it trains and how: the factor scales the learning rate at a step."""
+        """Set the model, its optimizer and the schedule: `factor` scales the learning rate at a step."""
         self.model, self.clip_norm, self.seed = model, clip_norm, seed
         self._make_optimizer, self._factor = make_optimizer, factor
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A state holds what changes: weights that are not trained are those of the model that training started from."""
-        frozen = self._frozen()
+        """Drop frozen weights from the checkpoint: they equal those of the model that training started from."""
+        frozen = self._find_frozen()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        frozen = self._frozen()
+        frozen = self._find_frozen()
         if missing := self.state_dict().keys() - frozen - checkpoint["state_dict"].keys():
             raise RunError(f"the checkpoint has no {min(missing)}: it is another model's.")
         self.strict_loading = not frozen
 
-    def _frozen(self) -> set[str]:
-        named = self.model.named_parameters(prefix="model", remove_duplicate=False)
-        return {name for name, parameter in named if not parameter.requires_grad}
+    def _find_frozen(self) -> set[str]:
+        parameters = self.model.named_parameters(prefix="model", remove_duplicate=False)
+        return {name for name, parameter in parameters if not parameter.requires_grad}
 
     def configure_model(self) -> None:
-        """Shard the model where the strategy is FSDP2, before its weights go to the device."""
+        """Shard the model if the strategy is FSDP2, before its weights go to the device."""
         if self.device_mesh is not None:
             precision = str(self.trainer.precision)
             bf16_weights = precision != "bf16-mixed" or choose_way(self.model) == "copies"
@@ -160,14 +160,14 @@ class Objective(lightning.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """A CPU has it already: looking through its parts takes a third of what Lightning does in a step."""
+        """Return the batch on the device. A batch on a CPU stays: a walk through its parts takes a third of Lightning's time in a step."""
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_step(self, step: Step, batch_index: int) -> dict[str, Any]:
         return self.steps(step)
 
     def precision_context(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context to call the model in outside of a step, as for text that it writes: that of the Trainer's precision."""
+        """Return the Trainer's precision context, for calls of the model outside of a step, such as generation."""
         trainer = self._trainer
         return contextlib.nullcontext() if trainer is None else trainer.precision_plugin.val_step_context()
 
@@ -188,28 +188,28 @@ class Objective(lightning.LightningModule):
         self._batches = {"batches": losses.table()} if self.final else {}
 
     def rows(self, batch: MicroBatch) -> np.ndarray:
-        """Return (sequences,) the rows of `self.split` that the sequences of a batch are made of."""
+        """Return (sequences,) the row of `self.split` that each sequence of a batch comes from."""
         rows = self.text.splits[self.split].rows
         assert rows is not None
         numbers: np.ndarray = rows[batch.indices.cpu().numpy()].astype(np.int64)
         return numbers
 
     def summary(self) -> dict[str, float]:
-        """Facts about the data that put the scores in proportion, such as a baseline."""
+        """Return facts about the data that put the scores in proportion, such as a baseline."""
         return {}
 
     def details(self) -> dict[str, Any]:
-        """Return the tables of the last evaluation that are no single number, for `evaluation/<split>.json`; the losses of batches where
-        no values of single examples are kept."""
+        """Return the tables of the last evaluation for `evaluation/<split>.json`; here the losses of batches, for objectives without
+        values of single examples."""
         return self._batches
 
     def describe_writing(self) -> str | None:
-        """Return what the run says before it trains of the texts that its evaluations will write; None where they write none."""
+        """Return a description, shown before training, of the texts that evaluations will write; None if they write none."""
         return None
 
     def samples(self) -> list[dict[str, str]]:
-        """What the model makes of a few fixed prompts, each a `prompt`, a `text` and where there is one the `reference`.
+        """Return texts that the model writes for a few fixed prompts: `prompt`, `text` and, if the data has one, `reference`.
 
-        Only rank 0 is asked, with the weights as they are after a validation.
+        Only rank 0 calls it, with the weights as they are after a validation.
         """
         return []

@@ -29,12 +29,12 @@ class CausalLM(Objective):
     maximize = False
 
     def __init__(self, text: TokenizedDataset, *, chunked_loss: bool = True) -> None:
-        """`chunked_loss`: a part of the logits in memory at once, where the head allows it."""
+        """`chunked_loss`: hold a part of the logits in memory at a time, if the head allows it."""
         super().__init__(text)
         self.chunked_loss = chunked_loss
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
-        """(summed loss, nothing); targets are already the next tokens."""
+        """Return (summed loss, None); targets are already the next tokens."""
         return token_loss(self.model, batch, self.chunked_loss), None
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
@@ -46,19 +46,20 @@ class CausalLM(Objective):
         }
 
     def samples(self) -> list[dict[str, str]]:
-        """How the model goes on with the beginnings of validation texts, drawn at a temperature of 0.8 by the same seed each time."""
-        held, tokenizer = self.text.splits["validation"], self.text.tokenizer
-        places = np.linspace(0, len(held) - 1, min(SAMPLES, len(held))).astype(int)
-        prompts = [held[i][: min(PROMPT, len(held[i]) // 2)].tolist() for i in places if len(held[i]) > 1]
+        """Return continuations of the beginnings of validation texts, drawn at a temperature of 0.8 with the same seed each time."""
+        validation, tokenizer = self.text.splits["validation"], self.text.tokenizer
+        places = np.linspace(0, len(validation) - 1, min(SAMPLES, len(validation))).astype(int)
+        prompts = [validation[i][: min(PROMPT, len(validation[i]) // 2)].tolist() for i in places if len(validation[i]) > 1]
         room = (positions_of(self.model.config) or PROMPT + SAMPLED) - max(map(len, prompts), default=0)
         settings: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_k": 0, "max_new_tokens": min(SAMPLED, room)}
-        found = list(continue_prompts(self.model, prompts, tokenizer.pad_token_id, **settings).values()) if room > 0 else []
-        decoded = (tokenizer.batch_decode(part, skip_special_tokens=True) for part in (prompts, found))
+        continuations = list(continue_prompts(self.model, prompts, tokenizer.pad_token_id, **settings).values()) if room > 0 else []
+        decoded = (tokenizer.batch_decode(part, skip_special_tokens=True) for part in (prompts, continuations))
         return [{"prompt": prompt, "text": text} for prompt, text in zip(*decoded, strict=False)]
 
     def summary(self) -> dict[str, float]:
-        held = self.text.splits["validation"]
-        shared = np.append(False, held.starts[1:] < held.starts[:-1] + held.lengths[:-1])  # with the sequence before, as its target
-        target = np.ones(len(held.tokens), dtype=bool)
-        target[held.starts[~shared]] = False
-        return {"validation/unigram_entropy": unigram_entropy(held.tokens[target])}
+        validation = self.text.splits["validation"]
+        # the first token of a sequence may also be the last target of the sequence before
+        shared = np.append(False, validation.starts[1:] < validation.starts[:-1] + validation.lengths[:-1])
+        target = np.ones(len(validation.tokens), dtype=bool)
+        target[validation.starts[~shared]] = False
+        return {"validation/unigram_entropy": unigram_entropy(validation.tokens[target])}

@@ -25,7 +25,7 @@ from llm_lightning.objectives.base import Evaluation, Objective
 class Classification(Objective):
     """Cross-entropy -log p(class | text), with optional class weights and label smoothing (Szegedy et al. 2016, section 7).
 
-    Under `focal_gamma` an example counts (1 - p)^gamma as much, so that what is learnt already fades (Lin et al. 2017, equation 4).
+    `focal_gamma` multiplies the loss of an example by (1 - p)^gamma, so that examples learnt already fade (Lin et al. 2017, equation 4).
     """
 
     encoding = "texts"
@@ -53,7 +53,7 @@ class Classification(Objective):
         """The classes whose precision-recall curves are drawn: the most frequent ones of the split."""
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(summed loss, logits (batch, classes))."""
+        """Return (summed loss, logits (batch, classes))."""
         logits = sequence_logits(self.model, batch).float()
         losses = F.cross_entropy(logits, batch.targets, self.weights, label_smoothing=self.label_smoothing, reduction="none")
         if self.focal_gamma:
@@ -62,12 +62,12 @@ class Classification(Objective):
         return losses.sum(), logits
 
     def predict(self, batch: MicroBatch) -> list[list[float]]:
-        """The probability of each class, of each text."""
+        """Return the probability of each class, for each text."""
         return sequence_logits(self.model, batch).float().softmax(-1).tolist()
 
-    def answer_row(self, example: Example, found: list[list[float]]) -> dict[str, Any]:
+    def answer_row(self, example: Example, predictions: list[list[float]]) -> dict[str, Any]:
         names: Any = self.model.config.id2label
-        scores = {names[i]: score for i, score in enumerate(found[0])}
+        scores = {names[i]: score for i, score in enumerate(predictions[0])}
         label = max(scores, key=scores.__getitem__)
         return {"label": label, "score": scores[label], "scores": scores}
 
@@ -110,18 +110,21 @@ class Classification(Objective):
         return {"loss": mean_loss, **values, "ece": states["calibration"].error()}
 
     def summary(self) -> dict[str, float]:
-        """What always answering the most frequent class of train would score."""
+        """Return the accuracy of always answering the most frequent class of train."""
         train = self.text.splits["train"].labels
         assert train is not None
-        most = np.bincount(train).argmax()
-        held = {name: split.labels for name, split in self.text.splits.items() if name != "train"}
-        return {f"{name}/majority_accuracy": float(np.mean(np.equal(labels, most))) for name, labels in held.items()}  # type: ignore[arg-type]
+        most_frequent = np.bincount(train).argmax()
+        labels_by_split = {name: split.labels for name, split in self.text.splits.items() if name != "train"}
+        return {
+            f"{name}/majority_accuracy": float(np.mean(np.equal(labels, most_frequent)))  # type: ignore[arg-type]
+            for name, labels in labels_by_split.items()
+        }
 
     def details(self) -> dict[str, Any]:
         return self._details
 
     def _tables(self, states: States) -> dict[str, Any]:
-        """Return the tables of an evaluation; rows of the confusion matrix are true classes, mistakes those the model was surest of."""
+        """Return the tables of an evaluation; rows of the confusion matrix are true classes; mistakes are the surest ones."""
         names, confusion = self.text.label_names or (), states["confusion"]
         tables: dict[str, Any] = {
             "classes": len(names),
@@ -131,15 +134,15 @@ class Classification(Objective):
         if confusion.is_dense:
             tables |= {"labels": list(names), "confusion_matrix": confusion.matrix.tolist()}
         mistakes = [
-            {"text": self.text.shown(self.split, row), "true": true, "said": said, "probability": probability}
-            for row, (true, said, probability) in states["mistakes"].rows()
+            {"text": self.text.shown(self.split, row), "true": true, "said": predicted, "probability": probability}
+            for row, (true, predicted, probability) in states["mistakes"].rows()
         ]
         return tables | {
             "calibration": states["calibration"].table(),
             "precision_recall": states["scores"].points([names[i] for i in self._drawn]),
             "mistakes": mistakes,
             "examples": states["examples"].table(),
-            **states["examples"].sampled(),
+            **states["examples"].describe_sample(),
         }
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class EvaluationPass:
-    """The losses and the states of one rank's part of a pass."""
+    """The losses and the states of one rank's part of a pass over a split."""
 
     def __init__(self, objective: Objective, batches: int) -> None:
         """`batches` is the number of batches over all ranks."""
@@ -22,7 +22,7 @@ class EvaluationPass:
         self.states = objective.build_states()
 
     def add(self, batch: MicroBatch) -> None:
-        """Evaluate a batch. A blank one is evaluated too, as ranks gather a sharded model together, and counts for nothing."""
+        """Evaluate a batch. A blank batch runs through the model too, as ranks gather a sharded model together, but does not count."""
         loss, outputs = self.objective.evaluate_batch(batch)
         if not batch.blank:
             self.losses.update(batch.place, loss, batch.target_count)
@@ -38,7 +38,7 @@ class EvaluationPass:
 def score_batches(objective: Objective, batches: Iterable[MicroBatch]) -> Evaluation:
     """Return the scores of some batches without merging states: every rank that calls it has the same batches.
 
-    It is called on every rank or on the only one, as `scores` may share its work among them.
+    Call it on every rank of the run, as `scores` may share its work among them.
     """
     batches = list(batches)
     losses, states = BatchLosses(len(batches)), objective.build_states()

@@ -1,4 +1,4 @@
-"""Instruction tuning: answers to conversations, learnt from what the assistant says in them and from nothing else."""
+"""Instruction tuning: learn to answer conversations, from the assistant's messages alone."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 class Instruction(Objective):
     """-Σ log p(token of the assistant | conversation before it).
 
-    The last evaluation of a run answers the first `answered` conversations of a split, greedily, and scores ROUGE-L (Lin 2004) with the
-    answers that stand there, and the share that is the same to the letter.
+    The last evaluation of a run answers the first `answered` conversations of a split, greedily, and scores ROUGE-L (Lin 2004) against
+    the answers in the data, and the share of exact matches.
     """
 
     family = "decoder"
@@ -51,14 +51,14 @@ class Instruction(Objective):
         max_answer: Annotated[int, Range(1)] = 256,
         chunked_loss: bool = True,
     ) -> None:
-        """`max_answer` is the longest answer that is generated, in tokens; `chunked_loss`: a part of the logits in memory at once."""
+        """`max_answer` is the longest answer that is generated, in tokens; `chunked_loss`: hold a part of the logits at a time."""
         super().__init__(text)
         self.chunked_loss = chunked_loss
         self.answered, self.max_answer = answered, max_answer
         self._tables: dict[str, Any] = {"samples": [], "examples": {}}
 
     def connect(self, model: PreTrainedModel, *arguments: Any) -> None:
-        """Let the model's own generation, that of an export too, end where the chat template ends an answer."""
+        """Make the model's own generation, in exports too, end where the chat template ends an answer."""
         super().connect(model, *arguments)
         if (generation := getattr(model, "generation_config", None)) is not None and (
             ends := self._encoder().ends() | end_tokens(generation)
@@ -66,35 +66,35 @@ class Instruction(Objective):
             generation.eos_token_id = sorted(ends) if len(ends) > 1 else min(ends)
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
-        """(summed loss, nothing)."""
+        """Return (summed loss, None)."""
         return token_loss(self.model, batch, self.chunked_loss), None
 
     def build_states(self) -> States:
         return {"answers": Rows(self.answered), "samples": TopRows(self.answered)} if self.final else {}
 
     def complete_states(self, states: States) -> None:
-        """Answer the first conversations of the split, each rank its share of them, and score the answers."""
+        """Answer the first conversations of the split and score the answers. Each rank takes its share."""
         if not self.final:
             return
         prompts, examples = self._prompts(self.split, self.answered)
-        for number, answer in self.answer(prompts, shared=True).items():
-            reference, said = self._encoder().answer(examples[number].text), answer.strip()
-            scores = {"rouge_l": np.array([rouge_l(said, reference)]), "exact_match": np.array([float(said == reference)])}
+        for number, generated in self.answer(prompts, shared=True).items():
+            reference, answer = self._encoder().answer(examples[number].text), generated.strip()
+            scores = {"rouge_l": np.array([rouge_l(answer, reference)]), "exact_match": np.array([float(answer == reference)])}
             states["answers"].update(np.array([number]), **scores)
-            sample = {"prompt": _last_question(examples[number].text), "reference": reference, "answer": said}
+            sample = {"prompt": _last_question(examples[number].text), "reference": reference, "answer": answer}
             states["samples"].update(np.array([number]), np.zeros(1), np.ones(1, dtype=bool), lambda _, sample=sample: sample)
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
-        found = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
+        metrics = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
         if self.final and (scores := states["answers"].columns()):
-            found["rouge_l"] = 100 * sum(scores["rouge_l"].tolist()) / len(scores["rouge_l"])
-            found["exact_match"] = sum(scores["exact_match"].tolist()) / len(scores["exact_match"])
+            metrics["rouge_l"] = 100 * sum(scores["rouge_l"].tolist()) / len(scores["rouge_l"])
+            metrics["exact_match"] = sum(scores["exact_match"].tolist()) / len(scores["exact_match"])
             examples = states["answers"].table(lambda columns: columns | {"rouge_l": 100 * columns["rouge_l"]})
             samples = [sample for _, sample in states["samples"].rows()]
             compared = describe_words(sample["reference"] for sample in samples)
             log.info("%s: ROUGE-L compares %s", self.split, compared)
             self._tables = {"compared": {"rouge_l": compared}, "samples": samples, "examples": examples}
-        return found
+        return metrics
 
     def details(self) -> dict[str, Any]:
         return super().details() | self._tables
@@ -112,7 +112,7 @@ class Instruction(Objective):
         ]
 
     def describe_writing(self) -> str | None:
-        """Return how many conversations will be answered, and for how many of them the model has too few positions, which is logged."""
+        """Return how many conversations will be answered; log for how many of them the model has too few positions."""
         parts = []
         for split in self.text.splits:
             if split == "train" or not self.answered:
@@ -129,9 +129,9 @@ class Instruction(Objective):
         return "; ".join(parts) or None
 
     def answer(self, prompts: dict[int, list[int]], shared: bool = False, **settings: Any) -> dict[int, str]:
-        """Return the model's next message behind each prompt, under its key; greedy unless `settings`, those of generate, say otherwise.
+        """Return the model's answer to each prompt, by the prompt's key. `settings` are those of generate; the default is greedy.
 
-        `shared`: every rank is called with the same prompts, and answers its share of them.
+        `shared`: every rank calls it with the same prompts, and answers its share of them.
         """
         encoder, tokenizer = self._encoder(), self.text.tokenizer
         settings = {"max_new_tokens": self.max_answer, "do_sample": False, **settings}
@@ -145,19 +145,19 @@ class Instruction(Objective):
         return {key: encoder.without_end(text) for key, text in decoded.items()}
 
     def _prompts(self, split: str, most: int) -> tuple[dict[int, list[int]], list[Example]]:
-        """Return (the prompts of the first conversations of a split by their places, the conversations); what begins with its only answer
-        has no prompt."""
+        """Return (the prompts of the first conversations of a split by their places, the conversations). A conversation that begins with
+        its only answer has no prompt."""
         encoder, prompts = self._encoder(), {}
-        examples = list(islice(self._used(split), most))
+        examples = list(islice(self._read_used(split), most))
         for number, example in enumerate(examples):
             try:
                 prompts[number] = encoder.prompt(example.text.before(example.text.last_answer))
-            except BadRow:  # no message before the answer, which most templates want
+            except BadRow:  # no message before the answer, which most templates require
                 continue
         return prompts, examples
 
-    def _used(self, split: str) -> Iterator[Example]:
-        """Yield the conversations of a split that became sequences: a template may have refused others."""
+    def _read_used(self, split: str) -> Iterator[Example]:
+        """Yield the conversations of a split that became sequences; a template may refuse others."""
         rows = self.text.splits[split].rows
         assert rows is not None
         used = set(rows[: self.answered + SAMPLES].tolist())
@@ -172,6 +172,6 @@ class Instruction(Objective):
 
 
 def _last_question(conversation: Conversation) -> str:
-    """Return what was said last before the last answer."""
+    """Return the message before the last answer."""
     place = conversation.last_answer
     return str(conversation.messages[place - 1]["content"] or "") if place else ""

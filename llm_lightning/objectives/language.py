@@ -8,7 +8,7 @@ import numpy as np
 
 
 def unigram_entropy(targets: np.ndarray) -> float:
-    """Entropy in nats of the frequencies of the targets: the loss of the best model that knows no context.
+    """Return the entropy in nats of the targets' frequencies: the loss of the best model without context.
 
     H = -Σ p log p over the split's own targets.
     """
@@ -18,10 +18,10 @@ def unigram_entropy(targets: np.ndarray) -> float:
 
 
 def perplexity(loss: float) -> float:
-    """exp of the mean loss in nats."""
+    """Return exp of the mean loss in nats."""
     return math.exp(min(loss, 700.0))
 
 
 def bits_per_byte(loss_sum: float, size: int) -> float:
-    """Bits needed for one byte of text, whatever the tokenizer: total loss in nats / (ln 2 · bytes)."""
+    """Return the bits needed for one byte of text, with any tokenizer: total loss in nats / (ln 2 · bytes)."""
     return loss_sum / (math.log(2) * max(size, 1))

@@ -20,7 +20,7 @@ from llm_lightning.objectives.language import perplexity, unigram_entropy
 
 
 class MaskedLM(Objective):
-    """Negative log-likelihood of the masked tokens; masks are drawn anew each epoch, and the same each time for evaluation."""
+    """Negative log-likelihood of the masked tokens; masks change with each epoch, and are the same in every evaluation."""
 
     family = "encoder"
     encoding = "documents"
@@ -57,18 +57,18 @@ class MaskedLM(Objective):
         )
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
-        """(summed loss, nothing)."""
+        """Return (summed loss, None)."""
         return token_loss(self.model, batch), None
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         return {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
 
     def summary(self) -> dict[str, float]:
-        held = self.text.splits["validation"].tokens
-        return {"validation/unigram_entropy": unigram_entropy(held[~self._special()[held]])}
+        tokens = self.text.splits["validation"].tokens
+        return {"validation/unigram_entropy": unigram_entropy(tokens[~self._special()[tokens]])}
 
     def _special(self) -> np.ndarray:
-        """(vocabulary,) bool: tokens that are never masked; an unknown word may be."""
+        """Return (vocabulary,) bool: the tokens that are never masked; the unknown token may be masked."""
         tokenizer = self.text.tokenizer
         special = np.zeros(len(tokenizer), dtype=bool)
         special[[i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]] = True

@@ -1,4 +1,4 @@
-"""Multi-label classification: for each label whether it applies, by binary cross-entropy."""
+"""Multi-label classification: decide for each label whether it applies, by binary cross-entropy."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from llm_lightning.objectives.base import Evaluation, Objective
 class MultiLabel(Objective):
     """Binary cross-entropy -Σ y log p + (1-y) log(1-p) over the labels, p = sigmoid(logit), per text.
 
-    A label is said to apply where p reaches a threshold, which every evaluation of validation tunes for micro-F1; it goes into the
-    export's config as `threshold`.
+    A label applies if p reaches a threshold. Every evaluation of validation tunes the threshold for micro-F1; the export's config has it
+    as `threshold`.
     """
 
     encoding = "label_sets"
@@ -44,18 +44,18 @@ class MultiLabel(Objective):
         return super().head() | {"problem_type": "multi_label_classification", "threshold": 0.5}
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(summed loss, logits (batch, labels))."""
+        """Return (summed loss, logits (batch, labels))."""
         logits = sequence_logits(self.model, batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.binary_cross_entropy_with_logits(logits, batch.targets.to(logits.dtype), reduction="sum"), logits
 
     def predict(self, batch: MicroBatch) -> list[list[float]]:
-        """The probability of each label, of each text."""
+        """Return the probability of each label, for each text."""
         return sequence_logits(self.model, batch).float().sigmoid().tolist()
 
-    def answer_row(self, example: Example, found: list[list[float]]) -> dict[str, Any]:
+    def answer_row(self, example: Example, predictions: list[list[float]]) -> dict[str, Any]:
         config: Any = self.model.config
-        scores = {config.id2label[i]: score for i, score in enumerate(found[0])}
+        scores = {config.id2label[i]: score for i, score in enumerate(predictions[0])}
         return {"labels": [name for name, score in scores.items() if score >= getattr(config, "threshold", 0.5)], "scores": scores}
 
     def build_states(self) -> States:
@@ -74,7 +74,7 @@ class MultiLabel(Objective):
             states["calibration"].update(probabilities.ravel(), applies.ravel())
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
-        """The threshold is tuned on validation, so what reaches it there is counted from the scores."""
+        """Return the metrics. Validation tunes the threshold, so its counts at the threshold come from the scores."""
         right, reached, true = (states["counts"][name] for name in ("right", "reached", "true"))
         if self.split == "validation":
             self._threshold = states["scores"].best_threshold()
@@ -100,28 +100,35 @@ class MultiLabel(Objective):
         return self._details
 
     def _examples(self, names: Sequence[str], drawn: np.ndarray, states: States) -> dict[str, Any]:
-        """Return the values of single examples, in the order of the data; a mistake is as bad as the surest wrong answer in it."""
+        """Return the values of single examples, in the order of the data. A mistake ranks by its surest wrong answer."""
         scores: LabelScores = states["scores"]
         numbers, probabilities, true = scores.single()
-        said = probabilities >= self._threshold
-        sure = np.where(said == true, 0, np.where(said, probabilities, 1 - probabilities)).max(1, initial=0)
+        predicted = probabilities >= self._threshold
+        sure = np.where(predicted == true, 0, np.where(predicted, probabilities, 1 - probabilities)).max(1, initial=0)
 
-        def listed(row: np.ndarray) -> str:
+        def join_applying(row: np.ndarray) -> str:
             return ", ".join(names[i] for i in np.flatnonzero(row).tolist()) or "none"
 
         mistakes = TopRows()
-        mistakes.update(numbers, sure, (said != true).any(1), lambda i: (listed(true[i]), listed(said[i]), float(sure[i])))
+        mistakes.update(
+            numbers,
+            sure,
+            (predicted != true).any(1),
+            lambda i: (join_applying(true[i]), join_applying(predicted[i]), float(sure[i])),
+        )
         examples = Rows(scores.sample.rows, min(scores.sample.most, SHOWN))
-        examples.update(numbers, **{name: v.sum(1) for name, v in {"right": said & true, "found": said, "true": true}.items()})
+        examples.update(
+            numbers, **{name: v.sum(1) for name, v in {"right": predicted & true, "found": predicted, "true": true}.items()}
+        )
         return {
             "calibration": states["calibration"].table(),
             "precision_recall": {
                 names[i]: curve.points() for i, curve in ((i, scores.curve(i)) for i in drawn.tolist()) if curve.positives
             },
             "mistakes": [
-                {"text": self.text.shown(self.split, row), "true": true_, "said": said_, "probability": probability}
-                for row, (true_, said_, probability) in mistakes.rows()
+                {"text": self.text.shown(self.split, row), "true": true_names, "said": predicted_names, "probability": probability}
+                for row, (true_names, predicted_names, probability) in mistakes.rows()
             ],
             "examples": examples.table(),
-            **scores.kept.sampled(),
+            **scores.kept.describe_sample(),
         }

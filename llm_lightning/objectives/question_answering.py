@@ -1,4 +1,4 @@
-"""Extractive question answering: the span of a text that answers a question, or that there is none."""
+"""Extractive question answering: find the span of a text that answers a question, or that the text has no answer."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from llm_lightning.objectives.base import Evaluation, Objective
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 200  # questions whose windows are made again together
+AT_ONCE = 200  # questions whose windows are rebuilt together
 
 Best = tuple[float, int, int, float]
-"""Of a window: the sum of logits of its best span, the span's first and last token, and the sum of logits that speaks for no answer."""
+"""Of a window: the sum of logits of its best span, the span's first and last token, and the sum of logits for no answer."""
 
 
 class QuestionAnswering(Objective):
@@ -53,11 +53,11 @@ class QuestionAnswering(Objective):
         self._details: dict[str, Any] = {}
 
     def head(self) -> dict[str, Any]:
-        """`unanswerable`: whether the model has learnt that there may be no answer."""
+        """Return the config of the head. `unanswerable`: whether train has questions without an answer."""
         return {"num_labels": 2, "unanswerable": any(not example.label for example in self.text.examples("train"))}
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(summed loss, logits (tokens, 2) of beginning and end; the loss is over each window's own)."""
+        """Return (summed loss, logits (tokens, 2) of beginning and end). Each window has its own softmax."""
         logits = span_logits(self.model, batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         window = sequence_of(batch)
@@ -65,14 +65,14 @@ class QuestionAnswering(Objective):
         largest = largest.scatter_reduce(0, window[:, None].expand_as(logits), logits.detach(), "amax")
         sums = torch.zeros_like(largest).index_add(0, window, (logits - largest[window]).exp())
         places = batch.cu_seqlens[: len(batch.indices), None] + batch.targets
-        wanted = logits[places[:, 0], 0] + logits[places[:, 1], 1]
-        return ((largest + sums.log())[: len(batch.indices)].sum() - wanted.sum()) / 2, logits
+        target_logits = logits[places[:, 0], 0] + logits[places[:, 1], 1]
+        return ((largest + sums.log())[: len(batch.indices)].sum() - target_logits.sum()) / 2, logits
 
     def build_states(self) -> States:
         return {"windows": Rows(len(self.text.splits[self.split]), SCORED)}
 
     def update_states(self, states: States, batch: MicroBatch, outputs: Tensor) -> None:
-        """Keep of each window its best span and what speaks for no answer: all that the answer depends on."""
+        """Store the best span and the score for no answer of each window: the answer depends on nothing else."""
         second = self.text.splits[self.split].second
         assert second is not None
         bests = [
@@ -86,37 +86,36 @@ class QuestionAnswering(Objective):
         states["windows"].update(self.rows(batch), window=batch.indices.cpu().numpy().astype(np.int32), **columns)
 
     def predict(self, batch: MicroBatch) -> list[np.ndarray]:
-        """The logits (tokens, 2) of each window."""
+        """Return the logits (tokens, 2) of each window."""
         return _by_window(batch, span_logits(self.model, batch))
 
-    def answer_row(self, example: Example, found: list[np.ndarray]) -> dict[str, Any]:
+    def answer_row(self, example: Example, predictions: list[np.ndarray]) -> dict[str, Any]:
         (windows,) = self._encoder.windows([example])
         bests = [
             best_of(logits, window.second, len(logits) - self._behind, self.max_answer)
-            for window, logits in zip(windows, found, strict=True)
+            for window, logits in zip(windows, predictions, strict=True)
         ]
         return self.answer(example, windows, bests)
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
-        """Each rank finds the answers of its share of the questions, and scores them."""
+        """Return the metrics. Each rank answers its share of the questions and scores the answers."""
         windows, split = states["windows"].columns(), self.text.splits[self.split]
         assert split.rows is not None
         order = np.argsort(windows["window"], kind="stable")
         windows = {name: values[order] for name, values in windows.items()}
         rows, starts, counts = np.unique(windows["number"], return_index=True, return_counts=True)
-        whole = np.searchsorted(split.rows, rows, "right") - np.searchsorted(split.rows, rows) == counts
-        places = np.flatnonzero(whole)[
-            distributed.rank() :: distributed.world_size()
-        ]  # if not whole, a part of the split was evaluated
+        is_complete = np.searchsorted(split.rows, rows, "right") - np.searchsorted(split.rows, rows) == counts
+        # a question lacks windows if only a part of the split was evaluated
+        places = np.flatnonzero(is_complete)[distributed.rank() :: distributed.world_size()]
         answers: States = {"scores": Rows(len(rows), SCORED), "mistakes": TopRows()}
         for chunk in (places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)):
             examples = [self.text.example(self.split, int(row)) for row in rows[chunk]]
-            said = []
+            predictions = []
             for place, example, parts in zip(chunk, examples, self._encoder.windows(examples), strict=True):
                 inside = slice(starts[place], starts[place] + counts[place])
                 bests = list(zip(*(windows[name][inside].tolist() for name in ("score", "first", "last", "none")), strict=True))
-                said.append(self.answer(example, parts, bests)["answer"])
-            _count(answers, examples, said)
+                predictions.append(self.answer(example, parts, bests)["answer"])
+            _count(answers, examples, predictions)
         merge_over_ranks(answers.values(), self.device)
         columns = answers["scores"].columns()
         if self.final:
@@ -127,7 +126,7 @@ class QuestionAnswering(Objective):
                 "compared": {"f1": compared, "exact_match": compared},
                 "mistakes": [mistake for _, mistake in answers["mistakes"].rows()],
                 "examples": answers["scores"].table(),
-                **answers["scores"].sampled(),
+                **answers["scores"].describe_sample(),
             }
         means = {name: float(columns[name].mean()) if columns else 0.0 for name in ("f1", "exact_match")}
         return {"loss": mean_loss, **means}
@@ -136,7 +135,7 @@ class QuestionAnswering(Objective):
         return self._details
 
     def answer(self, example: Example, windows: list[Window], bests: list[Best]) -> dict[str, Any]:
-        """The best span over a question's windows: `answer` (empty for none), `start` and `end` in characters, `score`."""
+        """Return the best span over a question's windows: `answer` (empty for none), `start` and `end` in characters, `score`."""
         best: tuple[float, int, int] = (-np.inf, 0, 0)
         for window, (score, first, last, _) in zip(windows, bests, strict=True):
             if score > best[0]:
@@ -148,20 +147,20 @@ class QuestionAnswering(Objective):
         return {"answer": example.text_pair[start:end], "start": start, "end": end, "score": score}
 
     def summary(self) -> dict[str, float]:
-        """What spans drawn at random would score: of 1 to 5 words, from anywhere in the text."""
-        found = {}
+        """Return the F1 of random spans of 1 to 5 words from anywhere in the text."""
+        scores = {}
         for split in self.text.splits:
             if split == "train":
                 continue
-            rng, said, known = np.random.default_rng(0), [], []
+            rng, random_answers, references = np.random.default_rng(0), [], []
             for example in self.text.examples(split):
                 context = example.text_pair
                 words = context.split() if is_latin([context]) else split_words(context) or context.split()
                 start = int(rng.integers(len(words)))
-                said.append(" ".join(words[start : start + int(rng.integers(1, 6))]))
-                known.append([text for _, text in example.label])
-            found[f"{split}/random_f1"] = agreement(said, known)["f1"]
-        return found
+                random_answers.append(" ".join(words[start : start + int(rng.integers(1, 6))]))
+                references.append([text for _, text in example.label])
+            scores[f"{split}/random_f1"] = agreement(random_answers, references)["f1"]
+        return scores
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -170,7 +169,7 @@ class QuestionAnswering(Objective):
 
     @cached_property
     def _behind(self) -> int:
-        """The number of special tokens behind the context of a window."""
+        """Return the number of special tokens behind the context of a window."""
         ((window,),) = self._encoder.windows([Example(0, "a", "a")])
         return next(i for i, span in enumerate(reversed(window.spans)) if span is not None)
 
@@ -187,7 +186,7 @@ def best_of(logits: np.ndarray, start: int, stop: int, longest: int) -> Best:
 
 
 def best_span(logits: np.ndarray, start: int, stop: int, longest: int) -> tuple[float, int, int]:
-    """(sum of logits, first token, last token) of the best span of at most `longest` tokens from `start` to before `stop`.
+    """Return (sum of logits, first token, last token) of the best span of at most `longest` tokens from `start` to before `stop`.
 
     logits (tokens, 2).
     """
@@ -200,15 +199,15 @@ def best_span(logits: np.ndarray, start: int, stop: int, longest: int) -> tuple[
     return float(sums[first, last]), start + int(first), start + int(last)
 
 
-def agreement(said: list[str], known: list[list[str]]) -> dict[str, float]:
+def agreement(answers: list[str], references: list[list[str]]) -> dict[str, float]:
     """Return the means of `answer_agreements`."""
-    return {name: float(np.mean(values)) if values else 0.0 for name, values in answer_agreements(said, known).items()}
+    return {name: float(np.mean(values)) if values else 0.0 for name, values in answer_agreements(answers, references).items()}
 
 
-def _count(answers: States, examples: list[Example], said: list[str]) -> None:
-    """Add the scores of some answers to the states, and those that have no word of the right one."""
-    known = [[text for _, text in example.label] for example in examples]
-    scores = {name: np.array(values) for name, values in answer_agreements(said, known).items()}
+def _count(answers: States, examples: list[Example], predictions: list[str]) -> None:
+    """Add the scores of some answers to the states, and as mistakes the answers without a word of the right one."""
+    references = [[text for _, text in example.label] for example in examples]
+    scores = {name: np.array(values) for name, values in answer_agreements(predictions, references).items()}
     rows = np.array([example.row for example in examples])
     answers["scores"].update(rows, **scores)
     answers["mistakes"].update(
@@ -217,7 +216,7 @@ def _count(answers: States, examples: list[Example], said: list[str]) -> None:
         scores["f1"] == 0,
         lambda i: {
             "text": examples[i].text,
-            "true": known[i][0] if known[i] else "no answer",
-            "said": said[i] or "no answer",
+            "true": references[i][0] if references[i] else "no answer",
+            "said": predictions[i] or "no answer",
         },
     )

@@ -22,7 +22,7 @@ ROUNDING = 1e-6
 
 
 class Regression(Objective):
-    """Squared error (prediction - score)², by which the mean of the scores given the text is learnt."""
+    """Squared error (prediction - score)²; its minimum is the mean of the scores for the text."""
 
     encoding = "scores"
     labelled = True
@@ -39,7 +39,7 @@ class Regression(Objective):
         return {"num_labels": 1, "problem_type": "regression"}
 
     def connect(self, model: Any, *others: Any) -> None:
-        """A new head begins at the mean of train's scores: steps of a learning rate's size would take long to get there."""
+        """Start a new head at the mean of train's scores: steps of the learning rate's size would take long to get there."""
         super().connect(model, *others)
         bias = next((m.bias for m in reversed(list(model.modules())) if isinstance(m, nn.Linear) and m.out_features == 1), None)
         labels = self.text.splits["train"].labels
@@ -48,16 +48,16 @@ class Regression(Objective):
                 bias.fill_(float(labels.mean()))
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(summed loss, predictions (batch,))."""
-        found = sequence_logits(self.model, batch)[:, 0]
-        found = found if found.dtype == torch.float64 else found.float()
-        return (found - batch.targets.to(found.dtype)).square().sum(), found
+        """Return (summed loss, predictions (batch,))."""
+        predictions = sequence_logits(self.model, batch)[:, 0]
+        predictions = predictions if predictions.dtype == torch.float64 else predictions.float()
+        return (predictions - batch.targets.to(predictions.dtype)).square().sum(), predictions
 
     def predict(self, batch: MicroBatch) -> list[float]:
         return sequence_logits(self.model, batch)[:, 0].float().tolist()
 
-    def answer_row(self, example: Example, found: list[float]) -> dict[str, Any]:
-        return {"score": found[0]}
+    def answer_row(self, example: Example, predictions: list[float]) -> dict[str, Any]:
+        return {"score": predictions[0]}
 
     def build_states(self) -> States:
         return {"rows": Rows(len(self.text.splits[self.split]), SCORED)}
@@ -85,17 +85,17 @@ class Regression(Objective):
         return self._details
 
     def _examples(self, rows: Rows, numbers: np.ndarray, prediction: np.ndarray, target: np.ndarray) -> dict[str, Any]:
-        """Return each example's prediction and score, in the order of the data, and the pairs that lie the furthest apart."""
+        """Return each example's prediction and score, in the order of the data, and the pairs that are furthest apart."""
         worst = TopRows()
         worst.update(numbers, np.abs(prediction - target), prediction != target, lambda i: (target[i], prediction[i]))
         mistakes = [
-            {"text": self.text.shown(self.split, number), "true": f"{true:.3g}", "said": f"{said:.3g}"}
-            for number, (true, said) in worst.rows()
+            {"text": self.text.shown(self.split, number), "true": f"{true:.3g}", "said": f"{predicted:.3g}"}
+            for number, (true, predicted) in worst.rows()
         ]
-        return {"mistakes": mistakes, "examples": rows.table(), **rows.sampled()}
+        return {"mistakes": mistakes, "examples": rows.table(), **rows.describe_sample()}
 
     def summary(self) -> dict[str, float]:
-        """The squared error of always answering the mean of train's scores."""
+        """Return the squared error of always answering the mean of train's scores."""
         mean = self.text.splits["train"].labels.mean()  # type: ignore[union-attr]
-        held = {name: split.labels for name, split in self.text.splits.items() if name != "train"}
-        return {f"{name}/mean_loss": float(((labels - mean) ** 2).mean()) for name, labels in held.items()}
+        labels_by_split = {name: split.labels for name, split in self.text.splits.items() if name != "train"}
+        return {f"{name}/mean_loss": float(((labels - mean) ** 2).mean()) for name, labels in labels_by_split.items()}

@@ -1,6 +1,6 @@
 """Tagging: a tag for every word, by cross-entropy on the word's first token.
 
-Tags with a scheme (data/tag_schemes.py) are scored by whole spans, tags without one, such as parts of speech, word by word.
+Whole spans are scored if the tags have a scheme (data/tag_schemes.py), single words if not, as for parts of speech.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Sentence = tuple[int, list[int], list[int]]
 class Tagging(Objective):
     """Cross-entropy -log p(tag | sentence) of words; F1 of spans that are right in type, beginning and end (Tjong Kim Sang 2002).
 
-    Where tags have no scheme, accuracy decides which weights are the best, with macro-F1 of the tags beside it.
+    Without a scheme, accuracy decides which weights are the best, and macro-F1 of the tags is reported too.
     """
 
     encoding = "words"
@@ -49,16 +49,16 @@ class Tagging(Objective):
         super().__init__(text)
         self._details: dict[str, Any] = {}
         self._is_whole = np.empty(0, dtype=bool)
-        """(sequences,) whether a sequence of the split that is evaluated holds a whole sentence."""
+        """(sequences,) whether a sequence of the current split holds a whole sentence."""
         self.scheme: TagScheme | None = None
-        """How the tags mark spans; None where they mark none."""
+        """How the tags mark spans; None if they mark none."""
         if text.labels is not None:
             self.scheme = _find_scheme(text)
             if self.scheme is None:
                 self.monitor = "validation/accuracy"
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(summed loss, logits (words, tags))."""
+        """Return (summed loss, logits (words, tags))."""
         logits = token_logits(self.model, batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.cross_entropy(logits, batch.targets, reduction="sum"), logits
@@ -73,7 +73,7 @@ class Tagging(Objective):
         return states | ({"examples": Rows(1 + int(changes.sum())), "mistakes": TopRows()} if self.final else {})
 
     def update_states(self, states: States, batch: MicroBatch, outputs: Tensor) -> None:
-        """Count the words and spans of whole sentences; where a sentence is cut over several sequences, its parts wait for one another."""
+        """Count the words and spans of whole sentences; store the parts of sentences that are cut over several sequences."""
         parts = zip(_by_sequence(batch, batch.targets), _by_sequence(batch, outputs.argmax(-1)), strict=True)
         sentences = []
         for index, row, (true, tags) in zip(batch.indices.tolist(), self.rows(batch).tolist(), parts, strict=True):
@@ -84,21 +84,21 @@ class Tagging(Objective):
         self._count(states, sentences)
 
     def predict(self, batch: MicroBatch) -> list[list[tuple[int, int, float]]]:
-        """(word, tag, probability) of the words of each sequence."""
+        """Return (word, tag, probability) of the words of each sequence."""
         best, tags = token_logits(self.model, batch).float().softmax(-1).max(-1)
         parts = [_by_sequence(batch, values) for values in (batch.targets, tags, best)]
-        return [list(zip(*(part.tolist() for part in found), strict=True)) for found in zip(*parts, strict=True)]
+        return [list(zip(*(part.tolist() for part in columns), strict=True)) for columns in zip(*parts, strict=True)]
 
-    def answer_row(self, example: Example, found: list[list[tuple[int, int, float]]]) -> dict[str, Any]:
-        """Return `tags` and `scores` of all words, and `spans` where the tags have a scheme.
+    def answer_row(self, example: Example, predictions: list[list[tuple[int, int, float]]]) -> dict[str, Any]:
+        """Return `tags` and `scores` of all words, and `spans` if the tags have a scheme.
 
-        A word without a token is outside of spans; its score, and its tag where there is no scheme, are None.
+        A word without a token is outside of spans. Its score is None, and so is its tag without a scheme.
         """
         config: Any = self.model.config
         scheme = recognize(list(map(str, config.id2label.values())), self.text.encoding.data.tags)
-        predictions = {word: (config.id2label[tag], score) for part in found for word, tag, score in part}
+        by_word = {word: (config.id2label[tag], score) for part in predictions for word, tag, score in part}
         nothing = (None if scheme is None else scheme.outside, None)
-        tags, scores = ([predictions.get(i, nothing)[k] for i in range(len(example.text))] for k in (0, 1))
+        tags, scores = ([by_word.get(i, nothing)[k] for i in range(len(example.text))] for k in (0, 1))
         row = {"tags": tags, "scores": scores}
         if scheme is None:
             return row
@@ -109,7 +109,7 @@ class Tagging(Objective):
         return row | {"spans": spans}
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
-        self._count(states, self._joined(states["parts"].arrays))
+        self._count(states, self._join_parts(states["parts"].arrays))
         spans, tags, names = states["spans"], states["tags"], self.text.label_names
         assert names is not None
         if self.scheme is None:
@@ -118,8 +118,8 @@ class Tagging(Objective):
         else:
             kinds = sorted({kind for counted, kind in spans.counts if counted != "right"})
             per_class = {kind: _scores(*(spans[counted, kind] for counted in ("right", "found", "true"))) for kind in kinds}
-            whole = _scores(*(sum(spans[counted, kind] for kind in kinds) for counted in ("right", "found", "true")))
-            metrics = {**{name: whole[name] for name in ("f1", "precision", "recall")}, "accuracy": tags.accuracy()}
+            overall = _scores(*(sum(spans[counted, kind] for kind in kinds) for counted in ("right", "found", "true")))
+            metrics = {**{name: overall[name] for name in ("f1", "precision", "recall")}, "accuracy": tags.accuracy()}
         self._details = {"per_class": per_class}
         if self.final:
             self._details |= self._examples(states)
@@ -128,14 +128,14 @@ class Tagging(Objective):
     def details(self) -> dict[str, Any]:
         return self._details
 
-    def _joined(self, parts: dict[int, np.ndarray]) -> list[Sentence]:
-        """Return the sentences that are cut, from their parts by sequence."""
+    def _join_parts(self, parts: dict[int, np.ndarray]) -> list[Sentence]:
+        """Return the sentences that are cut, joined from their parts by sequence."""
         rows = self.text.splits[self.split].rows
         assert rows is not None
         sentences: dict[int, list[np.ndarray]] = {}
         for index in sorted(parts):
             sentences.setdefault(int(rows[index]), []).append(parts[index])
-        return [(row, *np.concatenate(found, axis=1).tolist()) for row, found in sentences.items()]
+        return [(row, *np.concatenate(arrays, axis=1).tolist()) for row, arrays in sentences.items()]
 
     def _count(self, states: States, sentences: list[Sentence]) -> None:
         """Add sentences to the states."""
@@ -144,52 +144,52 @@ class Tagging(Objective):
         counts, written = [], []
         for _, true, tags in sentences:
             states["tags"].update(np.array(true, np.int64), np.array(tags, np.int64))
-            known, said = ([names[tag] for tag in part] for part in (true, tags))
-            written.append((known, said))
+            true_names, predicted_names = ([names[tag] for tag in part] for part in (true, tags))
+            written.append((true_names, predicted_names))
             if self.scheme is None:
                 counts.append([sum(a == b for a, b in zip(true, tags, strict=True)), len(tags), len(true)])
                 continue
-            spans = {"found": self.scheme.spans(said), "true": self.scheme.spans(known)}
+            spans = {"found": self.scheme.spans(predicted_names), "true": self.scheme.spans(true_names)}
             spans["right"] = spans["found"] & spans["true"]
-            states["spans"].update((counted, kind) for counted, those in spans.items() for kind, _, _ in those)
+            states["spans"].update((counted, kind) for counted, matches in spans.items() for kind, _, _ in matches)
             counts.append([len(spans[counted]) for counted in ("right", "found", "true")])
         if self.final and sentences:
-            rows, (right, found, there) = np.array([row for row, _, _ in sentences]), np.array(counts).T
-            states["examples"].update(rows, right=right, found=found, true=there)
-            wrong = found + there - 2 * right
+            rows, (right_counts, predicted_counts, true_counts) = np.array([row for row, _, _ in sentences]), np.array(counts).T
+            states["examples"].update(rows, right=right_counts, found=predicted_counts, true=true_counts)
+            wrong = predicted_counts + true_counts - 2 * right_counts
             states["mistakes"].update(rows, wrong, wrong > 0, lambda i: written[i])
 
     def _examples(self, states: States) -> dict[str, Any]:
-        """Return the spans (without a scheme, the words) of each sentence that are (right, found, true), and the sentences with most that
-        are not right."""
+        """Return the numbers of right, found and true spans of each sentence (without a scheme, of words), and the sentences with the most
+        mistakes."""
         table, column = self.text.rows[self.split].table, self.text.encoding.data.columns.text
         mistakes = []
-        for row, (known, said) in states["mistakes"].rows():
+        for row, (true, predicted) in states["mistakes"].rows():
             words = read_words(table[row][column])
-            shown = (_write_spans(self.scheme, tags, words) for tags in (known, said))
+            shown = (_write_spans(self.scheme, tags, words) for tags in (true, predicted))
             mistakes.append({"text": " ".join(words), **dict(zip(("true", "said"), shown, strict=True))})
-        return {"mistakes": mistakes, "examples": states["examples"].table(), **states["examples"].sampled()}
+        return {"mistakes": mistakes, "examples": states["examples"].table(), **states["examples"].describe_sample()}
 
 
 def _by_sequence(batch: MicroBatch, values: Tensor) -> list[Tensor]:
-    """What is known of each target, on the CPU, apart for each sequence of the batch."""
+    """Return the values of the targets, on the CPU, split by sequence of the batch."""
     assert batch.target_places is not None
     sequence = torch.bucketize(batch.target_places, batch.cu_seqlens[1:], right=True)
     return list(values.cpu().split(torch.bincount(sequence, minlength=len(batch.indices)).tolist()))
 
 
 def _find_scheme(text: TokenizedDataset) -> TagScheme | None:
-    """Return the scheme of the training tags, and say which it is; also how many neighbours it does not have, as of an I- without a B-."""
+    """Return the scheme of the training tags. Log it, and how often a tag follows one that it cannot follow, as an I- without a B-."""
     assert text.label_names is not None
     setting = text.encoding.data.tags
     scheme = recognize(text.label_names, setting)
     if scheme is None:
-        chosen = "data.tags=none" if setting == "none" else "no scheme was recognised; data.tags sets one"
+        reason = "data.tags=none" if setting == "none" else "no scheme was recognised; data.tags sets one"
         log.info(
             "tags: %s (%s) mark no spans (%s): accuracy decides which weights are the best",
             len(text.label_names),
             join_names(text.label_names, 8),
-            chosen,
+            reason,
         )
         _warn_of_numbers(text.label_names, setting)
         return None
@@ -202,10 +202,10 @@ def _find_scheme(text: TokenizedDataset) -> TagScheme | None:
         f"of {types}" if (types := join_names(scheme.types(text.label_names), 8)) else "without a type",
         " (neighbours of one type are one span)" if scheme.name == "io" else "",
     )
-    if strange := [name for name in text.label_names if scheme.parse(name) is None]:
+    if malformed := [name for name in text.label_names if scheme.parse(name) is None]:
         log.warning(
             "tags: %s do not have the form of %s and count as outside of spans (%s)",
-            join_names(strange),
+            join_names(malformed),
             scheme.title,
             scheme.outside,
         )
@@ -223,7 +223,7 @@ def _find_scheme(text: TokenizedDataset) -> TagScheme | None:
 
 
 def _warn_of_numbers(names: tuple[str, ...], setting: str) -> None:
-    """Numbers may stand for tags with a scheme that nobody sees."""
+    """Log a warning if the tags are numbers, which may stand for tags with a scheme."""
     if setting == "auto" and all(name.isdigit() for name in names):
         log.warning(
             "tags: they are numbers; name them in their order, data.labels='[O,B-PER,I-PER,…]', and spans are scored and predicted"
@@ -240,17 +240,17 @@ def _tags_of(text: TokenizedDataset, split: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _write_spans(scheme: TagScheme | None, tags: list[str], words: list[str]) -> str:
-    """Return the spans of a sentence as text, or without a scheme its tags; `tags` are those of the words that have a token."""
+    """Return the spans of a sentence as text, or its tags without a scheme. `tags` belong to the words that have a token."""
     if scheme is None:
         return " ".join(tags)
     spans = sorted(scheme.spans(tags), key=lambda span: span[1])
     return " · ".join(f"{kind}: {' '.join(words[start:end])}" for kind, start, end in spans) or "none"
 
 
-def _scores(right: int, found: int, true: int) -> dict[str, float]:
+def _scores(right: int, predicted: int, true: int) -> dict[str, float]:
     return {
-        "precision": right / max(found, 1),
+        "precision": right / max(predicted, 1),
         "recall": right / max(true, 1),
-        "f1": 2 * right / max(found + true, 1),
+        "f1": 2 * right / max(predicted + true, 1),
         "support": true,
     }

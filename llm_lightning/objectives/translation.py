@@ -1,4 +1,4 @@
-"""Translation, and whatever else makes a text of a text: an encoder-decoder under teacher forcing."""
+"""Translation and every other task that writes a text for a text: an encoder-decoder under teacher forcing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from llm_lightning.objectives.language import perplexity
 
 log = logging.getLogger(__name__)
 
-SHOWN = 20  # translations that are kept to be read
+SHOWN = 20  # translations that are stored for people to read
 
 
 class Translation(Objective):
@@ -54,19 +54,19 @@ class Translation(Objective):
         beams: Annotated[int, Range(1)] = 4,
         length_penalty: float = 1.0,
     ) -> None:
-        """`beams` is the number of translations that are followed at once; above 0, `length_penalty` favours long ones."""
+        """`beams` is the number of translations that beam search follows; a `length_penalty` above 0 favours long ones."""
         super().__init__(text)
         self.label_smoothing, self.beams, self.length_penalty = label_smoothing, beams, length_penalty
         self._tables: dict[str, Any] = {}
 
     def adapt(self, model: PreTrainedModel) -> None:
-        """Have the model begin what it writes with the target's language, also where others load an export of it."""
+        """Make the model begin its text with the token of the target language, in exports too."""
         tokenizer, generation = self.text.tokenizer, model.generation_config
         assert generation is not None
         if has_languages(tokenizer):
             language = language_id(tokenizer, tokenizer.tgt_lang)
             marks = tokenizer(text_target="", verbose=False)["input_ids"]
-            if marks[-1] == language:  # mBART: it is behind each text, from where its training moves it to the front
+            if marks[-1] == language:  # mBART: the mark is behind each text; its training moves it to the front
                 model.config.decoder_start_token_id = generation.decoder_start_token_id = language
                 generation.forced_bos_token_id = None
             else:
@@ -86,7 +86,7 @@ class Translation(Objective):
         self._name_prefixes(model)
 
     def _name_prefixes(self, model: PreTrainedModel) -> None:
-        """Log the texts that the checkpoint wants before each source, where data.prefix is not set."""
+        """Log the prefixes that the checkpoint expects before each source, if data.prefix is not set."""
         if self.text.encoding.data.prefix is not None:
             return
         tasks = getattr(model.config, "task_specific_params", None) or {}
@@ -100,7 +100,7 @@ class Translation(Objective):
             )
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
-        """(summed loss, nothing); without smoothing where the model is evaluated."""
+        """Return (summed loss, None); evaluation has no smoothing."""
         logits = written_logits(self.model, batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         smoothing = self.label_smoothing if self.training else 0.0
@@ -116,7 +116,7 @@ class Translation(Objective):
         }
 
     def evaluate_batch(self, batch: MicroBatch) -> tuple[Tensor, list[str]]:
-        """(summed loss, the translations in the last evaluation of a run)."""
+        """Return (summed loss, the translations in the last evaluation of a run, else none)."""
         loss, _ = self.score(batch)
         return loss, self.translate(batch) if self.final else []
 
@@ -136,11 +136,11 @@ class Translation(Objective):
     def predict(self, batch: MicroBatch) -> list[str]:
         return self.translate(batch)
 
-    def answer_row(self, example: Example, found: list[str]) -> dict[str, Any]:
-        return {"translation": found[0]}
+    def answer_row(self, example: Example, predictions: list[str]) -> dict[str, Any]:
+        return {"translation": predictions[0]}
 
     def translate(self, batch: MicroBatch) -> list[str]:
-        """The best translation of each source that beam search finds."""
+        """Return the best translation that beam search finds for each source."""
         tokenizer = self.text.tokenizer
         most = min(2 * batch.longest + 10, self.text.encoding.data.block_size)
         if (limit := positions_of(self.model.config)) is not None:
@@ -148,17 +148,17 @@ class Translation(Objective):
         settings: dict[str, Any] = {"num_beams": self.beams, "max_new_tokens": most, "do_sample": False}
         if self.beams > 1:
             settings |= {"length_penalty": self.length_penalty, "early_stopping": True}
-        found = write_targets(self.model, batch, **settings)
-        texts = [until(ids, {tokenizer.eos_token_id}) for ids in found]
-        if has_languages(tokenizer):  # whose tokens M2M100's tokenizer does not count among the special ones
+        written = write_targets(self.model, batch, **settings)
+        texts = [until(ids, {tokenizer.eos_token_id}) for ids in written]
+        if has_languages(tokenizer):  # M2M100's tokenizer does not count language tokens among the special ones
             language = language_id(tokenizer, tokenizer.tgt_lang)
             texts = [[token for token in ids if token != language] for ids in texts]
         return tokenizer.batch_decode(texts, skip_special_tokens=True)
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
-        found = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
+        metrics = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
         if self.final:
-            found |= states["scores"].scores()
+            metrics |= states["scores"].scores()
             compared = {"bleu": states["scores"].describe(), "chrf": "characters"}
             log.info("%s: BLEU compares %s", self.split, compared["bleu"])
             samples = [sample for _, sample in states["samples"].rows()]
@@ -166,12 +166,12 @@ class Translation(Objective):
                 "compared": compared,
                 "samples": samples,
                 "examples": states["examples"].table(),
-                **states["examples"].sampled(),
+                **states["examples"].describe_sample(),
             }
-        return found
+        return metrics
 
     def _references(self) -> list[str]:
-        """Return the first references of the split, which are the same on every rank."""
+        """Return the first references of the split, the same on every rank."""
         column = self.text.encoding.data.columns.label
         return [text for text in self.text.rows[self.split].table[:SAMPLE][column] if isinstance(text, str)]
 
@@ -179,15 +179,15 @@ class Translation(Objective):
         return super().details() | self._tables
 
     def samples(self) -> list[dict[str, str]]:
-        part = self.text.splits["validation"]
-        assert part.rows is not None
-        first = np.arange(min(SAMPLES, len(part)))
-        batch = Collator(translates=True)(part, [first], EVALUATION)
-        found = self.translate(self.transfer_batch_to_device(batch, self.model.device, 0))
-        said = dict(zip(batch.indices.tolist(), found, strict=True))
-        numbers = {int(part.rows[i]): int(i) for i in first}
+        validation = self.text.splits["validation"]
+        assert validation.rows is not None
+        first = np.arange(min(SAMPLES, len(validation)))
+        batch = Collator(translates=True)(validation, [first], EVALUATION)
+        translations = self.translate(self.transfer_batch_to_device(batch, self.model.device, 0))
+        by_index = dict(zip(batch.indices.tolist(), translations, strict=True))
+        numbers = {int(validation.rows[i]): int(i) for i in first}
         examples = (example for example in self.text.examples("validation") if example.row in numbers)
         return [
-            {"prompt": example.text, "reference": example.label, "text": said[numbers[example.row]]}
+            {"prompt": example.text, "reference": example.label, "text": by_index[numbers[example.row]]}
             for example in islice(examples, len(numbers))
         ]

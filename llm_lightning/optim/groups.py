@@ -1,4 +1,4 @@
-"""Which parameters are decayed: matrices, and neither biases nor normalisation weights."""
+"""Groups of parameters for weight decay: matrices decay, biases and normalisation weights do not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups; what has fewer than two dimensions is a bias or a norm, and is not decayed."""
+    """Return two parameter groups. Parameters of fewer than two dimensions are biases or norms, and do not decay."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},

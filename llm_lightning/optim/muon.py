@@ -15,7 +15,7 @@ from llm_lightning.models.layers import layers
 from llm_lightning.optim.groups import decay_groups
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration (Jordan et al. 2024): the steepest at zero, which takes singular values into 0.7 to 1.2."""
+"""Coefficients of the quintic iteration (Jordan et al. 2024): the steepest at zero, which takes singular values into 0.7 to 1.2."""
 ITERATIONS = 5
 
 
@@ -28,7 +28,10 @@ def muon(
     betas: tuple[Annotated[float, Range(0, 1, open_high=True)], Annotated[float, Range(0, 1, open_high=True)]] = (0.9, 0.95),
     eps: Annotated[float, Range(0, open_low=True)] = 1e-8,
 ) -> torch.optim.Optimizer:
-    """One learning rate serves both: an orthogonal step is scaled to the size of AdamW's, 0.2 √max(rows, columns) (Liu et al. 2025)."""
+    """Build the optimizer.
+
+    One learning rate serves Muon and AdamW: an orthogonal step is scaled to the size of AdamW's, 0.2 √max(rows, columns) (Liu et al. 2025).
+    """
     hidden = {id(p) for layer in layers(model) for p in layer.parameters() if p.ndim == 2}
     groups = [
         {**group, "params": [p for p in group["params"] if (id(p) in hidden) == inside], "muon": inside}
@@ -39,9 +42,9 @@ def muon(
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but for the groups of matrices that say `muon`: their step is their momentum made orthogonal.
+    """AdamW, except for the groups of matrices with `muon` set: their step is their momentum made orthogonal.
 
-    Matrices of one shape are iterated on together, in bf16 where the hardware multiplies it.
+    Matrices of one shape are iterated on together, in bf16 if the hardware multiplies it.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, betas: tuple[float, float], eps: float) -> None:
@@ -50,7 +53,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Nothing where a GradScaler found that gradients overflowed in fp16: it tells a fused optimizer by this attribute."""
+        """Make a step, except after an overflow of gradients in fp16: GradScaler tells a fused optimizer by the attribute `found_inf`."""
         loss = None if closure is None else closure()
         if getattr(self, "found_inf", None):
             return loss
@@ -71,7 +74,7 @@ class Muon(torch.optim.AdamW):
             if parameter.grad is not None:
                 alike[tuple(parameter.shape)].append(parameter)
         for shape, parameters in alike.items():
-            updates = orthogonal(torch.stack([_whole(self._nesterov(p)) for p in parameters]))
+            updates = orthogonal(torch.stack([_gather(self._nesterov(p)) for p in parameters]))
             for parameter, update in zip(parameters, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(_spread(update.to(parameter.dtype), parameter), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
@@ -80,13 +83,13 @@ class Muon(torch.optim.AdamW):
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-            state["step"] = torch.zeros(())  # AdamW, when it is loaded, looks for one everywhere
+            state["step"] = torch.zeros(())  # AdamW looks for one in every state that it loads
         gradient = parameter.grad
         assert gradient is not None
         return gradient.lerp(state["momentum"].lerp_(gradient, 1 - self.momentum), self.momentum)
 
     def hint(self, tokens: int) -> str | None:
-        """What to know where steps have so many tokens: its products take about 5 · width / tokens of a forward and backward pass."""
+        """Return a hint if Muon is costly: its products take about 5 · width / tokens of a forward and backward pass."""
         width = max(min(p.shape) for group in self.param_groups if group["muon"] for p in group["params"])
         share = ITERATIONS * width / tokens
         if share < 0.1:
@@ -95,7 +98,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """(count, rows, columns) U S' Vᵀ of each matrix U S Vᵀ, its singular values S' near one: Newton-Schulz (Jordan et al. 2024)."""
+    """Return (count, rows, columns) U S' Vᵀ of each matrix U S Vᵀ, its singular values S' near one: Newton-Schulz (Jordan et al. 2024)."""
     a, b, c = COEFFICIENTS
     x = matrices.to(torch.bfloat16) if bf16_unit(matrices.device.type) else matrices.float()
     tall = x.shape[1] > x.shape[2]
@@ -107,7 +110,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return x.transpose(1, 2) if tall else x
 
 
-def _whole(update: Tensor) -> Tensor:
+def _gather(update: Tensor) -> Tensor:
     return update.full_tensor() if isinstance(update, DTensor) else update
 
 

@@ -1,6 +1,6 @@
-"""Learning-rate schedules: functions of (step, total steps) that give a factor of the peak rate.
+"""Learning-rate schedules: functions of the step and the total steps that return a factor of the peak rate.
 
-Pure functions, so that a resumed run needs no state. `warmup` is a number of steps, or below 1 a share of them.
+They are pure functions, so that a resumed run needs no state. `warmup` is a number of steps, or below 1 a share of them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ Factor = Callable[[int], float]
 
 
 def linear(total: int, *, warmup: Annotated[float, Range(0)] = 0.06) -> Factor:
-    """Up over the warm-up, then straight down to zero at `total`."""
+    """Rise over the warm-up, then fall in a straight line to zero at `total`."""
     return _warm_up(total, warmup, lambda progress: 1 - progress)
 
 
 def cosine(total: int, *, warmup: Annotated[float, Range(0)] = 0.02, floor: Annotated[float, Range(0, 1)] = 0.1) -> Factor:
-    """Up over the warm-up, then half a cosine down to `floor` (Loshchilov and Hutter 2017, equation 5, one period)."""
+    """Rise over the warm-up, then fall by half a cosine to `floor` (Loshchilov and Hutter 2017, equation 5, one period)."""
     return _warm_up(total, warmup, lambda progress: floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
@@ -32,13 +32,13 @@ def warmup_stable_decay(
     decay: Annotated[float, Range(0, 1)] = 0.2,
     floor: Annotated[float, Range(0, 1)] = 0.0,
 ) -> Factor:
-    """Up, then constant, then down over the last `decay` share of all steps as 1 - sqrt (Hu et al. 2024; Hägele et al. 2024)."""
+    """Rise, stay constant, then fall over the last `decay` share of all steps as 1 - sqrt (Hu et al. 2024; Hägele et al. 2024)."""
 
     falling = min(decay, 1 - _warmup_steps(total, warmup) / total)
 
-    def shape(left: float) -> float:
-        """`left` is the share of all steps that is left."""
-        return floor + (1 - floor) * (1 - math.sqrt(1 - left / falling)) if left < falling else 1.0
+    def shape(remaining: float) -> float:
+        """Return the factor, given the share of all steps that remain."""
+        return floor + (1 - floor) * (1 - math.sqrt(1 - remaining / falling)) if remaining < falling else 1.0
 
     return _warm_up(total, warmup, lambda progress: shape((1 - progress) * (1 - _warmup_steps(total, warmup) / total)))
 
@@ -51,7 +51,7 @@ def _warmup_steps(total: int, warmup: float) -> int:
 
 
 def _warm_up(total: int, warmup: float, shape: Callable[[float], float]) -> Factor:
-    """Up in a straight line, then `shape` of the progress from 0 to 1 after it."""
+    """Rise in a straight line, then follow `shape` of the progress from 0 to 1 after it."""
     steps = _warmup_steps(total, warmup)
 
     def factor(step: int) -> float:

@@ -152,7 +152,7 @@ def test_a_sample_of_rows_depends_on_their_numbers_alone(monkeypatch: pytest.Mon
     assert (columns["value"] == values[columns["number"]]).all()
     assert len(columns["number"]) == pytest.approx(5000, rel=0.05)
     assert np.histogram(columns["number"], 10)[0] == pytest.approx(500, rel=0.2)  # from everywhere
-    assert states[0].sampled()["sampled"]["of"] == 50_000
+    assert states[0].describe_sample()["sampled"]["of"] == 50_000
     monkeypatch.setattr(rows, "SHOWN", 1000)
     fewer = set(states[0].table()["value"])
     assert len(fewer) == pytest.approx(1000, rel=0.1)
