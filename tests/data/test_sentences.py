@@ -139,7 +139,7 @@ def test_rows_without_a_tag_for_each_word_are_refused(row: dict[str, Any], messa
 def test_words_without_a_token_are_counted(cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     blank = {"tokens": ["Anna", "", "Rome"], "ner_tags": ["B-per", "O", "B-geo"]}
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, [blank, {"tokens": WORDS, "ner_tags": TAGS}])))
-    prepare(tmp_path / "x.jsonl", cache, *columns("tokens", "ner_tags"))
+    prepare_files(tmp_path / "x.jsonl", cache, *columns("tokens", "ner_tags"))
     assert "train: in 1 of 2 rows a word has no token (it is blank, or" in caplog.text
 
 
