@@ -83,12 +83,12 @@ class Model:
             raise UserError(f"generate: expected a text or a list of messages, and found {type(prompt).__name__}.")
         if has_half_surrogate(prompt):
             raise UserError("the prompt holds half of a surrogate pair, which is no character.")
-        known = vars(self._generator.settings)
-        if unknown := settings.keys() - known.keys():
-            raise UserError(f"generate.{min(unknown)}: there is no such setting; there are {', '.join(known)}.")
+        default_settings = vars(self._generator.settings)
+        if unknown := settings.keys() - default_settings.keys():
+            raise UserError(f"generate.{min(unknown)}: there is no such setting; there are {', '.join(default_settings)}.")
         if isinstance(stop := settings.get("stop"), str):
             settings["stop"] = [stop]
-        settled = replace(self._generator, settings=check_generate(known | settings))
+        settled = replace(self._generator, settings=check_generate(default_settings | settings))
         return settled.say(prompt, show=False)
 
     def likelihood(self, contexts: list[str], texts: list[str]) -> list[float]:

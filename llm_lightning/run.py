@@ -250,8 +250,8 @@ def require_same_data(text: TokenizedDataset) -> None:
     """Raise UserError where a machine has other data than rank 0. A collective."""
     fingerprints = {name: split.fingerprint for name, split in text.splits.items()}
     everyone = distributed.gather((distributed.read_launch().node_rank, fingerprints))
-    for machine, theirs in everyone:
-        for split, fingerprint in theirs.items():
+    for machine, machine_fingerprints in everyone:
+        for split, fingerprint in machine_fingerprints.items():
             if fingerprint != everyone[0][1].get(split):
                 raise UserError(f"data: the {split} split on machine {machine} is not that of machine 0; give all the same files.")
 

@@ -276,9 +276,9 @@ class Watchdog:
     def _find_line(self) -> str:
         """Return the source lines of the main thread's innermost call, and of the innermost one in this package."""
         stack = traceback.extract_stack(sys._current_frames()[self._main])
-        ours = [frame for frame in stack if f"{os.sep}llm_lightning{os.sep}" in frame.filename]
+        package_frames = [frame for frame in stack if f"{os.sep}llm_lightning{os.sep}" in frame.filename]
         frames = dict.fromkeys(
-            f"{os.sep.join(frame.filename.split(os.sep)[-3:])}:{frame.lineno}" for frame in (stack[-1:] + ours[-1:])
+            f"{os.sep.join(frame.filename.split(os.sep)[-3:])}:{frame.lineno}" for frame in (stack[-1:] + package_frames[-1:])
         )
         return " in ".join(frames)
 

@@ -77,10 +77,10 @@ def build_config(node: DictConfig, choices: dict[str, str], overrides: list[str]
 def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
     """Yield the keys that `+key=value` has added and the schema does not have."""
     kind: Any = OmegaConf.get_type(node)
-    known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
+    field_names = {field.name for field in fields(kind)} if is_dataclass(kind) else None
     for name in map(str, node):
         child = node._get_node(name)
-        if known is not None and name not in known:
+        if field_names is not None and name not in field_names:
             yield f"{prefix}{name}"
         elif isinstance(child, DictConfig) and not child._is_none():
             yield from _unknown_keys(child, f"{prefix}{name}.")

@@ -75,17 +75,17 @@ def _unreadable(override: str, in_shell: bool) -> str:
 
 def unknown_key(key: str) -> str:
     """Return the message for a key that the schema does not have."""
-    node, known = config.schema(), ""
+    node, prefix = config.schema(), ""
     parts = key.split(".")
     for part in parts[:-1]:
         child = node.get(part)
         if not isinstance(child, DictConfig):
             break
-        node, known = child, f"{known}{part}."
-    unknown = parts[known.count(".")]
-    valid = sorted(map(str, node)) + ([p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"] if not known else [])
-    guess = nearest(unknown, valid).replace("'", f"'{known}", 1)
-    return f"{key}: there is no such key; {known.rstrip('.') or 'the config'} has {join_names(sorted(set(valid)), 40)}.{guess}"
+        node, prefix = child, f"{prefix}{part}."
+    unknown = parts[prefix.count(".")]
+    valid = sorted(map(str, node)) + ([p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"] if not prefix else [])
+    guess = nearest(unknown, valid).replace("'", f"'{prefix}", 1)
+    return f"{key}: there is no such key; {prefix.rstrip('.') or 'the config'} has {join_names(sorted(set(valid)), 40)}.{guess}"
 
 
 def is_from_hydra(error: Exception) -> bool:

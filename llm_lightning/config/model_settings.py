@@ -78,11 +78,11 @@ def merge_layers(layers: list[Layer]) -> tuple[dict[str, Any], str | None]:
 
 def _require_effect(layer: Layer, origins: dict[str, Any], origin: tuple[str, Any] | None) -> None:
     """Raise UserError where the command line names an architecture and a checkpoint that is loaded instead."""
-    asked = layer.origins.get("architecture")
-    if asked is not None and origin is not None and origin[0] != "architecture":
+    architecture = layer.origins.get("architecture")
+    if architecture is not None and origin is not None and origin[0] != "architecture":
         raise UserError(
-            f"model.architecture={asked}: model.{origin[0]}={origin[1]} is loaded, whose architecture is its own; leave one of the two "
-            f"out (model.{origin[0]}=null trains from scratch)."
+            f"model.architecture={architecture}: model.{origin[0]}={origin[1]} is loaded, whose architecture is its own; leave one of "
+            f"the two out (model.{origin[0]}=null trains from scratch)."
         )
 
 

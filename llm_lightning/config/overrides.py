@@ -223,9 +223,9 @@ def _split(value: str) -> list[str]:
     """Return the parts of a value between commas outside of quotes and brackets; quotes and brackets count at the start of a part."""
     parts: list[str] = []
     rest = value
-    whole = re.compile(rf"\s*(?:{_QUOTED}|\[[^\]]*\])\s*(?=,|$)", re.DOTALL)
+    whole_element = re.compile(rf"\s*(?:{_QUOTED}|\[[^\]]*\])\s*(?=,|$)", re.DOTALL)
     while True:
-        match = whole.match(rest)
+        match = whole_element.match(rest)
         end = match.end() if match is not None else rest.find(",") if "," in rest else len(rest)
         parts.append(rest[:end].strip() if match is not None or parts or end < len(rest) else rest[:end])
         if end == len(rest):

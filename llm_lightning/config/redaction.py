@@ -32,17 +32,17 @@ def redacted(value: Any) -> Any:
     return _redacted(value, _of_environment())
 
 
-def _redacted(value: Any, known: list[str]) -> Any:
+def _redacted(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, dict):
         return {
-            key: HIDDEN if _plain(item) and re.fullmatch(KEY, str(key), re.IGNORECASE) else _redacted(item, known)
+            key: HIDDEN if _plain(item) and re.fullmatch(KEY, str(key), re.IGNORECASE) else _redacted(item, secrets)
             for key, item in value.items()
         }
     if isinstance(value, list):
-        return [_redacted(item, known) for item in value]
+        return [_redacted(item, secrets) for item in value]
     if not isinstance(value, str):
         return value
-    for secret in known:
+    for secret in secrets:
         value = value.replace(secret, HIDDEN)
     for shape, instead in SHAPES:
         value = shape.sub(instead, value)
@@ -54,5 +54,5 @@ def _plain(item: Any) -> bool:
 
 
 def _of_environment() -> list[str]:
-    found = {value for name, value in os.environ.items() if VARIABLE.search(name.upper()) and len(value) >= SHORTEST}
-    return sorted(found, key=len, reverse=True)
+    secrets = {value for name, value in os.environ.items() if VARIABLE.search(name.upper()) and len(value) >= SHORTEST}
+    return sorted(secrets, key=len, reverse=True)

@@ -100,12 +100,12 @@ def _of_model(task: str, name: str, changes: list[str]) -> dict[str, Any]:
             raise UserError(f"run={name}: neither a run folder nor a model that can be loaded from the hub ({reason}).") from error
     if task != "predict":
         return {"task": task, "model": {"name_or_path": name}, "data": {"source": "files"}}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    architecture = (found.get("architectures") or ["?"])[0]
+    model_config = json.loads(path.read_text(encoding="utf-8"))
+    architecture = (model_config.get("architectures") or ["?"])[0]
     kinds = next((kinds for end, kinds in OBJECTIVES.items() if architecture.endswith(end)), None)
     if kinds is None:
         raise UserError(f"run={name}: a {architecture} makes no predictions of rows.")
-    objective, columns = kinds.get(found.get("problem_type")) or kinds[None]
+    objective, columns = kinds.get(model_config.get("problem_type")) or kinds[None]
     return {
         "task": task,
         "objective": {"_target_": f"llm_lightning.objectives.{objective}"},

@@ -406,10 +406,10 @@ def plain(config: Config) -> dict[str, Any]:
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as `a.b.c` -> value."""
-    found: dict[str, Any] = {}
+    flat_settings: dict[str, Any] = {}
     for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        flat_settings |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat_settings
 
 
 def expand_home(path: str | Path) -> Path:

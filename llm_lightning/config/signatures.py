@@ -108,11 +108,11 @@ def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
 def _keyword_only(function: ast.FunctionDef | None) -> dict[str, Parameter]:
     if function is None:
         return {}
-    found = {}
+    parameter_by_name = {}
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
         annotation = ast.unparse(argument.annotation) if argument.annotation else "Any"
-        found[argument.arg] = Parameter(eval(annotation, dict(_NAMES)), required=default is None)
-    return found
+        parameter_by_name[argument.arg] = Parameter(eval(annotation, dict(_NAMES)), required=default is None)
+    return parameter_by_name
 
 
 def mismatch(value: Any, kind: Any) -> str | None:

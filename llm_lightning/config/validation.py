@@ -365,13 +365,13 @@ def write_error(folder: Path) -> str | None:
 
 
 def _likelihood(config: Config) -> Iterator[str]:
-    wanted = config.evaluate
+    settings = config.evaluate
     for key in ("text", "choices"):
-        files = getattr(wanted, key)
+        files = getattr(settings, key)
         if files is not None and not paths.match(files):
             yield paths.missing(f"evaluate.{key}", files)
-    if wanted.window and wanted.stride and wanted.stride > wanted.window:
-        yield f"evaluate.stride={wanted.stride}: windows of evaluate.window={wanted.window} tokens would leave some out; lower it."
+    if settings.window and settings.stride and settings.stride > settings.window:
+        yield f"evaluate.stride={settings.stride}: windows of evaluate.window={settings.window} tokens would leave some out; lower it."
     yield from _result(config, "likelihood.json")
 
 

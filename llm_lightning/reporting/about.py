@@ -52,10 +52,10 @@ def describe(config: Config, text: TokenizedDataset, data: DataModule, model: Pr
     """Say what the run is about to do; returns what of it belongs into the summary."""
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    known = {split: part for split, part in text.splits.items() if split != "train" or text.stream is None}
-    rows = {split: part.facts.rows for split, part in known.items()}
-    tokens = {split: int(part.lengths.sum()) for split, part in known.items()}
-    sizes = " · ".join(f"{split} {rows[split]:,} rows, {tokens[split]:,} tokens" for split in known)
+    counted_splits = {split: part for split, part in text.splits.items() if split != "train" or text.stream is None}
+    rows = {split: part.facts.rows for split, part in counted_splits.items()}
+    tokens = {split: int(part.lengths.sum()) for split, part in counted_splits.items()}
+    sizes = " · ".join(f"{split} {rows[split]:,} rows, {tokens[split]:,} tokens" for split in counted_splits)
     sizes = sizes if text.stream is None else f"train streamed · {sizes}"
     name, source = config.choices.get("data", config.data.source), build.checkpoint(config.model)
     log.info("data: %s · %s", name, sizes)
@@ -76,8 +76,10 @@ def describe(config: Config, text: TokenizedDataset, data: DataModule, model: Pr
     )
     if distributed.is_rank_zero():
         warn_of_padding(model)
-    wanted = config.trainer.max_steps
-    sooner = f", trainer.max_epochs comes before trainer.max_steps={wanted}" if wanted and data.total_steps < wanted else ""
+    max_steps = config.trainer.max_steps
+    sooner = (
+        f", trainer.max_epochs comes before trainer.max_steps={max_steps}" if max_steps and data.total_steps < max_steps else ""
+    )
     epochs = data.total_steps / len(data.plan.epoch(0))
     log.info(
         "plan: %s optimizer steps%s, validation every %s",
@@ -123,9 +125,9 @@ def data_name(config: Config) -> str:
     train = data.train[0] if isinstance(data.train, list) else data.train
     if train is None and preset != data.source:
         return preset
-    given = Path(data.dir or "", train or "")
-    name = "" if "*" in given.stem else re.sub(r"(^|[._-]+)train$", "", given.stem)
-    return name or given.parent.name or preset
+    path = Path(data.dir or "", train or "")
+    name = "" if "*" in path.stem else re.sub(r"(^|[._-]+)train$", "", path.stem)
+    return name or path.parent.name or preset
 
 
 def _columns(config: Config) -> list[str]:

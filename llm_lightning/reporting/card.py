@@ -32,8 +32,8 @@ def write_card(folder: Path) -> None:
     summary = run.summary
     data, seconds, energy = summary["data"], summary["seconds"], summary["energy"]
     objective, origin = summary["objective"], run.config["model"]["name_or_path"] or run.config["model"]["init_from"]
-    known, facts = (PIPELINES | CLASSES).get(objective), {"library_name": "transformers"}
-    facts |= {"pipeline_tag": known[0]} if known else {}
+    pipeline, facts = (PIPELINES | CLASSES).get(objective), {"library_name": "transformers"}
+    facts |= {"pipeline_tag": pipeline[0]} if pipeline else {}
     facts |= {"base_model": origin} if origin and not expand_home(origin).is_dir() else {}
     head = yaml.safe_dump(facts | {"tags": ["llm_lightning", objective]}, sort_keys=False)
     sizes = ", ".join(f"{split} {count:,} rows ({data['tokens'][split]:,} tokens)" for split, count in data["rows"].items())
@@ -42,7 +42,7 @@ def write_card(folder: Path) -> None:
         f"---\n{head}---",
         f"# {objective} on {data['name']}",
         f"{summary['model']['name']}, {summary['model']['parameters']:,} parameters, trained by llm_lightning.",
-        *([f"```python\n{_use(objective)}\n```"] if known else []),  # an objective of the user's own is not known here
+        *([f"```python\n{_use(objective)}\n```"] if pipeline else []),  # an objective of the user's own is not known here
         f"**Data.** {data['name']}: {sizes}.",
         f"**Training.** {summary['steps']:,} optimizer steps, {summary['tokens_seen']:,} tokens, best at step {summary['best_step']}; "
         f"{seconds['total']:.0f} s; {cost}; seed {summary['seed']}.",
@@ -61,5 +61,5 @@ def _use(objective: str) -> str:
             f'from transformers import {auto}, AutoTokenizer\n\nmodel = {auto}.from_pretrained("<this folder>")\n'
             f'tokenizer = AutoTokenizer.from_pretrained("<this folder>")'
         )
-    task, given = PIPELINES[objective]
-    return f'from transformers import pipeline\n\nrun = pipeline("{task}", model="<this folder>")\nrun({given})'
+    task, arguments = PIPELINES[objective]
+    return f'from transformers import pipeline\n\nrun = pipeline("{task}", model="<this folder>")\nrun({arguments})'

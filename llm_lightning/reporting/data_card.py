@@ -16,11 +16,11 @@ BARS = 24
 
 def data_card(text: TokenizedDataset) -> dict[str, dict[str, Any]]:
     """Of each split: rows, tokens, lengths, labels, what was cut or left out, and sequences that are there twice, or in train too."""
-    seen = {split: _hashes(part) for split, part in text.splits.items()}
-    train = set(seen.get("train") or ())
-    found = {}
+    hashes_by_split = {split: _hashes(part) for split, part in text.splits.items()}
+    train = set(hashes_by_split.get("train") or ())
+    cards = {}
     for split, part in text.splits.items():
-        lengths, hashes = np.asarray(part.lengths), seen[split]
+        lengths, hashes = np.asarray(part.lengths), hashes_by_split[split]
         counts, edges = np.histogram(lengths, BARS)
         card: dict[str, Any] = {
             "rows": part.facts.rows,
@@ -43,8 +43,8 @@ def data_card(text: TokenizedDataset) -> dict[str, dict[str, Any]]:
             card |= {} if split == "train" else {"in_train": sum(value in train for value in hashes)}
         if split == "train" and text.stream is not None:
             card["sample"] = True  # from the front of what is streamed
-        found[split] = card
-    return found
+        cards[split] = card
+    return cards
 
 
 def _hashes(part: TokenizedSplit) -> list[int] | None:

@@ -49,9 +49,9 @@ def speed(run: Run) -> list[Figure]:
     return _curves(run.curves(), SPEED)
 
 
-def _curves(curves: dict[str, Points], wanted: list[tuple[str, list[str], str]]) -> list[Figure]:
+def _curves(curves: dict[str, Points], charts: list[tuple[str, list[str], str]]) -> list[Figure]:
     figures = []
-    for title, metrics, axis in wanted:
+    for title, metrics, axis in charts:
         traces = [line(metric, curves[metric]) for metric in metrics if metric in curves]
         if traces:
             figures.append({"title": title, "traces": traces, "x": "optimizer step", "y": axis})
@@ -143,11 +143,18 @@ def predictions(split: str, tables: dict[str, Any]) -> list[Figure]:
     examples = tables.get("examples") or {}
     if "prediction" not in examples:
         return []
-    target, said = examples["target"], examples["prediction"]
+    target, predicted = examples["target"], examples["prediction"]
     ends, step = [min(target), max(target)], -(-len(target) // POINTS)
-    target, said = target[::step], said[::step]
+    target, predicted = target[::step], predicted[::step]
     traces = [
-        {"x": target, "y": said, "name": "examples", "mode": "markers", "type": "scatter", "marker": {"size": 5, "opacity": 0.5}},
+        {
+            "x": target,
+            "y": predicted,
+            "name": "examples",
+            "mode": "markers",
+            "type": "scatter",
+            "marker": {"size": 5, "opacity": 0.5},
+        },
         {"x": ends, "y": ends, "name": "as it should be", "mode": "lines", "line": {"dash": "dash", "width": 1}},
     ]
     return [
@@ -172,12 +179,12 @@ def lengths(data: dict[str, dict[str, Any]]) -> list[Figure]:
 
 def balance(data: dict[str, dict[str, Any]]) -> list[Figure]:
     """How often each label is there in each split."""
-    known = {split: card["labels"] for split, card in data.items() if card.get("labels")}
-    first: dict[str, int] = next(iter(known.values()), {})
+    label_counts = {split: card["labels"] for split, card in data.items() if card.get("labels")}
+    first: dict[str, int] = next(iter(label_counts.values()), {})
     note = f"The {CLASSES} most frequent of {len(first):,}." if len(first) > CLASSES else ""
     drawn = sorted(first, key=lambda name: -first[name])[:CLASSES] if note else list(first)
-    totals = {split: max(sum(counts.values()), 1) for split, counts in known.items()}
-    known = {split: {name: counts.get(name, 0) for name in drawn} for split, counts in known.items()}
+    totals = {split: max(sum(counts.values()), 1) for split, counts in label_counts.items()}
+    label_counts = {split: {name: counts.get(name, 0) for name in drawn} for split, counts in label_counts.items()}
     traces = [
         {
             "x": list(counts),
@@ -187,7 +194,7 @@ def balance(data: dict[str, dict[str, Any]]) -> list[Figure]:
             "customdata": list(counts.values()),
             "hovertemplate": "%{customdata:,} (%{y:.1%})",
         }
-        for split, counts in known.items()
+        for split, counts in label_counts.items()
     ]
     layout = {"xaxis": {"type": "category"}, "yaxis": {"tickformat": ".0%"}}
     figure = {"title": "Labels", "traces": traces, "x": "", "y": "share of the split", "layout": layout, "note": note}

@@ -34,7 +34,7 @@ def write_comparison(groups: list[Group], target: Path, title: str, figures: Seq
     parts: list[partial[Section]] = []
     for kind, members in kinds.items():
         parts.append(partial(_ranking, members))
-        parts += [partial(_trade, kind, found) for found in by_data(members) if len(found) > 1]
+        parts += [partial(_trade, kind, comparable) for comparable in by_data(members) if len(comparable) > 1]
     parts += [partial(_sweep, list(figures)), *(partial(_curves, kind, members) for kind, members in kinds.items())]
     return write_page(target, title, lead, sections(parts))
 
@@ -46,7 +46,7 @@ def _sweep(figures: list[Figure]) -> Section:
 def _ranking(groups: list[Group]) -> Section:
     """The table that the terminal shows, and whether the first of it is the best."""
     (table,) = tables(groups)
-    tests = [found for members in by_data(groups) if (found := significance(members)) is not None]
+    tests = [test for members in by_data(groups) if (test := significance(members)) is not None]
     return Section(table.title, tables=[replace(table, title=""), *tests])
 
 
@@ -120,11 +120,11 @@ def pareto(groups: list[Group], best: Quality, column: Column) -> Figure | None:
 
 def frontier(points: list[tuple[float, float]], higher: bool) -> list[int]:
     """Which of (cost, quality), sorted by cost, are better than all that cost no more."""
-    found: list[int] = []
+    indices: list[int] = []
     for i, (_, score) in enumerate(points):
-        if not found or (score > points[found[-1]][1] if higher else score < points[found[-1]][1]):
-            found.append(i)
-    return found
+        if not indices or (score > points[indices[-1]][1] if higher else score < points[indices[-1]][1]):
+            indices.append(i)
+    return indices
 
 
 def parallel(groups: list[Group], best: Quality) -> Figure | None:
@@ -168,12 +168,12 @@ def parallel(groups: list[Group], best: Quality) -> Figure | None:
 
 def _settings(groups: list[Group]) -> list[tuple[str, list[Any]]]:
     """(setting, its value in each group) of those that differ; a preset stands for the settings of the model that come with it."""
-    found = [settings(group.runs[0].config) for group in groups]
+    settings_by_group = [settings(group.runs[0].config) for group in groups]
     presets = [(group.runs[0].config.get("choices") or {}).get("model") for group in groups]
     several = len(set(presets)) > 1
     axes: list[tuple[str, list[Any]]] = [("model", presets)] if several else []
-    for key in dict.fromkeys(key for known in found for key in known):
-        values = [known.get(key) for known in found]
+    for key in dict.fromkeys(key for group_settings in settings_by_group for key in group_settings):
+        values = [group_settings.get(key) for group_settings in settings_by_group]
         if len({str(value) for value in values}) > 1 and not (several and key.startswith("model.")):
             name = key.removesuffix("._target_")
             shown = values if name == key else [str(value).rpartition(".")[2] for value in values]
@@ -200,11 +200,11 @@ def _place_on_axis(values: list[Any]) -> tuple[list[float], list[tuple[float, st
 
 def _apart(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
     """Labels that do not lie on each other, the ends first."""
-    kept: list[tuple[float, str]] = []
+    labels: list[tuple[float, str]] = []
     for place, text in sorted(ticks, key=lambda tick: -abs(tick[0] - 0.5)):
-        if all(abs(place - other) > 0.07 for other, _ in kept):
-            kept.append((place, text))
-    return kept
+        if all(abs(place - other) > 0.07 for other, _ in labels):
+            labels.append((place, text))
+    return labels
 
 
 def _text(value: Any) -> str:

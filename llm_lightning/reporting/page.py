@@ -50,7 +50,7 @@ class Section:
 
 def sections(parts: Iterable[partial[Section]]) -> list[Section]:
     """The sections that have something to show; one that fails is named in the log and in the page, and the others are there."""
-    found = []
+    shown = []
     for part in parts:
         try:
             section = part()
@@ -59,21 +59,21 @@ def sections(parts: Iterable[partial[Section]]) -> list[Section]:
             log.warning("report: %s is left out (%s: %s)", name, type(error).__name__, error)
             section = Section(name.capitalize(), texts=[("left out", f"{type(error).__name__}: {error}")])
         if not section.empty:
-            found.append(section)
-    return found
+            shown.append(section)
+    return shown
 
 
-def write_page(target: Path, title: str, lead: str, found: list[Section]) -> Path:
+def write_page(target: Path, title: str, lead: str, page_sections: list[Section]) -> Path:
     """The sections as HTML."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("llm_lightning.reporting"), autoescape=True, trim_blocks=True)
-    figures = [figure for section in found for figure in section.figures]
+    figures = [figure for section in page_sections for figure in section.figures]
     drawn = json.dumps(_drawable(figures)).replace("<", "\\u003c")  # nothing in it can end the script that it is in
     script = files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
     template = environment.get_template("page.html.j2")
-    page = template.render(title=title, lead=lead, sections=found, figures_json=drawn, plotly=script)
-    whole = target.with_name(f".{target.name}.partial")
-    whole.write_text(page, encoding="utf-8")
-    whole.replace(target)
+    page = template.render(title=title, lead=lead, sections=page_sections, figures_json=drawn, plotly=script)
+    partial_file = target.with_name(f".{target.name}.partial")
+    partial_file.write_text(page, encoding="utf-8")
+    partial_file.replace(target)
     return target
 
 

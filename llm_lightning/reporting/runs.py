@@ -39,15 +39,15 @@ class Run:
 
     def curves(self) -> dict[str, list[tuple[float, float]]]:
         """Each metric of metrics.csv as (step, value) pairs."""
-        found: dict[str, list[tuple[float, float]]] = {}
+        points_by_metric: dict[str, list[tuple[float, float]]] = {}
         file = self.folder / "metrics.csv"
         if file.is_file():
             with file.open(newline="", encoding="utf-8") as rows:
                 for row in csv.DictReader(rows):
                     for name, value in row.items():
                         if value and "/" in name:
-                            found.setdefault(name, []).append((float(row["step"]), float(value)))
-        return found
+                            points_by_metric.setdefault(name, []).append((float(row["step"]), float(value)))
+        return points_by_metric
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """Tables of each split, validation before test: confusion matrix, per-class scores."""
@@ -106,12 +106,12 @@ def load(folder: Path) -> Run:
 
 def _fill_summary(summary: dict[str, Any]) -> dict[str, Any]:
     """A summary with all that is read of it, also one that is older than some of its parts."""
-    found: dict[str, Any] = {"task": "?", "objective": "?", "steps": 0, "tokens_seen": 0, "seed": 0, "git": None} | summary
+    filled: dict[str, Any] = {"task": "?", "objective": "?", "steps": 0, "tokens_seen": 0, "seed": 0, "git": None} | summary
     for section in ("metrics", "throughput", "seconds", "energy", "versions", "machine"):
-        found[section] = found.get(section) or {}
-    found["model"] = {"name": "?", "parameters": 0} | (found.get("model") or {})
-    found["data"] = {"name": "?", "fingerprint": "", "rows": {}, "tokens": {}} | (found.get("data") or {})
-    return found
+        filled[section] = filled.get(section) or {}
+    filled["model"] = {"name": "?", "parameters": 0} | (filled.get("model") or {})
+    filled["data"] = {"name": "?", "fingerprint": "", "rows": {}, "tokens": {}} | (filled.get("data") or {})
+    return filled
 
 
 def find(folders: Iterable[Path]) -> list[Run]:
@@ -120,14 +120,14 @@ def find(folders: Iterable[Path]) -> list[Run]:
     Raises UserError where there is none.
     """
     folders = list(folders)
-    found = sorted({file.parent for folder in folders for file in folder.rglob("summary.json")})
-    if not found:
+    run_folders = sorted({file.parent for folder in folders for file in folder.rglob("summary.json")})
+    if not run_folders:
         places = ", ".join(map(str, folders))
         raise UserError(
             f"{places}: no finished run in or below (a run folder holds summary.json); train one first, or give its folder."
         )
     runs, problems = [], []
-    for folder in found:
+    for folder in run_folders:
         try:
             runs.append(load(folder))
         except UserError as error:
@@ -144,14 +144,14 @@ def group_runs(runs: list[Run]) -> list[Group]:
     by_settings: dict[str, dict[Any, Run]] = {}
     for run in sorted(runs, key=lambda run: (run.folder / "summary.json").stat().st_mtime):
         data = run.summary["data"]
-        known = configuration(run.config, data.get("fingerprints") or data["fingerprint"])
-        by_settings.setdefault(known, {})[run.summary["seed"]] = run
-    left = {id(run) for members in by_settings.values() for run in members.values()}
+        configuration_hash = configuration(run.config, data.get("fingerprints") or data["fingerprint"])
+        by_settings.setdefault(configuration_hash, {})[run.summary["seed"]] = run
+    kept_ids = {id(run) for members in by_settings.values() for run in members.values()}
     order = {id(run): place for place, run in enumerate(runs)}
     groups = [sorted(members.values(), key=lambda run: order[id(run)]) for members in by_settings.values()]
     groups.sort(key=lambda members: order[id(members[0])])
-    if len(left) < len(runs):
-        log.info("%s runs of a seed that a later run repeats are left out", len(runs) - len(left))
+    if len(kept_ids) < len(runs):
+        log.info("%s runs of a seed that a later run repeats are left out", len(runs) - len(kept_ids))
     firsts = [members[0] for members in groups]
     names = [_name(first, firsts, FEW) for first in firsts]
     alike = {name for name, count in Counter(names).items() if count > 1}
@@ -172,34 +172,35 @@ FEW = 3  # settings in a name, unless it takes more to tell two apart
 
 def _name(run: Run, everyone: list[Run], most: int | None) -> str:
     """The data and the origin of the weights where they differ, and some of the settings that other runs like it do not have."""
-    own, alike = settings(run.config), [other for other in everyone if other.summary["objective"] == run.summary["objective"]]
+    run_settings = settings(run.config)
+    alike = [other for other in everyone if other.summary["objective"] == run.summary["objective"]]
     preset = _preset(run) if len({_preset(other) for other in alike}) > 1 else None
     peers = [other for other in alike if preset is None or _preset(other) == preset]  # a preset has settings of its own
     others = [settings(other.config) for other in peers]
     near = [
         settings(other.config) for other in peers if other.summary["data"]["name"] == run.summary["data"]["name"]
     ]  # so have data
-    origin, origins = _origin(own), {_origin(settings(other.config)) for other in alike}
+    origin, origins = _origin(run_settings), {_origin(settings(other.config)) for other in alike}
 
     def differs(key: str) -> bool:
-        return any(other.get(key) != own[key] for other in (near if key.startswith("data.") else others))
+        return any(other.get(key) != run_settings[key] for other in (near if key.startswith("data.") else others))
 
-    differing = [key for key in own if key not in (*PLACES, *ORIGIN) and differs(key)]
-    changed = [_said(key, own[key]) for key in differing][:most]
+    differing = [key for key in run_settings if key not in (*PLACES, *ORIGIN) and differs(key)]
+    changed = [_format_setting(key, run_settings[key]) for key in differing][:most]
     data = [run.summary["data"]["name"]] if len({other.summary["data"]["name"] for other in alike}) > 1 else []
     source = f"from {Path(origin).name}" if origin else "from scratch"
     if preset is not None:
-        source = f"{preset} · {source}" if own.get(ORIGIN[0]) else preset
-    said = [source] if preset is not None or len(origins) > 1 or not changed else []
-    return " · ".join([*data, *said, *changed])
+        source = f"{preset} · {source}" if run_settings.get(ORIGIN[0]) else preset
+    source_parts = [source] if preset is not None or len(origins) > 1 or not changed else []
+    return " · ".join([*data, *source_parts, *changed])
 
 
-def _origin(own: dict[str, Any]) -> str | None:
+def _origin(run_settings: dict[str, Any]) -> str | None:
     """Where the weights were had from; None from scratch."""
-    return own.get(ORIGIN[0]) or own.get(ORIGIN[1])
+    return run_settings.get(ORIGIN[0]) or run_settings.get(ORIGIN[1])
 
 
-def _said(key: str, value: Any) -> str:
+def _format_setting(key: str, value: Any) -> str:
     """A setting in a name; a target by the group that it is chosen in: optimizer=muon."""
     if key.endswith("._target_"):
         return f"{key.removesuffix('._target_')}={str(value).rpartition('.')[2]}"

@@ -67,10 +67,10 @@ def half_width(values: Sequence[float]) -> float | None:
 def compare_groups(first: Group, second: Group, metric: str) -> Comparison | None:
     """The two by their test examples (or validation's), else by the seeds that both have; None where neither is there."""
     for split in ("test", "validation"):
-        found = [_examples(group, split) for group in (first, second)]
-        if found[0] is not None and found[1] is not None and found[0][:2] == found[1][:2]:
-            score, _, values = found[0]
-            return _by_examples(first.name, second.name, f"{split} {score}", values, found[1][2])
+        scores = [_examples(group, split) for group in (first, second)]
+        if scores[0] is not None and scores[1] is not None and scores[0][:2] == scores[1][:2]:
+            score, _, values = scores[0]
+            return _by_examples(first.name, second.name, f"{split} {score}", values, scores[1][2])
     pairs = _by_seed(first, second, metric)
     return None if len(pairs) < 2 else _by_seeds(first.name, second.name, metric.replace("/", " "), pairs)
 
@@ -87,11 +87,11 @@ def holm(comparisons: list[Comparison], pairs: int) -> list[Comparison]:
 
 def _examples(group: Group, split: str) -> tuple[str, Any, np.ndarray] | None:
     """(what is scored, which examples, (seeds, examples) the scores); None where a run has not kept them."""
-    found = [example_scores(run, split) for run in group.runs]
-    known = [scores for scores in found if scores is not None]
-    if len(known) < len(found) or any(scores[:2] != known[0][:2] for scores in known):
+    scores_by_run = [example_scores(run, split) for run in group.runs]
+    available = [scores for scores in scores_by_run if scores is not None]
+    if len(available) < len(scores_by_run) or any(scores[:2] != available[0][:2] for scores in available):
         return None
-    return known[0][0], known[0][1], np.array([values for _, _, values in known], dtype=float)
+    return available[0][0], available[0][1], np.array([values for _, _, values in available], dtype=float)
 
 
 def example_scores(run: Run, split: str) -> tuple[str, Any, np.ndarray] | None:
@@ -99,13 +99,13 @@ def example_scores(run: Run, split: str) -> tuple[str, Any, np.ndarray] | None:
     tables = run.evaluations().get(split, {})
     examples, rows = tables.get("examples") or {}, tables.get("rows")
     if {"right", "found", "true"} <= examples.keys():
-        right, found, true = (np.array(examples[name]) for name in ("right", "found", "true"))
-        name, values = "F1 of an example", np.where(found + true == 0, 1.0, 2 * right / np.maximum(found + true, 1))
+        right, predicted, true = (np.array(examples[name]) for name in ("right", "found", "true"))
+        name, values = "F1 of an example", np.where(predicted + true == 0, 1.0, 2 * right / np.maximum(predicted + true, 1))
     elif {"prediction", "target"} <= examples.keys():
         name, values = "squared error", (np.array(examples["prediction"]) - np.array(examples["target"])) ** 2
-    elif kept := next((name for name in ("correct", "f1", "chrf", "rouge_l") if examples.get(name)), None):
+    elif score_name := next((name for name in ("correct", "f1", "chrf", "rouge_l") if examples.get(name)), None):
         titles = {"correct": "accuracy", "f1": "F1", "chrf": "chrF of a sentence", "rouge_l": "ROUGE-L"}
-        name, values = titles[kept], np.array(examples[kept], float)
+        name, values = titles[score_name], np.array(examples[score_name], float)
     elif batches := tables.get("batches"):  # the same ones only if they have the same targets
         name, values = "loss of a batch", np.array(batches["loss"]) / np.maximum(batches["targets"], 1)
         rows = (rows, tuple(batches["targets"]))
@@ -114,20 +114,20 @@ def example_scores(run: Run, split: str) -> tuple[str, Any, np.ndarray] | None:
     return name, (rows, len(values)), values
 
 
-def _by_examples(first: str, second: str, score: str, ours: np.ndarray, theirs: np.ndarray) -> Comparison:
+def _by_examples(first: str, second: str, score: str, first_scores: np.ndarray, second_scores: np.ndarray) -> Comparison:
     """Of scores (seeds, examples)."""
-    rng, size, differences = np.random.default_rng(0), ours.shape[1], ours.mean(0) - theirs.mean(0)
+    rng, size, differences = np.random.default_rng(0), first_scores.shape[1], first_scores.mean(0) - second_scores.mean(0)
     drawn, rows = [], min(100, max(1, AT_ONCE // size))  # a few draws at once of a million examples
     for _ in range(0, 2000, rows):
         places = rng.integers(0, size, (rows, size))
-        drawn.append(_resample(ours, places, rng) - _resample(theirs, places, rng))
+        drawn.append(_resample(first_scores, places, rng) - _resample(second_scores, places, rng))
     means = np.concatenate(drawn)
     low, high = np.quantile(means, BOUNDS)
     how = f"{size:,} {'batches' if 'batch' in score else 'examples'}, permutation"
     p = permutation(differences, rng)
-    if len(ours) > 1 and len(theirs) > 1:
+    if len(first_scores) > 1 and len(second_scores) > 1:
         p = max(p, min(1.0, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (len(means) + 1)))
-        how += f"; {len(ours)} and {len(theirs)} seeds"
+        how += f"; {len(first_scores)} and {len(second_scores)} seeds"
     return Comparison(first, second, score, float(differences.mean()), float(low), float(high), float(p), how)
 
 
@@ -142,11 +142,11 @@ def _resample(scores: np.ndarray, places: np.ndarray, rng: np.random.Generator) 
 def permutation(differences: np.ndarray, rng: np.random.Generator) -> float:
     """How often the mean would be as far from zero if the sign of each difference were chance; equal sizes are drawn together."""
     sizes, counts = np.unique(np.abs(differences), return_counts=True)
-    seen = abs(float(differences.sum())) * (1 - 1e-9)
+    observed = abs(float(differences.sum())) * (1 - 1e-9)
     rounds, as_far = max(1, min(DRAWS, (1 << 22) // len(sizes))), 0
     for start in range(0, DRAWS, rounds):
         signs = 2 * rng.binomial(counts, 0.5, (min(rounds, DRAWS - start), len(sizes))) - counts
-        as_far += int((np.abs(signs @ sizes) >= seen).sum())
+        as_far += int((np.abs(signs @ sizes) >= observed).sum())
     return (as_far + 1) / (DRAWS + 1)
 
 

@@ -87,8 +87,8 @@ LANGUAGE = [
 
 def columns_of(run: Run) -> list[Column]:
     """The scores that a run of its kind is read by."""
-    found = [name for name in SCORES if f"validation/{name}" in run.metrics]
-    columns = [percent(f"{split} {SCORES[name]}", f"{split}/{name}") for split in ("validation", "test") for name in found]
+    scores = [name for name in SCORES if f"validation/{name}" in run.metrics]
+    columns = [percent(f"{split} {SCORES[name]}", f"{split}/{name}") for split in ("validation", "test") for name in scores]
     return columns or LANGUAGE
 
 
@@ -126,23 +126,23 @@ def rank_groups(groups: list[Group]) -> list[Group]:
 
 def tables(groups: list[Group]) -> list[Table]:
     """One table an objective, the best of each data first; labelled ones end with the majority-class baseline of their data."""
-    found = []
+    objective_tables = []
     for kind, members in by_objective(groups).items():
         data = sorted({group.data for group in members})
         members = [group for name in data for group in rank_groups([g for g in members if g.data == name])]
         table = _table(f"{kind} on {data[0]}" if len(data) == 1 else kind, members, [*columns_of(members[0].runs[0]), *COSTS])
         for name in data:
             table.rows.extend(_baselines(next(g for g in members if g.data == name), table.columns, name if len(data) > 1 else ""))
-        found.append(table)
-    return found
+        objective_tables.append(table)
+    return objective_tables
 
 
 def all_tables(groups: list[Group]) -> list[Table]:
     """The tables, and for each data the best of them against the others."""
-    found = tables(groups)
+    comparison_tables = tables(groups)
     for members in by_objective(groups).values():
-        found += [test for those in by_data(members) if (test := significance(those)) is not None]
-    return found
+        comparison_tables += [test for those in by_data(members) if (test := significance(those)) is not None]
+    return comparison_tables
 
 
 def by_data(groups: list[Group]) -> list[list[Group]]:
@@ -188,10 +188,10 @@ def significance(groups: list[Group]) -> Table | None:
         return None
     first, *others = rank_groups(groups)
     pairs = len(groups) * (len(groups) - 1) // 2  # the best was chosen by looking at all of them
-    found = holm([pair for other in others if (pair := compare_groups(first, other, best.metric)) is not None], pairs)
+    comparisons = holm([pair for other in others if (pair := compare_groups(first, other, best.metric)) is not None], pairs)
     rows = [
         [pair.second, pair.score, f"{pair.difference:+.4f}", f"{pair.low:+.4f} to {pair.high:+.4f}", _p(pair.p), pair.how]
-        for pair in found
+        for pair in comparisons
     ]
     columns = ["against", "score", "difference", "95% interval", "p", "by"]
     note = f"p is corrected for the {pairs} pairs that the best was chosen from (Holm)." if pairs > 1 else ""
@@ -202,17 +202,17 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def write_csv(found: list[Table], file: Path) -> None:
+def write_csv(tables: list[Table], file: Path) -> None:
     """All tables in one csv, each row told its table."""
-    columns = list(dict.fromkeys(column for table in found for column in table.columns))
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
     with file.open("w", newline="", encoding="utf-8") as target:
         writer = csv.DictWriter(target, ["table", *columns])
         writer.writeheader()
-        for table in found:
+        for table in tables:
             writer.writerows({"table": table.title, **dict(zip(table.columns, row, strict=True))} for row in table.rows)
 
 
-def show(found: list[Table], **options: Any) -> None:
+def show(tables: list[Table], **options: Any) -> None:
     """Print tables to the terminal."""
     from rich import box
     from rich.console import Console
@@ -221,7 +221,7 @@ def show(found: list[Table], **options: Any) -> None:
     console = Console(**options)
     if not console.is_terminal:
         console.width = max(console.width, WIDE)  # a file has no edge to fold at
-    for table in found:
+    for table in tables:
         drawn = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_style="bold", title_justify="left", pad_edge=False)
         for i, title in enumerate(table.columns):
             drawn.add_column(title, justify="left" if i == 0 else "right", overflow="fold")

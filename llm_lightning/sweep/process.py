@@ -60,30 +60,30 @@ def run_job(
     """Run a job and wait for its end. Its output goes to a file, or to the terminal; `started` and `ended` are given its process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["llm_lightning.run"])
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_job, args=(theirs, sys.argv[0], overrides, sweep, judge is not None, share, output))
+    connection, child_connection = context.Pipe()
+    process = context.Process(target=_job, args=(child_connection, sys.argv[0], overrides, sweep, judge is not None, share, output))
     before = time.perf_counter()
     try:
         process.start()
     except (EOFError, OSError) as error:  # the server that jobs are forked from is gone: Ctrl-C while it was starting
         return Outcome("failed", f"could not be started: {error or type(error).__name__}", 0.0)
     started(process)
-    theirs.close()
+    child_connection.close()
     status, message = "failed", ""
     while True:
         try:
-            told = ours.recv()
-            if isinstance(told[0], int):
-                ours.send(judge is None or _judge_safely(judge, *told))
+            report = connection.recv()
+            if isinstance(report[0], int):
+                connection.send(judge is None or _judge_safely(judge, *report))
             else:
-                status, message = told
+                status, message = report
         except (EOFError, OSError):
             break
     process.join()
     if not message and status == "failed":
         code = process.exitcode or 0
         message = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    ours.close()
+    connection.close()
     ended(process)
     process.close()
     return Outcome(status, redacted(message), time.perf_counter() - before)
@@ -163,8 +163,10 @@ def shares(jobs: int | str) -> list[Share | None]:
         return [None]
     import torch
 
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = (given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())])[: torch.cuda.device_count()]
+    visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = (visible_devices.split(",") if visible_devices else [str(i) for i in range(torch.cuda.device_count())])[
+        : torch.cuda.device_count()
+    ]
     most = len(gpus) or cores()
     count = most if jobs == "auto" else min(int(jobs), most)
     if count == 1:

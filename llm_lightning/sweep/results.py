@@ -23,7 +23,7 @@ class Job:
     """One run of a sweep: its folder's name, what it has of its own, and its whole command line."""
 
     name: str
-    own: tuple[str, ...]
+    varied: tuple[str, ...]
     overrides: list[str]
     folder: Path
 
@@ -71,7 +71,7 @@ class Results:
     def count(self, status: str) -> int:
         return sum(result.outcome.status == status for result in self._by_name.values())
 
-    def trained(self) -> list[Result]:
+    def comparable_results(self) -> list[Result]:
         """Those that can be compared."""
         return [result for result in self._by_name.values() if result.value is not None]
 
@@ -84,10 +84,10 @@ class Results:
             rows.writerow(["job", *self.keys, "status", "metric", "value", "seconds", "message"])
             for result in self._by_name.values():
                 job, outcome = result.job, result.outcome
-                settings = dict(override.partition("=")[::2] for override in job.own)
-                own = redacted([settings.get(key, " ".join(job.own)) for key in self.keys])
+                settings = dict(override.partition("=")[::2] for override in job.varied)
+                values = redacted([settings.get(key, " ".join(job.varied)) for key in self.keys])
                 rows.writerow(
-                    [job.name, *own, outcome.status, result.metric, result.value, f"{outcome.seconds:.1f}", outcome.message]
+                    [job.name, *values, outcome.status, result.metric, result.value, f"{outcome.seconds:.1f}", outcome.message]
                 )
         partial.replace(target)
 
@@ -95,18 +95,18 @@ class Results:
         metric = next((result.metric for result in self._by_name.values() if result.metric), "metric")
         rows = []
         for result in self._by_name.values():
-            own, outcome = " ".join(result.job.own) or result.job.name, result.outcome
-            found = "–" if result.value is None else f"{result.value:.4f}"
+            settings, outcome = " ".join(result.job.varied) or result.job.name, result.outcome
+            value = "–" if result.value is None else f"{result.value:.4f}"
             why = outcome.message.splitlines()[0] if outcome.message else ""
-            rows.append([own, outcome.status, found, f"{outcome.seconds:.0f}", why])
+            rows.append([settings, outcome.status, value, f"{outcome.seconds:.0f}", why])
         return Table(str(self.folder), ["job", "status", metric, "seconds", "why"], rows)
 
     def best(self) -> str:
         """The overrides that did best, by the mean over seeds, to be pasted."""
-        trained = self.trained()
+        trained = self.comparable_results()
         first, by_settings = trained[0], dict[tuple[str, ...], list[Result]]()
         for result in trained:
-            settings = tuple(override for override in result.job.own if not override.startswith("seed="))
+            settings = tuple(override for override in result.job.varied if not override.startswith("seed="))
             by_settings.setdefault(settings, []).append(result)
         scores = {settings: mean(result.value or 0.0 for result in results) for settings, results in by_settings.items()}
         top = (max if first.maximize else min)(scores.values())

@@ -52,13 +52,13 @@ def read(arguments: Sequence[str], space: dict[str, Any], choices: Sequence[str]
     A list of the space is its values, and what is one value there is fixed. Raises UserError where a range cannot be read.
     """
     parser = OverridesParser.create()
-    given = {parsed.get_key_element(): parsed for parsed in parser.parse_overrides(list(arguments))}
-    given = {key: parsed for key, parsed in given.items() if re.split(r"[./@]", key.lstrip("+~"))[0] not in OWN}
+    override_by_key = {parsed.get_key_element(): parsed for parsed in parser.parse_overrides(list(arguments))}
+    override_by_key = {key: parsed for key, parsed in override_by_key.items() if re.split(r"[./@]", key.lstrip("+~"))[0] not in OWN}
     written = [f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}" for key, value in space.items()]
     ranges = {parsed.get_key_element(): parsed for parsed in parser.parse_overrides(written)}
-    given = {key.lstrip("+"): parsed for key, parsed in given.items()}
-    everything = ranges | given
-    fixed = [str(parsed.input_line) for parsed in (given | everything).values() if not parsed.is_sweep_override()]
+    override_by_key = {key.lstrip("+"): parsed for key, parsed in override_by_key.items()}
+    everything = ranges | override_by_key
+    fixed = [str(parsed.input_line) for parsed in (override_by_key | everything).values() if not parsed.is_sweep_override()]
     varied = [parsed for parsed in everything.values() if parsed.is_sweep_override()]
     dimensions = [_dimension(parsed) for parsed in varied]
     if choices:
@@ -73,8 +73,8 @@ def _dimension(parsed: Override) -> Dimension:
         log = "log" in sweep.tags  # type: ignore[union-attr]
         if not low < high or (log and low <= 0):
             raise UserError(f"{parsed.input_line}: a range goes from the lower to the higher end{', above 0' if log else ''}.")
-        whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)  # type: ignore[union-attr]  # int(interval(8,64))
-        return Dimension(key, {}, low, high, log, step=1 if whole else None)
+        is_integer = isinstance(sweep.start, int) and isinstance(sweep.end, int)  # type: ignore[union-attr]  # int(interval(8,64))
+        return Dimension(key, {}, low, high, log, step=1 if is_integer else None)
     options: dict[str, tuple[str, ...]] = {value: (f"{key}={value}",) for value in parsed.sweep_string_iterator()}
     if (
         isinstance(sweep, RangeSweep)

@@ -56,9 +56,9 @@ class Study:
     def next(self) -> Trial | None:
         """A trial that nobody works on any more, else a new one; None where there are enough."""
         with self._alone():
-            for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if self._hold(left.number):
-                    return Trial(self.study, left._trial_id)
+            for unfinished in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if self._hold(unfinished.number):
+                    return Trial(self.study, unfinished._trial_id)
             count = len(self.study.get_trials(deepcopy=False))
             if count - len(self.replaced) >= self.most:
                 return None
@@ -84,14 +84,14 @@ class Study:
 
     def judge(self, trial: Trial) -> Judge:
         """Hopeless are runs whose best validation so far is worse than the median of the others' when they were as far."""
-        known = self.study.trials[trial.number].intermediate_values
+        reported = self.study.trials[trial.number].intermediate_values
 
-        def goes_on(done: int, value: float) -> bool:
-            if done not in known:
+        def should_continue(done: int, value: float) -> bool:
+            if done not in reported:
                 trial.report(value, done)
             return not trial.should_prune()
 
-        return goes_on
+        return should_continue
 
     def tell(self, trial: Trial, status: str, value: float | None, why: str = "") -> None:
         """How a trial ended; one that was stopped stays as it is, to be taken up again."""
@@ -111,7 +111,7 @@ class Study:
         values = [trial.value or 0.0 for trial in done]
         better = max if self.study.direction == StudyDirection.MAXIMIZE else min
         best, numbers = list(itertools.accumulate(values, better)), [trial.number + 1 for trial in done]
-        found: list[dict[str, Any]] = [
+        figures: list[dict[str, Any]] = [
             {
                 "title": "Trials",
                 "traces": [
@@ -128,8 +128,8 @@ class Study:
             shares, names = list(matters.values())[::-1], list(matters)[::-1]
             bars = {"x": shares, "y": names, "type": "bar", "orientation": "h", "texttemplate": "%{x:.2f}"}
             layout = {"hovermode": "closest", "yaxis": {"type": "category"}, "xaxis": {"range": [0, 1]}}
-            found.append({"title": "What mattered", "traces": [bars], "x": "importance", "y": "", "layout": layout})
-        return found
+            figures.append({"title": "What mattered", "traces": [bars], "x": "importance", "y": "", "layout": layout})
+        return figures
 
     def _hold(self, number: int) -> bool:
         """Take a trial for this process until its end, however that comes; False where another has it."""

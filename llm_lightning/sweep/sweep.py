@@ -61,9 +61,9 @@ class Sweep:
     def _folder(self, run_dir: str | None) -> Path:
         """The same for the same command, so that it goes on where it was; a new one where it is to be redone."""
         keys = [d.key if self.settings.method == "grid" else repr(d) for d in self.dimensions]
-        known = xxhash.xxh64_hexdigest(json.dumps([sorted(self.fixed), keys, self.settings.method]).encode())[:8]
+        digest = xxhash.xxh64_hexdigest(json.dumps([sorted(self.fixed), keys, self.settings.method]).encode())[:8]
         varied = "-".join(d.key.rpartition(".")[2].replace("/", "-") for d in self.dimensions) or "one"
-        folder = expand_home(run_dir) if run_dir else Path("runs") / "sweeps" / f"{varied[:LONGEST]}-{known}"
+        folder = expand_home(run_dir) if run_dir else Path("runs") / "sweeps" / f"{varied[:LONGEST]}-{digest}"
         return folder.with_name(f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}") if self.settings.redo else folder
 
     # ---- what is run ----
@@ -75,15 +75,20 @@ class Sweep:
         alike = {name for name, count in Counter(names).items() if count > 1}
         jobs = []
         for name, point in zip(names, points, strict=True):
-            known = xxhash.xxh64_hexdigest(json.dumps(point, sort_keys=True).encode())[:8]  # whatever else is in the list
-            jobs.append(self._job(f"{name}-{known}" if name in alike else name, point))
+            digest = xxhash.xxh64_hexdigest(json.dumps(point, sort_keys=True).encode())[:8]  # whatever else is in the list
+            jobs.append(self._job(f"{name}-{digest}" if name in alike else name, point))
             compose.load_config(jobs[-1].overrides)
         return jobs
 
     def _job(self, name: str, point: dict[str, Any]) -> Job:
-        own, folder = space.overrides(self.dimensions, point), self.folder / name
+        point_overrides, folder = space.overrides(self.dimensions, point), self.folder / name
         trains = not any(f"task={task}" in self.fixed for task in STORED)
-        return Job(name, tuple(own), [*self.fixed, *own, *([write_override("run_dir", str(folder))] if trains else [])], folder)
+        return Job(
+            name,
+            tuple(point_overrides),
+            [*self.fixed, *point_overrides, *([write_override("run_dir", str(folder))] if trains else [])],
+            folder,
+        )
 
     def run_grid(self) -> None:
         jobs = self.grid()
@@ -103,11 +108,11 @@ class Sweep:
         except Exception as error:  # some end with the first job that fails
             gave_up = f"{type(error).__name__}: {error}"
         for job in jobs:
-            seconds, found = self._done(job), returned.get(job.name)
-            if seconds is not None or (found is not None and found.status is JobStatus.COMPLETED):
+            seconds, job_return = self._done(job), returned.get(job.name)
+            if seconds is not None or (job_return is not None and job_return.status is JobStatus.COMPLETED):
                 self.results.add(job, Outcome("done", "", seconds or 0.0))
             else:
-                self.results.add(job, Outcome("failed", redacted(str(found._return_value) if found else gave_up), 0.0))
+                self.results.add(job, Outcome("failed", redacted(str(job_return._return_value) if job_return else gave_up), 0.0))
 
     def run_study(self) -> list[dict[str, Any]]:
         """Trials until there are enough; returns the study's figures."""
@@ -150,10 +155,10 @@ class Sweep:
         return study.figures()
 
     def _workers(self) -> int:
-        given = shares(self.settings.jobs)
-        for share in given:
+        worker_shares = shares(self.settings.jobs)
+        for share in worker_shares:
             self._shares.put(share)
-        return len(given)
+        return len(worker_shares)
 
     def _run(self, job: Job, title: str, judge: Judge | None = None) -> Result:
         """Run a job, unless it is done already or the sweep is being stopped; what comes of it is said and recorded at once."""
@@ -161,17 +166,17 @@ class Sweep:
         if self.stopping:
             return Result(job, Outcome("stopped", "", 0.0))
         if (seconds := self._done(job)) is not None:
-            outcome, known = Outcome("done", "", seconds), " already"
+            outcome, already = Outcome("done", "", seconds), " already"
         else:
-            share, known = self._shares.get(), ""
+            share, already = self._shares.get(), ""
             if share is not None:
                 job.folder.mkdir(exist_ok=True)
             else:
-                _say(f"\n{title} · {' '.join(job.own)}")
+                _say(f"\n{title} · {' '.join(job.varied)}")
             output = None if share is None else job.folder / "output.log"
             try:
                 with self._ranks.together(job.overrides, self.folder.name):
-                    outcome = run_job(job.overrides, self.folder.name, judge, share, output, self._started, self._running.discard)
+                    outcome = run_job(job.overrides, self.folder.name, judge, share, output, self._register, self._running.discard)
             finally:
                 self._shares.put(share)
             if self.stopping and outcome.status == "failed":  # the signal came before there was a state to save
@@ -179,11 +184,13 @@ class Sweep:
         with self._writing:
             result = self.results.add(job, outcome)
             self.results.write()
-        found = "" if result.value is None else f" · {result.metric} {result.value:.4f}"
-        _say(f"{title} · {' '.join(job.own)} · {outcome.status}{known}{found}{': ' * bool(outcome.message)}{outcome.message}")
+        metric_text = "" if result.value is None else f" · {result.metric} {result.value:.4f}"
+        _say(
+            f"{title} · {' '.join(job.varied)} · {outcome.status}{already}{metric_text}{': ' * bool(outcome.message)}{outcome.message}"
+        )
         return result
 
-    def _started(self, process: BaseProcess) -> None:
+    def _register(self, process: BaseProcess) -> None:
         self._running.add(process)
         if self.stopping:  # the signal came while the process was made
             process.terminate()
@@ -224,10 +231,10 @@ class Sweep:
         """Show the results and write the report; returns the exit code."""
         self.results.write()
         show([self.results.table()])
-        if trained := self.results.trained():
+        if trained := self.results.comparable_results():
             _say(self.results.best())
-            found = group_runs(find([result.job.folder for result in trained]))
-            page = write_comparison(found, self.folder / "report.html", self.folder.name, figures)
+            groups = group_runs(find([result.job.folder for result in trained]))
+            page = write_comparison(groups, self.folder / "report.html", self.folder.name, figures)
             self._write_wandb(trained[0].metric, trained[0].maximize)
             _say(f"report: {page}")
         if self.stopping or self.results.count("stopped"):
@@ -241,8 +248,8 @@ class Sweep:
     def _write_wandb(self, name: str, maximize: bool) -> None:
         if not any(d.key != "choice" for d in self.dimensions):
             return
-        given = space.wandb_sweep(sys.argv[0], self.fixed, self.dimensions, self.settings.method, name, maximize)
-        (self.folder / "wandb-sweep.yaml").write_text(yaml.safe_dump(redacted(given), sort_keys=False), encoding="utf-8")
+        sweep_config = space.wandb_sweep(sys.argv[0], self.fixed, self.dimensions, self.settings.method, name, maximize)
+        (self.folder / "wandb-sweep.yaml").write_text(yaml.safe_dump(redacted(sweep_config), sort_keys=False), encoding="utf-8")
 
 
 def run(arguments: list[str], settings: SweepConfig, task: str, run_dir: str | None, launcher: Launcher | None) -> int:

@@ -128,9 +128,9 @@ def main() -> None:
     options = parser.parse_args()
     try:
         if read_mode().name != "online":
-            made = workspace(options.entity or "<entity>", options.project)
+            preview = workspace(options.entity or "<entity>", options.project)
             print("no W&B key is configured: this is what would be sent", file=sys.stderr)
-            print(json.dumps(made._spec, indent=2))  # built through W&B's own schema, which refuses what it does not know
+            print(json.dumps(preview._spec, indent=2))  # built through W&B's own schema, which refuses what it does not know
             return
         import wandb
 

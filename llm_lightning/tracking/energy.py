@@ -117,7 +117,7 @@ class Energy(Callback):
 
     # ---- figures ----
 
-    def used(self) -> Usage:
+    def usage(self) -> Usage:
         """In all so far, to the last of codecarbon's measurements; empty where nothing was measured."""
         self._count(measure=False)
         return {name: sum(phase[name] for phase in self.phases.values()) for name in READ} if self.phases else {}

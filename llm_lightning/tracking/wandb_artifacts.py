@@ -19,8 +19,8 @@ def log(run: Any, which: str, summary: dict[str, Any], settings: dict[str, Any])
         return
     _log_input(run, _data(summary["data"]))
     origin = settings["model"]["init_from"]
-    if origin is not None and (known := expand_home(origin) / "wandb" / "run-id.txt").is_file():
-        _log_input(run, _export(known.read_text().strip(), expand_home(origin) / "hf", {}))
+    if origin is not None and (run_id_file := expand_home(origin) / "wandb" / "run-id.txt").is_file():
+        _log_input(run, _export(run_id_file.read_text().strip(), expand_home(origin) / "hf", {}))
     run.log_artifact(_export(run.id, Path(summary["export"]), {"metrics": summary["metrics"]}), aliases=["best"])
     if which == "all":
         run.log_artifact(_files(f"states-{run.id}", "checkpoint", Path(summary["checkpoint"]).parent, {"steps": summary["steps"]}))

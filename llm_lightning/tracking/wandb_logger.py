@@ -109,18 +109,18 @@ class WandbLogger(Logger):
             return
         for variable, value in (("WANDB_SILENT", "true"), ("WANDB_ERROR_REPORTING", "false")):  # before it is imported
             os.environ.setdefault(variable, value)
-        wanted = read_mode().name
-        for chosen in (wanted, "offline") if wanted == "online" else (wanted,):
+        configured_mode = read_mode().name
+        for mode in (configured_mode, "offline") if configured_mode == "online" else (configured_mode,):
             before = set(self.folder.glob("wandb/run-*-*"))
             try:
-                self.run = self._started(chosen)
+                self.run = self._start_run(mode)
             except Exception as error:
-                log.warning("wandb: no %s run can be started (%s)", chosen, _first_line(error))
+                log.warning("wandb: no %s run can be started (%s)", mode, _first_line(error))
                 self._forget_attempt()
-                for left in set(self.folder.glob("wandb/run-*-*")) - before:  # nothing is in it
-                    shutil.rmtree(left, ignore_errors=True)
+                for leftover in set(self.folder.glob("wandb/run-*-*")) - before:  # nothing is in it
+                    shutil.rmtree(leftover, ignore_errors=True)
                 continue
-            if chosen == "offline":
+            if mode == "offline":
                 log.info("wandb: offline; upload with: wandb sync %s/wandb/offline-run-*", self.folder)
             return
         self._failed = True
@@ -132,7 +132,7 @@ class WandbLogger(Logger):
         with contextlib.suppress(Exception):
             wandb.teardown()
 
-    def _started(self, chosen: str) -> Any:
+    def _start_run(self, chosen: str) -> Any:
         import wandb
 
         name = self.folder.name if self.group is None else f"{self.group}/{self.folder.name}"
@@ -181,8 +181,8 @@ class WandbLogger(Logger):
 
     def _draw(self, summary: dict[str, Any], details: dict[str, dict[str, Any]]) -> None:
         charts = wandb_charts.all_samples(self._written)
-        for split, found in details.items():
-            charts |= {f"{split}/{name}": chart for name, chart in wandb_charts.of(found).items()}
+        for split, tables in details.items():
+            charts |= {f"{split}/{name}": chart for name, chart in wandb_charts.of(tables).items()}
         self.run.log({"step": summary["steps"], "tokens_seen": summary["tokens_seen"]} | charts)
 
     def _figures(self, summary: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if not distributed.broadcast(self.best is None or self.weights.is_dir()):
             self.best = self.best_loss = None  # the state comes from a run with another folder: this one has no best weights yet
-        trainer.should_stop = self._exhausted()
+        trainer.should_stop = self._is_out_of_patience()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Step, batch_index: int) -> None:
         self.data.consumed(batch)
@@ -101,10 +101,10 @@ class Checkpoints(Callback):
             distributed.barrier()  # the other ranks read what rank 0 wrote
         over = trainer.global_step == self.monitor.total_steps
         done = 1000 * trainer.global_step // self.monitor.total_steps
-        goes_on = self.judge is None or over or math.isnan(value) or self.judge(done, value)  # rank 0 alone has it
-        if not distributed.broadcast(goes_on):
+        continues = self.judge is None or over or math.isnan(value) or self.judge(done, value)  # rank 0 alone has it
+        if not distributed.broadcast(continues):
             raise Pruned(f"pruned after step {trainer.global_step}: {module.monitor} {value:.4f}")
-        if self._exhausted():
+        if self._is_out_of_patience():
             log.info("early stopping: no improvement in %s validations", self.stale)
             trainer.should_stop = True
         if over or trainer.should_stop:
@@ -125,7 +125,7 @@ class Checkpoints(Callback):
                 self.best_loss,
             )
 
-    def _exhausted(self) -> bool:
+    def _is_out_of_patience(self) -> bool:
         return self.patience is not None and self.stale >= self.patience
 
     def _due(self, trainer: lightning.Trainer) -> bool:

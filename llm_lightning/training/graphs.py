@@ -76,19 +76,19 @@ class Graphs:
     def _capture(self, key: Key, batch: MicroBatch, factor: Tensor, first: bool) -> _Graph | None:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        own, own_factor, graph = _copy(batch), factor.clone(), torch.cuda.CUDAGraph()
+        static_batch, static_factor, graph = _copy(batch), factor.clone(), torch.cuda.CUDAGraph()
         torch.cuda.synchronize(factor.device)
         try:
             # other threads go on meanwhile, as that which pins the next batches' memory
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                loss = self._run(own, own_factor, first)
+                loss = self._run(static_batch, static_factor, first)
         except RuntimeError as error:
             self.failed = str(error).splitlines()[0]
             self.clear()
             torch.cuda.empty_cache()
             log.warning("CUDA graphs: left out from now on, as a step cannot be captured (%s)", self.failed)
             return None
-        self._keep(key, _Graph(graph, own, own_factor, loss))
+        self._keep(key, _Graph(graph, static_batch, static_factor, loss))
         return self._graphs[key]
 
     def _keep(self, key: Key, graph: _Graph) -> None:
@@ -104,8 +104,8 @@ class _Graph:
         self._graph, self._batch, self._factor, self._loss = graph, batch, factor, loss
 
     def __call__(self, batch: MicroBatch, factor: Tensor) -> Tensor:
-        own = [*self._batch.tensors().values(), self._factor]
-        for into, value in zip(own, [*batch.tensors().values(), factor], strict=True):
+        static_tensors = [*self._batch.tensors().values(), self._factor]
+        for into, value in zip(static_tensors, [*batch.tensors().values(), factor], strict=True):
             into.copy_(value)
         self._graph.replay()
         return self._loss.clone()  # the next graph may write over it

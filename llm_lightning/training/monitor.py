@@ -98,11 +98,11 @@ class Monitor(Callback):
 
     def _percentile(self, share: float) -> float | None:
         """Seconds that this share of the steps took at the most."""
-        wanted = share * self.step_times.total()
-        seen = 0
+        threshold = share * self.step_times.total()
+        cumulative = 0
         for bin, count in sorted(self.step_times.items()):
-            seen += count
-            if seen >= wanted:
+            cumulative += count
+            if cumulative >= threshold:
                 return math.exp(bin * BIN)
         return None
 
@@ -116,14 +116,14 @@ class Monitor(Callback):
 
         To be called on every rank. Losses are added in fp64, which is exact for them: so it does not matter how often this is called.
         """
-        device, asked = self._loss.device, time.perf_counter()
+        device, read_started = self._loss.device, time.perf_counter()
         counts = torch.tensor([float(count) for count in self._mine.values()], dtype=self._loss.dtype, device=device)
         sums = torch.cat([counts, self._loss[None]])
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums, reduce_op="sum")
         read = [*sums.tolist(), float(self._targets)]
         if self._times:  # what the device had yet to do is those steps'
-            self._times[-1] += time.perf_counter() - asked
+            self._times[-1] += time.perf_counter() - read_started
             if device.type != "cpu":
                 self._times = [sum(self._times) / len(self._times)] * len(self._times)
         values = [*read, sum(self._times), self._waited]
@@ -139,8 +139,8 @@ class Monitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         elapsed = self.earlier + time.perf_counter() - self.begun
-        known = {"elapsed": elapsed, "memory": self.memory, "flops": [self.flops.token, self.flops.target]}
-        return known | {"totals": self.totals, "interval": self.interval, "step_times": dict(self.step_times)}
+        state = {"elapsed": elapsed, "memory": self.memory, "flops": [self.flops.token, self.flops.target]}
+        return state | {"totals": self.totals, "interval": self.interval, "step_times": dict(self.step_times)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.totals, self.interval, self.step_times = state["totals"], state["interval"], Counter(state["step_times"])
@@ -208,7 +208,7 @@ class Monitor(Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         assert isinstance(module, Objective)
-        used = {} if self.energy is None else self.energy.used()
+        used = {} if self.energy is None else self.energy.usage()
         values = module.latest | {"train/weight_norm": _weight_norm(module)}
         self.emit(trainer, values | {f"energy/{name}": used[name] for name in ("kwh", "co2eq_kg") if name in used}, None)
         if self._bar is not None:
@@ -245,5 +245,5 @@ class Monitor(Callback):
 def _weight_norm(module: Objective) -> float:
     """Of all weights that are trained, over all ranks that hold a part of them."""
     norms = [torch.linalg.vector_norm(weight.detach()) for weight in module.model.parameters() if weight.requires_grad]
-    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]  # FSDP leaves some weights gathered
-    return float(torch.linalg.vector_norm(torch.stack(whole)))
+    full_norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]  # FSDP leaves some weights gathered
+    return float(torch.linalg.vector_norm(torch.stack(full_norms)))

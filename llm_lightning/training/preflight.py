@@ -47,7 +47,7 @@ class Outcome:
 
     name: str
     passed: bool
-    found: str
+    message: str
     seconds: float
 
 
@@ -229,7 +229,7 @@ class Preflight:
             self.data.limit(batch_size.plan(objective, self.data, self.trainer))
         while True:
             try:
-                return self._tried(device, self.data.longest(self.trainer.world_size))
+                return self._try_batch(device, self.data.longest(self.trainer.world_size))
             except torch.OutOfMemoryError as error:
                 size, longest = len(self.data.longest(self.trainer.world_size).input_ids), self.data.longest_rows(1).longest
                 if size // 2 < longest or not auto:
@@ -255,12 +255,12 @@ class Preflight:
         model, device = self.objective.model, self.trainer.strategy.root_device
         state, gpu_state = torch.get_rng_state(), torch.cuda.get_rng_state(device)
         try:
-            found = trial.take_fastest(self.objective, self.data, self.trainer, compilation.pays(model, self.data, device))
+            description = trial.take_fastest(self.objective, self.data, self.trainer, compilation.pays(model, self.data, device))
         finally:
             torch.set_rng_state(state)
             torch.cuda.set_rng_state(gpu_state, device)
-        log.info("step: %s", found)
-        return found
+        log.info("step: %s", description)
+        return description
 
     def compile(self) -> str:
         """Layers compiled, where it pays, for batches of any shape: all that compiling takes is spent here."""
@@ -275,7 +275,7 @@ class Preflight:
         longest = self.data.longest(self.trainer.world_size)
         try:
             for count in {len(longest.indices), len(longest.indices) // 2, 1} - {0}:
-                self._tried(device, self.data.longest_rows(count))
+                self._try_batch(device, self.data.longest_rows(count))
         except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:  # no compiler, or a model that it cannot compile
             compilation.stop(model)
             if not auto:
@@ -283,7 +283,7 @@ class Preflight:
             return f"left out: {shorten(str(error))}"
         return "layers compiled, for batches of any shape"
 
-    def _tried(self, device: torch.device, batch: MicroBatch) -> str:
+    def _try_batch(self, device: torch.device, batch: MicroBatch) -> str:
         objective, model = self.objective, self.objective.model
         state = torch.get_rng_state()
         buffers = copy.deepcopy(dict(model.named_buffers()))
@@ -355,10 +355,10 @@ def run(folder: Path, data: DataModule, objective: Objective, trainer: lightning
     for name, check in Preflight(folder, data, objective, trainer, thorough).checks():
         started = time.perf_counter()
         try:
-            found, passed = check(), True
+            message, passed = check(), True
         except (UserError, RuntimeError, ValueError, IndexError) as error:
-            found, passed = str(error), False
-        outcomes.append(Outcome(name, passed, found, time.perf_counter() - started))
+            message, passed = str(error), False
+        outcomes.append(Outcome(name, passed, message, time.perf_counter() - started))
     failed = [outcome for outcome in outcomes if not outcome.passed]
     if thorough or failed:
         log.info("%s", table(outcomes))
@@ -367,7 +367,7 @@ def run(folder: Path, data: DataModule, objective: Objective, trainer: lightning
         log.info("%s", table(outcomes), extra={"file_only": True})
     if failed:
         raise UserError(
-            f"preflight: {len(failed)} of {len(outcomes)} checks failed: {'; '.join(f'{o.name}: {o.found}' for o in failed)}"
+            f"preflight: {len(failed)} of {len(outcomes)} checks failed: {'; '.join(f'{o.name}: {o.message}' for o in failed)}"
         )
     return outcomes
 
@@ -381,7 +381,7 @@ def table(outcomes: list[Outcome]) -> str:
     rows = Table("", "check", "found", "s", show_lines=True)
     for outcome in outcomes:
         mark = Text("pass", "green") if outcome.passed else Text("FAIL", "bold red")
-        rows.add_row(mark, Text(outcome.name), Text(outcome.found), f"{outcome.seconds:.1f}")
+        rows.add_row(mark, Text(outcome.name), Text(outcome.message), f"{outcome.seconds:.1f}")
     console = Console(width=140)
     with console.capture() as captured:
         console.print(rows)

@@ -63,8 +63,10 @@ class Samples(Callback):
 
     def _append(self, lines: list[dict[str, object]]) -> None:
         """Behind the lines of earlier steps; those that a run which goes on writes again are dropped."""
-        kept = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if self.file.is_file() else []
-        kept = [line for line in kept if json.loads(line)["step"] < lines[0]["step"]]
+        earlier_lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if self.file.is_file() else []
+        earlier_lines = [line for line in earlier_lines if json.loads(line)["step"] < lines[0]["step"]]
         partial = self.file.with_suffix(".partial")
-        partial.write_text("".join(kept) + "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
+        partial.write_text(
+            "".join(earlier_lines) + "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8"
+        )
         partial.replace(self.file)

@@ -54,9 +54,9 @@ class StopOnSignal(Callback):
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]  # waits for the device
         if threading.current_thread() is threading.main_thread():
             for number in HEEDED:
-                signal.signal(number, self._heed)
+                signal.signal(number, self._handle_signal)
 
-    def _heed(self, number: int, frame: Any) -> None:
+    def _handle_signal(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:  # a loader process, which ends with this one
             return
         if self.received is not None and number == signal.SIGINT:
@@ -66,19 +66,19 @@ class StopOnSignal(Callback):
             print(f"\n{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr, flush=True)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        self._stop_if_told(trainer)
+        self._stop_if_signaled(trainer)
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._stop_if_told(trainer)
+            self._stop_if_signaled(trainer)
 
-    def _stop_if_told(self, trainer: lightning.Trainer) -> None:
-        told = self.received is not None
+    def _stop_if_signaled(self, trainer: lightning.Trainer) -> None:
+        should_stop = self.received is not None
         if self._ranks is not None:
-            anyone = torch.tensor(int(told))
+            anyone = torch.tensor(int(should_stop))
             torch.distributed.all_reduce(anyone, torch.distributed.ReduceOp.MAX, self._ranks)
-            told = bool(anyone)
-        if told:
+            should_stop = bool(anyone)
+        if should_stop:
             path = self.save(trainer)
             name = signal.Signals(self.received).name if self.received else "a signal to another rank"
             how = _requeue() if signal.SIGUSR1 in distributed.gather(self.received) else None

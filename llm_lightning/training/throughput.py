@@ -107,12 +107,12 @@ class Peak:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
         key = f"{platform.node()}, {device.type}, {name}, {precision}"
         file = cache / "peak_flops.json"
-        known = json.loads(file.read_text()) if file.is_file() else {}
-        best = max(Peak.measure(device, precision).flops or 0.0, known.get(key, 0.0))
-        if best > known.get(key, 0.0):
+        stored_peaks = json.loads(file.read_text()) if file.is_file() else {}
+        best = max(Peak.measure(device, precision).flops or 0.0, stored_peaks.get(key, 0.0))
+        if best > stored_peaks.get(key, 0.0):
             cache.mkdir(parents=True, exist_ok=True)
             partial = file.with_name(f"{file.name}.{os.getpid()}")
-            partial.write_text(json.dumps(known | {key: best}, indent=2))
+            partial.write_text(json.dumps(stored_peaks | {key: best}, indent=2))
             partial.replace(file)
         return Peak(best)
 

@@ -102,22 +102,22 @@ def resolve_precision(config: TrainerConfig) -> str:
     return _precision(config.precision, _accelerator(config.accelerator))[0]
 
 
-def _accelerator(wanted: str) -> str:
-    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    name = {"auto": found, "gpu": "cuda" if found == "cpu" else found}.get(wanted, wanted)
+def _accelerator(requested: str) -> str:
+    available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = {"auto": available, "gpu": "cuda" if available == "cpu" else available}.get(requested, requested)
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            f"trainer.accelerator={wanted}: this machine has no usable GPU (torch {torch.__version__}); use trainer=cpu."
+            f"trainer.accelerator={requested}: this machine has no usable GPU (torch {torch.__version__}); use trainer=cpu."
         )
     return name
 
 
-def _precision(wanted: str, accelerator: str) -> tuple[str, str]:
+def _precision(requested: str, accelerator: str) -> tuple[str, str]:
     """The precision, and the reason for it."""
-    if wanted == "fp8" and not (accelerator == "cuda" and torch.cuda.get_device_capability() >= (8, 9)):
+    if requested == "fp8" and not (accelerator == "cuda" and torch.cuda.get_device_capability() >= (8, 9)):
         raise UserError("trainer.precision=fp8: nothing here multiplies fp8 (NVIDIA GPUs since Ada and Hopper do); use auto.")
-    if wanted != "auto":
-        return wanted, "as configured"
+    if requested != "auto":
+        return requested, "as configured"
     unit = machine.bf16_unit(accelerator)
     return ("32-true", "nothing here multiplies bf16") if unit is None else ("bf16-mixed", f"{unit} multiplies it")
 

@@ -64,9 +64,9 @@ def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trai
     for way in WAYS + (COMPILED if compiles else ()):
         compilation.start(objective.model) if way.compiled else compilation.stop(objective.model)
         try:
-            found = _run(objective, batches, way, trainer.precision_plugin.forward_context)
-            reference = reference or found
-            if (problem := _compare(found, reference, limit)) is not None:
+            result = _run(objective, batches, way, trainer.precision_plugin.forward_context)
+            reference = reference or result
+            if (problem := _compare(result, reference, limit)) is not None:
                 raise ArithmeticError(problem)
             seconds[way] = _time(objective.train(), batches, way, trainer.precision_plugin.forward_context)
         except Exception as error:  # of a compiler, a driver, or a model's own code
@@ -94,8 +94,10 @@ def _batches(data: DataModule, world: int) -> list[MicroBatch]:
     if data.text.stream is not None:
         return [data.longest(world)]
     steps = data.training_steps(0, world)
-    found = {shape_of(fill(batch)): batch for number in range(min(STEPS, len(steps))) for batch in steps[number].micro_batches}
-    return list(found.values())[:MOST]
+    batch_by_shape = {
+        shape_of(fill(batch)): batch for number in range(min(STEPS, len(steps))) for batch in steps[number].micro_batches
+    }
+    return list(batch_by_shape.values())[:MOST]
 
 
 @dataclass
@@ -143,32 +145,32 @@ def _passes(objective: Objective, way: Way, context: Callable[[], Any]) -> Calla
     if way.graphs:
         graphs = Graphs(plain, parameters, context)
 
-        def captured(batch: MicroBatch, first: bool) -> Tensor:
+        def run_captured(batch: MicroBatch, first: bool) -> Tensor:
             loss = graphs(batch, factor_of(batch), first)
             if graphs.failed is not None:
                 raise RuntimeError(graphs.failed)
             return loss
 
-        return captured
+        return run_captured
 
-    def direct(batch: MicroBatch, first: bool) -> Tensor:
+    def run_directly(batch: MicroBatch, first: bool) -> Tensor:
         if first:
             objective.model.zero_grad(set_to_none=True)
         with context():
             return plain(batch, factor_of(batch))
 
-    return direct
+    return run_directly
 
 
-def _compare(found: _Result, reference: _Result, limit: float) -> str | None:
+def _compare(result: _Result, reference: _Result, limit: float) -> str | None:
     """Return how a result differs, if it does more than by rounding."""
-    if len(found.gradients) != len(reference.gradients):
-        return f"{len(found.gradients)} weights have gradients, and {len(reference.gradients)} should"
-    for ours, theirs in zip(found.losses, reference.losses, strict=True):
-        if not abs(ours - theirs) <= limit * max(abs(theirs), 1e-6):
-            return f"a loss is {ours:.6g}, and {theirs:.6g} kernel by kernel"
+    if len(result.gradients) != len(reference.gradients):
+        return f"{len(result.gradients)} weights have gradients, and {len(reference.gradients)} should"
+    for loss, expected in zip(result.losses, reference.losses, strict=True):
+        if not abs(loss - expected) <= limit * max(abs(expected), 1e-6):
+            return f"a loss is {loss:.6g}, and {expected:.6g} kernel by kernel"
     squares = [
-        (float((a - b).float().norm()), float(b.float().norm())) for a, b in zip(found.gradients, reference.gradients, strict=True)
+        (float((a - b).float().norm()), float(b.float().norm())) for a, b in zip(result.gradients, reference.gradients, strict=True)
     ]
     error = sum(x**2 for x, _ in squares) ** 0.5 / max(sum(y**2 for _, y in squares) ** 0.5, 1e-30)
     return None if error <= limit else f"gradients are off by {error:.1%}"
