@@ -1,4 +1,4 @@
-"""The FLOPs of training a model, and the ceiling they are held against."""
+"""Count the FLOPs of training a model, and measure the device's peak to compare them with."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from llm_lightning.models.layers import layers
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of a forward and backward pass in products of matrices (Chowdhery et al. 2022, appendix B), by what the pass is given.
+    """FLOPs of a forward and backward pass in matrix products (Chowdhery et al. 2022, appendix B), per token and per target.
 
-    A weight costs 2 forward; backward 2 for its input's gradient, where something below is trained, and 2 for its own, where it is.
+    A weight costs 2 forward; backward 2 for its input's gradient, if a layer below is trained, and 2 for its own, if it is trained.
     """
 
     token: float
-    """Of a token in the transformer."""
+    """FLOPs of a token in the transformer."""
     target: float
-    """Of a target in the head; in an encoder-decoder it is one of the tokens, and this is what the decoder costs more or less."""
+    """FLOPs of a target in the head. In an encoder-decoder, whose targets are tokens too: the decoder's cost minus the encoder's."""
 
     @staticmethod
     def of(model: PreTrainedModel, lengths: np.ndarray) -> Flops:
-        """`lengths` are those of the sequences that attention works in. Zero where it is not known: experts are no linear modules."""
+        """Return the FLOPs of a model; `lengths` are those of its attention's sequences. Zero if unknown: experts are no linear modules."""
         if any(parameter.ndim > 2 for layer in layers(model) for parameter in layer.parameters()):
             return Flops(0.0, 0.0)
         config: Any = (
@@ -72,22 +72,22 @@ class Flops:
 
 
 def _width(config: Any) -> int:
-    """Of all heads together: an average token's attention takes 4 · width · tokens it is held against, and twice that backward.
+    """Return the width of all heads together: an average token's attention takes 4 · width · tokens it attends to, and twice that backward.
 
-    In an encoder-decoder, where each of the two texts is about half of a sequence, a decoder's other attention is left out.
+    In an encoder-decoder each of the two texts is about half of a sequence; the decoder's cross-attention is left out.
     """
     heads: int = getattr(config, "num_attention_heads", 0)  # there are models without attention
     return heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
 
 
 def _span(lengths: np.ndarray, window: int | None) -> float:
-    """How many tokens an average one is held against."""
+    """Return the number of tokens that an average token attends to."""
     spans = np.minimum(lengths, np.inf if window is None else window)
     return float((lengths * spans.astype(np.float64)).sum() / max(lengths.sum(), 1))
 
 
 def _windows(config: Any) -> Iterator[int | None]:
-    """Of each layer, how many tokens a token is held against at the most."""
+    """Yield, for each layer, the largest number of tokens that a token attends to; None for all."""
     window = getattr(config, "sliding_window", None)
     if window is not None and config.model_type == "modernbert":
         window = 2 * window + 1  # which looks so far to either side
@@ -97,13 +97,13 @@ def _windows(config: Any) -> Iterator[int | None]:
 
 @dataclass(frozen=True)
 class Peak:
-    """The fastest matrix product seen on a device, in FLOP/s."""
+    """The fastest matrix product measured on a device, in FLOP/s."""
 
     flops: float | None = None
 
     @staticmethod
     def of(device: torch.device, precision: str, cache: Path) -> Peak:
-        """The best that was ever measured on this machine's device: other programs can only have made it look slower."""
+        """Return the best peak ever measured on this machine's device: other programs can only make it look slower."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
         key = f"{platform.node()}, {device.type}, {name}, {precision}"
         file = cache / "peak_flops.json"
