@@ -1,4 +1,4 @@
-"""What came of a sweep's jobs: a file that is whole after every job, a table at the end, and the overrides that did best."""
+"""Record the results of a sweep's jobs: a file that is complete after every job, a table at the end, and the best overrides."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOSS = "validation/loss"
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep: its folder's name, what it has of its own, and its whole command line."""
+    """One run of a sweep: its folder's name, the overrides in which it differs from other jobs, and all its overrides."""
 
     name: str
     varied: tuple[str, ...]
@@ -30,7 +30,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """How a job ended, and the metric that decides with its value, where it is done and has trained something."""
+    """How a job ended, and the deciding metric with its value, if the job is done and has trained something."""
 
     job: Job
     outcome: Outcome
@@ -38,14 +38,14 @@ class Result:
     maximize: bool = False
     value: float | None = None
     loss: float | None = None
-    """The validation loss, which chooses among jobs with equal values."""
+    """The validation loss; it chooses among jobs with equal values."""
 
 
 class Results:
     """The results of a sweep, by their jobs' names."""
 
     def __init__(self, folder: Path, keys: list[str]) -> None:
-        """`keys` are what varies."""
+        """`keys` are the config keys that vary."""
         self.folder, self.keys = folder, keys
         self._by_name: dict[str, Result] = {}
 
@@ -56,7 +56,7 @@ class Results:
         return name in self._by_name
 
     def add(self, job: Job, outcome: Outcome) -> Result:
-        """Record how a job ended; its value comes from its folder."""
+        """Record how a job ended; the value comes from its folder."""
         result, file = Result(job, outcome), job.folder / "summary.json"
         if outcome.status == "done" and file.is_file():
             summary = json.loads(file.read_text(encoding="utf-8"))
@@ -72,11 +72,11 @@ class Results:
         return sum(result.outcome.status == status for result in self._by_name.values())
 
     def comparable_results(self) -> list[Result]:
-        """Those that can be compared."""
+        """Return the results that have a value to compare."""
         return [result for result in self._by_name.values() if result.value is not None]
 
     def write(self) -> None:
-        """results.csv."""
+        """Write results.csv."""
         target = self.folder / "results.csv"
         partial = target.with_name(f".results.{os.getpid()}.partial")  # several processes may work on one search
         with partial.open("w", newline="", encoding="utf-8") as file:
@@ -102,7 +102,7 @@ class Results:
         return Table(str(self.folder), ["job", "status", metric, "seconds", "why"], rows)
 
     def best(self) -> str:
-        """The overrides that did best, by the mean over seeds, to be pasted."""
+        """Return a line with the best overrides, by the mean over seeds, for a command line."""
         trained = self.comparable_results()
         first, by_settings = trained[0], dict[tuple[str, ...], list[Result]]()
         for result in trained:

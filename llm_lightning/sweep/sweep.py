@@ -1,4 +1,4 @@
-"""The story of one sweep: what varies, a process for each run, a table at the end. A sweep that is started again does what is missing."""
+"""Run a sweep: read what varies, run each job in a process, show a table at the end. A restarted sweep runs only the missing jobs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LONGEST = 120  # characters of a folder's name
 
 
 class Sweep:
-    """The jobs of a sweep, and which are running."""
+    """The jobs of a sweep, and those that are running."""
 
     def __init__(self, arguments: list[str], settings: SweepConfig, task: str, run_dir: str | None, ranks: Ranks) -> None:
         self.settings, self._ranks = settings, ranks
@@ -59,7 +59,7 @@ class Sweep:
         self._shares: SimpleQueue[Share | None] = SimpleQueue()
 
     def _folder(self, run_dir: str | None) -> Path:
-        """The same for the same command, so that it goes on where it was; a new one where it is to be redone."""
+        """Return the folder: the same for the same command, so that it continues; a new one with `sweep.redo`."""
         keys = [d.key if self.settings.method == "grid" else repr(d) for d in self.dimensions]
         digest = xxhash.xxh64_hexdigest(json.dumps([sorted(self.fixed), keys, self.settings.method]).encode())[:8]
         varied = "-".join(d.key.rpartition(".")[2].replace("/", "-") for d in self.dimensions) or "one"
@@ -69,7 +69,7 @@ class Sweep:
     # ---- what is run ----
 
     def grid(self) -> list[Job]:
-        """A job for every combination. Raises UserError where one of them could not be run, before any is."""
+        """Return a job for every combination. Raises UserError before any job runs if one of them could not run."""
         points = list(space.grid(self.dimensions))
         names = [_name_folder(point) for point in points]
         alike = {name for name, count in Counter(names).items() if count > 1}
@@ -97,7 +97,7 @@ class Sweep:
             list(pool.map(lambda numbered: self._run(numbered[1], f"job {numbered[0]} of {len(jobs)}"), enumerate(jobs, 1)))
 
     def launch_grid(self, launcher: Launcher) -> None:
-        """The same on other machines."""
+        """Run the grid on other machines, by a launcher of Hydra's."""
         jobs = self.grid()
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [job for job in jobs if self._done(job) is None]
@@ -115,7 +115,7 @@ class Sweep:
                 self.results.add(job, Outcome("failed", redacted(str(job_return._return_value) if job_return else gave_up), 0.0))
 
     def run_study(self) -> list[dict[str, Any]]:
-        """Trials until there are enough; returns the study's figures."""
+        """Run trials until all have been drawn. Return the study's charts."""
         try:
             from llm_lightning.sweep.study import Study
         except ImportError as error:
@@ -161,7 +161,7 @@ class Sweep:
         return len(worker_shares)
 
     def _run(self, job: Job, title: str, judge: Judge | None = None) -> Result:
-        """Run a job, unless it is done already or the sweep is being stopped; what comes of it is said and recorded at once."""
+        """Run a job, unless it is done already or the sweep is being stopped. Print and record its result at once."""
         self._wait_for_others(job)
         if self.stopping:
             return Result(job, Outcome("stopped", "", 0.0))
@@ -196,7 +196,7 @@ class Sweep:
             process.terminate()
 
     def _wait_for_others(self, job: Job) -> None:
-        """Until nothing else trains in a job's folder: the run of a sweep that was killed saves its state, or the same sweep runs twice."""
+        """Wait until nothing else trains in a job's folder: the run of a killed sweep saves its state, or the same sweep runs twice."""
         waiting = False
         while job.folder.is_dir() and not self.stopping:
             handle = lock(job.folder)
@@ -209,7 +209,7 @@ class Sweep:
             time.sleep(0.2)
 
     def _done(self, job: Job) -> float | None:
-        """The seconds that a job took which is done; None for others."""
+        """Return the seconds that a finished job took; None if it is not finished."""
         if not (job.folder / "summary.json").is_file():
             return None
         with self._composing:  # Hydra composes one config at a time
@@ -217,7 +217,7 @@ class Sweep:
         return None if summary is None else float(summary["seconds"]["total"])
 
     def stop(self, number: int, frame: Any) -> None:
-        """On a signal: let the running jobs save their state, and begin no other."""
+        """Handle a signal: let the running jobs save their state, and start no other."""
         if not self.stopping:
             _say(f"\n{signal.Signals(number).name}: the running jobs save their states; no other is begun")
         self.stopping = True
@@ -228,7 +228,7 @@ class Sweep:
     # ---- what came of it ----
 
     def close(self, figures: list[dict[str, Any]]) -> int:
-        """Show the results and write the report; returns the exit code."""
+        """Show the results and write the report. Return the exit code."""
         self.results.write()
         show([self.results.table()])
         if trained := self.results.comparable_results():
@@ -253,9 +253,9 @@ class Sweep:
 
 
 def run(arguments: list[str], settings: SweepConfig, task: str, run_dir: str | None, launcher: Launcher | None) -> int:
-    """Run a sweep, on another launcher of Hydra's where one is given; returns the exit code.
+    """Run a sweep, on another launcher of Hydra's if one is given. Return the exit code.
 
-    It is 0 where all is done, 1 where a job failed, 3 where the sweep was stopped.
+    The exit code is 0 if all jobs are done, 1 if a job failed, 3 if the sweep was stopped.
     """
     checks.check_sweep(settings)
     ranks = Ranks(settings, launcher)
@@ -276,7 +276,7 @@ def run(arguments: list[str], settings: SweepConfig, task: str, run_dir: str | N
 
 
 def _name_folder(point: dict[str, str]) -> str:
-    """A folder's name that says what a run has of its own."""
+    """Return a folder's name made of the settings in which a run differs from the others."""
     parts = (
         value.split()[0] if key == "choice" else f"{key.rpartition('.')[2]}-{Path(value).name}" for key, value in point.items()
     )
@@ -284,7 +284,7 @@ def _name_folder(point: dict[str, str]) -> str:
 
 
 def _maximizes(config: Config) -> bool:
-    """Whether more is better of the metric that tells which weights of the objective are the best."""
+    """Return whether a higher value is better for the metric that chooses the objective's best weights."""
     from hydra.utils import get_object
 
     return bool(get_object(config.objective["_target_"]).maximize)

@@ -1,6 +1,6 @@
-"""Where a run's weights come from and went to, as W&B's lineage: data (and the run that it started from) -> run -> export, states.
+"""Log the origin and the outputs of a run's weights as W&B's lineage: data (and the run that it started from) -> run -> export, states.
 
-Files are named by `file://` references with their checksums: nothing is copied or uploaded. The data is its fingerprint.
+Files are `file://` references with their checksums: nothing is copied or uploaded. The data artifact holds only the fingerprint.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llm_lightning.config.schema import expand_home
 
 
 def log(run: Any, which: str, summary: dict[str, Any], settings: dict[str, Any]) -> None:
-    """`which` is none, best (the export) or all (full states as well)."""
+    """Log the artifacts of a run: `which` is none, best (the export) or all (full states as well)."""
     if which == "none":
         return
     _log_input(run, _data(summary["data"]))
@@ -27,7 +27,7 @@ def log(run: Any, which: str, summary: dict[str, Any], settings: dict[str, Any])
 
 
 def _log_input(run: Any, artifact: Any) -> None:
-    """An input of the run; its public twin `use_artifact` refuses offline runs, and waits for the server in others."""
+    """Log an input of the run. The public `use_artifact` refuses offline runs, and waits for the server in others."""
     run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
 
@@ -36,7 +36,7 @@ def _data(facts: dict[str, Any]) -> Any:
 
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in str(facts["name"]))
     artifact = wandb.Artifact(f"data-{name}"[:128], type="dataset", metadata=facts)
-    with artifact.new_file("data.json", encoding="utf-8") as file:  # so that other content is another version
+    with artifact.new_file("data.json", encoding="utf-8") as file:  # so that W&B makes a new version for other content
         json.dump(redacted(facts), file, indent=2)
     return artifact
 

@@ -1,6 +1,6 @@
-"""What W&B draws of a run beside its curves: confusion matrix, precision and recall, calibration, mistakes, samples.
+"""Build W&B's charts of a run beside its curves: confusion matrix, precision and recall, calibration, mistakes, samples.
 
-Made from the tables of an evaluation (`Objective.details`) and from samples.jsonl; what is not there is not drawn.
+They come from the tables of an evaluation (`Objective.details`) and from samples.jsonl; charts without data are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MOST_CLASSES = 50  # that a matrix or a curve shows readably
 
 
 def of(details: dict[str, Any]) -> Charts:
-    """The charts of one split."""
+    """Return the charts of one split."""
     makers = {
         "confusion_matrix": _confusion,
         "precision_recall": _precision_recall,
@@ -26,7 +26,7 @@ def of(details: dict[str, Any]) -> Charts:
 
 
 def samples(file: Path) -> Charts:
-    """What the last lines of samples.jsonl show, as a page."""
+    """Return the samples of the last step in samples.jsonl, as HTML."""
     import wandb
 
     lines = _lines(file)
@@ -36,7 +36,7 @@ def samples(file: Path) -> Charts:
 
 
 def all_samples(file: Path) -> Charts:
-    """A table of all that samples.jsonl has."""
+    """Return a table of all lines of samples.jsonl."""
     return {"samples/all": _table(lines)} if file.is_file() and (lines := _lines(file)) else {}
 
 
@@ -85,7 +85,7 @@ def _precision_recall(details: dict[str, Any]) -> Any:
 
 
 def _calibration(details: dict[str, Any]) -> Any:
-    """Reliability: how often the model is right where it says so with a confidence; a perfect one is on the diagonal."""
+    """Return the reliability curve: accuracy over confidence; a perfectly calibrated model lies on the diagonal."""
     import wandb
 
     bins = [entry for entry in details["calibration"] if entry["count"]]
