@@ -1,6 +1,6 @@
 """Compare runs: `python -m llm_lightning.reporting <folder>...` prints the tables and writes one page.
 
-Given a single run's folder, it writes that run's own report anew.
+For a single run's folder, it writes that run's own report anew.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The model card: README.md of the export, written from the run's summary."""
+"""Write the model card, README.md of the export, from the run's summary."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ PIPELINES = {
     "causal_lm": ("text-generation", '"Once"'),
     "instruction": ("text-generation", '[{"role": "user", "content": "a question"}]'),
 }
-"""The task of transformers' pipeline that runs an objective's model, and what it is called with."""
+"""Objective -> the task of transformers' pipeline that runs its model, and the arguments of a call."""
 CLASSES = {
     "question_answering": ("question-answering", "AutoModelForQuestionAnswering"),
     "translation": ("translation", "AutoModelForSeq2SeqLM"),
 }
-"""The task, and the class that loads a model, where transformers 5 has no pipeline for it."""
+"""Objective -> its task, and the class that loads its model, if transformers 5 has no pipeline for the task."""
 
 
 def write_card(folder: Path) -> None:
-    """hf/README.md of a finished run: what the model is, what it was trained on, how well it does, what it cost."""
+    """Write hf/README.md of a finished run: the model, its training data, its metrics and its cost."""
     run = load(folder)
     summary = run.summary
     data, seconds, energy = summary["data"], summary["seconds"], summary["energy"]
@@ -54,7 +54,7 @@ def write_card(folder: Path) -> None:
 
 
 def _use(objective: str) -> str:
-    """The lines of Python that run an objective's model without us."""
+    """Return lines of Python that run an objective's model without llm_lightning."""
     if objective in CLASSES:
         auto = CLASSES[objective][1]
         return (

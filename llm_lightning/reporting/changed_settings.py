@@ -1,4 +1,4 @@
-"""What a run has different from the plainest run of its task: `python train.py task=<task>` and nothing else."""
+"""List the settings in which a run differs from the plain run of its task: `python train.py task=<task>` and nothing else."""
 
 from __future__ import annotations
 

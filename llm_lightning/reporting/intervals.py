@@ -1,9 +1,9 @@
-"""How far a score can be trusted: 95% intervals by the bootstrap over the examples that it was computed from (Efron 1979).
+"""Compute 95% intervals of metrics by the bootstrap over the examples that they were computed from (Efron 1979).
 
-A metric is computed anew from as many examples, drawn with replacement, a thousand times; the interval holds the middle 95% of what
-comes out. What a confusion matrix tells needs no single examples: drawing its cells is drawing them. Of more than DRAWN examples only so
-many are drawn, and how far the draws lie from their mean is scaled by the root of their share (Bickel, Götze and van Zwet 1997): so is
-the interval of a score whose run kept a sample of its examples. Memory is bounded by AT_ONCE numbers.
+A metric is computed anew from as many examples, drawn with replacement, a thousand times; the interval holds the middle 95% of the
+results. Metrics of a confusion matrix need no single examples: drawing its cells is the same. Of more than DRAWN examples only DRAWN are
+drawn, and the deviations of the draws from their mean are scaled by the root of their share (Bickel, Götze and van Zwet 1997). The same
+holds for a score whose run kept a sample of its examples. Memory is bounded by AT_ONCE numbers.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ AT_ONCE = 1 << 21  # numbers that are drawn together
 DRAWN = 100_000  # examples of a draw, at most
 BOUNDS = (0.025, 0.975)
 MEANS = {"correct": "accuracy", "f1": "f1", "exact_match": "exact_match", "rouge_l": "rouge_l"}
-"""Lists of `examples` in evaluation/<split>.json whose mean is a metric."""
+"""List of `examples` in evaluation/<split>.json -> the metric that is its mean."""
 
 Draws = dict[str, np.ndarray]
-"""A metric's name, and its value in each draw."""
+"""Metric -> its value in each draw."""
 Interval = tuple[float, float]
 
 
 def intervals(run: Run) -> dict[str, Interval]:
-    """The interval of each metric (`split/name`) whose examples the run has kept."""
+    """Return the interval of each metric (`split/name`) whose examples the run has kept."""
     interval_by_metric = {}
     for split, tables in run.evaluations().items():
         for name, values in _draws(tables).items():
@@ -45,7 +45,7 @@ def intervals(run: Run) -> dict[str, Interval]:
 
 
 def _share_drawn(tables: dict[str, Any], name: str) -> float:
-    """Return how many examples (of the loss: batches) a draw has, as a share of those that the score is of."""
+    """Return the number of examples (for the loss: batches) of a draw, as a share of all examples of the score."""
     if name in CONFUSED and tables.get("confusion_matrix"):
         return 1.0
     if name == "loss":
@@ -75,7 +75,7 @@ def _draws(tables: dict[str, Any]) -> Draws:
 
 
 def _places(size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield (some draws, size) places of examples, DRAWS in all; of more than DRAWN examples so many."""
+    """Yield indices of examples, (some draws, examples), DRAWS draws in all; a draw has `size` examples, at most DRAWN."""
     remaining, drawn = DRAWS if size else 0, min(size, DRAWN)
     while remaining:
         rows = min(remaining, max(1, AT_ONCE // drawn))
@@ -87,9 +87,9 @@ CONFUSED = ("accuracy", "macro_f1", "mcc")
 
 
 def of_confusion(matrix: np.ndarray, rng: np.random.Generator) -> Draws:
-    """Accuracy, macro-F1 and MCC (Gorodkin 2004, equation 8) of confusion matrices drawn like this one; rows are true classes.
+    """Return accuracy, macro-F1 and MCC (Gorodkin 2004, equation 8) of confusion matrices drawn like this one; rows are true classes.
 
-    Only the cells that are not empty are drawn, some matrices at once: of 1,000 classes those take some 20 MB in place of 8 GB.
+    Only the nonempty cells are drawn, some matrices at once: for 1,000 classes they take some 20 MB instead of 8 GB.
     """
     count, classes = int(matrix.sum()), len(matrix)
     true, predicted = np.nonzero(matrix)
@@ -111,7 +111,7 @@ def of_confusion(matrix: np.ndarray, rng: np.random.Generator) -> Draws:
 
 
 def _sum_by_place(drawn: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
-    """Return (draws, size) the sums of the cells (draws, cells) of each place; places are sorted."""
+    """Return the sums (draws, size) of the cells (draws, cells) of each place; places are sorted."""
     sums = np.zeros((len(drawn), size))
     if len(places):
         first = np.flatnonzero(np.append(True, places[1:] != places[:-1]))
@@ -120,7 +120,7 @@ def _sum_by_place(drawn: np.ndarray, places: np.ndarray, size: int) -> np.ndarra
 
 
 def _of_sums(count: int, right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Draws:
-    """Return the scores of draws from how often each class is right, is true and is said, each (draws, classes)."""
+    """Return the scores of draws from how often each class is right, true and predicted, each (draws, classes)."""
     occurs = true + predicted > 0
     f1 = np.where(occurs, 2 * right / np.maximum(true + predicted, 1), 0)
     spread = (count**2 - (predicted**2).sum(1)) * (count**2 - (true**2).sum(1))
@@ -133,7 +133,7 @@ def _of_sums(count: int, right: np.ndarray, true: np.ndarray, predicted: np.ndar
 
 
 def _of_counts(right: np.ndarray, predicted: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> Draws:
-    """Precision, recall and F1 over all that examples hold together."""
+    """Return precision, recall and F1 over the summed counts of the examples."""
     sums = [(right[p].sum(1), predicted[p].sum(1), true[p].sum(1)) for p in _places(len(right), rng)]
     right_count, predicted_count, true_count = (np.concatenate(parts) for parts in zip(*sums, strict=True))
     f1 = 2 * right_count / np.maximum(predicted_count + true_count, 1)
@@ -146,7 +146,7 @@ def _of_counts(right: np.ndarray, predicted: np.ndarray, true: np.ndarray, rng: 
 
 
 def _of_numbers(predicted: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> Draws:
-    """Correlations and mean absolute error; the ranks are those among all examples."""
+    """Return correlations and mean absolute error; ranks are those among all examples."""
     ranks = [np.unique(values, return_inverse=True)[1].astype(float) for values in (predicted, true)]
     draws: dict[str, list[np.ndarray]] = {"pearson": [], "spearman": [], "mae": []}
     for places in _places(len(predicted), rng):
@@ -162,7 +162,7 @@ def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _of_the_loss(run: Run, split: str, loss: Interval | None) -> dict[str, Interval]:
-    """Perplexity and bits per byte follow from the loss."""
+    """Return the intervals of perplexity and bits per byte, which follow from that of the loss."""
     if loss is None:
         return {}
     interval_by_metric, value = {}, run.metrics[f"{split}/loss"]

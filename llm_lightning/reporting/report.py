@@ -1,4 +1,4 @@
-"""report.html of one run: what it came to, how sure that is, how it went, where it is wrong, what it cost, how to repeat it."""
+"""Write report.html of one run: its results with their intervals, its curves, its mistakes, its cost, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PERCENT = " %"
 
 
 def write_report(folder: Path) -> Path:
-    """report.html of one run, in its folder; what its record does not have is left out."""
+    """Write report.html of one run into its folder. Sections without a record are left out. Return the path."""
     run = load(folder)
     model = run.summary["model"]
     size = f" · {model['parameters'] / 1e6:.1f}M parameters" if model["parameters"] else ""
@@ -29,12 +29,12 @@ def write_report(folder: Path) -> Path:
 
 
 def parts(run: Run) -> list[partial[Section]]:
-    """The parts of the report, each to be made from the run."""
+    """Return functions that each build a section of the report from the run."""
     return [partial(part, run) for part in (results, learning, mistakes, samples, data, speed, configuration, reproduction)]
 
 
 def results(run: Run) -> Section:
-    """Headline numbers with their intervals; where the model is right and wrong; all metrics."""
+    """Return headline numbers with their intervals, figures of right and wrong predictions, and all metrics."""
     interval_by_metric = intervals(run)
     group = Group(run.title, [run])
     tiles = [(column.title, format_cell(group, column), _within(column, interval_by_metric)) for column in columns_of(run)]
@@ -55,7 +55,7 @@ def results(run: Run) -> Section:
 
 
 def _within(column: Column, interval_by_metric: dict[str, Interval]) -> str:
-    """A tile's interval, written as its value is."""
+    """Return a tile's interval, formatted like its value."""
     if column.metric not in interval_by_metric:
         return ""
     factor = 100 if column.title.endswith(PERCENT) else 1
@@ -64,7 +64,7 @@ def _within(column: Column, interval_by_metric: dict[str, Interval]) -> str:
 
 
 def _metrics(run: Run, interval_by_metric: dict[str, Interval]) -> Table:
-    """A row a metric, with its value and interval on each split."""
+    """Return a table with a row per metric: its value and interval on each split."""
     splits = list(dict.fromkeys(name.split("/")[0] for name in run.metrics))
     names = dict.fromkeys(name.partition("/")[2] for name in run.metrics)
     rows = [[name, *(_cell(run, f"{split}/{name}", interval_by_metric) for split in splits)] for name in names]
@@ -104,7 +104,7 @@ def learning(run: Run) -> Section:
 
 
 def mistakes(run: Run) -> Section:
-    """The worst of the last split that has some."""
+    """Return the worst mistakes of the last split that has some."""
     for split, tables in reversed(run.evaluations().items()):
         if tables.get("mistakes"):
             sure = "probability" in tables["mistakes"][0]
@@ -114,7 +114,7 @@ def mistakes(run: Run) -> Section:
 
 
 def samples(run: Run) -> Section:
-    """What the model wrote after each validation, and at the end."""
+    """Return the model's samples after each validation, and at the end."""
     prompts: dict[str, dict[str, Any]] = {}
     for line in run.samples():
         sample = prompts.setdefault(line["prompt"], {"prompt": line["prompt"], "reference": line.get("reference"), "texts": []})
@@ -132,7 +132,7 @@ def samples(run: Run) -> Section:
 
 
 def data(run: Run) -> Section:
-    """The data card."""
+    """Return the data card."""
     summary, cards = run.summary["data"], run.data()
     rows = [_data_row(split, summary, cards.get(split, {})) for split in summary["rows"]]
     columns = [
@@ -171,7 +171,7 @@ def _data_row(split: str, summary: dict[str, Any], card: dict[str, Any]) -> list
 
 
 def speed(run: Run) -> Section:
-    """Time, memory, energy."""
+    """Return time, memory and energy."""
     group = Group(run.title, [run])
     tiles = [(column.title, format_cell(group, column), "") for column in COSTS]
     throughput, seconds, energy = (run.summary[name] for name in ("throughput", "seconds", "energy"))
@@ -201,7 +201,7 @@ def _plain(value: Any) -> str:
 
 
 def configuration(run: Run) -> Section:
-    """What was chosen for this run, and the whole."""
+    """Return the settings chosen for this run, and the whole configuration."""
     rows = [[key, _short(value), _short(default)] for key, value, default in differences(run.config)]
     setting_tables = [Table("Chosen", ["setting", "this run", "by default"], rows)] if rows else []
     full_config = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
@@ -215,7 +215,7 @@ def _short(value: Any) -> str:
 
 
 def reproduction(run: Run) -> Section:
-    """Command, commit, versions, machine."""
+    """Return command, commit, versions and machine."""
     summary = run.summary
     rows = [
         ["command", str(run.config.get("command") or "–")],

@@ -1,4 +1,4 @@
-"""Read run folders back: one `Run` a folder, runs that differ only by seed gathered in a `Group`."""
+"""Read run folders: one `Run` per folder; a `Group` holds runs that differ only by seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """What one run left."""
+    """A finished run, read from its folder."""
 
     folder: Path
     summary: dict[str, Any]
@@ -38,7 +38,7 @@ class Run:
         return f"{self.summary['objective']} on {self.summary['data']['name']}"
 
     def curves(self) -> dict[str, list[tuple[float, float]]]:
-        """Each metric of metrics.csv as (step, value) pairs."""
+        """Return each metric of metrics.csv as (step, value) pairs."""
         points_by_metric: dict[str, list[tuple[float, float]]] = {}
         file = self.folder / "metrics.csv"
         if file.is_file():
@@ -50,7 +50,7 @@ class Run:
         return points_by_metric
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Tables of each split, validation before test: confusion matrix, per-class scores."""
+        """Return the tables of each split, validation before test: confusion matrix, per-class scores."""
         return self._evaluations
 
     @cached_property
@@ -59,19 +59,19 @@ class Run:
         return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
     def samples(self) -> list[dict[str, Any]]:
-        """What the model wrote behind fixed prompts after each validation."""
+        """Return the model's continuations of fixed prompts after each validation."""
         file = self.folder / "samples.jsonl"
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
     def data(self) -> dict[str, dict[str, Any]]:
-        """What is known of each split's text."""
+        """Return the data card of each split."""
         file = self.folder / "data.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one configuration on the same data, with different seeds; the name tells it from others of its objective."""
+    """Runs of one configuration on the same data, with different seeds; its name is unique among groups of its objective."""
 
     name: str
     runs: list[Run]
@@ -85,17 +85,17 @@ class Group:
         return str(self.runs[0].summary["data"]["name"])
 
     def values(self, pick: Callable[[Run], float | None]) -> list[float]:
-        """What `pick` takes from the run of each seed, where there is something to take."""
+        """Return the value that `pick` returns for the run of each seed, without None."""
         return [float(value) for run in self.runs if (value := pick(run)) is not None]
 
     def mean(self, pick: Callable[[Run], float | None]) -> float | None:
-        """The mean over the seeds; None where there is nothing to take."""
+        """Return the mean over the seeds; None if `pick` returns None for all."""
         values = self.values(pick)
         return mean(values) if values else None
 
 
 def load(folder: Path) -> Run:
-    """Raises UserError where the folder's summary cannot be read."""
+    """Read the run of a folder. Raises UserError if its summary cannot be read."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -105,7 +105,7 @@ def load(folder: Path) -> Run:
 
 
 def _fill_summary(summary: dict[str, Any]) -> dict[str, Any]:
-    """A summary with all that is read of it, also one that is older than some of its parts."""
+    """Return a summary with every entry that readers use, also for a summary of an older version."""
     filled: dict[str, Any] = {"task": "?", "objective": "?", "steps": 0, "tokens_seen": 0, "seed": 0, "git": None} | summary
     for section in ("metrics", "throughput", "seconds", "energy", "versions", "machine"):
         filled[section] = filled.get(section) or {}
@@ -115,9 +115,9 @@ def _fill_summary(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def find(folders: Iterable[Path]) -> list[Run]:
-    """Every finished run in or below the folders, in order of their paths; one that cannot be read is named and left out.
+    """Return every finished run in or below the folders, in order of their paths. A run that cannot be read is named and left out.
 
-    Raises UserError where there is none.
+    Raises UserError if no run is left.
     """
     folders = list(folders)
     run_folders = sorted({file.parent for folder in folders for file in folder.rglob("summary.json")})
@@ -140,7 +140,7 @@ def find(folders: Iterable[Path]) -> list[Run]:
 
 
 def group_runs(runs: list[Run]) -> list[Group]:
-    """Runs gathered by configuration and data, named by what tells them apart; of the same seed twice, the later run."""
+    """Return runs grouped by configuration and data, named by their differences; of two runs with the same seed, the later."""
     by_settings: dict[str, dict[Any, Run]] = {}
     for run in sorted(runs, key=lambda run: (run.folder / "summary.json").stat().st_mtime):
         data = run.summary["data"]
@@ -160,18 +160,18 @@ def group_runs(runs: list[Run]) -> list[Group]:
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a config tells its runs from those of other configurations, as `a.b.c` -> value."""
+    """Return the settings of a config that distinguish its runs from those of other configurations, as `a.b.c` -> value."""
     return select(config, COMPARED)
 
 
 ORIGIN = ("model.init_from", "model.name_or_path")
 PLACES = ("data.train", "data.validation", "data.test", "data.dir", "data.name", "data.config", "data.predict")
-"""Settings that say which data it is: it has a name."""
-FEW = 3  # settings in a name, unless it takes more to tell two apart
+"""Settings that choose the data; names of groups use the data's name instead."""
+FEW = 3  # settings in a name, unless two names need more to differ
 
 
 def _name(run: Run, everyone: list[Run], most: int | None) -> str:
-    """The data and the origin of the weights where they differ, and some of the settings that other runs like it do not have."""
+    """Return a run's name: the data and the origin of the weights if they differ between runs, and some settings that other runs lack."""
     run_settings = settings(run.config)
     alike = [other for other in everyone if other.summary["objective"] == run.summary["objective"]]
     preset = _preset(run) if len({_preset(other) for other in alike}) > 1 else None
@@ -196,12 +196,12 @@ def _name(run: Run, everyone: list[Run], most: int | None) -> str:
 
 
 def _origin(run_settings: dict[str, Any]) -> str | None:
-    """Where the weights were had from; None from scratch."""
+    """Return the origin of the weights; None for a model from scratch."""
     return run_settings.get(ORIGIN[0]) or run_settings.get(ORIGIN[1])
 
 
 def _format_setting(key: str, value: Any) -> str:
-    """A setting in a name; a target by the group that it is chosen in: optimizer=muon."""
+    """Format a setting for a name; a target by the group that it is chosen in: optimizer=muon."""
     if key.endswith("._target_"):
         return f"{key.removesuffix('._target_')}={str(value).rpartition('.')[2]}"
     return f"{key.split('.', 1)[-1]}={f'{value:.3g}' if isinstance(value, float) else value}"
