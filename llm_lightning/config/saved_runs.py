@@ -1,4 +1,4 @@
-"""The config of a run that is read again; like all checks of a config without torch."""
+"""Load the config of a saved run or model; like all checks of a config, without torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from llm_lightning.config.schema import Config, expand_home, schema, to_dataclas
 from llm_lightning.errors import UserError
 
 STORED = ("evaluate", "predict", "generate", "chat", "export")
-"""The tasks that begin with a finished run."""
+"""The tasks that start from a finished run."""
 CHANGEABLE = (
     *("data.", "batch.", "trainer.", "cache_dir", "debug", "out", "prompt=", "prompt_file=", "generate.", "evaluate.", "export."),
     "seed=",
 )
-"""What may be changed for them: other files, other batch sizes, other hardware."""
+"""Keys that may change for these tasks: other files, other batch sizes, other hardware."""
 OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
     "ForSequenceClassification": {
         "multi_label_classification": ("multi_label.MultiLabel", {}),
@@ -36,13 +36,13 @@ OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
     "ForConditionalGeneration": {None: ("translation.Translation", {})},
     "MTModel": {None: ("translation.Translation", {})},
 }
-"""By the end of a model class's name, and by the problem that its config names: the objective, and the columns that it reads."""
+"""End of a model class's name -> problem type in its config -> the objective, and the columns that it reads."""
 
 
 def load_saved_config(task: str, run: str | None, overrides: list[str], checked: bool = True) -> Config:
-    """The config that a run was started with, and what the command line changes of it; `checked` where it names what is to be read.
+    """Return the config that a run was started with, changed by the command line; `checked`: whether to check the result, files included.
 
-    Raises UserError where the run cannot be read, or for an override that such a task cannot follow.
+    Raises UserError if the run cannot be read, or for an override that such a task cannot follow.
     """
     if run is None:
         raise UserError(f"run is not set: task={task} needs run=<run folder>.")
@@ -84,7 +84,7 @@ def _of_folder(folder: Path) -> Any:
 
 
 def _of_model(task: str, name: str, changes: list[str]) -> dict[str, Any]:
-    """The config of a model that no run of ours is known of: a Hugging Face folder, or a name on the hub."""
+    """Return the config of a model without a run folder of this program: a Hugging Face folder, or a name on the hub."""
     path = expand_home(name) / "config.json"
     repeats = task == "evaluate" and not any(change.startswith(("evaluate.text=", "evaluate.choices=")) for change in changes)
     if repeats or (not path.is_file() and (path.parent.is_dir() or name.startswith((".", "/", "~")))):

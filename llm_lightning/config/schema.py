@@ -1,6 +1,6 @@
-"""The typed schema of everything under `conf/`.
+"""Define the typed schema of everything under `conf/`.
 
-One frozen dataclass a config group; the line under a field says its unit and what changing it buys. `objective`, `optimizer` and
+Each config group is a frozen dataclass; the line under a field gives its unit and the effect of a change. `objective`, `optimizer` and
 `scheduler` are open groups: their schema is the signature of their `_target_` (see `signatures.py`), so that a new one is one
 file and one yaml. Nothing here imports torch: a wrong config is refused before the seconds that imports cost.
 """
@@ -19,11 +19,11 @@ from llm_lightning.config.signatures import Choice, Range
 
 PACKAGE = Path(__file__).parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""The option files: in an installed package inside it, in a checkout beside it."""
+"""Folder of the option files: inside an installed package, beside the package in a checkout."""
 
 
 def bound_field(default: Any, rule: Range | Choice) -> Any:
-    """A dataclass field whose value `checks.py` holds to `rule`."""
+    """Return a dataclass field whose value `validation.py` checks by `rule`."""
     return field(default=default, metadata={"rule": rule})
 
 
@@ -347,7 +347,7 @@ class Config:
 
     @property
     def run_folder(self) -> Path | None:
-        """The run of ours that `run` names; None where that is another folder, or a name on the hub."""
+        """Return the run folder that `run` names; None if `run` is another folder, or a name on the hub."""
         folder = expand_home(str(self.run))
         return folder if (folder / "config.yaml").is_file() else None
 
@@ -356,10 +356,10 @@ OPEN_GROUPS = ("objective", "optimizer", "scheduler")
 
 
 def schema() -> DictConfig:
-    """`Config` as an OmegaConf node that Hydra may merge into.
+    """Return `Config` as an OmegaConf node that Hydra can merge into.
 
-    Frozen dataclasses become read-only nodes, which nothing can be merged into: the flag is lifted for composing. The open
-    groups take any key here; `checks.py` holds them to their target's signature.
+    Frozen dataclasses become read-only nodes, which cannot be merged into: the flag is lifted for composing. The open groups take any key
+    here; `validation.py` checks them by their target's signature.
     """
     node = OmegaConf.structured(Config)
     _lift_readonly(node)
@@ -380,7 +380,7 @@ def _lift_readonly(node: DictConfig) -> None:
 
 
 def to_dataclass(node: DictConfig) -> Config:
-    """The composed node as the frozen dataclasses the rest of the code reads."""
+    """Return the composed node as the frozen dataclasses that the rest of the code reads."""
     config = OmegaConf.to_object(node)
     assert isinstance(config, Config)
     label = config.data.columns.label
@@ -390,7 +390,7 @@ def to_dataclass(node: DictConfig) -> Config:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """The config as plain containers without its secrets, for `config.yaml`, checkpoints and W&B."""
+    """Return the config as plain containers without its secrets, for `config.yaml`, checkpoints and W&B."""
 
     def unpack(value: Any) -> Any:
         if is_dataclass(value):
@@ -405,7 +405,7 @@ def plain(config: Config) -> dict[str, Any]:
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `a.b.c` -> value."""
+    """Return nested settings as `a.b.c` -> value."""
     flat_settings: dict[str, Any] = {}
     for name, value in settings.items():
         flat_settings |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -413,9 +413,9 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def expand_home(path: str | Path) -> Path:
-    """Return a path with the home folder in the place of `~`. A name such as `~old.csv`, which is no user's, stays as it is.
+    """Return a path with `~` replaced by the home folder. A name such as `~old.csv`, which is no user's, stays as it is.
 
-    Raises RuntimeError for `~` where there is no home folder, as for a user of a container.
+    Raises RuntimeError for `~` if the user has no home folder, as in some containers.
     """
     return Path(path).expanduser() if Path(path).parts[:1] == ("~",) else Path(os.path.expanduser(path))
 
