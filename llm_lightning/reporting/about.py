@@ -1,4 +1,4 @@
-"""Log what a run is about to do, before it starts."""
+"""Describe a run in its log before it starts: data, tokenizer, model, plan, disk use."""
 
 from __future__ import annotations
 

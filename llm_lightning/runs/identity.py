@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Kind(Enum):
-    """The kinds of config keys, by what a key affects."""
+    """The kinds of config keys, by the effect of a change."""
 
     WEIGHTS = "the weights"
     DATA = "which data"

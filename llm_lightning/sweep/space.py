@@ -1,4 +1,4 @@
-"""Read what a sweep varies: values to choose from and ranges to draw from, in Hydra's own notation.
+"""Read the dimensions of a sweep: values to choose from and ranges to draw from, in Hydra's own notation.
 
 `optimizer.lr=1e-5,1e-4`, `seed=range(1,5)` and `choice(a,b)` are values; `interval(1e-5,1e-3)`, or `tag(log,interval(1e-5,1e-3))` for one
 that is uniform on a logarithmic scale, is a range.

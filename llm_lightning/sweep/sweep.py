@@ -1,4 +1,4 @@
-"""Run a sweep: read what varies, run each job in a process, show a table at the end. A restarted sweep runs only the missing jobs."""
+"""Run a sweep: read its dimensions, run each job in a process, show a table at the end. A restarted sweep runs only the missing jobs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LONGEST = 120  # characters of a folder's name
 
 
 class Sweep:
-    """The jobs of a sweep, and those that are running."""
+    """A sweep: its jobs, and the processes of the running ones."""
 
     def __init__(self, arguments: list[str], settings: SweepConfig, task: str, run_dir: str | None, ranks: Ranks) -> None:
         self.settings, self._ranks = settings, ranks

@@ -73,7 +73,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint file; None if every byte of its tensors is as it was written."""
+    """Describe the damage of a checkpoint file; None if every byte of its tensors is as it was written."""
     try:
         with zipfile.ZipFile(path) as file:
             broken = file.testzip()
