@@ -28,7 +28,7 @@ from llm_lightning.config import compose, validation
 from llm_lightning.config.hydra_keys import put_flags_first
 from llm_lightning.config.messages import explain, is_from_hydra
 from llm_lightning.config.overrides import quote_overrides
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.config.saved_runs import STORED, load_saved_config
 from llm_lightning.config.schema import CONF, SweepConfig
 from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError
@@ -108,7 +108,7 @@ def report_errors() -> Iterator[None]:
         if isinstance(error, Stopped):
             print(error, file=sys.stderr)
             sys.exit(error.exit_code)
-        print(f"\nerror: {redacted(explain(error))}", file=sys.stderr)
+        print(f"\nerror: {redact(explain(error))}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, RunError) else UserError.exit_code)
 
 

@@ -60,9 +60,9 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     variables = os.environ if environment is None else environment
     job, restarts = _read_job(variables)
     if "RANK" in variables and int(variables.get("WORLD_SIZE", "1")) > 1:
-        return replace(_by_torchrun(variables), job=job, restarts=restarts)
+        return replace(_read_torchrun(variables), job=job, restarts=restarts)
     if _is_srun(variables):
-        return replace(_by_srun(variables), job=job, restarts=restarts)
+        return replace(_read_srun(variables), job=job, restarts=restarts)
     return Launch("none", job=job, restarts=restarts)
 
 
@@ -76,7 +76,7 @@ def _read_job(variables: Mapping[str, str]) -> tuple[str | None, int]:
     return None, 0
 
 
-def _by_torchrun(variables: Mapping[str, str]) -> Launch:
+def _read_torchrun(variables: Mapping[str, str]) -> Launch:
     world_size = int(variables["WORLD_SIZE"])
     default = world_size if "LOCAL_RANK" in variables else 1  # without it, one process a machine
     rank, local_world_size = int(variables["RANK"]), int(variables.get("LOCAL_WORLD_SIZE", default))
@@ -126,7 +126,7 @@ def _slurm_step(variables: Mapping[str, str]) -> str:
     return variables.get("SLURM_STEP_ID", variables.get("SLURM_STEPID", "0"))
 
 
-def _by_srun(variables: Mapping[str, str]) -> Launch:
+def _read_srun(variables: Mapping[str, str]) -> Launch:
     tasks, rank = _slurm_tasks(variables), int(variables["SLURM_PROCID"])
     nodes = int(_first_value(variables, ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES"), "1"))
     local_world_size = 0 if tasks % nodes else tasks // nodes

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from llm_lightning import distributed
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.errors import OtherRankFailed, RunError, Stopped
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class Watchdog:
 
     def _publish(self, message: str, code: int) -> dict[str, Any]:
         """Store a failure unless one is stored. Return the stored one, or this rank's if the store has gone with rank 0."""
-        failure = {"rank": self.rank, "message": redacted(message), "code": code}
+        failure = {"rank": self.rank, "message": redact(message), "code": code}
         try:
             failure = json.loads(self._store.compare_set("failure", "", json.dumps(failure)))
         except RuntimeError:
@@ -287,7 +287,7 @@ class Watchdog:
         self._ending = code
         if message is not None:
             log.error("%s", message, extra={"file_only": True})
-            print(f"\nerror: {redacted(message)}", file=sys.stderr, flush=True)
+            print(f"\nerror: {redact(message)}", file=sys.stderr, flush=True)
         if self._ended.wait(GRACE):
             return
         for child in self.children:

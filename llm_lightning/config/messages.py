@@ -34,7 +34,7 @@ def explain(error: Exception, in_shell: bool = True) -> str:
         options = join_names(error.options, 40)
         return f"{group}={option}: there is no such option; {group} can be {options}.{nearest(option, error.options)}"
     if isinstance(error, OverrideParseException):
-        return _unreadable(str(error.override), in_shell)
+        return _explain_unreadable(str(error.override), in_shell)
     if isinstance(error, ConfigCompositionException) and str(error).startswith("Could not override"):
         key = str(getattr(cause, "full_key", None) or str(error).split("'")[1])
         return unknown_key(key)
@@ -56,7 +56,7 @@ def explain(error: Exception, in_shell: bool = True) -> str:
     return str(error)
 
 
-def _unreadable(override: str, in_shell: bool) -> str:
+def _explain_unreadable(override: str, in_shell: bool) -> str:
     """Return the message for an override that Hydra's grammar does not accept; the suggested line works when pasted."""
     key, equals, value = override.partition("=")
     message = f"{override}: this cannot be read; "

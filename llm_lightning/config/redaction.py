@@ -27,19 +27,19 @@ VARIABLE = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
 SHORTEST = 8  # characters of a variable that counts as a secret: shorter values occur in any text
 
 
-def redacted(value: Any) -> Any:
+def redact(value: Any) -> Any:
     """Return plain containers, or a text, with their secrets redacted."""
-    return _redacted(value, _of_environment())
+    return _redact(value, _find_secrets())
 
 
-def _redacted(value: Any, secrets: list[str]) -> Any:
+def _redact(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, dict):
         return {
-            key: HIDDEN if _plain(item) and re.fullmatch(KEY, str(key), re.IGNORECASE) else _redacted(item, secrets)
+            key: HIDDEN if _plain(item) and re.fullmatch(KEY, str(key), re.IGNORECASE) else _redact(item, secrets)
             for key, item in value.items()
         }
     if isinstance(value, list):
-        return [_redacted(item, secrets) for item in value]
+        return [_redact(item, secrets) for item in value]
     if not isinstance(value, str):
         return value
     for secret in secrets:
@@ -53,6 +53,6 @@ def _plain(item: Any) -> bool:
     return isinstance(item, str | int | float) and not isinstance(item, bool)
 
 
-def _of_environment() -> list[str]:
+def _find_secrets() -> list[str]:
     secrets = {value for name, value in os.environ.items() if VARIABLE.search(name.upper()) and len(value) >= SHORTEST}
     return sorted(secrets, key=len, reverse=True)

@@ -56,7 +56,7 @@ def load_saved_config(task: str, run: str | None, overrides: list[str], checked:
     folder = expand_home(run)
     try:
         node = OmegaConf.merge(
-            schema(), _of_folder(folder) if (folder / "config.yaml").is_file() else _of_model(task, run, changes)
+            schema(), _read_config(folder) if (folder / "config.yaml").is_file() else _build_config(task, run, changes)
         )
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"run={run}: its config.yaml cannot be read ({str(error).splitlines()[0]}).") from error
@@ -72,7 +72,7 @@ def load_saved_config(task: str, run: str | None, overrides: list[str], checked:
     return config
 
 
-def _of_folder(folder: Path) -> Any:
+def _read_config(folder: Path) -> Any:
     if not (folder / "hf" / "config.json").is_file():
         raise UserError(
             f"run={folder}: the run has no weights yet (no hf/config.json); finish it with the same command and resume=auto."
@@ -83,7 +83,7 @@ def _of_folder(folder: Path) -> Any:
     return escape_interpolations(config)
 
 
-def _of_model(task: str, name: str, changes: list[str]) -> dict[str, Any]:
+def _build_config(task: str, name: str, changes: list[str]) -> dict[str, Any]:
     """Return the config of a model without a run folder of this program: a Hugging Face folder, or a name on the hub."""
     path = expand_home(name) / "config.json"
     repeats = task == "evaluate" and not any(change.startswith(("evaluate.text=", "evaluate.choices=")) for change in changes)

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.config.signatures import Choice, Range
 
 PACKAGE = Path(__file__).parents[1]
@@ -401,7 +401,7 @@ def plain(config: Config) -> dict[str, Any]:
             return [unpack(item) for item in value]
         return value
 
-    return redacted(unpack(config))
+    return redact(unpack(config))
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

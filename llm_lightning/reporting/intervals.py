@@ -40,7 +40,7 @@ def intervals(run: Run) -> dict[str, Interval]:
                 if share < 1:
                     low, high = (run.metrics[metric] + share**0.5 * (bound - values.mean()) for bound in (low, high))
                 interval_by_metric[metric] = (float(low), float(high))
-        interval_by_metric |= _of_the_loss(run, split, interval_by_metric.get(f"{split}/loss"))
+        interval_by_metric |= _derive_from_loss(run, split, interval_by_metric.get(f"{split}/loss"))
     return interval_by_metric
 
 
@@ -59,11 +59,11 @@ def _draws(tables: dict[str, Any]) -> Draws:
     rng, examples = np.random.default_rng(0), tables.get("examples") or {}
     draws: Draws = {}
     if tables.get("confusion_matrix"):
-        draws |= of_confusion(np.array(tables["confusion_matrix"]), rng)
+        draws |= resample_confusion(np.array(tables["confusion_matrix"]), rng)
     if {"right", "found", "true"} <= examples.keys():
-        draws |= _of_counts(np.array(examples["right"]), np.array(examples["found"]), np.array(examples["true"]), rng)
+        draws |= _score_counts(np.array(examples["right"]), np.array(examples["found"]), np.array(examples["true"]), rng)
     elif {"prediction", "target"} <= examples.keys():
-        draws |= _of_numbers(np.array(examples["prediction"]), np.array(examples["target"]), rng)
+        draws |= _score_numbers(np.array(examples["prediction"]), np.array(examples["target"]), rng)
     for name, metric in MEANS.items():
         if examples.get(name) and metric not in draws:
             values = np.array(examples[name], float)
@@ -86,7 +86,7 @@ def _places(size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
 CONFUSED = ("accuracy", "macro_f1", "mcc")
 
 
-def of_confusion(matrix: np.ndarray, rng: np.random.Generator) -> Draws:
+def resample_confusion(matrix: np.ndarray, rng: np.random.Generator) -> Draws:
     """Return accuracy, macro-F1 and MCC (Gorodkin 2004, equation 8) of confusion matrices drawn like this one; rows are true classes.
 
     Only the nonempty cells are drawn, some matrices at once: for 1,000 classes they take some 20 MB instead of 8 GB.
@@ -106,7 +106,7 @@ def of_confusion(matrix: np.ndarray, rng: np.random.Generator) -> Draws:
             "true": _sum_by_place(drawn, true, classes),
             "predicted": _sum_by_place(drawn[:, by_predicted], predicted[by_predicted], classes),
         }
-        parts.append(_of_sums(count, **sums))
+        parts.append(_score_sums(count, **sums))
     return {name: np.concatenate([part[name] for part in parts]) for name in CONFUSED}
 
 
@@ -119,7 +119,7 @@ def _sum_by_place(drawn: np.ndarray, places: np.ndarray, size: int) -> np.ndarra
     return sums
 
 
-def _of_sums(count: int, right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Draws:
+def _score_sums(count: int, right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Draws:
     """Return the scores of draws from how often each class is right, true and predicted, each (draws, classes)."""
     occurs = true + predicted > 0
     f1 = np.where(occurs, 2 * right / np.maximum(true + predicted, 1), 0)
@@ -132,7 +132,7 @@ def _of_sums(count: int, right: np.ndarray, true: np.ndarray, predicted: np.ndar
     }
 
 
-def _of_counts(right: np.ndarray, predicted: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> Draws:
+def _score_counts(right: np.ndarray, predicted: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> Draws:
     """Return precision, recall and F1 over the summed counts of the examples."""
     sums = [(right[p].sum(1), predicted[p].sum(1), true[p].sum(1)) for p in _places(len(right), rng)]
     right_count, predicted_count, true_count = (np.concatenate(parts) for parts in zip(*sums, strict=True))
@@ -145,7 +145,7 @@ def _of_counts(right: np.ndarray, predicted: np.ndarray, true: np.ndarray, rng: 
     }
 
 
-def _of_numbers(predicted: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> Draws:
+def _score_numbers(predicted: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> Draws:
     """Return correlations and mean absolute error; ranks are those among all examples."""
     ranks = [np.unique(values, return_inverse=True)[1].astype(float) for values in (predicted, true)]
     draws: dict[str, list[np.ndarray]] = {"pearson": [], "spearman": [], "mae": []}
@@ -161,7 +161,7 @@ def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / np.maximum(np.sqrt((a**2).sum(1) * (b**2).sum(1)), 1e-12)
 
 
-def _of_the_loss(run: Run, split: str, loss: Interval | None) -> dict[str, Interval]:
+def _derive_from_loss(run: Run, split: str, loss: Interval | None) -> dict[str, Interval]:
     """Return the intervals of perplexity and bits per byte, which follow from that of the loss."""
     if loss is None:
         return {}

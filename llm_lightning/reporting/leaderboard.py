@@ -154,7 +154,7 @@ def parallel(groups: list[Group], best: Quality) -> Figure | None:
     notes = [
         {"x": i, "y": place, "text": text, "showarrow": False, "xanchor": "left", "xshift": 4, "yshift": 7, "font": {"size": 10}}
         for i, (_, ticks) in enumerate(placed)
-        for place, text in _apart(ticks)
+        for place, text in _drop_overlapping(ticks)
     ]
     layout = {
         "showlegend": False,
@@ -198,7 +198,7 @@ def _place_on_axis(values: list[Any]) -> tuple[list[float], list[tuple[float, st
     return places, ends
 
 
-def _apart(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
+def _drop_overlapping(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
     """Return labels that do not overlap, the ends first."""
     labels: list[tuple[float, str]] = []
     for place, text in sorted(ticks, key=lambda tick: -abs(tick[0] - 0.5)):

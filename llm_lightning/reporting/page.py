@@ -67,7 +67,7 @@ def write_page(target: Path, title: str, lead: str, page_sections: list[Section]
     """Write the sections as HTML. Return the path."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("llm_lightning.reporting"), autoescape=True, trim_blocks=True)
     figures = [figure for section in page_sections for figure in section.figures]
-    drawn = json.dumps(_drawable(figures)).replace("<", "\\u003c")  # so that no text can end the script element
+    drawn = json.dumps(_make_drawable(figures)).replace("<", "\\u003c")  # so that no text can end the script element
     script = files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
     template = environment.get_template("page.html.j2")
     page = template.render(title=title, lead=lead, sections=page_sections, figures_json=drawn, plotly=script)
@@ -77,15 +77,15 @@ def write_page(target: Path, title: str, lead: str, page_sections: list[Section]
     return target
 
 
-def _drawable(value: Any, markup: bool = False) -> Any:
+def _make_drawable(value: Any, markup: bool = False) -> Any:
     """Return plain containers with null for NaN and infinity, which JSON lacks, and with texts escaped for plotly.
 
     Plotly interprets HTML in texts; only templates are meant to contain it.
     """
     if isinstance(value, dict):
-        return {key: _drawable(item, str(key).endswith("template")) for key, item in value.items()}
+        return {key: _make_drawable(item, str(key).endswith("template")) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_drawable(item, markup) for item in value]
+        return [_make_drawable(item, markup) for item in value]
     if isinstance(value, str) and not markup:
         return html.escape(value, quote=False)
     return None if isinstance(value, float) and not math.isfinite(value) else value

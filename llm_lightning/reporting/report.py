@@ -37,7 +37,7 @@ def results(run: Run) -> Section:
     """Return headline numbers with their intervals, figures of right and wrong predictions, and all metrics."""
     interval_by_metric = intervals(run)
     group = Group(run.title, [run])
-    tiles = [(column.title, format_cell(group, column), _within(column, interval_by_metric)) for column in columns_of(run)]
+    tiles = [(column.title, format_cell(group, column), _format_interval(column, interval_by_metric)) for column in columns_of(run)]
     tiles.sort(key=lambda tile: not tile[0].startswith("test"))
     drawn = [
         figure
@@ -54,7 +54,7 @@ def results(run: Run) -> Section:
     return Section("Results", note, tiles=[tile for tile in tiles if tile[1] != "–"], figures=drawn, tables=result_tables)
 
 
-def _within(column: Column, interval_by_metric: dict[str, Interval]) -> str:
+def _format_interval(column: Column, interval_by_metric: dict[str, Interval]) -> str:
     """Return a tile's interval, formatted like its value."""
     if column.metric not in interval_by_metric:
         return ""

@@ -70,9 +70,9 @@ def compare_groups(first: Group, second: Group, metric: str) -> Comparison | Non
         scores = [_examples(group, split) for group in (first, second)]
         if scores[0] is not None and scores[1] is not None and scores[0][:2] == scores[1][:2]:
             score, _, values = scores[0]
-            return _by_examples(first.name, second.name, f"{split} {score}", values, scores[1][2])
-    pairs = _by_seed(first, second, metric)
-    return None if len(pairs) < 2 else _by_seeds(first.name, second.name, metric.replace("/", " "), pairs)
+            return _compare_by_examples(first.name, second.name, f"{split} {score}", values, scores[1][2])
+    pairs = _pair_by_seed(first, second, metric)
+    return None if len(pairs) < 2 else _compare_by_seeds(first.name, second.name, metric.replace("/", " "), pairs)
 
 
 def holm(comparisons: list[Comparison], pairs: int) -> list[Comparison]:
@@ -114,7 +114,7 @@ def example_scores(run: Run, split: str) -> tuple[str, Any, np.ndarray] | None:
     return name, (rows, len(values)), values
 
 
-def _by_examples(first: str, second: str, score: str, first_scores: np.ndarray, second_scores: np.ndarray) -> Comparison:
+def _compare_by_examples(first: str, second: str, score: str, first_scores: np.ndarray, second_scores: np.ndarray) -> Comparison:
     """Compare two groups by their scores (seeds, examples)."""
     rng, size, differences = np.random.default_rng(0), first_scores.shape[1], first_scores.mean(0) - second_scores.mean(0)
     drawn, rows = [], min(100, max(1, AT_ONCE // size))  # a few draws at once of a million examples
@@ -150,12 +150,12 @@ def permutation(differences: np.ndarray, rng: np.random.Generator) -> float:
     return (as_far + 1) / (DRAWS + 1)
 
 
-def _by_seed(first: Group, second: Group, metric: str) -> list[float]:
+def _pair_by_seed(first: Group, second: Group, metric: str) -> list[float]:
     values = [{run.summary["seed"]: run.metrics[metric] for run in g.runs if metric in run.metrics} for g in (first, second)]
     return [values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())]
 
 
-def _by_seeds(first: str, second: str, score: str, differences: list[float]) -> Comparison:
+def _compare_by_seeds(first: str, second: str, score: str, differences: list[float]) -> Comparison:
     average, half = mean(differences), half_width(differences)
     assert half is not None
     error = stdev(differences) / math.sqrt(len(differences))

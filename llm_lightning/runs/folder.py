@@ -17,7 +17,7 @@ import xxhash
 import yaml
 
 from llm_lightning import distributed
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.config.schema import Config, expand_home, plain
 from llm_lightning.errors import UserError
 
@@ -33,7 +33,7 @@ def open_folder(config: Config) -> Path:
     """
     folder: Path | None = None
     if distributed.is_rank_zero():
-        folder = _named_folder(config) if config.run_dir is not None else _unnamed_folder(config)
+        folder = _open_named_folder(config) if config.run_dir is not None else _open_unnamed_folder(config)
     place = distributed.broadcast(None if folder is None else str(folder.absolute()))
     if folder is None:
         folder = expand_home(place if config.run_dir is None else config.run_dir)
@@ -42,7 +42,7 @@ def open_folder(config: Config) -> Path:
     return folder
 
 
-def _named_folder(config: Config) -> Path:
+def _open_named_folder(config: Config) -> Path:
     """Return the folder of `run_dir`, locked."""
     folder = expand_home(str(config.run_dir))
     if config.resume == "never" and (folder / "config.yaml").is_file():
@@ -56,13 +56,13 @@ def _named_folder(config: Config) -> Path:
     return folder
 
 
-def _unnamed_folder(config: Config) -> Path:
+def _open_unnamed_folder(config: Config) -> Path:
     """Return a new folder; after a restart by the launcher, the folder that the job took first."""
     note = _launch_note(config)
     if note is not None and distributed.read_launch().restarts and note.is_file():
         folder = Path(note.read_text(encoding="utf-8"))
     else:
-        folder = _new_folder(config)
+        folder = _create_folder(config)
         if note is not None:
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(str(folder.absolute()), encoding="utf-8")
@@ -82,7 +82,7 @@ def scratch_folder(config: Config) -> Iterator[Path]:
 
 def resume_command(config: Config, folder: Path) -> str:
     """Return the command line that continues a run."""
-    started = str(redacted(config.command or "the same command"))
+    started = str(redact(config.command or "the same command"))
     return started if "run_dir=" in started else f"{started} run_dir={shlex.quote(str(folder))}"
 
 
@@ -117,7 +117,7 @@ def release_folder() -> None:
 os.register_at_fork(after_in_child=release_folder)  # or loader workers would hold on to the folder for some seconds after a kill
 
 
-def _new_folder(config: Config) -> Path:
+def _create_folder(config: Config) -> Path:
     """Create a folder that no other run has, even one started in the same second."""
     now, names = datetime.now(), [config.choices.get(g, "") for g in ("task", "data", "model")]
     parent = Path("runs") / f"{now:%Y-%m-%d}"

@@ -158,13 +158,13 @@ def load_finished(folder: Path, config: Config, run: dict[str, Any] | None = Non
 
 def has_same_result(stored: dict[str, Any], now: dict[str, Any]) -> bool:
     """Return whether a finished run with the nested config `stored` has the result of the config `now`, with files of the same names."""
-    return not _changes(stored, now, RESULT)
+    return not _find_changes(stored, now, RESULT)
 
 
 def has_same_contents(summary: dict[str, Any], stored: dict[str, Any], run: dict[str, Any]) -> bool:
     """Return whether a finished run has the result of `run` (`config`, and by content `data` and `weights`), whatever its file names."""
     contents = [(summary.get("data") or {}).get("fingerprints"), summary.get("weights")]
-    return contents == [run["data"], run["weights"]] and not _changes(stored, run["config"], RESULT - {Kind.DATA, Kind.ORIGIN})
+    return contents == [run["data"], run["weights"]] and not _find_changes(stored, run["config"], RESULT - {Kind.DATA, Kind.ORIGIN})
 
 
 def configuration(config: dict[str, Any], fingerprints: dict[str, str] | str) -> str:
@@ -186,10 +186,10 @@ def require_same_run(state: Path, stored: dict[str, Any], run: dict[str, Any]) -
     the entries they have, and entries that could not be compared are logged.
     """
     before, now = stored["config"], run["config"]
-    changed = _changes(before, now, {Kind.WEIGHTS, Kind.SEED}, but="trainer.precision")
-    changed += _changed_precision(stored, run)
-    changed += _changed_origin(stored, run)
-    training, evaluation = _changed_data(stored, run)
+    changed = _find_changes(before, now, {Kind.WEIGHTS, Kind.SEED}, but="trainer.precision")
+    changed += _find_precision_change(stored, run)
+    changed += _find_origin_change(stored, run)
+    training, evaluation = _find_data_changes(stored, run)
     hint = ""
     if evaluation and not changed:
         hint = f" To score its weights on other data: task=evaluate run={state.parent.parent}, with data.validation or data.test."
@@ -198,7 +198,7 @@ def require_same_run(state: Path, stored: dict[str, Any], run: dict[str, Any]) -
             f"{state} belongs to a run with other settings: {'; '.join(changed)}. Repeat that run's command to continue "
             f"it, or give another run_dir to start a new one.{hint}"
         )
-    if lengths := [change for change in _changes(before, now, {Kind.LENGTH}) if not change.startswith("trainer.max_")]:
+    if lengths := [change for change in _find_changes(before, now, {Kind.LENGTH}) if not change.startswith("trainer.max_")]:
         log.warning("resume: %s; from here on the new value holds", "; ".join(lengths))
     if stored["total_steps"] != run["total_steps"]:
         log.warning(
@@ -208,7 +208,7 @@ def require_same_run(state: Path, stored: dict[str, Any], run: dict[str, Any]) -
         )
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any], kinds: Collection[Kind], but: str | None = None) -> list[str]:
+def _find_changes(before: dict[str, Any], now: dict[str, Any], kinds: Collection[Kind], but: str | None = None) -> list[str]:
     """Describe each setting of the kinds that differs. A key that did not exist when `before` was written had its default value then."""
     defaults = flat(OmegaConf.to_container(schema()))  # type: ignore[arg-type]
     old, new = ({**defaults, **flat(config)} for config in (before, now))
@@ -220,7 +220,7 @@ def _change(key: str, before: Any, now: Any) -> str:
     return f"{key} was {before} and is {now}"
 
 
-def _changed_precision(stored: dict[str, Any], run: dict[str, Any]) -> list[str]:
+def _find_precision_change(stored: dict[str, Any], run: dict[str, Any]) -> list[str]:
     """Describe a changed precision. One that `auto` chose on other hardware is only logged, not refused."""
     old, new = (settings["config"]["trainer"]["precision"] for settings in (stored, run))
     resolved = stored.get("precision", None if old == "auto" else old)
@@ -241,9 +241,9 @@ def _changed_precision(stored: dict[str, Any], run: dict[str, Any]) -> list[str]
     return [_change("trainer.precision", f"{old} ({resolved})" if old != resolved else old, new)]
 
 
-def _changed_origin(stored: dict[str, Any], run: dict[str, Any]) -> list[str]:
+def _find_origin_change(stored: dict[str, Any], run: dict[str, Any]) -> list[str]:
     """Describe changed pretrained weights: other content, or another name if a content is unknown."""
-    names = _changes(stored["config"], run["config"], {Kind.ORIGIN})
+    names = _find_changes(stored["config"], run["config"], {Kind.ORIGIN})
     before, now = stored.get("weights"), run["weights"]
     if before is None or now is None:
         if now is not None and not names:
@@ -252,13 +252,15 @@ def _changed_origin(stored: dict[str, Any], run: dict[str, Any]) -> list[str]:
     return [] if before == now else [f"the pretrained weights are not the same ({'; '.join(names) or 'their files changed'})"]
 
 
-def _changed_data(stored: dict[str, Any], run: dict[str, Any]) -> tuple[list[str], list[str]]:
+def _find_data_changes(stored: dict[str, Any], run: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Describe the splits with other content: (those for training, those for evaluation)."""
     before, now = stored["data"], run["data"]
     if isinstance(before, str):  # of a version that recorded the training data's only
         log.warning("resume: the checkpoint does not say what was in the validation and test data; they are taken for the same")
         before = {split: before if split == "train" else fingerprint for split, fingerprint in now.items()}
-    names = "; ".join(_changes(stored["config"], run["config"], {Kind.DATA})) or "its content changed, or that of the tokenizer"
+    names = (
+        "; ".join(_find_changes(stored["config"], run["config"], {Kind.DATA})) or "its content changed, or that of the tokenizer"
+    )
     splits = dict.fromkeys(TITLES[split] for split in {**before, **now} if before.get(split) != now.get(split))
     changed = [f"the {' and '.join(splits)} data is not the same ({names})"] if splits else []
     return (changed, []) if "training" in splits else ([], changed)

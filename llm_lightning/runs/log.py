@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from llm_lightning import distributed
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class _Redacted(logging.Formatter):
     """Formatter that redacts secrets in messages and tracebacks: a command line or an address may hold one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return str(redacted(super().format(record)))
+        return str(redact(super().format(record)))
 
 
 def close_log() -> None:

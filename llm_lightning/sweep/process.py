@@ -23,7 +23,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.machine import cores
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def run_job(
     connection.close()
     ended(process)
     process.close()
-    return Outcome(status, redacted(message), time.perf_counter() - before)
+    return Outcome(status, redact(message), time.perf_counter() - before)
 
 
 def _judge_safely(judge: Judge, done: int, value: float) -> bool:
@@ -146,7 +146,7 @@ def _job(
         raise
     except BaseException as error:
         tell("failed", f"{type(error).__name__}: {error}")
-        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
         sys.exit(1)
 
 

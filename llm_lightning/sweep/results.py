@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.reporting.table import Table
 from llm_lightning.sweep.process import Outcome
 
@@ -85,7 +85,7 @@ class Results:
             for result in self._by_name.values():
                 job, outcome = result.job, result.outcome
                 settings = dict(override.partition("=")[::2] for override in job.varied)
-                values = redacted([settings.get(key, " ".join(job.varied)) for key in self.keys])
+                values = redact([settings.get(key, " ".join(job.varied)) for key in self.keys])
                 rows.writerow(
                     [job.name, *values, outcome.status, result.metric, result.value, f"{outcome.seconds:.1f}", outcome.message]
                 )

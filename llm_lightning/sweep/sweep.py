@@ -28,7 +28,7 @@ from llm_lightning import distributed
 from llm_lightning.config import compose
 from llm_lightning.config import validation as checks
 from llm_lightning.config.overrides import write_override
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.config.saved_runs import STORED
 from llm_lightning.config.schema import Config, SweepConfig, expand_home
 from llm_lightning.errors import UserError
@@ -100,7 +100,7 @@ class Sweep:
         """Run the grid on other machines, by a launcher of Hydra's."""
         jobs = self.grid()
         self.folder.mkdir(parents=True, exist_ok=True)
-        missing = [job for job in jobs if self._done(job) is None]
+        missing = [job for job in jobs if self._seconds_if_done(job) is None]
         returned: dict[str, JobReturn] = {}
         gave_up = ""
         try:
@@ -108,11 +108,11 @@ class Sweep:
         except Exception as error:  # some end with the first job that fails
             gave_up = f"{type(error).__name__}: {error}"
         for job in jobs:
-            seconds, job_return = self._done(job), returned.get(job.name)
+            seconds, job_return = self._seconds_if_done(job), returned.get(job.name)
             if seconds is not None or (job_return is not None and job_return.status is JobStatus.COMPLETED):
                 self.results.add(job, Outcome("done", "", seconds or 0.0))
             else:
-                self.results.add(job, Outcome("failed", redacted(str(job_return._return_value) if job_return else gave_up), 0.0))
+                self.results.add(job, Outcome("failed", redact(str(job_return._return_value) if job_return else gave_up), 0.0))
 
     def run_study(self) -> list[dict[str, Any]]:
         """Run trials until all have been drawn. Return the study's charts."""
@@ -165,7 +165,7 @@ class Sweep:
         self._wait_for_others(job)
         if self.stopping:
             return Result(job, Outcome("stopped", "", 0.0))
-        if (seconds := self._done(job)) is not None:
+        if (seconds := self._seconds_if_done(job)) is not None:
             outcome, already = Outcome("done", "", seconds), " already"
         else:
             share, already = self._shares.get(), ""
@@ -208,7 +208,7 @@ class Sweep:
             waiting = True
             time.sleep(0.2)
 
-    def _done(self, job: Job) -> float | None:
+    def _seconds_if_done(self, job: Job) -> float | None:
         """Return the seconds that a finished job took; None if it is not finished."""
         if not (job.folder / "summary.json").is_file():
             return None
@@ -249,7 +249,7 @@ class Sweep:
         if not any(d.key != "choice" for d in self.dimensions):
             return
         sweep_config = space.wandb_sweep(sys.argv[0], self.fixed, self.dimensions, self.settings.method, name, maximize)
-        (self.folder / "wandb-sweep.yaml").write_text(yaml.safe_dump(redacted(sweep_config), sort_keys=False), encoding="utf-8")
+        (self.folder / "wandb-sweep.yaml").write_text(yaml.safe_dump(redact(sweep_config), sort_keys=False), encoding="utf-8")
 
 
 def run(arguments: list[str], settings: SweepConfig, task: str, run_dir: str | None, launcher: Launcher | None) -> int:

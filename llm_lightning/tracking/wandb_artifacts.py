@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.config.schema import expand_home
 
 
@@ -37,7 +37,7 @@ def _data(facts: dict[str, Any]) -> Any:
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in str(facts["name"]))
     artifact = wandb.Artifact(f"data-{name}"[:128], type="dataset", metadata=facts)
     with artifact.new_file("data.json", encoding="utf-8") as file:  # so that W&B makes a new version for other content
-        json.dump(redacted(facts), file, indent=2)
+        json.dump(redact(facts), file, indent=2)
     return artifact
 
 

@@ -23,7 +23,7 @@ from lightning.fabric.loggers.logger import _DummyExperiment
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.config.schema import LoggerConfig, flat
 from llm_lightning.errors import Pruned, Stopped
 from llm_lightning.tracking import wandb_artifacts, wandb_charts
@@ -230,7 +230,7 @@ def _first_line(error: Exception) -> str:
 def _command_line_without_secrets() -> Iterator[None]:
     """Redact the command line of the process while W&B records it."""
     arguments = sys.argv
-    sys.argv = redacted(arguments)
+    sys.argv = redact(arguments)
     try:
         yield
     finally:

@@ -74,7 +74,7 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Step, batch_index: int) -> None:
         self.data.consumed(batch)
-        if trainer.global_step % self.data.validate_every != 0 and self._due(trainer):  # else after the validation
+        if trainer.global_step % self.data.validate_every != 0 and self._is_due(trainer):  # else after the validation
             self.save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -112,7 +112,7 @@ class Checkpoints(Callback):
             trainer.should_stop = True
         if over or trainer.should_stop:
             self._report_constant(module.monitor)
-        if self.config.every_steps is None or self._due(trainer):
+        if self.config.every_steps is None or self._is_due(trainer):
             self.save(trainer)
 
     def _report_constant(self, monitor: str) -> None:
@@ -131,7 +131,7 @@ class Checkpoints(Callback):
     def _is_out_of_patience(self) -> bool:
         return self.patience is not None and self.stale >= self.patience
 
-    def _due(self, trainer: lightning.Trainer) -> bool:
+    def _is_due(self, trainer: lightning.Trainer) -> bool:
         every = self.config.every_steps
         return every is not None and trainer.global_step % every == 0
 

@@ -61,7 +61,7 @@ class OptimizerStep:
         objective, trainer = self._objective, self._objective.trainer
         optimizer: Any = objective.optimizers()
         scheduler: Any = objective.lr_schedulers()
-        targets = torch.full((), float(step.targets), dtype=_exact(objective.device), device=objective.device)
+        targets = torch.full((), float(step.targets), dtype=_exact_dtype(objective.device), device=objective.device)
         if trainer.world_size > 1:
             targets = trainer.strategy.reduce(targets, reduce_op="sum")
         loss_sum = self._accumulate(step, targets)
@@ -173,7 +173,7 @@ def clip(model: Any, optimizer: torch.optim.Optimizer, largest: float | None, sc
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _exact(device: torch.device) -> torch.dtype:
+def _exact_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype of a step's counts and sums; MPS has no fp64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
