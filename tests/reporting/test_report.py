@@ -27,7 +27,7 @@ TRAINING = ["trainer.max_epochs=2", "batch.sequences=8", "optimizer.lr=3e-3"]
 @pytest.fixture(scope="module")
 def reviewed(tmp_path_factory: pytest.TempPathFactory, reviews: Path, cache: Path) -> Path:
     """A classifier's run on reviews of which four are twice in train and three of validation are in train too."""
-    from llm_lightning.config.compose import load as config
+    from llm_lightning.config.compose import load_config as config
     from llm_lightning.run import run as start
 
     from ..conftest import QUIET
