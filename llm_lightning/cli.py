@@ -64,7 +64,7 @@ def _use_utf8() -> None:
 
 def _job(node: DictConfig) -> None:
     hydra_config = HydraConfig.get()
-    elsewhere = hydra_config.mode is RunMode.MULTIRUN  # a job on another machine, whose launcher tells the sweep of its errors
+    elsewhere = hydra_config.mode is RunMode.MULTIRUN  # a job on another machine: its launcher reports errors to the sweep
     with contextlib.nullcontext() if elsewhere else report_errors():  # here too, or Hydra prints its own line before ours
         overrides = list(hydra_config.overrides.task)
         if node.task in STORED:

@@ -42,7 +42,7 @@ def load_config(overrides: list[str]) -> Config:
     """
     register_schema()
     overrides = quote_overrides(overrides)
-    outer = GlobalHydra.instance().hydra  # of a sweep, which loads the configs of its jobs
+    outer = GlobalHydra.instance().hydra  # set inside a sweep, which loads the configs of its jobs
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):

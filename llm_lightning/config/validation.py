@@ -59,7 +59,7 @@ def check(config: Config) -> None:
 
 def _encoding(name: str | None) -> Iterator[str]:
     try:
-        b" ".decode(name or "utf-8")  # which takes no rot13 or base64: those are no encodings of text
+        b" ".decode(name or "utf-8")  # raises for rot13 and base64, which are no text encodings
     except (LookupError, ValueError):
         yield (
             f"data.encoding={name}: there is no such encoding; usual ones are utf-8, cp1252 (Western Europe, ANSI in Windows), utf-16, "
@@ -479,7 +479,7 @@ def _trainer(config: Config) -> Iterator[str]:
 
 def _resume(config: Config) -> Iterator[str]:
     is_missing = config.resume not in ("auto", "never") and not expand_home(config.resume).is_file()
-    if is_missing and distributed.is_rank_zero():  # which sends the file to machines that do not have it
+    if is_missing and distributed.is_rank_zero():  # rank 0 sends the file to machines that lack it
         hint = nearest(config.resume, ["auto", "never"])
         yield f"resume={config.resume}: expected auto, never, or a checkpoint file that exists.{hint}"
     if config.run is not None and config.task != "evaluate":

@@ -125,7 +125,7 @@ def _job(
         torch.set_num_threads(share.threads)
 
     def tell(*message: Any) -> None:
-        with contextlib.suppress(OSError):  # the sweep is gone
+        with contextlib.suppress(OSError):  # the sweep has ended
             parent.send(message)
 
     def judge(done: int, value: float) -> bool:

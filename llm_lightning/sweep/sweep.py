@@ -66,7 +66,7 @@ class Sweep:
         folder = expand_home(run_dir) if run_dir else Path("runs") / "sweeps" / f"{varied[:LONGEST]}-{digest}"
         return folder.with_name(f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}") if self.settings.redo else folder
 
-    # ---- what is run ----
+    # ---- running jobs ----
 
     def grid(self) -> list[Job]:
         """Return a job for every combination. Raises UserError before any job runs if one of them could not run."""
@@ -145,7 +145,7 @@ class Sweep:
         workers = self._workers()
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(work, range(workers)))
-        for trial in study.study.trials:  # those of an earlier start, or of another process
+        for trial in study.study.trials:  # trials of an earlier start, or of another process
             if str(trial.number) not in self.results and trial.state.is_finished():
                 job = self._job(str(trial.number), study.point(trial))
                 failed = "replaced" if trial.number in study.replaced else "failed"
@@ -225,7 +225,7 @@ class Sweep:
             with contextlib.suppress(ValueError):  # it has just ended
                 process.terminate()
 
-    # ---- what came of it ----
+    # ---- results ----
 
     def close(self, figures: list[dict[str, Any]]) -> int:
         """Show the results and write the report. Return the exit code."""

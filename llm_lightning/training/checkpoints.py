@@ -161,7 +161,7 @@ class Checkpoints(Callback):
         progress = loop["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts.update(dict.fromkeys(counts, step))
-        # and it takes a validation for done at whose step it starts, unless that was begun: then it is run whole
+        # and it takes the validation at its first step for done, unless that was begun: then it runs all of it
         if step % self.data.validate_every == 0 and self.decided_step != step:
             for counts in (progress := loop["epoch_loop.val_loop.batch_progress"])["total"], progress["current"]:
                 counts.update({"ready": 1, "started": 1, "processed": 0, "completed": 0})

@@ -156,7 +156,7 @@ class Monitor(Callback):
         self.peak, self.devices = Peak.of(module.device, str(trainer.precision), self.cache), trainer.world_size
         if self.progress and trainer.is_global_zero:
             self._bar = tqdm(total=self.total_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, mininterval=0.5)
-        kind = torch.float32 if module.device.type == "mps" else torch.float64  # which MPS does not have
+        kind = torch.float32 if module.device.type == "mps" else torch.float64  # MPS has no fp64
         self._loss = self._targets = torch.zeros((), dtype=kind, device=module.device)
         settle(module.device)
         self.begun = self.since = time.perf_counter()

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 WIDE = 400  # characters of a message
 SAMPLE = 100_000  # tokens that are searched for unknown ones
-UNKNOWN = 0.01  # their share above which the run says so
+UNKNOWN = 0.01  # share of unknown tokens above which the run warns
 LARGE = 2 << 30  # bytes of weights above which only task=check writes and reads a whole checkpoint
 
 

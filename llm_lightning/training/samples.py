@@ -41,7 +41,7 @@ class Samples(Callback):
         device = module.model.device
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
-            torch.inference_mode(False),  # which what the model keeps would stay marked by
+            torch.inference_mode(False),  # otherwise tensors that the model keeps would stay inference tensors
             torch.no_grad(),
             torch.compiler.set_stance("force_eager"),
             module.precision_context(),

@@ -44,7 +44,7 @@ class Flops:
         base: Any = model.base_model
         decoder = base.decoder if config.is_encoder_decoder else None
         of_targets = {id(module) for part in (getattr(base, "pooler", None), decoder) if part for module in part.modules()}
-        of_targets.add(id(getattr(model, "get_output_embeddings", lambda: None)()))  # which T5 has in its base
+        of_targets.add(id(getattr(model, "get_output_embeddings", lambda: None)()))  # T5 has it in its base model
         of_tokens = {id(module) for module in base.modules()} - of_targets
         windows = dict(zip(map(id, layers(base)), _windows(config), strict=False))
         spans = {window: _span(lengths if decoder is None else lengths / 2, window) for window in set(windows.values())}
@@ -52,7 +52,7 @@ class Flops:
         below = False  # whether anything before is trained
         for name, module in model.named_modules():
             if name.endswith("original_module") or ".original_module." in name:
-                continue  # peft's, of which a copy is trained
+                continue  # peft trains a copy of it
             cost = 0.0
             if isinstance(module, nn.Linear | Conv1D):
                 size = module.in_features * module.out_features if isinstance(module, nn.Linear) else module.weight.numel()
@@ -90,7 +90,7 @@ def _windows(config: Any) -> Iterator[int | None]:
     """Yield, for each layer, the largest number of tokens that a token attends to; None for all."""
     window = getattr(config, "sliding_window", None)
     if window is not None and config.model_type == "modernbert":
-        window = 2 * window + 1  # which looks so far to either side
+        window = 2 * window + 1  # the window extends to both sides
     for kind in getattr(config, "layer_types", None) or itertools.repeat("sliding_attention"):
         yield window if kind == "sliding_attention" else None
 

@@ -37,7 +37,7 @@ def quiet_libraries() -> None:
         ".*You have overridden .transfer_batch_to_device.*",  # for a CPU, where there is nothing to transfer
     ):
         warnings.filterwarnings("ignore", message)
-    if not distributed.is_rank_zero():  # which warns for all
+    if not distributed.is_rank_zero():  # rank 0 warns for all
         warnings.simplefilter("ignore")
         transformers.logging.set_verbosity_error()
 
@@ -89,7 +89,7 @@ def build_trainer(
             enable_model_summary=False,
             use_distributed_sampler=False,  # the plan cuts steps into ranks
             detect_anomaly=config.detect_anomaly,
-            inference_mode=not sharded,  # FSDP2 could not train with what it gathered in inference mode
+            inference_mode=not sharded,  # FSDP2 could not train with tensors gathered in inference mode
         )
     except (lightning.fabric.utilities.exceptions.MisconfigurationException, ValueError, RuntimeError) as error:
         raise UserError(f"trainer: {error}") from error
