@@ -47,7 +47,7 @@ def test_predictions_are_those_of_the_command_line(classifier: Path, tmp_path: P
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in texts))
     start(load_config(["task=predict", f"run={classifier}", f"data.predict={tmp_path}/rows.jsonl", f"out={tmp_path}/out.jsonl"]))
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    model = llm_lightning.load_config(classifier)
+    model = llm_lightning.load(classifier)
     said = model.predict(texts)
     assert [{"row": i, **row} for i, row in enumerate(said)] == written
     assert [row["label"] for row in said] == ["good", "bad"]
@@ -88,7 +88,7 @@ def test_text_is_that_of_the_command_line(corpus: Path, tmp_path: Path) -> None:
     llm_lightning.train(
         *QUIET, "task=pretrain", *TINY_GPT, *data, "trainer.max_steps=30", "optimizer.lr=1e-2", f"run_dir={tmp_path}/run"
     )
-    model = llm_lightning.load_config(tmp_path / "run")
+    model = llm_lightning.load(tmp_path / "run")
     greedy = model.generate("the cat", temperature=0, max_new_tokens=8)
     given = [f"run={tmp_path}/run", "prompt='the cat'", "generate.temperature=0", "generate.max_new_tokens=8"]
     assert greedy == start(load_config(["task=generate", *given]))["text"]
@@ -109,4 +109,4 @@ def test_text_is_that_of_the_command_line(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="objective=causal_lm makes no predictions of rows"):
         start(load_config(["task=predict", f"run={tmp_path}/run", f"data.predict={corpus}", f"out={tmp_path}/out.jsonl"]))
     with pytest.raises(UserError, match="not a run folder"):
-        llm_lightning.load_config(tmp_path / "nowhere").predict(["a"])
+        llm_lightning.load(tmp_path / "nowhere").predict(["a"])
