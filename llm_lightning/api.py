@@ -1,4 +1,4 @@
-"""The same jobs from Python: train by the command line's words, load a run, predict, generate, weigh text."""
+"""Use the program from Python: train with overrides, load a run, predict, generate, compute likelihoods."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from llm_lightning.training import trainer
 
 
 def train(*overrides: str) -> dict[str, Any]:
-    """What `python train.py` does with these words (`"task=finetune", "data=sst2"`); returns the run's summary.
+    """Run `python train.py` with these overrides (`"task=finetune", "data=sst2"`) in this process. Return the run's summary.
 
-    Raises UserError where they are wrong.
+    Raises UserError if they are wrong.
     """
     if wrong := [word for word in overrides if not isinstance(word, str)]:
         raise UserError(f"train: expected words of a command line, each a text ('task=finetune', …), and found {wrong[0]!r}.")
@@ -34,12 +34,12 @@ def train(*overrides: str) -> dict[str, Any]:
 
 
 def load(run: str | Path, *overrides: str) -> Model:
-    """A trained model: a run folder, a Hugging Face folder, or a name on the hub; `overrides` as for task=predict and task=generate."""
+    """Return a trained model: `run` is a run folder, a Hugging Face folder or a hub name; `overrides` as for task=predict and generate."""
     return Model(str(run), overrides)
 
 
 class Model:
-    """A trained model put to use; its weights are read when they are first needed."""
+    """A trained model for predictions and generation; the weights are loaded at the first use."""
 
     def __init__(self, run: str, overrides: tuple[str, ...] = ()) -> None:
         self.run, self.overrides = run, overrides
@@ -47,8 +47,8 @@ class Model:
     def predict(self, rows: Iterable[str] | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return a prediction for each text, or for each row with the columns that the model was trained on.
 
-        `rows` may be a table of pandas too. A blank text has `error` instead, as a blank line of a file has. Raises UserError for a bad
-        row, and for what has no rows in an order.
+        `rows` may be a pandas table too. The entry of a blank text has `error` instead, like a blank line of a file. Raises UserError for a
+        bad row, and for an argument that is no ordered collection of rows.
         """
         if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # iterated, a table gives the names of its columns
             rows = rows.to_dict("records")
@@ -74,25 +74,24 @@ class Model:
         return self._predictor([{"where": f"row {number}", **row} for number, row in enumerate(tables)])
 
     def generate(self, prompt: str | list[dict[str, str]], **settings: Any) -> str:
-        """Return how a prompt, or a conversation of {"role", "content"} messages, goes on; `settings` are those of the config's `generate`.
+        """Continue a prompt, or a conversation of {"role", "content"} messages; `settings` are those of the config's `generate`.
 
-        Raises UserError for a setting that there is not or a value that it cannot have, a conversation that is none, and text that is no
-        Unicode.
+        Raises UserError for an unknown setting or a wrong value, for an invalid conversation, and for text that is not valid Unicode.
         """
         if not isinstance(prompt, str | list):
             raise UserError(f"generate: expected a text or a list of messages, and found {type(prompt).__name__}.")
         if has_half_surrogate(prompt):
             raise UserError("the prompt holds half of a surrogate pair, which is no character.")
-        known = vars(self._generator.settings)
-        if unknown := settings.keys() - known.keys():
-            raise UserError(f"generate.{min(unknown)}: there is no such setting; there are {', '.join(known)}.")
+        default_settings = vars(self._generator.settings)
+        if unknown := settings.keys() - default_settings.keys():
+            raise UserError(f"generate.{min(unknown)}: there is no such setting; there are {', '.join(default_settings)}.")
         if isinstance(stop := settings.get("stop"), str):
             settings["stop"] = [stop]
-        settled = replace(self._generator, settings=check_generate(known | settings))
+        settled = replace(self._generator, settings=check_generate(default_settings | settings))
         return settled.say(prompt, show=False)
 
     def likelihood(self, contexts: list[str], texts: list[str]) -> list[float]:
-        """log p(text | context) in nats, of each pair."""
+        """Return log p(text | context) in nats for each pair."""
         weigh = self._likelihood
         return weigh.sums([weigh.join_choice(context, text) for context, text in zip(contexts, texts, strict=True)]).tolist()
 

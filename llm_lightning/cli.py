@@ -1,4 +1,4 @@
-"""From the command line to a run: compose, check, run; what ends a run early becomes one message and an exit code.
+"""Run the command line: compose the config, check it, run it; turn known errors into one message and an exit code.
 
 Exit codes: 0 done; 1 failed; 2 the user's input or configuration is wrong; 3 stopped by a signal after saving.
 """
@@ -28,7 +28,7 @@ from llm_lightning.config import compose, validation
 from llm_lightning.config.hydra_keys import put_flags_first
 from llm_lightning.config.messages import explain, is_from_hydra
 from llm_lightning.config.overrides import quote_overrides
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.config.saved_runs import STORED, load_saved_config
 from llm_lightning.config.schema import CONF, SweepConfig
 from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError
@@ -47,10 +47,10 @@ def main() -> None:
 
 
 def _use_utf8() -> None:
-    """Read and write names and text as UTF-8 also where LC_ALL=C says ASCII; a byte that is none becomes U+FFFD, and no error in mid-chat.
+    """Read and write names and text as UTF-8 even if LC_ALL=C means ASCII. An invalid byte becomes U+FFFD, not an error in mid-chat.
 
-    The mode of an interpreter is fixed at its start, so that it starts anew, in this process: libraries cannot write to a folder `données`
-    whose name is no text to Python.
+    An interpreter's UTF-8 mode is fixed at its start, so the interpreter restarts in this process: otherwise libraries cannot write to a
+    folder `données`, whose name Python cannot decode.
     """
     if codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
         os.environ["PYTHONUTF8"] = "1"
@@ -58,13 +58,13 @@ def _use_utf8() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else None
-            with contextlib.suppress(io.UnsupportedOperation):  # what calls us may have read standard input already
+            with contextlib.suppress(io.UnsupportedOperation):  # the caller may have read standard input already
                 stream.reconfigure(encoding=encoding, errors="replace" if stream is sys.stdin else "backslashreplace")
 
 
 def _job(node: DictConfig) -> None:
     hydra_config = HydraConfig.get()
-    elsewhere = hydra_config.mode is RunMode.MULTIRUN  # a job on another machine, whose launcher tells the sweep of its errors
+    elsewhere = hydra_config.mode is RunMode.MULTIRUN  # a job on another machine: its launcher reports errors to the sweep
     with contextlib.nullcontext() if elsewhere else report_errors():  # here too, or Hydra prints its own line before ours
         overrides = list(hydra_config.overrides.task)
         if node.task in STORED:
@@ -77,7 +77,10 @@ def _job(node: DictConfig) -> None:
             sweep = Path(chosen.run_dir).parent.name
         elif chosen.sweep != SweepConfig():
             raise UserError(f"sweep={chosen.choices.get('sweep')}: a sweep is started with -m: python train.py -m …")
-        for chatty in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is; it says what does not fit
+        for chatty in (
+            "torchao",
+            "torch.utils._pytree",
+        ):  # transformers imports an installed torchao, which logs its incompatibilities
             logging.getLogger(chatty).setLevel(logging.ERROR)
         from llm_lightning.run import run  # torch and its friends: only once the config is known to be good
 
@@ -86,7 +89,7 @@ def _job(node: DictConfig) -> None:
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-    """Turn the user's mistakes, and what else ends a run for a known reason, into one message; debug=true keeps the traceback."""
+    """Turn the user's mistakes, and other errors with a known reason, into one message; debug=true keeps the traceback."""
     try:
         yield
     except KeyboardInterrupt:
@@ -105,12 +108,12 @@ def report_errors() -> Iterator[None]:
         if isinstance(error, Stopped):
             print(error, file=sys.stderr)
             sys.exit(error.exit_code)
-        print(f"\nerror: {redacted(explain(error))}", file=sys.stderr)
+        print(f"\nerror: {redact(explain(error))}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, RunError) else UserError.exit_code)
 
 
 def work() -> None:
-    """Be one rank of a run that another process has started: it says on standard input what to do."""
+    """Run one rank of a run that another process has started; that process sends the task on standard input."""
     compose.register_schema()
     with report_errors():
         from llm_lightning.launch import read_task

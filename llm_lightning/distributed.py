@@ -1,4 +1,4 @@
-"""Identify this process among those of a run, connect them, and agree: the only module that reads the variables of launchers.
+"""Identify this process among the processes of a run, and connect them; only this module reads the variables of launchers.
 
 torchrun, SLURM's srun and this program itself (`launch.py`) start processes that know their rank from the environment. They meet at
 a store on rank 0's machine before anything else happens, so that rank 0 can decide for all: the folder, the checkpoint to resume from.
@@ -26,7 +26,7 @@ from llm_lightning.errors import RunError
 
 LOOPBACK = "127.0.0.1"
 PORTS = range(15000, 25000)
-"""Where rank 0 listens under srun, which names no port: one of these by the job's number. Below Linux's ports for clients."""
+"""Ports for rank 0 under srun, which names none: one is chosen by the job's number. They lie below Linux's client ports."""
 CHUNK = 16 << 20  # bytes of a file that are sent at once
 
 
@@ -35,7 +35,7 @@ class Launch:
     """How this process was started."""
 
     launcher: str
-    """`torchrun` (or any other that sets RANK), `srun`, or `none`."""
+    """`torchrun` (or any other launcher that sets RANK), `srun`, or `none`."""
     rank: int = 0
     local_rank: int = 0
     """The number of the process on its machine."""
@@ -45,10 +45,10 @@ class Launch:
     node_rank: int = 0
     """The number of the machine, from 0."""
     address: str = LOOPBACK
-    """Rank 0's machine."""
+    """Address of rank 0's machine."""
     port: int = 0
     has_store: bool = False
-    """Whether the launcher itself listens there, as torchrun does."""
+    """Whether the launcher itself listens at this address and port, as torchrun does."""
     job: str | None = None
     """A name that the job keeps when its launcher restarts it; None if a restart cannot be told from a new start."""
     restarts: int = 0
@@ -60,9 +60,9 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     variables = os.environ if environment is None else environment
     job, restarts = _read_job(variables)
     if "RANK" in variables and int(variables.get("WORLD_SIZE", "1")) > 1:
-        return replace(_by_torchrun(variables), job=job, restarts=restarts)
+        return replace(_read_torchrun(variables), job=job, restarts=restarts)
     if _is_srun(variables):
-        return replace(_by_srun(variables), job=job, restarts=restarts)
+        return replace(_read_srun(variables), job=job, restarts=restarts)
     return Launch("none", job=job, restarts=restarts)
 
 
@@ -76,7 +76,7 @@ def _read_job(variables: Mapping[str, str]) -> tuple[str | None, int]:
     return None, 0
 
 
-def _by_torchrun(variables: Mapping[str, str]) -> Launch:
+def _read_torchrun(variables: Mapping[str, str]) -> Launch:
     world_size = int(variables["WORLD_SIZE"])
     default = world_size if "LOCAL_RANK" in variables else 1  # without it, one process a machine
     rank, local_world_size = int(variables["RANK"]), int(variables.get("LOCAL_WORLD_SIZE", default))
@@ -94,7 +94,7 @@ def _by_torchrun(variables: Mapping[str, str]) -> Launch:
 
 
 def _parent_identity() -> str:
-    """Return the process id and the start time of the parent, which together are no other process's."""
+    """Return the process id and the start time of the parent, which together are unique."""
     try:
         started = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):  # not Linux
@@ -126,7 +126,7 @@ def _slurm_step(variables: Mapping[str, str]) -> str:
     return variables.get("SLURM_STEP_ID", variables.get("SLURM_STEPID", "0"))
 
 
-def _by_srun(variables: Mapping[str, str]) -> Launch:
+def _read_srun(variables: Mapping[str, str]) -> Launch:
     tasks, rank = _slurm_tasks(variables), int(variables["SLURM_PROCID"])
     nodes = int(_first_value(variables, ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES"), "1"))
     local_world_size = 0 if tasks % nodes else tasks // nodes
@@ -172,7 +172,7 @@ def local_rank() -> int:
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process is rank 0, which decides, writes and speaks for all."""
+    """Return whether this process is rank 0, which decides, writes and prints for all."""
     return rank() == 0
 
 
@@ -196,7 +196,7 @@ def world_size() -> int:
 
 
 def connect(timeout: timedelta, arrival: timedelta, cuda: bool, look_at_children: Callable[[], None]) -> tuple[str, int]:
-    """Make the process group of the run, over NCCL for tensors on GPUs and over gloo for others. Return its store's address and port.
+    """Create the process group of the run, over NCCL for tensors on GPUs and over gloo for others. Return its store's address and port.
 
     `timeout` is that of a collective. `look_at_children` is called while this process waits for the others, and may raise. A collective.
     Raises RunError if a rank does not arrive in time.
@@ -237,7 +237,7 @@ def _wait_for_arrival(store: Any, launch: Launch, arrival: timedelta, look_at_ch
 
 
 def connect_jobs(timeout: timedelta) -> Any:
-    """Return a store of all ranks, at which the jobs of a sweep that this process starts will meet, each for itself. A collective."""
+    """Return a store of all ranks, through which the processes of each sweep job will connect. A collective."""
     launch = read_launch()
     store, address, port = _open_run_store(launch, timeout)
     variables = {"RANK": launch.rank, "WORLD_SIZE": launch.world_size, "MASTER_ADDR": address, "MASTER_PORT": port}
@@ -264,7 +264,7 @@ def _open_run_store(launch: Launch, timeout: timedelta) -> tuple[Any, str, int]:
 
 
 def open_store(address: str, port: int, world_size: int, listens: bool, timeout: timedelta) -> Any:
-    """Return a key-value store: the one that listens there (on a free port for port 0), or a client of it."""
+    """Return a key-value store: the server at the address (on a free port for port 0) if `listens`, else a client of it."""
     import torch.distributed
 
     return torch.distributed.TCPStore(address, port, world_size, listens, timeout, wait_for_workers=False)
@@ -273,8 +273,8 @@ def open_store(address: str, port: int, world_size: int, listens: bool, timeout:
 def _meet(launch: Launch, timeout: timedelta) -> tuple[Any, str, int]:
     """Agree on a store of this run's own, through the launcher's. Return it with its address and port.
 
-    torchrun's store outlives a restart, a process group and a job of a sweep, and restarts are not counted alike on all machines. So
-    every process leaves a random word there, and takes an invitation of rank 0 for its own only if it holds that word.
+    torchrun's store outlives a restart, a process group and a job of a sweep, and machines may count restarts differently. So every process
+    stores a random word there, and accepts an invitation of rank 0 only if it holds that word.
     """
     meeting = open_store(launch.address, launch.port, launch.world_size, False, timeout)
     word, end = secrets.token_hex(8), time.monotonic() + timeout.total_seconds()
@@ -283,7 +283,9 @@ def _meet(launch: Launch, timeout: timedelta) -> tuple[Any, str, int]:
     if launch.rank == 0:
         address = _own_address(launch.address, launch.port)
         if address.startswith("127.") and launch.local_world_size < launch.world_size:
-            address = launch.address  # the machine's own name may mean loopback there, as on Debian, but not elsewhere
+            address = (
+                launch.address
+            )  # the machine's own name may resolve to loopback there, as on Debian, but not on other machines
         store = open_store(address, 0, launch.world_size, True, timeout)
         invited: list[str] = []
         while time.monotonic() < end:
@@ -306,7 +308,7 @@ def _meet(launch: Launch, timeout: timedelta) -> tuple[Any, str, int]:
 
 
 def _own_address(address: str, port: int) -> str:
-    """Return the address of this machine that others reach it by, on the way to `address`."""
+    """Return this machine's address on the route to `address`, by which other machines reach it."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((socket.gethostbyname(address), port))
@@ -316,7 +318,7 @@ def _own_address(address: str, port: int) -> str:
 
 
 def choose_interface() -> None:
-    """Name the network interface for gloo, which otherwise takes the one that the host's name resolves to, if it does."""
+    """Set the network interface for gloo, which otherwise uses the one that the host's name resolves to, if any."""
     import psutil
 
     launch = read_launch()
@@ -332,7 +334,7 @@ def choose_interface() -> None:
 
 
 def broadcast(value: Any) -> Any:
-    """Return rank 0's value on every rank. A collective."""
+    """Send rank 0's value to every rank, and return it. A collective."""
     import torch.distributed
 
     if world_size() == 1:
@@ -354,12 +356,12 @@ def gather(value: Any) -> list[Any]:
 
 
 def barrier() -> None:
-    """Wait until every rank is here. A collective."""
+    """Wait until every rank has called this. A collective."""
     gather(None)
 
 
 def all_arrive(key: str, seconds: float) -> bool:
-    """Return whether every rank calls this with the same key within some seconds. No collective: a rank may be the only one to call it."""
+    """Return whether every rank calls this with the same key within `seconds`. Not a collective: a rank may be the only one to call it."""
     if world_size() == 1:
         return True
     end = time.monotonic() + seconds
@@ -377,8 +379,8 @@ _turns = 0
 def rank_zero_first(shared: bool) -> Iterator[None]:
     """Let rank 0 run the block before the others: it prepares files that they then read.
 
-    `shared` says whether all read the disk that rank 0 writes; if not, one process of each machine goes first. A collective without a
-    time limit; where the first process fails, the others wait until it has ended them.
+    `shared`: whether all ranks read the disk that rank 0 writes; if not, one process of each machine goes first. A collective without a
+    time limit; if the first process fails, the others wait until it has ended them.
     """
     global _turns
     if world_size() == 1:

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 
 
 class RunError(Exception):
-    """The run cannot go on, and neither a traceback nor another configuration is needed to see why: a full disk, a diverged loss."""
+    """The run cannot continue for a known reason that needs no traceback: a full disk, a diverged loss."""
 
     exit_code = 1
 
 
 class UserError(RunError):
-    """A mistake in the configuration or the data; its message says what is wrong, where, and what to do."""
+    """A mistake in the configuration or the data; the message names the mistake, its place, and the remedy."""
 
     exit_code = 2
 
@@ -23,11 +23,11 @@ class Stopped(RunError):
 
 
 class Pruned(Stopped):
-    """A sweep ended the run, since others were better at the same step."""
+    """A sweep ended the run, because other runs were better at the same step."""
 
 
 class OtherRankFailed(RunError):
-    """Another rank has failed or stopped, and has said why: this one ends with the same exit code and says nothing."""
+    """Another rank has failed or stopped, and has printed why: this rank ends with the same exit code and prints nothing."""
 
     def __init__(self, exit_code: int, message: str = "") -> None:
         super().__init__(f"another rank has ended the run{message and ': '}{message}")
@@ -35,19 +35,19 @@ class OtherRankFailed(RunError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the valid name closest to `name`, or an empty string where none is close."""
+    """Return ` Did you mean 'x'?` for the valid name closest to `name`, or an empty string if none is close."""
     close = difflib.get_close_matches(name, list(valid), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def join_names(names: Iterable[str], most: int = 12) -> str:
-    """Names joined by commas, cut after `most` of them."""
+    """Join names by commas, cut after `most` of them."""
     names = list(names)
     more = f", … ({len(names) - most} more)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
-    """Return what an exception of another library says, in one line of at most `most` characters; its type where it says nothing."""
+    """Return the message of another library's exception in one line of at most `most` characters; its type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].strip().rstrip(".")[:most] if lines else type(error).__name__

@@ -1,7 +1,7 @@
 """Start the processes of a run if no launcher has, connect them, and end them together.
 
 Under torchrun or srun every rank exists from the start. Otherwise this process becomes rank 0 and starts one process for each further
-device; each receives the config and runs the same program. From then on no part of the program can tell the launchers apart.
+device; each receives the config and runs the same program. From then on, no part of the program depends on the launcher.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def processes(config: Config, sweep: str | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_traces() -> Iterator[None]:
-    """Leave no process group and no variables of one behind, as FSDP2 on one device makes them: another run may follow."""
+    """Remove the process group that FSDP2 creates on one device, and its variables, after the block: another run may follow."""
     has_group = torch.distributed.is_initialized()
     before = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
     try:
@@ -85,7 +85,7 @@ def _uses_gpus(config: TrainerConfig) -> bool:
 
 
 def _require_agreement(config: TrainerConfig, launch: distributed.Launch) -> None:
-    """Raise UserError where the config names another number of processes than the launcher has started; 1 is every preset's default."""
+    """Raise UserError if the config names another number of processes than the launcher has started; 1 is every preset's default."""
     if launch.local_world_size == 0:
         raise UserError(f"srun started {launch.world_size} tasks, not as many on each machine; give --ntasks-per-node.")
     machines = launch.world_size // launch.local_world_size
@@ -165,7 +165,7 @@ def _start_children(config: Config, sweep: str | None, count: int) -> Iterator[l
             child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
             children.append(child)
             assert child.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it has ended already, which is found out while it is waited for
+            with contextlib.suppress(BrokenPipeError):  # it has ended already: the wait for it will notice
                 child.stdin.write(task)
                 child.stdin.close()
         os.environ.update(common | {"RANK": "0", "LOCAL_RANK": "0"})

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: its cores, and what multiplies bf16."""
+"""Inspect the machine: the cores that this process may use, and the unit that multiplies bf16."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def cores() -> int:
 
 
 def bf16_unit(accelerator: str) -> str | None:
-    """Return what multiplies bf16 in hardware on an accelerator (`cpu`, `cuda`, `mps`), or None where nothing does."""
-    import torch  # which takes seconds, and the number of cores does not need
+    """Return the unit that multiplies bf16 in hardware on an accelerator (`cpu`, `cuda`, `mps`), or None if there is none."""
+    import torch  # takes seconds, and `cores` does not need it
 
     if accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "the GPU"

@@ -1,4 +1,4 @@
-"""The story of one run, read from top to bottom: text, objective, model, trainer, record."""
+"""Do one run from top to bottom: dataset, objective, model, trainer, results."""
 
 from __future__ import annotations
 
@@ -56,9 +56,10 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
-    """Do what `config.task` says; returns the run's summary.
+    """Do the task of `config.task`. Return the run's summary.
 
-    `sweep` names the sweep that the run is a job of; `judge` says after each validation whether it is worth going on.
+    `sweep`: the name of the sweep that the run is a job of. `judge(progress, metric)`: called after each validation; returns whether the
+    run should continue.
     """
     trainer.quiet_libraries()
     if config.task in use.TASKS and (config.task != "evaluate" or config.evaluate.weighs):
@@ -82,7 +83,7 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
 
 
 def train_unless_finished(config: Config, sweep: str | None, judge: Callable[[int, float], bool] | None) -> dict[str, Any]:
-    """Train in the run's folder, unless the run that it holds is finished."""
+    """Train in the run's folder, unless it holds the finished run."""
     folder = open_folder(config)
     start_log(folder)
     done = load_finished(folder, config) if distributed.is_rank_zero() else None
@@ -98,7 +99,7 @@ def train_unless_finished(config: Config, sweep: str | None, judge: Callable[[in
 
 
 def announce_finished(folder: Path) -> None:
-    """Say that there is nothing to do, and write a report that is missing."""
+    """Log that there is nothing to do, and write the report if it is missing."""
     if distributed.is_rank_zero():
         log.info("run: %s is finished already; to train it again, give another run_dir", folder)
         if not (folder / "report.html").is_file():  # killed while it was written
@@ -106,7 +107,7 @@ def announce_finished(folder: Path) -> None:
 
 
 def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
-    """Pretrain or fine-tune, then evaluate the best weights and write the record."""
+    """Pretrain or fine-tune, then evaluate the best weights and write the results."""
     started = time.perf_counter()
     energy = Energy(config.callbacks)
     text, objective, data = prepare(config)
@@ -206,7 +207,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
 
 
 def check(config: Config) -> dict[str, Any]:
-    """Try everything that could fail later, and leave nothing behind."""
+    """Check everything that could fail later, and leave no files behind."""
     with scratch_folder(config) as folder:
         start_log(folder)
         text, objective, data = prepare(config)
@@ -217,7 +218,7 @@ def check(config: Config) -> dict[str, Any]:
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Repeat a run's evaluation from its weights; the metrics are those of its summary, unless the data was changed."""
+    """Repeat a run's evaluation from its weights; the metrics equal those of its summary, unless the data has changed."""
     folder = expand_home(str(config.run))
     start_log(folder)
     log.info("evaluate: %s", folder)
@@ -234,7 +235,7 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 
 def prepare(config: Config, tokenizer: Any | None = None) -> tuple[TokenizedDataset, Objective, DataModule]:
-    """The encoded data, the objective that reads it, and the loaders; everything random is seeded."""
+    """Return the encoded dataset, the objective that reads it, and the data module; seed everything random."""
     lightning.seed_everything(config.seed, verbose=False)
     objective_class: type[Objective] = import_target(config.objective["_target_"])
     tokenizer = tokenizer or build.tokenizer(config.model)
@@ -248,24 +249,24 @@ def prepare(config: Config, tokenizer: Any | None = None) -> tuple[TokenizedData
 
 
 def require_same_data(text: TokenizedDataset) -> None:
-    """Raise UserError where a machine has other data than rank 0. A collective."""
+    """Raise UserError if a machine has other data than rank 0. A collective."""
     fingerprints = {name: split.fingerprint for name, split in text.splits.items()}
     everyone = distributed.gather((distributed.read_launch().node_rank, fingerprints))
-    for machine, theirs in everyone:
-        for split, fingerprint in theirs.items():
+    for machine, machine_fingerprints in everyone:
+        for split, fingerprint in machine_fingerprints.items():
             if fingerprint != everyone[0][1].get(split):
                 raise UserError(f"data: the {split} split on machine {machine} is not that of machine 0; give all the same files.")
 
 
 def build_for_data(config: ModelConfig, text: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
-    """The model that the objective needs for the data."""
+    """Build the model that the objective needs for the data."""
     model = build.build_model(config, objective.auto_class, text.tokenizer, data.longest_input, objective.head())
     objective.adapt(model)
     return model
 
 
 def build_and_connect(config: Config, text: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
-    """The model, given to the objective with its optimizer and schedule."""
+    """Build the model, and connect it to the objective with its optimizer and schedule."""
     model = build_for_data(config.model, text, objective, data)
     agree_on_batch_form(model)
     factor = instantiate(config.scheduler, data.total_steps)

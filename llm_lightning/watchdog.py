@@ -26,13 +26,13 @@ from typing import Any
 import torch
 
 from llm_lightning import distributed
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.errors import OtherRankFailed, RunError, Stopped
 
 log = logging.getLogger(__name__)
 
 INTERVAL = 1.0  # seconds between two reports of a rank
-SILENT = 5.0  # seconds without a report after which a rank that the others cannot reach is taken for dead
+SILENT = 5.0  # seconds without a report after which a rank that the others cannot reach counts as dead
 GRACE = 5.0  # seconds that a rank has to end by itself once another has failed
 
 
@@ -49,7 +49,7 @@ class Report:
     seconds: float
     """Time since the stage began."""
     place: str
-    """Host and process id."""
+    """Host and process id of the rank."""
     line: str
     """Source line of the main thread."""
     read: float = field(kw_only=True)
@@ -66,7 +66,7 @@ class Watchdog:
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         launch = distributed.read_launch()
         self._speaks_for_rank_zero = self.rank == 1 if launch.node_rank == 0 else launch.local_rank == 0
-        """Whether this rank prints that rank 0 is gone: one of each machine does, as rank 0's whole machine may be."""
+        """Whether this rank prints that rank 0 is gone. One rank of each machine does, as rank 0's machine may be gone."""
         self.hang_timeout, self.children = hang_timeout, children
         self._store = distributed.open_store(address, port, self.world_size, False, timedelta(seconds=60))  # a thread's own client
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._watch, self._watch_store)]
@@ -96,7 +96,7 @@ class Watchdog:
             distributed.barrier()
         except Stopped as error:
             self._leaving = True
-            distributed.barrier()  # a launcher takes the first process that ends with an error for a crash, and kills the others
+            distributed.barrier()  # a launcher treats the first process that ends with an error as a crash, and kills the others
             if self.rank > 0:
                 raise OtherRankFailed(error.exit_code) from error
             raise
@@ -134,7 +134,7 @@ class Watchdog:
 
     def _publish(self, message: str, code: int) -> dict[str, Any]:
         """Store a failure unless one is stored. Return the stored one, or this rank's if the store has gone with rank 0."""
-        failure = {"rank": self.rank, "message": redacted(message), "code": code}
+        failure = {"rank": self.rank, "message": redact(message), "code": code}
         try:
             failure = json.loads(self._store.compare_set("failure", "", json.dumps(failure)))
         except RuntimeError:
@@ -191,14 +191,14 @@ class Watchdog:
                 self._look_for_hung_ranks()
 
     def _watch_store(self) -> None:
-        """End the process if rank 0, which holds the store, hangs: the other thread then waits for an answer without end."""
+        """End the process if rank 0, which holds the store, hangs: the other thread then waits for an answer forever."""
         while not self._ended.wait(INTERVAL):
             if self.rank > 0 and not self._leaving and time.monotonic() - self._last_read > self.hang_timeout + SILENT:
                 message = self._describe_hang([0], "does not answer")
                 self._end_process(message if self._speaks_for_rank_zero else None, 1)
 
     def _report(self) -> None:
-        """Store how far this rank is."""
+        """Store this rank's progress."""
         self._number += 1
         seconds = time.monotonic() - self._since
         line = self._find_line() if seconds > min(5.0, self.hang_timeout / 2) else ""
@@ -222,7 +222,7 @@ class Watchdog:
         for rank, child in enumerate(self.children, 1):
             code = child.poll()
             if code is not None and code != 0 and self._read_failure() is None:
-                time.sleep(INTERVAL)  # its message may be under way
+                time.sleep(INTERVAL)  # its message may arrive soon
                 if self._read_failure() is None:
                     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
                     message = (
@@ -276,9 +276,9 @@ class Watchdog:
     def _find_line(self) -> str:
         """Return the source lines of the main thread's innermost call, and of the innermost one in this package."""
         stack = traceback.extract_stack(sys._current_frames()[self._main])
-        ours = [frame for frame in stack if f"{os.sep}llm_lightning{os.sep}" in frame.filename]
+        package_frames = [frame for frame in stack if f"{os.sep}llm_lightning{os.sep}" in frame.filename]
         frames = dict.fromkeys(
-            f"{os.sep.join(frame.filename.split(os.sep)[-3:])}:{frame.lineno}" for frame in (stack[-1:] + ours[-1:])
+            f"{os.sep.join(frame.filename.split(os.sep)[-3:])}:{frame.lineno}" for frame in (stack[-1:] + package_frames[-1:])
         )
         return " in ".join(frames)
 
@@ -287,7 +287,7 @@ class Watchdog:
         self._ending = code
         if message is not None:
             log.error("%s", message, extra={"file_only": True})
-            print(f"\nerror: {redacted(message)}", file=sys.stderr, flush=True)
+            print(f"\nerror: {redact(message)}", file=sys.stderr, flush=True)
         if self._ended.wait(GRACE):
             return
         for child in self.children:
@@ -318,7 +318,7 @@ def no_time_limit() -> Iterator[None]:
 
 
 def _is_connection_error(error: RuntimeError) -> bool:
-    """Return whether the error is that a collective has lost a rank. gloo has no exception of its own (torch 2.13)."""
+    """Return whether the error means that a collective has lost a rank. gloo has no exception of its own (torch 2.13)."""
     return isinstance(error, torch.distributed.DistError) or any(name in str(error) for name in ("gloo", "NCCL", "Connection"))
 
 

@@ -270,7 +270,7 @@ def test_a_form_that_would_have_no_effect_is_refused(form: tuple[str, ...], own_
     ("form", "shown"),
     [
         (("--cfg", "job", "--package", "model.architecture", "+experiment=mine"), "bert"),
-        (("--cfg", "job", "--package", "run_dir", "hydra.run.dir=a/${now:%Y}"), "a/${now:%Y}"),
+        (("--cfg", "job", "--package", "run_dir", "hydra.run.dir=a/${now:%Y}"), "a/20"),
         (("--cfg", "job", "--package", "run_dir", "--resolve", "hydra.run.dir=a/b"), "a/b"),
         (("--cfg", "job", "--package", "optimizer.lr", "++optimizer.lr=0.25"), "0.25"),
         (("--cfg", "hydra", "--package", "hydra.verbose", "hydra.verbose=true"), "true"),

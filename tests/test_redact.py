@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 
 from .conftest import TINY_BERT
 
@@ -27,14 +27,14 @@ from .conftest import TINY_BERT
 )
 def test_texts(text: str, kept: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "the-planted-value")
-    assert redacted(text) == (text if kept is None else kept)
+    assert redact(text) == (text if kept is None else kept)
 
 
 def test_containers() -> None:
     given = {"token": "abc", "eos_token": "[E]", "rate": 1e-4, "files": ["https://a:b@host", 3], "password": None}
-    assert redacted(given) == {"token": "***", "eos_token": "[E]", "rate": 1e-4, "files": ["https://***@host", 3], "password": None}
+    assert redact(given) == {"token": "***", "eos_token": "[E]", "rate": 1e-4, "files": ["https://***@host", 3], "password": None}
     given = {"password": 12345678, "use_auth_token": True, "github_token": "x", "session_token": "y"}
-    assert redacted(given) == {"password": "***", "use_auth_token": True, "github_token": "***", "session_token": "***"}
+    assert redact(given) == {"password": "***", "use_auth_token": True, "github_token": "***", "session_token": "***"}
 
 
 def test_no_file_of_a_run_has_a_secret(

@@ -24,25 +24,25 @@ from llm_lightning.errors import RunError, UserError
 
 
 def register_schema() -> None:
-    """Give Hydra the schema, and what the files of conf/ compute with."""
+    """Register the schema, and the resolvers that files of conf/ use, with Hydra."""
     ConfigStore.instance().store(name="schema", node=schema.schema())
     OmegaConf.register_new_resolver("unless_pretrained", _unless_pretrained, replace=True)
-    OmegaConf.register_new_resolver("json", json.loads, replace=True)  # of mappings whose keys Hydra's grammar does not have
+    OmegaConf.register_new_resolver("json", json.loads, replace=True)  # for mappings whose keys Hydra's grammar does not accept
 
 
 def _unless_pretrained(fresh: float, pretrained: float, *, _root_: DictConfig) -> float:
-    """A learning rate that trains a model from scratch would wreck pretrained weights."""
+    """Return `fresh` for a model from scratch, else `pretrained`: the learning rate of the former would ruin pretrained weights."""
     return fresh if _root_.model.name_or_path is None else pretrained
 
 
 def load_config(overrides: list[str]) -> Config:
-    """Return the checked config of a command line, for use from Python: `load(["task=finetune", "data=sst2"])`.
+    """Return the checked config of a command line, for use from Python: `load_config(["task=finetune", "data=sst2"])`.
 
-    Raises UserError where the command line is wrong.
+    Raises UserError if the command line is wrong.
     """
     register_schema()
     overrides = quote_overrides(overrides)
-    outer = GlobalHydra.instance().hydra  # of a sweep, which loads the configs of its jobs
+    outer = GlobalHydra.instance().hydra  # set inside a sweep, which loads the configs of its jobs
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
@@ -64,7 +64,7 @@ def load_config(overrides: list[str]) -> Config:
 
 
 def build_config(node: DictConfig, choices: dict[str, str], overrides: list[str]) -> Config:
-    """Return the node as typed dataclasses, with what only the program knows, and the model's settings without those of another model."""
+    """Return the node as typed dataclasses, with the fields that the program fills in, and without settings of another model."""
     OmegaConf.set_struct(node, False)
     node.model.config, node.model.family = resolve_settings(GlobalHydra.instance().config_loader(), "config", overrides)
     _gather_callbacks(node.callbacks)
@@ -77,8 +77,8 @@ def build_config(node: DictConfig, choices: dict[str, str], overrides: list[str]
 
 def _gather_callbacks(node: DictConfig) -> None:
     """Move the callbacks that a command line or an option names beside our settings into `callbacks.custom`."""
-    ours = {field.name for field in fields(CallbacksConfig)}
-    for name in [str(name) for name in node if name not in ours]:
+    settings = {field.name for field in fields(CallbacksConfig)}
+    for name in [str(name) for name in node if name not in settings]:
         if OmegaConf.is_dict(node[name]) and "_target_" in node[name]:
             node.custom[name] = node.pop(name)
 
@@ -86,17 +86,17 @@ def _gather_callbacks(node: DictConfig) -> None:
 def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
     """Yield the keys that `+key=value` has added and the schema does not have."""
     kind: Any = OmegaConf.get_type(node)
-    known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
+    field_names = {field.name for field in fields(kind)} if is_dataclass(kind) else None
     for name in map(str, node):
         child = node._get_node(name)
-        if known is not None and name not in known:
+        if field_names is not None and name not in field_names:
             yield f"{prefix}{name}"
         elif isinstance(child, DictConfig) and not child._is_none():
             yield from _unknown_keys(child, f"{prefix}{name}.")
 
 
 def default_config(task: str) -> dict[str, Any]:
-    """The config of `task=<task>`; inside a run of Hydra's it is composed by that."""
+    """Return the config of `task=<task>`; inside a run of Hydra's, its composer is used."""
     if GlobalHydra.instance().is_initialized():
         node = hydra.compose("config", [f"task={task}"], return_hydra_config=True)
     else:

@@ -1,6 +1,6 @@
-"""Translate Hydra's own habits to this program's keys: where a run goes, and experiments, which are recipes here.
+"""Translate keys that Hydra users know to this program's keys: the run's folder, and experiments, which are recipes here.
 
-A key that Hydra accepts and this program would ignore is refused, with the key to use.
+A key that Hydra accepts and this program would ignore is refused; the message names the key to use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ REFUSED = {
     "hydra.job_logging": "a run writes train.log into its own folder; debug=true shows tracebacks",
     "hydra.hydra_logging": "a run writes train.log into its own folder; debug=true shows tracebacks",
 }
-"""Keys of Hydra that have no effect here: what to do instead."""
+"""Keys of Hydra that have no effect here -> what to do instead."""
 
 
 def translate_hydra_keys(arguments: Sequence[str]) -> list[str]:
@@ -34,7 +34,7 @@ FLAGS_WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-di
 
 
 def put_flags_first(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with Hydra's flags before all overrides: its parser takes no override behind a flag that follows another."""
+    """Return the arguments with Hydra's flags before all overrides: its parser refuses an override after a flag that follows another."""
     flags: list[str] = []
     overrides: list[str] = []
     for i, argument in enumerate(arguments):

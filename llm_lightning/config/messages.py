@@ -1,4 +1,4 @@
-"""Say what is wrong with a command line where Hydra or OmegaConf refuses it."""
+"""Explain to the user why Hydra or OmegaConf refuses a command line."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from llm_lightning.config.schema import CONF, OPEN_GROUPS
 from llm_lightning.errors import join_names, nearest
 
 OF_HYDRA = (HydraException, OmegaConfBaseException, MarkedYAMLError)
-"""Errors over the command line and the files of conf/."""
+"""Errors in the command line or in the files of conf/."""
 _KEY_OF_FILE = re.compile(r"In '([^']+)': \w+ raised while composing config:\nKey .* not in .*\n\s*full_key: (\S+)")
-"""Hydra's message on a file of conf/ with a key that the schema does not have: the file, and the key."""
+"""Hydra's message on a file of conf/ with a key that the schema does not have; its groups are the file and the key."""
 
 
 def explain(error: Exception, in_shell: bool = True) -> str:
-    """Return one message for the user: which key, what was found, what is allowed, the nearest valid name.
+    """Return one message for the user: the key, the value found, the allowed values, the nearest valid name.
 
-    A line that it suggests is one for a shell, or for Python where `in_shell` is false.
+    A suggested line is quoted for a shell, or for Python if `in_shell` is false.
     """
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException) and error.options is not None:
@@ -34,7 +34,7 @@ def explain(error: Exception, in_shell: bool = True) -> str:
         options = join_names(error.options, 40)
         return f"{group}={option}: there is no such option; {group} can be {options}.{nearest(option, error.options)}"
     if isinstance(error, OverrideParseException):
-        return _unreadable(str(error.override), in_shell)
+        return _explain_unreadable(str(error.override), in_shell)
     if isinstance(error, ConfigCompositionException) and str(error).startswith("Could not override"):
         key = str(getattr(cause, "full_key", None) or str(error).split("'")[1])
         return unknown_key(key)
@@ -56,8 +56,8 @@ def explain(error: Exception, in_shell: bool = True) -> str:
     return str(error)
 
 
-def _unreadable(override: str, in_shell: bool) -> str:
-    """Return the message for an override that Hydra's grammar does not have; what it suggests works when it is pasted."""
+def _explain_unreadable(override: str, in_shell: bool) -> str:
+    """Return the message for an override that Hydra's grammar does not accept; the suggested line works when pasted."""
     key, equals, value = override.partition("=")
     message = f"{override}: this cannot be read; "
     if not equals:
@@ -75,20 +75,20 @@ def _unreadable(override: str, in_shell: bool) -> str:
 
 def unknown_key(key: str) -> str:
     """Return the message for a key that the schema does not have."""
-    node, known = config.schema(), ""
+    node, prefix = config.schema(), ""
     parts = key.split(".")
     for part in parts[:-1]:
         child = node.get(part)
         if not isinstance(child, DictConfig):
             break
-        node, known = child, f"{known}{part}."
-    unknown = parts[known.count(".")]
-    valid = sorted(map(str, node)) + ([p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"] if not known else [])
-    guess = nearest(unknown, valid).replace("'", f"'{known}", 1)
-    return f"{key}: there is no such key; {known.rstrip('.') or 'the config'} has {join_names(sorted(set(valid)), 40)}.{guess}"
+        node, prefix = child, f"{prefix}{part}."
+    unknown = parts[prefix.count(".")]
+    valid = sorted(map(str, node)) + ([p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"] if not prefix else [])
+    guess = nearest(unknown, valid).replace("'", f"'{prefix}", 1)
+    return f"{key}: there is no such key; {prefix.rstrip('.') or 'the config'} has {join_names(sorted(set(valid)), 40)}.{guess}"
 
 
 def is_from_hydra(error: Exception) -> bool:
-    """Return whether Hydra raised an error over the command line; it has plain ValueErrors among its refusals."""
+    """Return whether Hydra raised an error about the command line; some of these are plain ValueErrors."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(part in frames[-1].filename.replace(os.sep, "/") for part in ("/hydra/", "/omegaconf/")) if frames else False

@@ -1,8 +1,8 @@
-"""Which settings of `model.config` hold: those given for the architecture or the checkpoint that the run has, not for another one.
+"""Select the settings of `model.config` that apply: those for the run's architecture or checkpoint, not for another one.
 
-Presets, recipes and the command line each may name an architecture (or a checkpoint) and settings for it. They are merged in Hydra's
-order; whoever names another architecture starts with no settings. Two names of one setting (`n_layer` and `num_hidden_layers` of GPT-2)
-replace each other. Nothing here imports transformers: its `attribute_map` is read from source.
+Presets, recipes and the command line may each name an architecture (or a checkpoint) and settings for it. They are merged in Hydra's
+order; a layer that names another architecture starts with no settings. Two names of one setting (`n_layer` and `num_hidden_layers` of
+GPT-2) replace each other. Nothing here imports transformers: its `attribute_map` is read from source.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from omegaconf import DictConfig, OmegaConf
 from llm_lightning.errors import UserError
 
 ORIGINS = ("init_from", "name_or_path", "architecture")
-"""What the weights come from; where a config names several, the first of them holds."""
+"""Keys of the origin of the weights; if a config sets several, the first applies."""
 
 
 @dataclass
 class Layer:
-    """What one option file, or the command line, says of the model."""
+    """The model's settings in one option file, or on the command line."""
 
     name: str
     origins: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
-    """Settings that the command line takes away: `~model.config.n_layer`."""
+    """Settings that the command line deletes: `~model.config.n_layer`."""
     names_family: bool = False
     family: str | None = None
 
@@ -41,7 +41,7 @@ class Layer:
 def resolve_settings(loader: ConfigLoader, config_name: str, overrides: list[str]) -> tuple[dict[str, Any], str | None]:
     """Return `model.config` and `model.family` of a command line.
 
-    Raises UserError where it names a setting twice, or an architecture beside a checkpoint.
+    Raises UserError if it names a setting twice, or both an architecture and a checkpoint.
     """
     defaults = loader.compute_defaults_list(config_name, overrides, RunMode.RUN)
     files = [default for default in defaults.defaults if not str(default.package).startswith("hydra")]
@@ -50,7 +50,7 @@ def resolve_settings(loader: ConfigLoader, config_name: str, overrides: list[str
 
 
 def merge_layers(layers: list[Layer]) -> tuple[dict[str, Any], str | None]:
-    """Return the settings and the family that hold after all layers; the last of them is the command line."""
+    """Return the settings and the family that result from all layers; the last layer is the command line."""
     origins: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     family: str | None = None
@@ -77,12 +77,12 @@ def merge_layers(layers: list[Layer]) -> tuple[dict[str, Any], str | None]:
 
 
 def _require_effect(layer: Layer, origins: dict[str, Any], origin: tuple[str, Any] | None) -> None:
-    """Raise UserError where the command line names an architecture and a checkpoint that is loaded instead."""
-    asked = layer.origins.get("architecture")
-    if asked is not None and origin is not None and origin[0] != "architecture":
+    """Raise UserError if the command line names an architecture, but a checkpoint is loaded instead."""
+    architecture = layer.origins.get("architecture")
+    if architecture is not None and origin is not None and origin[0] != "architecture":
         raise UserError(
-            f"model.architecture={asked}: model.{origin[0]}={origin[1]} is loaded, whose architecture is its own; leave one of the two "
-            f"out (model.{origin[0]}=null trains from scratch)."
+            f"model.architecture={architecture}: model.{origin[0]}={origin[1]} is loaded, whose architecture is its own; leave one of "
+            f"the two out (model.{origin[0]}=null trains from scratch)."
         )
 
 
@@ -146,7 +146,7 @@ def _read_overrides(overrides: list[Override]) -> Layer:
 
 @cache
 def attribute_map(architecture: str) -> dict[str, str]:
-    """Return the other names of a model type's settings -> the name that its config class has, `num_hidden_layers` -> `n_layer`."""
+    """Return alias -> name in the config class for the settings of a model type, `num_hidden_layers` -> `n_layer`."""
     spec = find_spec("transformers")
     folder = Path(str(spec.origin)).parent / "models" / architecture.replace("-", "_") if spec is not None else None
     names: dict[str, str] = {}

@@ -1,17 +1,17 @@
-"""Read the words of a command line: values that are text (prompts, paths, names of columns) are taken as they are typed.
+"""Quote the overrides of a command line for Hydra: values that are text (prompts, paths, names of columns) are taken as typed.
 
 Hydra's grammar gives brackets, commas, colons, `=`, `#` and quotes a meaning, and refuses or rewrites text that holds them. So the value of
 every key whose type in the schema is text, a list of texts, or files is quoted here before Hydra parses it. The rules, which
 docs/configuration.md tells users:
 
-- a value that is one quoted string ('…' or "…", from its first to its last character) is what is inside, as Hydra has it;
+- a value that is one quoted string ('…' or "…", from its first to its last character) stands for the text inside, as in Hydra;
 - `null` leaves a key unset (a prompt may be the word "null");
 - [a,b] is a list for keys that take lists, unless a file has this very name;
 - ${…} is an interpolation of Hydra's, unless a file has this very name or the brackets do not close; in a prompt it is text;
 - with -m, commas separate the values of a sweep, unless a file has this very name;
-- {a: 1, b: 2} is a mapping for keys that take one, and may be spelled as JSON or Python spell it, with keys of any characters.
+- {a: 1, b: 2} is a mapping for keys that take one; JSON's and Python's spelling work too, with keys of any characters.
 
-Quoting what is quoted changes nothing.
+Quoting twice changes nothing.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from llm_lightning.config.schema import CONF, Config, expand_home
 from llm_lightning.errors import UserError
 
 FILES = ("data.train", "data.validation", "data.test")
-"""Keys of one file or a list of them, which the schema has as Any."""
+"""Keys of one file or a list of files; their type in the schema is Any."""
 COLUMNS = ("data.columns.label",)
-"""Keys of one column or a list of them."""
+"""Keys of one column or a list of columns."""
 NAMES = ("data.labels",)
 """Keys of a list of texts, or a mapping."""
 TEXT_MAPPINGS = ("data.labels", "data.roles", "data.languages")
@@ -49,12 +49,12 @@ _PLAIN = re.compile(r"(?:\.{0,2}/|\w)[\w./-]*", re.ASCII)
 _WORDS = ("null", "true", "false", "inf", "nan")
 _SWEEPS = re.compile(r"(?:choice|range|glob|shuffle|sort|tag|interval|int|float|str|bool)\(.*\)", re.DOTALL)
 _KEY = re.compile(r"[\w./-]+( +[\w./-]+)*", re.ASCII)
-"""Keys of a mapping that Hydra's grammar takes without escapes."""
+"""Keys of a mapping that Hydra's grammar accepts without escapes."""
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
 def quote_overrides(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of a command line, or overrides from Python, as Hydra's grammar reads them; others than key=value stay."""
+    """Return the arguments of a command line, or overrides from Python, quoted for Hydra's grammar; only key=value is changed."""
     arguments = translate_hydra_keys(arguments)
     sweeps = any(argument in ("-m", "--multirun") or argument.lower() == "hydra.mode=multirun" for argument in arguments)
     folder = next((argument.partition("=")[2] for argument in arguments if argument.startswith("data.dir=")), None)
@@ -67,7 +67,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def write_override(key: str, value: str) -> str:
-    """Return the override that sets a key to a text, whatever the text holds."""
+    """Return the override that sets a key to any text."""
     return f"{key}={value if _is_plain(value) else _quote_text(_escape_interpolations(value, is_quoted=False))}"
 
 
@@ -77,7 +77,7 @@ def is_text(key: str) -> bool:
 
 
 def escape_interpolations(settings: Any) -> Any:
-    """Return plain containers whose texts OmegaConf reads as they are."""
+    """Return plain containers whose texts OmegaConf reads literally."""
     if isinstance(settings, dict):
         return {key: escape_interpolations(value) for key, value in settings.items()}
     if isinstance(settings, list):
@@ -120,7 +120,7 @@ def _quote_value(key: str, kind: str, value: str, folder: str | None) -> str:
 
 
 def _quote_element(element: str, kind: str, folder: str | None) -> str:
-    """Quote an element of a list; in lists of texts, double quotes are those of JSON, so that "\\n" is the end of a line."""
+    """Quote an element of a list. In lists of texts, double quotes have JSON's meaning, so "\\n" is a newline."""
     text = unquote(element)
     if kind == "texts" and element.startswith('"') and text != element:
         with contextlib.suppress(json.JSONDecodeError):
@@ -131,7 +131,7 @@ def _quote_element(element: str, kind: str, folder: str | None) -> str:
 
 
 def _write_mapping(key: str, value: str) -> str:
-    """Return a mapping that JSON, Python or YAML spells as Hydra's grammar has it; what Hydra can read, or nobody, as it is."""
+    """Rewrite a mapping in JSON, Python or YAML for Hydra's grammar. Text that Hydra can read, or that no parser can, stays as it is."""
     try:
         OverridesParser.create().parse_override(f"key={value}")
     except HydraException:
@@ -146,7 +146,7 @@ def _write_mapping(key: str, value: str) -> str:
 
 
 def _read_mapping(value: str, is_text: bool) -> dict[Any, Any] | None:
-    """Return the mapping that JSON or Python spells; of texts (`is_text`) YAML's flow style too. None where it is no mapping."""
+    """Parse a mapping in JSON or Python; for texts (`is_text`) in YAML's flow style too. Return None if it is no mapping."""
     readers: list[Any] = [json.loads, ast.literal_eval]
     if is_text:
         readers.append(lambda text: yaml.load(text, yaml.BaseLoader))
@@ -161,7 +161,7 @@ def _read_mapping(value: str, is_text: bool) -> dict[Any, Any] | None:
 
 
 def _write_node(node: Any) -> str | None:
-    """Return plain containers in Hydra's grammar; None where a key holds a character that its keys cannot have."""
+    """Return plain containers in Hydra's grammar; None if a key holds a character that its keys cannot have."""
     if isinstance(node, str):
         return QuotedString(_escape_interpolations(node, is_quoted=False), Quote.single).with_quotes()
     if isinstance(node, list | tuple):
@@ -176,7 +176,7 @@ def _write_node(node: Any) -> str | None:
 
 
 def unquote(value: str) -> str:
-    """Return what is inside of a value that is one quoted string; another value as it is."""
+    """Return the text inside a value that is one quoted string; any other value unchanged."""
     if not re.fullmatch(_QUOTED, value, re.DOTALL):
         return value
     return str(OverridesParser.create().parse_override(f"key={value}").value())
@@ -187,13 +187,13 @@ def _quote_text(text: str) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Return whether Hydra reads the text without quotes as this very text."""
+    """Return whether Hydra reads the text literally without quotes."""
     starts_as_number = text[:1].isdigit() or re.match(r"[./]*\d", text) is not None
     return _PLAIN.fullmatch(text) is not None and not starts_as_number and text.lower() not in _WORDS
 
 
 def _interpolates(text: str) -> bool:
-    """Return whether OmegaConf can read the `${…}` of a text."""
+    """Return whether OmegaConf can parse the `${…}` of a text."""
     from omegaconf.errors import GrammarParseError
     from omegaconf.grammar_parser import parse
 
@@ -209,7 +209,7 @@ def _interpolates(text: str) -> bool:
 def _escape_interpolations(text: str, is_quoted: bool) -> str:
     r"""Return the text with every `${` as `\${`, which OmegaConf reads as `${`; backslashes before are doubled.
 
-    Of a text that was quoted, `\${` is the user's own escape (or ours, of a first pass) and stays.
+    In a quoted text, `\${` is the user's own escape (or ours, of a first pass) and stays.
     """
 
     def escape(match: re.Match[str]) -> str:
@@ -223,9 +223,9 @@ def _split(value: str) -> list[str]:
     """Return the parts of a value between commas outside of quotes and brackets; quotes and brackets count at the start of a part."""
     parts: list[str] = []
     rest = value
-    whole = re.compile(rf"\s*(?:{_QUOTED}|\[[^\]]*\])\s*(?=,|$)", re.DOTALL)
+    whole_element = re.compile(rf"\s*(?:{_QUOTED}|\[[^\]]*\])\s*(?=,|$)", re.DOTALL)
     while True:
-        match = whole.match(rest)
+        match = whole_element.match(rest)
         end = match.end() if match is not None else rest.find(",") if "," in rest else len(rest)
         parts.append(rest[:end].strip() if match is not None or parts or end < len(rest) else rest[:end])
         if end == len(rest):
@@ -234,7 +234,7 @@ def _split(value: str) -> list[str]:
 
 
 def _elements(value: str) -> list[str] | None:
-    """Return the elements of a list [a,b]; None for a value that is no list: `[NLP] files/[1]` is a name."""
+    """Return the elements of a list [a,b]; None for a value that is no list, such as the name `[NLP] files/[1]`."""
     if not (value.startswith("[") and value.endswith("]")):
         return None
     inner = value[1:-1]
@@ -252,7 +252,7 @@ def _is_file(value: str, folder: str | None) -> bool:
 
 
 def _decode(prompt: str) -> str:
-    """Return a prompt whose bytes Python could not read in the locale of the process. Raises UserError where they are not UTF-8."""
+    """Decode a prompt whose bytes Python could not read in the locale of the process. Raises UserError if they are not UTF-8."""
     if not any("\ud800" <= character <= "\udfff" for character in prompt):
         return prompt
     try:
@@ -262,7 +262,7 @@ def _decode(prompt: str) -> str:
 
 
 def _kind(key: str) -> str | None:
-    """Return what the values of a key are: "text", "texts" (a list of texts), "files" (one or a list), or None for all else."""
+    """Return the kind of a key's values: "text", "texts" (a list of texts), "files" (one or a list), or None for all else."""
     return _kinds().get(key)
 
 

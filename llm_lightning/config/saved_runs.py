@@ -1,4 +1,4 @@
-"""The config of a run that is read again; like all checks of a config without torch."""
+"""Load the config of a saved run or model; like all checks of a config, without torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from llm_lightning.config.schema import Config, expand_home, schema, to_dataclas
 from llm_lightning.errors import UserError
 
 STORED = ("evaluate", "predict", "generate", "chat", "export")
-"""The tasks that begin with a finished run."""
+"""The tasks that start from a finished run."""
 CHANGEABLE = (
     *("data.", "batch.", "trainer.", "cache_dir", "debug", "out", "prompt=", "prompt_file=", "generate.", "evaluate.", "export."),
     "seed=",
 )
-"""What may be changed for them: other files, other batch sizes, other hardware."""
+"""Keys that may change for these tasks: other files, other batch sizes, other hardware."""
 OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
     "ForSequenceClassification": {
         "multi_label_classification": ("multi_label.MultiLabel", {}),
@@ -36,13 +36,13 @@ OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
     "ForConditionalGeneration": {None: ("translation.Translation", {})},
     "MTModel": {None: ("translation.Translation", {})},
 }
-"""By the end of a model class's name, and by the problem that its config names: the objective, and the columns that it reads."""
+"""End of a model class's name -> problem type in its config -> the objective, and the columns that it reads."""
 
 
 def load_saved_config(task: str, run: str | None, overrides: list[str], checked: bool = True) -> Config:
-    """The config that a run was started with, and what the command line changes of it; `checked` where it names what is to be read.
+    """Return the config that a run was started with, changed by the command line; `checked`: whether to check the result, files included.
 
-    Raises UserError where the run cannot be read, or for an override that such a task cannot follow.
+    Raises UserError if the run cannot be read, or for an override that such a task cannot follow.
     """
     if run is None:
         raise UserError(f"run is not set: task={task} needs run=<run folder>.")
@@ -56,7 +56,7 @@ def load_saved_config(task: str, run: str | None, overrides: list[str], checked:
     folder = expand_home(run)
     try:
         node = OmegaConf.merge(
-            schema(), _of_folder(folder) if (folder / "config.yaml").is_file() else _of_model(task, run, changes)
+            schema(), _read_config(folder) if (folder / "config.yaml").is_file() else _build_config(task, run, changes)
         )
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"run={run}: its config.yaml cannot be read ({str(error).splitlines()[0]}).") from error
@@ -72,7 +72,7 @@ def load_saved_config(task: str, run: str | None, overrides: list[str], checked:
     return config
 
 
-def _of_folder(folder: Path) -> Any:
+def _read_config(folder: Path) -> Any:
     if not (folder / "hf" / "config.json").is_file():
         raise UserError(
             f"run={folder}: the run has no weights yet (no hf/config.json); finish it with the same command and resume=auto."
@@ -83,8 +83,8 @@ def _of_folder(folder: Path) -> Any:
     return escape_interpolations(config)
 
 
-def _of_model(task: str, name: str, changes: list[str]) -> dict[str, Any]:
-    """The config of a model that no run of ours is known of: a Hugging Face folder, or a name on the hub."""
+def _build_config(task: str, name: str, changes: list[str]) -> dict[str, Any]:
+    """Return the config of a model without a run folder of this program: a Hugging Face folder, or a name on the hub."""
     path = expand_home(name) / "config.json"
     repeats = task == "evaluate" and not any(change.startswith(("evaluate.text=", "evaluate.choices=")) for change in changes)
     if repeats or (not path.is_file() and (path.parent.is_dir() or name.startswith((".", "/", "~")))):
@@ -100,12 +100,12 @@ def _of_model(task: str, name: str, changes: list[str]) -> dict[str, Any]:
             raise UserError(f"run={name}: neither a run folder nor a model that can be loaded from the hub ({reason}).") from error
     if task != "predict":
         return {"task": task, "model": {"name_or_path": name}, "data": {"source": "files"}}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    architecture = (found.get("architectures") or ["?"])[0]
+    model_config = json.loads(path.read_text(encoding="utf-8"))
+    architecture = (model_config.get("architectures") or ["?"])[0]
     kinds = next((kinds for end, kinds in OBJECTIVES.items() if architecture.endswith(end)), None)
     if kinds is None:
         raise UserError(f"run={name}: a {architecture} makes no predictions of rows.")
-    objective, columns = kinds.get(found.get("problem_type")) or kinds[None]
+    objective, columns = kinds.get(model_config.get("problem_type")) or kinds[None]
     return {
         "task": task,
         "objective": {"_target_": f"llm_lightning.objectives.{objective}"},

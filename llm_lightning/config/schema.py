@@ -1,6 +1,6 @@
-"""The typed schema of everything under `conf/`.
+"""Define the typed schema of everything under `conf/`.
 
-One frozen dataclass a config group; the line under a field says its unit and what changing it buys. `objective`, `optimizer` and
+Each config group is a frozen dataclass; the line under a field gives its unit and the effect of a change. `objective`, `optimizer` and
 `scheduler` are open groups: their schema is the signature of their `_target_` (see `signatures.py`), so that a new one is one
 file and one yaml. Nothing here imports torch: a wrong config is refused before the seconds that imports cost.
 """
@@ -14,16 +14,16 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.config.signatures import Choice, Range
 
 PACKAGE = Path(__file__).parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""The option files: in an installed package inside it, in a checkout beside it."""
+"""Folder of the option files: inside an installed package, beside the package in a checkout."""
 
 
 def bound_field(default: Any, rule: Range | Choice) -> Any:
-    """A dataclass field whose value `checks.py` holds to `rule`."""
+    """Return a dataclass field whose value `validation.py` checks by `rule`."""
     return field(default=default, metadata={"rule": rule})
 
 
@@ -34,7 +34,7 @@ TAG_SCHEMES = ("auto", "iob1", "iob2", "bio", "iobes", "bioes", "bilou", "bmes",
 @dataclass(frozen=True, kw_only=True)
 class ColumnsConfig:
     text: str = "text"
-    """Column that holds the text (the first text, where there are two)."""
+    """Column that holds the text (the first text of a pair)."""
     text_pair: str | None = None
     """Column of the second text of a pair, for tasks on two texts."""
     label: Any = None
@@ -53,7 +53,7 @@ class LanguagesConfig:
     source: str | None = None
     """Language of the source, as the tokenizer of a multilingual translator names it (`en_XX`, `eng_Latn`), or short (`en`)."""
     target: str | None = None
-    """Language that is written."""
+    """Language of the translation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +69,11 @@ class DataConfig:
     train: Any = None
     """File, glob, folder or list of them (hub: the split's name)."""
     validation: Any = None
-    """The same for validation; cut off from train where there is none."""
+    """The same for validation; without it, validation is split off from train."""
     test: Any = None
-    """The same for test; not evaluated where there is none."""
+    """The same for test; without it, there is no test evaluation."""
     predict: str | None = None
-    """What task=predict, and task=generate without a prompt, read: a file, a glob, or - for standard input (a pipe will do too);
+    """Input of task=predict, and of task=generate without a prompt: a file, a glob, or - for standard input (a pipe works too);
     tables, or plain text with a row a line."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     column_names: list[str] | None = None
@@ -81,21 +81,21 @@ class DataConfig:
     delimiter: str | None = None
     """Field separator of csv and tsv files; by default from the file's ending."""
     quotes: bool = True
-    """Whether double quotes enclose fields in csv and tsv files; `false` takes them as plain characters."""
+    """Whether double quotes enclose fields in csv and tsv files; `false` reads them as plain characters."""
     encoding: str | None = None
     """Encoding of text files that are not UTF-8 and have no byte order mark: `cp1252`, `gb18030`, … Files that are UTF-8 are read so."""
     document: str = bound_field("file", Choice("file", "blank_line", "line"))
-    """What one document of a plain-text file is."""
+    """The unit that is one document of a plain-text file."""
     labels: Any = None
     """Label names: a list in the order of the label values, or a mapping from value to name, `{neg: Negative, pos: Positive}`. By default
     the values themselves, sorted."""
     tags: str = bound_field("auto", Choice(*TAG_SCHEMES))
-    """How tags mark spans (tagging); `auto` recognises it from the tags, `none` scores words alone, as for parts of speech; `brackets`
-    are such as (PERSON*, * and *)."""
+    """How tags mark spans (tagging): `auto` recognises the scheme from the tags, `none` scores words alone, as for parts of speech;
+    `brackets` is the scheme of (PERSON*, * and *)."""
     roles: dict[str, str] = field(default_factory=dict)
     """Roles of conversations by their names in the data, `{function_call: assistant, observation: tool}`; the usual names are known."""
     validation_fraction: float = bound_field(0.1, Range(0, 1, open=True))
-    """Share of train that becomes validation where there is no validation split."""
+    """Share of train that becomes validation if there is no validation split."""
     on_bad_row: str = bound_field("error", Choice("error", "skip"))
     """`error` stops at the first unusable row; `skip` leaves such rows out, counts them and says so."""
     languages: LanguagesConfig = field(default_factory=LanguagesConfig)
@@ -139,9 +139,9 @@ class AdapterConfig:
     alpha: int = bound_field(16, POSITIVE)
     """What the adapter adds is scaled by alpha / rank."""
     dropout: float = bound_field(0.0, Range(0, 1, open_high=True))
-    """Of the adapter's inputs."""
+    """Dropout of the adapter's inputs."""
     targets: list[str] | None = None
-    """How the names of the linear layers end that get one, `[query, value]` for example; null takes all of the transformer's layers."""
+    """Name endings of the linear layers that get an adapter, `[query, value]` for example; null takes all of the transformer's layers."""
     quantize: str | None = bound_field(None, Choice("nf4", None))
     """`nf4` keeps the weights below the adapter in four bits (QLoRA, Dettmers et al. 2023; needs bitsandbytes)."""
 
@@ -151,13 +151,13 @@ class ModelConfig:
     name_or_path: str | None = None
     """A hub name or a local Hugging Face folder to start from."""
     init_from: str | None = None
-    """A run folder of ours to start from, with its tokenizer."""
+    """A run folder of this program to start from, with its tokenizer."""
     family: str | None = bound_field(None, Choice("encoder", "decoder", "encoder-decoder", None))
-    """What the model can do, where a preset knows it: encoders fill in masks, decoders continue text, the two together rewrite it."""
+    """Kind of the model, if the preset sets it: encoders fill in masks, decoders continue text, encoder-decoders rewrite it."""
     architecture: str | None = None
     """Hugging Face model type that is built from scratch: `gpt2`, `llama`, `bert`, …"""
     config: dict[str, Any] = field(default_factory=dict)
-    """Settings of that architecture's Hugging Face config; everything not named keeps the library's default."""
+    """Settings of that architecture's Hugging Face config; all others keep the library's default."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     trust_remote_code: bool = False
     """Whether code that comes with a hub model may run."""
@@ -171,7 +171,7 @@ class BatchConfig:
     sequences: int = bound_field(32, POSITIVE)
     """Sequences (rows, where they are packed) an optimizer step, over all devices and micro-batches."""
     tokens: int | None = bound_field(None, POSITIVE)
-    """Tokens an optimizer step at the most; replaces `sequences` where given."""
+    """Tokens an optimizer step, at most; replaces `sequences` if given."""
     micro_sequences: int | None = bound_field(None, POSITIVE)
     """Sequences on a device at once; lower it when memory runs out, the result stays the same."""
     micro_tokens: Any = bound_field(None, Range(1, auto=True))  # noqa: RUF009
@@ -194,13 +194,13 @@ class TrainerConfig:
     strategy: str = bound_field("auto", Choice("auto", "ddp", "fsdp"))
     """How several devices share the work: `ddp` copies the model to each, `fsdp` cuts it up."""
     precision: str = bound_field("auto", Choice("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "fp8"))
-    """`auto` is bf16-mixed where the hardware multiplies bf16, else 32-true; `fp8` is bf16-mixed with the layers' products in fp8."""
+    """`auto` is bf16-mixed if the hardware multiplies bf16, else 32-true; `fp8` is bf16-mixed with the layers' products in fp8."""
     compile: Any = bound_field("auto", Choice("auto", True, False))  # noqa: RUF009
-    """Whether torch.compile compiles the layers, a minute or more at the start. `auto` tries on a GPU what is fastest: CUDA graphs, and
-    compiled layers where the run is long enough."""
+    """Whether torch.compile compiles the layers, a minute or more at the start. `auto` tries on a GPU whether CUDA graphs are
+    faster, and compiled layers if the run is long enough."""
     recompute: str = bound_field("auto", Choice("auto", "none", "layers"))
-    """Whether layers keep their inputs alone and run again in the backward pass: a quarter of the memory for a third more time. `auto`
-    does where memory would not hold a single row otherwise."""
+    """Whether layers keep only their inputs and run again in the backward pass: a quarter of the memory for a third more time. `auto`
+    does so if memory would not hold a single row otherwise."""
     clip_norm: float | None = bound_field(1.0, Range(0, open_low=True))
     """Largest gradient norm of a step; null does not clip."""
     validate_every_steps: int | None = bound_field(None, POSITIVE)
@@ -220,7 +220,7 @@ class CheckpointConfig:
     every_steps: int | None = bound_field(None, POSITIVE)
     """Steps between full states (model, optimizer, position); null saves one after each validation."""
     keep: int = bound_field(2, POSITIVE)
-    """Full states kept, each about three times the weights; with two, a damaged newest one has a whole one before it."""
+    """Full states kept, each about three times the weights; with two, an intact one remains if the newest is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +230,7 @@ class LoggerConfig:
     project: str = "llm_lightning"
     entity: str | None = None
     artifacts: str = bound_field("best", Choice("none", "best", "all"))
-    """What W&B is told of a run's files, by reference and checksum, never by copy: `best` is the data's fingerprint and the export,
+    """Files of a run that W&B records, by reference and checksum, never by copy: `best` is the data's fingerprint and the export,
     `all` the full states as well."""
 
 
@@ -249,62 +249,62 @@ class CallbacksConfig:
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
     max_new_tokens: int = bound_field(200, POSITIVE)
-    """Tokens that are written at the most."""
+    """Largest number of tokens that are generated."""
     temperature: float = bound_field(0.8, Range(0))
     """How freely tokens are drawn; 0 always takes the likeliest."""
     top_k: int | None = bound_field(None, POSITIVE)
-    """Draw among so many of the likeliest tokens."""
+    """Draw among this many of the likeliest tokens; null draws among all."""
     top_p: float = bound_field(1.0, Range(0, 1, open_low=True))
-    """Draw among the likeliest tokens that have this much of the probability together."""
+    """Draw among the likeliest tokens that together have this share of the probability."""
     min_p: float | None = bound_field(None, Range(0, 1))
     """Draw among tokens that are at least this share as likely as the likeliest."""
     repetition_penalty: float = bound_field(1.0, Range(0, open_low=True))
-    """Above 1, tokens that were there are less likely to come again."""
+    """Above 1, tokens of the text so far are less likely to recur."""
     stop: list[str] = field(default_factory=list)
-    """Texts at which writing ends; they are not shown."""
+    """Texts at which generation ends; they are not shown."""
     raw: bool = False
-    """Go on with a prompt as it is, also where the model has a chat template."""
+    """Continue a prompt literally, even if the model has a chat template."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     text: str | None = None
-    """Plain-text files (a glob), how likely a causal model finds which; `data.document` says what a text is."""
+    """Plain-text files (a glob) whose likelihood under a causal model is computed; `data.document` sets the unit that is one text."""
     choices: str | None = None
-    """Tables (a glob) of texts that go on in one of several ways, in the columns text, choices and label: is the right one likeliest?"""
+    """Tables (a glob) of texts with several continuations, in the columns text, choices and label: is the right one likeliest?"""
     window: int | None = bound_field(None, Range(2))
-    """Tokens that the model is given at once; null is as many as it has positions, at most 1,024."""
+    """Tokens that the model reads at once; null is the number of its positions, at most 1,024."""
     stride: int | None = bound_field(None, POSITIVE)
     """Tokens by which windows move; the more they overlap, the more context each token has. null is half a window."""
 
     @property
     def weighs(self) -> bool:
-        """Whether other text is weighed, and not a run's own evaluation repeated."""
+        """Return whether the likelihood of other text is computed, instead of repeating a run's own evaluation."""
         return self.text is not None or self.choices is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     format: str = bound_field("hf", Choice("hf", "onnx", "adapter"))
-    """`hf` is a Hugging Face folder, `onnx` the model for other runtimes (checked against torch), `adapter` what LoRA trained, alone."""
+    """`hf` is a Hugging Face folder, `onnx` the model for other runtimes (checked against torch), `adapter` only the LoRA weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     method: str = bound_field("grid", Choice("grid", "random", "optuna"))
-    """`grid` runs every combination of the values given; `random` draws, and `optuna` draws where results were good before."""
+    """`grid` runs every combination of the values; `random` draws, and `optuna` draws near earlier good results."""
     choices: list[str] = field(default_factory=list)
     """Alternatives that differ in more than one key, each the overrides of one in one text: `["model=bert_tiny", "recipe=sst2_minilm"]`."""
     space: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What `random` and `optuna` vary, by task: a key, and its values or its range in Hydra's notation."""
+    """Task -> the keys that `random` and `optuna` vary, each with its values or its range in Hydra's notation."""
     trials: int = bound_field(20, POSITIVE)
-    """Runs that are drawn in all, those of earlier starts and of other processes included."""
+    """Total number of runs that are drawn, including those of earlier starts and other processes."""
     prune: bool = True
     """End a drawn run whose best validation so far is worse than the median of the others' when they were as far (on one device)."""
     jobs: Any = bound_field(1, Range(1, auto=True))  # noqa: RUF009
-    """Runs at once, at most one a GPU, or one a core where there is none; `auto` is as many."""
+    """Concurrent runs: at most one a GPU, or one a core without GPUs; `auto` is that maximum."""
     redo: bool = False
-    """Run everything again, in a new folder; by default what is done is left as it is."""
+    """Run everything again, in a new folder; by default finished runs are not repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,10 +326,10 @@ class Config:
     resume: str = "auto"
     """`auto` continues what run_dir holds, `never` refuses to touch a used folder, else a checkpoint file."""
     run: str | None = None
-    """The run folder that task=evaluate, predict, generate, chat and export read; a Hugging Face folder or a hub name will do too,
-    but for the repetition of a run's own evaluation."""
+    """The run folder that task=evaluate, predict, generate, chat and export read. A Hugging Face folder or a hub name works too, except
+    for repeating a run's own evaluation."""
     prompt: str | None = None
-    """What task=generate goes on with, character for character; - reads standard input."""
+    """The prompt that task=generate continues, character for character; - reads standard input."""
     prompt_file: str | None = None
     """A file that holds the prompt, all of it, line ends and blanks included; - for standard input."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
@@ -338,10 +338,10 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """How -m sweeps."""
     out: str | None = None
-    """Where rows are written that were predicted or generated for, a name that ends in .jsonl or .parquet, by default
+    """The file for rows with their predictions or generated texts, a name that ends in .jsonl or .parquet, by default
     predictions.jsonl in the run folder; for task=export a folder, by default export-<format> there."""
     cache_dir: str = "~/.cache/llm_lightning"
-    """Where encoded data and the built-in corpus are kept between runs."""
+    """Folder that keeps encoded data and the built-in corpus between runs."""
     debug: bool = False
     """Show tracebacks for the user's mistakes too."""
     choices: dict[str, str] = field(default_factory=dict)
@@ -351,7 +351,7 @@ class Config:
 
     @property
     def run_folder(self) -> Path | None:
-        """The run of ours that `run` names; None where that is another folder, or a name on the hub."""
+        """Return the run folder that `run` names; None if `run` is another folder, or a name on the hub."""
         folder = expand_home(str(self.run))
         return folder if (folder / "config.yaml").is_file() else None
 
@@ -360,10 +360,10 @@ OPEN_GROUPS = ("objective", "optimizer", "scheduler")
 
 
 def schema() -> DictConfig:
-    """`Config` as an OmegaConf node that Hydra may merge into.
+    """Return `Config` as an OmegaConf node that Hydra can merge into.
 
-    Frozen dataclasses become read-only nodes, which nothing can be merged into: the flag is lifted for composing. The open
-    groups take any key here; `checks.py` holds them to their target's signature.
+    Frozen dataclasses become read-only nodes, which cannot be merged into: the flag is lifted for composing. The open groups take any key
+    here; `validation.py` checks them by their target's signature.
     """
     node = OmegaConf.structured(Config)
     _lift_readonly(node)
@@ -386,7 +386,7 @@ def _lift_readonly(node: DictConfig) -> None:
 
 
 def to_dataclass(node: DictConfig) -> Config:
-    """The composed node as the frozen dataclasses the rest of the code reads."""
+    """Return the composed node as the frozen dataclasses that the rest of the code reads."""
     config = OmegaConf.to_object(node)
     assert isinstance(config, Config)
     label = config.data.columns.label
@@ -396,7 +396,7 @@ def to_dataclass(node: DictConfig) -> Config:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """The config as plain containers without its secrets, for `config.yaml`, checkpoints and W&B."""
+    """Return the config as plain containers without its secrets, for `config.yaml`, checkpoints and W&B."""
 
     def unpack(value: Any) -> Any:
         if is_dataclass(value):
@@ -407,21 +407,21 @@ def plain(config: Config) -> dict[str, Any]:
             return [unpack(item) for item in value]
         return value
 
-    return redacted(unpack(config))
+    return redact(unpack(config))
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `a.b.c` -> value."""
-    found: dict[str, Any] = {}
+    """Return nested settings as `a.b.c` -> value."""
+    flat_settings: dict[str, Any] = {}
     for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        flat_settings |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat_settings
 
 
 def expand_home(path: str | Path) -> Path:
-    """Return a path with the home folder in the place of `~`. A name such as `~old.csv`, which is no user's, stays as it is.
+    """Return a path with `~` replaced by the home folder. A name such as `~old.csv`, which is no user's, stays as it is.
 
-    Raises RuntimeError for `~` where there is no home folder, as for a user of a container.
+    Raises RuntimeError for `~` if the user has no home folder, as in some containers.
     """
     return Path(path).expanduser() if Path(path).parts[:1] == ("~",) else Path(os.path.expanduser(path))
 

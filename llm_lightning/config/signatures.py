@@ -1,9 +1,8 @@
-"""Schemas read from source: what a `_target_` of the config may be given, without importing it.
+"""Read the schema of a `_target_` of the config from its source, without importing it.
 
-A target is `<package>.<module>.<name>`, a function or a class of this package or of an installed one. Its keyword-only parameters are its
-configuration:
-their annotations are the types, their defaults the defaults, so neither is written down twice. What run.py passes at run time is
-positional. Parsing costs a millisecond; importing the module would cost the seconds that torch takes.
+A target is `<package>.<module>.<name>`, a function or a class of this package or of an installed one. Its keyword-only parameters are
+its configuration: their annotations are the types, their defaults the defaults, so neither is written down twice. Arguments that run.py passes at run time
+are positional. Parsing takes a millisecond; importing the module would take as long as torch does, seconds.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Range:
     open_low: bool = False
     open_high: bool = False
     auto: bool = False
-    """Whether it is a whole number, or the word `auto`."""
+    """Whether the value is a whole number or the word `auto`."""
 
     def allows(self, value: Any) -> bool:
         if value is None or (self.auto and value == "auto"):
@@ -79,7 +78,7 @@ _NAMES = {"Annotated": Annotated, "Literal": Literal, "Range": Range, "Any": Any
 
 
 def parameters(target: str) -> dict[str, Parameter] | None:
-    """The keyword-only parameters of a target, or None where there is no such function or class."""
+    """Return the keyword-only parameters of a target, or None if no such function or class exists."""
     node = _definition(target)
     if node is None:
         return None
@@ -87,7 +86,7 @@ def parameters(target: str) -> dict[str, Parameter] | None:
 
 
 def constants(target: str) -> dict[str, Any]:
-    """The plain constants of a target's class body, such as `labelled = True`; empty where there is no such class."""
+    """Return the plain constants of a target's class body, such as `labelled = True`; empty if no such class exists."""
     node = _definition(target)
     assigned = [n for n in node.body if isinstance(n, ast.Assign)] if isinstance(node, ast.ClassDef) else []
     return {
@@ -130,15 +129,15 @@ def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
 def _keyword_only(function: ast.FunctionDef | None) -> dict[str, Parameter]:
     if function is None:
         return {}
-    found = {}
+    parameter_by_name = {}
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
         annotation = ast.unparse(argument.annotation) if argument.annotation else "Any"
-        found[argument.arg] = Parameter(eval(annotation, dict(_NAMES)), required=default is None)
-    return found
+        parameter_by_name[argument.arg] = Parameter(eval(annotation, dict(_NAMES)), required=default is None)
+    return parameter_by_name
 
 
 def mismatch(value: Any, kind: Any) -> str | None:
-    """What `kind` allows, in words, where `value` is not it; None where it fits."""
+    """Return the values that `kind` allows, in words, if `value` is not one of them; None if it is."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return None
@@ -172,21 +171,24 @@ def _name(kind: Any) -> str:
     return {bool: "true or false", str: "text", float: "numbers", int: "whole numbers"}.get(kind, str(kind))
 
 
-def instantiate(settings: dict[str, Any], given: Any) -> Any:
-    """What the `_target_` of an open group makes of what the run gives it and of its settings."""
+def instantiate(settings: dict[str, Any], argument: Any) -> Any:
+    """Call the `_target_` of an open group with the run's argument and the group's settings. Return the result.
+
+    Raises UserError if it cannot be imported, or is of another package and does not take them.
+    """
     target, settings = str(settings["_target_"]), {name: value for name, value in settings.items() if name != "_target_"}
     make = import_target(target)
     if not is_of_another_package(target):
-        return make(given, **settings)
+        return make(argument, **settings)
     try:
-        return make(given, **settings)
+        return make(argument, **settings)
     except TypeError as error:
-        kind = type(given).__name__
+        kind = type(argument).__name__
         raise UserError(f"_target_={target}: cannot be called with a {kind} and {list(settings)} ({error}).") from error
 
 
 def import_target(target: str) -> Any:
-    """Return what a `_target_` names. Raises UserError if it cannot be imported."""
+    """Import the function or class that a `_target_` names. Raises UserError if it cannot be imported."""
     from hydra.utils import get_object
 
     try:

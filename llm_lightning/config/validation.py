@@ -1,7 +1,6 @@
-"""Cross-checks of a composed config, before anything heavy is imported.
+"""Check a composed config before anything heavy is imported.
 
-Every check yields what is wrong, where (the key), and what to do; `check` raises them together, so that one run shows all
-mistakes.
+Every check yields messages with the mistake, its key, and the remedy; `check` raises them together, so that one run shows all mistakes.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ from llm_lightning.machine import cores
 
 SOURCES = Path(__file__).parents[1] / "data" / "sources"
 OUT = (".jsonl", ".parquet")
-"""How the name of a file of predictions ends."""
+"""Suffixes of a file of predictions."""
 OF_FILES = ("files", "text", "conll", "squad", "parallel", "self_instruct")
-"""Sources that need to be told what to read; one that you add says so by itself, when it is asked for its rows."""
+"""Sources that need the names of files to read. A source that you add raises this error itself, when it reads its rows."""
 ROLES = ("system", "user", "assistant", "tool")
 """Roles of a conversation's messages."""
 
@@ -60,7 +59,7 @@ def check(config: Config) -> None:
 
 def _encoding(name: str | None) -> Iterator[str]:
     try:
-        b" ".decode(name or "utf-8")  # which takes no rot13 or base64: those are no encodings of text
+        b" ".decode(name or "utf-8")  # raises for rot13 and base64, which are no text encodings
     except (LookupError, ValueError):
         yield (
             f"data.encoding={name}: there is no such encoding; usual ones are utf-8, cp1252 (Western Europe, ANSI in Windows), utf-16, "
@@ -89,13 +88,13 @@ def _stops(settings: GenerateConfig) -> Iterator[str]:
 
 
 def check_sweep(settings: SweepConfig) -> None:
-    """The same for how a sweep is done."""
+    """Raise a `UserError` that names every mistake in the settings of a sweep."""
     if mistakes := list(_values(settings, "sweep.")):
         raise UserError("\n".join(mistakes))
 
 
 def _values(config: Any, prefix: str = "") -> Iterator[str]:
-    """Values outside the range or the choices that their field declares."""
+    """Yield values outside the range or the choices that their field declares."""
     for f in fields(config):
         value, key = getattr(config, f.name), f"{prefix}{f.name}"
         rule = f.metadata.get("rule")
@@ -110,7 +109,7 @@ def _values(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _groups(config: Config) -> Iterator[str]:
-    """Keys and values of the open groups that their target's signature does not have."""
+    """Yield keys and values of the open groups that their target's signature does not have."""
     for group in OPEN_GROUPS if config.task != "predict" else ("objective",):
         settings = dict(getattr(config, group))
         target = settings.pop("_target_", None)
@@ -206,7 +205,7 @@ OTHER_FORMATS = {
     ".h5": "these are TensorFlow's weights; give a folder with model.safetensors or pytorch_model.bin",
     ".msgpack": "these are Flax's weights; give a folder with model.safetensors or pytorch_model.bin",
 }
-"""Files that people have for a model, and what to do with them."""
+"""Suffix of a file that people have for a model -> how to use it."""
 
 
 def _has_weights(file: Path) -> bool:
@@ -215,7 +214,7 @@ def _has_weights(file: Path) -> bool:
 
 
 def _checkpoint(name: str) -> Iterator[str]:
-    """What `model.name_or_path` names, where it is a path and no Hugging Face folder."""
+    """Yield the problem of a `model.name_or_path` that is a path, but no Hugging Face folder."""
     path, key = expand_home(name), f"model.name_or_path={name}"
     if path.is_file():
         yield f"{key}: {OTHER_FORMATS.get(path.suffix, 'this is a file; give the folder that has config.json')}."
@@ -359,7 +358,7 @@ def _generate(config: Config) -> Iterator[str]:
 
 
 def _folders(config: Config) -> Iterator[str]:
-    """Can what the run writes be written?"""
+    """Yield the folders of the run that cannot be written to."""
     if config.task == "evaluate":
         folder = config.run_folder
         if folder is not None and (reason := write_error(folder)):
@@ -378,7 +377,7 @@ def _folders(config: Config) -> Iterator[str]:
 
 
 def _result(config: Config, name: str) -> Iterator[str]:
-    """Can the file that `out` names be written, or `name` in the run folder?"""
+    """Yield an error if the file that `out` names, or `name` in the run folder, cannot be written."""
     if config.out is None:
         if config.run_folder is not None and (reason := write_error(config.run_folder)):
             yield f"run={config.run}: the folder cannot be written ({reason}); give out=<file> for {name}."
@@ -391,9 +390,9 @@ def _result(config: Config, name: str) -> Iterator[str]:
 
 
 def write_error(folder: Path) -> str | None:
-    """Return why no file can be written to a folder, or to the first one above it that exists; None where one can.
+    """Return why no file can be written to a folder, or to the first existing one above it; None if one can.
 
-    A file without a name is made there for a moment: the mode of a folder says nothing of a read-only disk, and nothing to root.
+    A file without a name is created there for a moment: the mode of a folder does not show a read-only disk, and means nothing to root.
     """
     try:
         while not folder.exists():
@@ -407,13 +406,13 @@ def write_error(folder: Path) -> str | None:
 
 
 def _likelihood(config: Config) -> Iterator[str]:
-    wanted = config.evaluate
+    settings = config.evaluate
     for key in ("text", "choices"):
-        files = getattr(wanted, key)
+        files = getattr(settings, key)
         if files is not None and not paths.match(files):
             yield paths.missing(f"evaluate.{key}", files)
-    if wanted.window and wanted.stride and wanted.stride > wanted.window:
-        yield f"evaluate.stride={wanted.stride}: windows of evaluate.window={wanted.window} tokens would leave some out; lower it."
+    if settings.window and settings.stride and settings.stride > settings.window:
+        yield f"evaluate.stride={settings.stride}: windows of evaluate.window={settings.window} tokens would leave some out; lower it."
     yield from _result(config, "likelihood.json")
 
 
@@ -435,7 +434,7 @@ def _export(config: Config) -> Iterator[str]:
 
 
 def _fit(config: Config) -> Iterator[str]:
-    """Does the objective fit the data and the model?"""
+    """Yield the reasons why the objective does not fit the data or the model."""
     facts = signatures.constants(str(config.objective.get("_target_")))
     objective, chosen = config.choices.get("objective", "the objective"), config.choices.get("data", config.data.source)
     if facts.get("labelled") and config.data.columns.label is None:
@@ -458,7 +457,7 @@ def _fit(config: Config) -> Iterator[str]:
 
 
 def _labels(config: Config) -> Iterator[str]:
-    """Are the label's columns and names of the types that they may have?"""
+    """Yield errors in the types of the label's columns and names."""
     label, names = config.data.columns.label, config.data.labels
     encoding = signatures.constants(str(config.objective.get("_target_"))).get("encoding")
     if isinstance(label, list):
@@ -491,7 +490,7 @@ def _streaming(config: Config, encoding: str, objective: str) -> Iterator[str]:
 
 
 def _options(group: str, text: str) -> list[str]:
-    """The options of a group whose file holds `text`."""
+    """Return the options of a group whose file holds `text`."""
     return sorted(file.stem for file in (CONF / group).glob("*.yaml") if text in file.read_text(encoding="utf-8"))
 
 
@@ -522,7 +521,7 @@ def _trainer(config: Config) -> Iterator[str]:
 
 def _resume(config: Config) -> Iterator[str]:
     is_missing = config.resume not in ("auto", "never") and not expand_home(config.resume).is_file()
-    if is_missing and distributed.is_rank_zero():  # which sends the file to machines that do not have it
+    if is_missing and distributed.is_rank_zero():  # rank 0 sends the file to machines that lack it
         hint = nearest(config.resume, ["auto", "never"])
         yield f"resume={config.resume}: expected auto, never, or a checkpoint file that exists.{hint}"
     if config.run is not None and config.task != "evaluate":
@@ -541,4 +540,4 @@ OF_STORED = {
     "weigh": [_model, _likelihood],
     "export": [_model, _export],
 }
-"""What is looked at for tasks that train nothing."""
+"""Checks for tasks that train nothing."""

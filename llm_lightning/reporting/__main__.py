@@ -1,6 +1,6 @@
 """Compare runs: `python -m llm_lightning.reporting <folder>...` prints the tables and writes one page.
 
-Given a single run's folder, it writes that run's own report anew.
+For a single run's folder, it writes that run's own report anew.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     groups = group_runs(runs)
-    found = all_tables(groups)
-    show(found)
+    tables = all_tables(groups)
+    show(tables)
     if options.csv is not None:
-        write_csv(found, options.csv)
+        write_csv(tables, options.csv)
         print(f"csv: {options.csv}")
     if options.terminal:
         return

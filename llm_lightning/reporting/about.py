@@ -1,4 +1,4 @@
-"""What a run is about to do, said before it does it."""
+"""Describe a run in its log before it starts: data, tokenizer, model, plan, disk use."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from llm_lightning.models.padding_check import warn_of_padding
 
 log = logging.getLogger(__name__)
 
-MANY = 16  # passes over the text that are worth a word
+MANY = 16  # passes over the text above which the log warns
 
 
 def machine(engine: lightning.Trainer) -> dict[str, Any]:
-    """What the run ran on."""
+    """Return the system, the hardware and the precision that the run uses."""
     device = engine.strategy.root_device
     return {
         "system": f"{platform.system()} {platform.release()}",
@@ -42,20 +42,20 @@ def machine(engine: lightning.Trainer) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's name, which Linux alone tells in a file."""
+    """Return the processor's name; only Linux has it in a file."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def describe(config: Config, text: TokenizedDataset, data: DataModule, model: PreTrainedModel) -> dict[str, Any]:
-    """Say what the run is about to do; returns what of it belongs into the summary."""
+    """Log data, tokenizer, model, plan and disk use of the run. Return the entries for the summary."""
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    known = {split: part for split, part in text.splits.items() if split != "train" or text.stream is None}
-    rows = {split: part.facts.rows for split, part in known.items()}
-    tokens = {split: int(part.lengths.sum()) for split, part in known.items()}
-    sizes = " · ".join(f"{split} {rows[split]:,} rows, {tokens[split]:,} tokens" for split in known)
+    counted_splits = {split: part for split, part in text.splits.items() if split != "train" or text.stream is None}
+    rows = {split: part.facts.rows for split, part in counted_splits.items()}
+    tokens = {split: int(part.lengths.sum()) for split, part in counted_splits.items()}
+    sizes = " · ".join(f"{split} {rows[split]:,} rows, {tokens[split]:,} tokens" for split in counted_splits)
     sizes = sizes if text.stream is None else f"train streamed · {sizes}"
     name, source = config.choices.get("data", config.data.source), build.checkpoint(config.model)
     log.info("data: %s · %s", name, sizes)
@@ -76,8 +76,10 @@ def describe(config: Config, text: TokenizedDataset, data: DataModule, model: Pr
     )
     if distributed.is_rank_zero():
         warn_of_padding(model)
-    wanted = config.trainer.max_steps
-    sooner = f", trainer.max_epochs comes before trainer.max_steps={wanted}" if wanted and data.total_steps < wanted else ""
+    max_steps = config.trainer.max_steps
+    sooner = (
+        f", trainer.max_epochs comes before trainer.max_steps={max_steps}" if max_steps and data.total_steps < max_steps else ""
+    )
     epochs = data.total_steps / len(data.plan.epoch(0))
     log.info(
         "plan: %s optimizer steps%s, validation every %s",
@@ -116,16 +118,16 @@ def describe(config: Config, text: TokenizedDataset, data: DataModule, model: Pr
 
 
 def data_name(config: Config) -> str:
-    """The preset of the data, or where the preset leaves the data open, the name of what is read."""
+    """Return the name of the data's preset, or, if the preset leaves the data open, of the data set or file."""
     data, preset = config.data, config.choices.get("data", config.data.source)
     if data.source == "hub" and data.dir is None:
         return preset if preset != "hub" else "/".join(filter(None, [data.name, data.config]))
     train = data.train[0] if isinstance(data.train, list) else data.train
     if train is None and preset != data.source:
         return preset
-    given = Path(data.dir or "", train or "")
-    name = "" if "*" in given.stem else re.sub(r"(^|[._-]+)train$", "", given.stem)
-    return name or given.parent.name or preset
+    path = Path(data.dir or "", train or "")
+    name = "" if "*" in path.stem else re.sub(r"(^|[._-]+)train$", "", path.stem)
+    return name or path.parent.name or preset
 
 
 def _columns(config: Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""The model card: README.md of the export, written from the run's summary."""
+"""Write the model card, README.md of the export, from the run's summary."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ PIPELINES = {
     "causal_lm": ("text-generation", '"Once"'),
     "instruction": ("text-generation", '[{"role": "user", "content": "a question"}]'),
 }
-"""The task of transformers' pipeline that runs an objective's model, and what it is called with."""
+"""Objective -> the task of transformers' pipeline that runs its model, and the arguments of a call."""
 CLASSES = {
     "question_answering": ("question-answering", "AutoModelForQuestionAnswering"),
     "translation": ("translation", "AutoModelForSeq2SeqLM"),
 }
-"""The task, and the class that loads a model, where transformers 5 has no pipeline for it."""
+"""Objective -> its task, and the class that loads its model, if transformers 5 has no pipeline for the task."""
 
 
 def write_card(folder: Path) -> None:
-    """hf/README.md of a finished run: what the model is, what it was trained on, how well it does, what it cost."""
+    """Write hf/README.md of a finished run: the model, its training data, its metrics and its cost."""
     run = load(folder)
     summary = run.summary
     data, seconds, energy = summary["data"], summary["seconds"], summary["energy"]
     objective, origin = summary["objective"], run.config["model"]["name_or_path"] or run.config["model"]["init_from"]
-    known, facts = (PIPELINES | CLASSES).get(objective), {"library_name": "transformers"}
-    facts |= {"pipeline_tag": known[0]} if known else {}
+    pipeline, facts = (PIPELINES | CLASSES).get(objective), {"library_name": "transformers"}
+    facts |= {"pipeline_tag": pipeline[0]} if pipeline else {}
     facts |= {"base_model": origin} if origin and not expand_home(origin).is_dir() else {}
     head = yaml.safe_dump(facts | {"tags": ["llm_lightning", objective]}, sort_keys=False)
     sizes = ", ".join(f"{split} {count:,} rows ({data['tokens'][split]:,} tokens)" for split, count in data["rows"].items())
@@ -42,7 +42,7 @@ def write_card(folder: Path) -> None:
         f"---\n{head}---",
         f"# {objective} on {data['name']}",
         f"{summary['model']['name']}, {summary['model']['parameters']:,} parameters, trained by llm_lightning.",
-        *([f"```python\n{_use(objective)}\n```"] if known else []),  # an objective of the user's own is not known here
+        *([f"```python\n{_use(objective)}\n```"] if pipeline else []),  # an objective of the user's own is not known here
         f"**Data.** {data['name']}: {sizes}.",
         f"**Training.** {summary['steps']:,} optimizer steps, {summary['tokens_seen']:,} tokens, best at step {summary['best_step']}; "
         f"{seconds['total']:.0f} s; {cost}; seed {summary['seed']}.",
@@ -54,12 +54,12 @@ def write_card(folder: Path) -> None:
 
 
 def _use(objective: str) -> str:
-    """The lines of Python that run an objective's model without us."""
+    """Return lines of Python that run an objective's model without llm_lightning."""
     if objective in CLASSES:
         auto = CLASSES[objective][1]
         return (
             f'from transformers import {auto}, AutoTokenizer\n\nmodel = {auto}.from_pretrained("<this folder>")\n'
             f'tokenizer = AutoTokenizer.from_pretrained("<this folder>")'
         )
-    task, given = PIPELINES[objective]
-    return f'from transformers import pipeline\n\nrun = pipeline("{task}", model="<this folder>")\nrun({given})'
+    task, arguments = PIPELINES[objective]
+    return f'from transformers import pipeline\n\nrun = pipeline("{task}", model="<this folder>")\nrun({arguments})'

@@ -1,4 +1,4 @@
-"""data.json of a run: what its text is like, counted from the encoded splits."""
+"""Compute data.json of a run: statistics of its text, counted from the encoded splits."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import xxhash
 from llm_lightning.data.encode import TokenizedSplit, label_counts
 from llm_lightning.data.module import TokenizedDataset
 
-COMPARED = 200_000  # sequences of a split that are looked for a second time; hashing them takes a third of a second
+COMPARED = 200_000  # sequences of a split that are searched for duplicates; hashing them takes a third of a second
 BARS = 24
 
 
 def data_card(text: TokenizedDataset) -> dict[str, dict[str, Any]]:
-    """Of each split: rows, tokens, lengths, labels, what was cut or left out, and sequences that are there twice, or in train too."""
-    seen = {split: _hashes(part) for split, part in text.splits.items()}
-    train = set(seen.get("train") or ())
-    found = {}
+    """Return, for each split: rows, tokens, lengths, labels, truncated and skipped rows, duplicates, and sequences also in train."""
+    hashes_by_split = {split: _hashes(part) for split, part in text.splits.items()}
+    train = set(hashes_by_split.get("train") or ())
+    cards = {}
     for split, part in text.splits.items():
-        lengths, hashes = np.asarray(part.lengths), seen[split]
+        lengths, hashes = np.asarray(part.lengths), hashes_by_split[split]
         counts, edges = np.histogram(lengths, BARS)
         card: dict[str, Any] = {
             "rows": part.facts.rows,
@@ -42,13 +42,13 @@ def data_card(text: TokenizedDataset) -> dict[str, dict[str, Any]]:
             card |= {"compared": len(hashes), "duplicates": len(hashes) - len(set(hashes))}
             card |= {} if split == "train" else {"in_train": sum(value in train for value in hashes)}
         if split == "train" and text.stream is not None:
-            card["sample"] = True  # from the front of what is streamed
-        found[split] = card
-    return found
+            card["sample"] = True  # from the start of the stream
+        cards[split] = card
+    return cards
 
 
 def _hashes(part: TokenizedSplit) -> list[int] | None:
-    """Of the first sequences; None for the blocks of one stream, which begin anywhere."""
+    """Return hashes of the first sequences; None for the blocks of one stream, which begin anywhere."""
     if part.rows is None:
         return None
     return [xxhash.xxh3_64_intdigest(part[i].tobytes()) for i in range(min(len(part), COMPARED))]

@@ -1,4 +1,4 @@
-"""The figures of one run's report."""
+"""Draw the figures of one run's report."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SPEED = [
     ("Padding and waiting for data", ["train/padding_fraction", "train/data_wait_fraction"], "share"),
 ]
 CURVES = 6  # precision-recall curves that are drawn, of the most frequent labels
-LABELS = 30  # of a confusion matrix, beyond which numbers in its cells could not be read
-CLASSES = 100  # of a confusion matrix or of bars, beyond which nothing can be told apart
+LABELS = 30  # of a confusion matrix, above which numbers in its cells could not be read
+CLASSES = 100  # of a confusion matrix or of bars, above which cells and bars could not be distinguished
 POINTS = 5000  # of a scatter plot, at most
 
 
 def learning(run: Run) -> list[Figure]:
-    """Loss and metrics over the steps; a language model's unigram entropy is a dashed line in its loss, the best step a dotted one."""
+    """Draw loss and metrics over the steps; a language model's unigram entropy is a dashed line in its loss, the best step a dotted one."""
     figures = _curves(run.curves(), LEARNT)
     entropy, best = run.metrics.get("validation/unigram_entropy"), run.summary.get("best_step")
     for figure in figures[:1]:
@@ -49,9 +49,9 @@ def speed(run: Run) -> list[Figure]:
     return _curves(run.curves(), SPEED)
 
 
-def _curves(curves: dict[str, Points], wanted: list[tuple[str, list[str], str]]) -> list[Figure]:
+def _curves(curves: dict[str, Points], charts: list[tuple[str, list[str], str]]) -> list[Figure]:
     figures = []
-    for title, metrics, axis in wanted:
+    for title, metrics, axis in charts:
         traces = [line(metric, curves[metric]) for metric in metrics if metric in curves]
         if traces:
             figures.append({"title": title, "traces": traces, "x": "optimizer step", "y": axis})
@@ -64,7 +64,7 @@ def line(name: str, points: Points) -> dict[str, Any]:
 
 
 def confusion(split: str, tables: dict[str, Any]) -> list[Figure]:
-    """Shares of each true class, with the numbers written in."""
+    """Draw the confusion matrix as shares of each true class, with the numbers in the cells."""
     matrix = tables.get("confusion_matrix") or []
     if not matrix or len(matrix) > CLASSES:
         return []
@@ -84,7 +84,7 @@ def confusion(split: str, tables: dict[str, Any]) -> list[Figure]:
 
 
 def reliability(split: str, tables: dict[str, Any]) -> list[Figure]:
-    """How often the model is right when it is so sure; bars show how many examples there are of it."""
+    """Draw accuracy over confidence; bars show the number of examples at each confidence."""
     bins = tables.get("calibration")
     if not bins:
         return []
@@ -117,7 +117,7 @@ def reliability(split: str, tables: dict[str, Any]) -> list[Figure]:
 
 
 def precision_recall(split: str, tables: dict[str, Any]) -> list[Figure]:
-    """Of the most frequent labels."""
+    """Draw precision over recall for the most frequent labels."""
     curves, classes = tables.get("precision_recall") or {}, tables.get("per_class") or {}
     names = sorted(curves, key=lambda name: -classes.get(name, {}).get("support", 0))[:CURVES]
     if not names:
@@ -139,15 +139,22 @@ def precision_recall(split: str, tables: dict[str, Any]) -> list[Figure]:
 
 
 def predictions(split: str, tables: dict[str, Any]) -> list[Figure]:
-    """A regression's predictions over the scores."""
+    """Draw a regression's predictions over the scores."""
     examples = tables.get("examples") or {}
     if "prediction" not in examples:
         return []
-    target, said = examples["target"], examples["prediction"]
+    target, predicted = examples["target"], examples["prediction"]
     ends, step = [min(target), max(target)], -(-len(target) // POINTS)
-    target, said = target[::step], said[::step]
+    target, predicted = target[::step], predicted[::step]
     traces = [
-        {"x": target, "y": said, "name": "examples", "mode": "markers", "type": "scatter", "marker": {"size": 5, "opacity": 0.5}},
+        {
+            "x": target,
+            "y": predicted,
+            "name": "examples",
+            "mode": "markers",
+            "type": "scatter",
+            "marker": {"size": 5, "opacity": 0.5},
+        },
         {"x": ends, "y": ends, "name": "as it should be", "mode": "lines", "line": {"dash": "dash", "width": 1}},
     ]
     return [
@@ -156,7 +163,7 @@ def predictions(split: str, tables: dict[str, Any]) -> list[Figure]:
 
 
 def lengths(data: dict[str, dict[str, Any]]) -> list[Figure]:
-    """How long the sequences of each split are."""
+    """Draw the distribution of sequence lengths of each split."""
     traces = []
     for split, card in data.items():
         histogram = (card.get("lengths") or {}).get("histogram")
@@ -171,13 +178,13 @@ def lengths(data: dict[str, dict[str, Any]]) -> list[Figure]:
 
 
 def balance(data: dict[str, dict[str, Any]]) -> list[Figure]:
-    """How often each label is there in each split."""
-    known = {split: card["labels"] for split, card in data.items() if card.get("labels")}
-    first: dict[str, int] = next(iter(known.values()), {})
+    """Draw the share of each label in each split."""
+    label_counts = {split: card["labels"] for split, card in data.items() if card.get("labels")}
+    first: dict[str, int] = next(iter(label_counts.values()), {})
     note = f"The {CLASSES} most frequent of {len(first):,}." if len(first) > CLASSES else ""
     drawn = sorted(first, key=lambda name: -first[name])[:CLASSES] if note else list(first)
-    totals = {split: max(sum(counts.values()), 1) for split, counts in known.items()}
-    known = {split: {name: counts.get(name, 0) for name in drawn} for split, counts in known.items()}
+    totals = {split: max(sum(counts.values()), 1) for split, counts in label_counts.items()}
+    label_counts = {split: {name: counts.get(name, 0) for name in drawn} for split, counts in label_counts.items()}
     traces = [
         {
             "x": list(counts),
@@ -187,7 +194,7 @@ def balance(data: dict[str, dict[str, Any]]) -> list[Figure]:
             "customdata": list(counts.values()),
             "hovertemplate": "%{customdata:,} (%{y:.1%})",
         }
-        for split, counts in known.items()
+        for split, counts in label_counts.items()
     ]
     layout = {"xaxis": {"type": "category"}, "yaxis": {"tickformat": ".0%"}}
     figure = {"title": "Labels", "traces": traces, "x": "", "y": "share of the split", "layout": layout, "note": note}

@@ -1,9 +1,9 @@
-"""How far a score can be trusted: 95% intervals by the bootstrap over the examples that it was computed from (Efron 1979).
+"""Compute 95% intervals of metrics by the bootstrap over the examples that they were computed from (Efron 1979).
 
-A metric is computed anew from as many examples, drawn with replacement, a thousand times; the interval holds the middle 95% of what
-comes out. What a confusion matrix tells needs no single examples: drawing its cells is drawing them. Of more than DRAWN examples only so
-many are drawn, and how far the draws lie from their mean is scaled by the root of their share (Bickel, Götze and van Zwet 1997): so is
-the interval of a score whose run kept a sample of its examples. Memory is bounded by AT_ONCE numbers.
+A metric is computed anew from as many examples, drawn with replacement, a thousand times; the interval holds the middle 95% of the
+results. Metrics of a confusion matrix need no single examples: drawing its cells is the same. Of more than DRAWN examples only DRAWN are
+drawn, and the deviations of the draws from their mean are scaled by the root of their share (Bickel, Götze and van Zwet 1997). The same
+holds for a score whose run kept a sample of its examples. Memory is bounded by AT_ONCE numbers.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ AT_ONCE = 1 << 21  # numbers that are drawn together
 DRAWN = 100_000  # examples of a draw, at most
 BOUNDS = (0.025, 0.975)
 MEANS = {"correct": "accuracy", "f1": "f1", "exact_match": "exact_match", "rouge_l": "rouge_l"}
-"""Lists of `examples` in evaluation/<split>.json whose mean is a metric."""
+"""List of `examples` in evaluation/<split>.json -> the metric that is its mean."""
 
 Draws = dict[str, np.ndarray]
-"""A metric's name, and its value in each draw."""
+"""Metric -> its value in each draw."""
 Interval = tuple[float, float]
 
 
 def intervals(run: Run) -> dict[str, Interval]:
-    """The interval of each metric (`split/name`) whose examples the run has kept."""
-    found = {}
+    """Return the interval of each metric (`split/name`) whose examples the run has kept."""
+    interval_by_metric = {}
     for split, tables in run.evaluations().items():
         for name, values in _draws(tables).items():
             metric = f"{split}/{name}"
@@ -39,79 +39,79 @@ def intervals(run: Run) -> dict[str, Interval]:
                 low, high = np.quantile(values, BOUNDS)
                 if share < 1:
                     low, high = (run.metrics[metric] + share**0.5 * (bound - values.mean()) for bound in (low, high))
-                found[metric] = (float(low), float(high))
-        found |= _of_the_loss(run, split, found.get(f"{split}/loss"))
-    return found
+                interval_by_metric[metric] = (float(low), float(high))
+        interval_by_metric |= _derive_from_loss(run, split, interval_by_metric.get(f"{split}/loss"))
+    return interval_by_metric
 
 
 def _share_drawn(tables: dict[str, Any], name: str) -> float:
-    """Return how many examples (of the loss: batches) a draw has, as a share of those that the score is of."""
+    """Return the number of examples (for the loss: batches) of a draw, as a share of all examples of the score."""
     if name in CONFUSED and tables.get("confusion_matrix"):
         return 1.0
     if name == "loss":
-        kept, of = len(tables["batches"]["loss"]), tables["batches"].get("of", 0)
+        scored, total = len(tables["batches"]["loss"]), tables["batches"].get("of", 0)
     else:
-        kept, of = max(map(len, tables["examples"].values())), (tables.get("sampled") or {}).get("of", 0)
-    return min(kept, DRAWN) / max(kept, of, 1)
+        scored, total = max(map(len, tables["examples"].values())), (tables.get("sampled") or {}).get("of", 0)
+    return min(scored, DRAWN) / max(scored, total, 1)
 
 
 def _draws(tables: dict[str, Any]) -> Draws:
     rng, examples = np.random.default_rng(0), tables.get("examples") or {}
-    found: Draws = {}
+    draws: Draws = {}
     if tables.get("confusion_matrix"):
-        found |= of_confusion(np.array(tables["confusion_matrix"]), rng)
+        draws |= resample_confusion(np.array(tables["confusion_matrix"]), rng)
     if {"right", "found", "true"} <= examples.keys():
-        found |= _of_counts(np.array(examples["right"]), np.array(examples["found"]), np.array(examples["true"]), rng)
+        draws |= _score_counts(np.array(examples["right"]), np.array(examples["found"]), np.array(examples["true"]), rng)
     elif {"prediction", "target"} <= examples.keys():
-        found |= _of_numbers(np.array(examples["prediction"]), np.array(examples["target"]), rng)
+        draws |= _score_numbers(np.array(examples["prediction"]), np.array(examples["target"]), rng)
     for name, metric in MEANS.items():
-        if examples.get(name) and metric not in found:
+        if examples.get(name) and metric not in draws:
             values = np.array(examples[name], float)
-            found[metric] = np.concatenate([values[places].mean(1) for places in _places(len(values), rng)])
+            draws[metric] = np.concatenate([values[places].mean(1) for places in _places(len(values), rng)])
     if batches := tables.get("batches"):
         loss, targets = np.array(batches["loss"]), np.array(batches["targets"])
-        found["loss"] = np.concatenate([loss[p].sum(1) / targets[p].sum(1) for p in _places(len(loss), rng)])
-    return found
+        draws["loss"] = np.concatenate([loss[p].sum(1) / targets[p].sum(1) for p in _places(len(loss), rng)])
+    return draws
 
 
 def _places(size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield (some draws, size) places of examples, DRAWS in all; of more than DRAWN examples so many."""
-    left, drawn = DRAWS if size else 0, min(size, DRAWN)
-    while left:
-        rows = min(left, max(1, AT_ONCE // drawn))
+    """Yield indices of examples, (some draws, examples), DRAWS draws in all; a draw has `size` examples, at most DRAWN."""
+    remaining, drawn = DRAWS if size else 0, min(size, DRAWN)
+    while remaining:
+        rows = min(remaining, max(1, AT_ONCE // drawn))
         yield rng.integers(0, size, (rows, drawn))
-        left -= rows
+        remaining -= rows
 
 
 CONFUSED = ("accuracy", "macro_f1", "mcc")
 
 
-def of_confusion(matrix: np.ndarray, rng: np.random.Generator) -> Draws:
-    """Accuracy, macro-F1 and MCC (Gorodkin 2004, equation 8) of confusion matrices drawn like this one; rows are true classes.
+def resample_confusion(matrix: np.ndarray, rng: np.random.Generator) -> Draws:
+    """Return accuracy, macro-F1 and MCC (Gorodkin 2004, equation 8) of confusion matrices drawn like this one; rows are true classes.
 
-    Only the cells that are not empty are drawn, some matrices at once: of 1,000 classes those take some 20 MB in place of 8 GB.
+    Only the nonempty cells are drawn, some matrices at once: for 1,000 classes they take some 20 MB instead of 8 GB.
     """
     count, classes = int(matrix.sum()), len(matrix)
-    true, said = np.nonzero(matrix)
-    cells = matrix[true, said]
-    by_said = np.argsort(said, kind="stable")
+    true, predicted = np.nonzero(matrix)
+    cells = matrix[true, predicted]
+    by_predicted = np.argsort(predicted, kind="stable")
     parts: list[Draws] = []
-    left = DRAWS
-    while left:
-        draws = min(left, max(1, AT_ONCE // max(len(cells), classes)))
-        left -= draws
+    remaining = DRAWS
+    while remaining:
+        draws = min(remaining, max(1, AT_ONCE // max(len(cells), classes)))
+        remaining -= draws
         drawn = rng.multinomial(count, cells / max(count, 1), draws)
         sums = {
-            "right": _sum_by_place(drawn[:, true == said], true[true == said], classes),
+            "right": _sum_by_place(drawn[:, true == predicted], true[true == predicted], classes),
             "true": _sum_by_place(drawn, true, classes),
-            "said": _sum_by_place(drawn[:, by_said], said[by_said], classes),
+            "predicted": _sum_by_place(drawn[:, by_predicted], predicted[by_predicted], classes),
         }
-        parts.append(_of_sums(count, **sums))
+        parts.append(_score_sums(count, **sums))
     return {name: np.concatenate([part[name] for part in parts]) for name in CONFUSED}
 
 
 def _sum_by_place(drawn: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
-    """Return (draws, size) the sums of the cells (draws, cells) of each place; places are sorted."""
+    """Return the sums (draws, size) of the cells (draws, cells) of each place; places are sorted."""
     sums = np.zeros((len(drawn), size))
     if len(places):
         first = np.flatnonzero(np.append(True, places[1:] != places[:-1]))
@@ -119,12 +119,12 @@ def _sum_by_place(drawn: np.ndarray, places: np.ndarray, size: int) -> np.ndarra
     return sums
 
 
-def _of_sums(count: int, right: np.ndarray, true: np.ndarray, said: np.ndarray) -> Draws:
-    """Return the scores of draws from how often each class is right, is true and is said, each (draws, classes)."""
-    occurs = true + said > 0
-    f1 = np.where(occurs, 2 * right / np.maximum(true + said, 1), 0)
-    spread = (count**2 - (said**2).sum(1)) * (count**2 - (true**2).sum(1))
-    covariance = right.sum(1) * count - (said * true).sum(1)
+def _score_sums(count: int, right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Draws:
+    """Return the scores of draws from how often each class is right, true and predicted, each (draws, classes)."""
+    occurs = true + predicted > 0
+    f1 = np.where(occurs, 2 * right / np.maximum(true + predicted, 1), 0)
+    spread = (count**2 - (predicted**2).sum(1)) * (count**2 - (true**2).sum(1))
+    covariance = right.sum(1) * count - (predicted * true).sum(1)
     return {
         "accuracy": right.sum(1) / max(count, 1),
         "macro_f1": f1.sum(1) / np.maximum(occurs.sum(1), 1),
@@ -132,23 +132,28 @@ def _of_sums(count: int, right: np.ndarray, true: np.ndarray, said: np.ndarray) 
     }
 
 
-def _of_counts(right: np.ndarray, found: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> Draws:
-    """Precision, recall and F1 over all that examples hold together."""
-    sums = [(right[p].sum(1), found[p].sum(1), true[p].sum(1)) for p in _places(len(right), rng)]
-    hit, said, there = (np.concatenate(parts) for parts in zip(*sums, strict=True))
-    f1 = 2 * hit / np.maximum(said + there, 1)
-    return {"f1": f1, "micro_f1": f1, "precision": hit / np.maximum(said, 1), "recall": hit / np.maximum(there, 1)}
+def _score_counts(right: np.ndarray, predicted: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> Draws:
+    """Return precision, recall and F1 over the summed counts of the examples."""
+    sums = [(right[p].sum(1), predicted[p].sum(1), true[p].sum(1)) for p in _places(len(right), rng)]
+    right_count, predicted_count, true_count = (np.concatenate(parts) for parts in zip(*sums, strict=True))
+    f1 = 2 * right_count / np.maximum(predicted_count + true_count, 1)
+    return {
+        "f1": f1,
+        "micro_f1": f1,
+        "precision": right_count / np.maximum(predicted_count, 1),
+        "recall": right_count / np.maximum(true_count, 1),
+    }
 
 
-def _of_numbers(said: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> Draws:
-    """Correlations and mean absolute error; the ranks are those among all examples."""
-    ranks = [np.unique(values, return_inverse=True)[1].astype(float) for values in (said, true)]
-    found: dict[str, list[np.ndarray]] = {"pearson": [], "spearman": [], "mae": []}
-    for places in _places(len(said), rng):
-        found["pearson"].append(_correlations(said[places], true[places]))
-        found["spearman"].append(_correlations(ranks[0][places], ranks[1][places]))
-        found["mae"].append(np.abs(said - true)[places].mean(1))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+def _score_numbers(predicted: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> Draws:
+    """Return correlations and mean absolute error; ranks are those among all examples."""
+    ranks = [np.unique(values, return_inverse=True)[1].astype(float) for values in (predicted, true)]
+    draws: dict[str, list[np.ndarray]] = {"pearson": [], "spearman": [], "mae": []}
+    for places in _places(len(predicted), rng):
+        draws["pearson"].append(_correlations(predicted[places], true[places]))
+        draws["spearman"].append(_correlations(ranks[0][places], ranks[1][places]))
+        draws["mae"].append(np.abs(predicted - true)[places].mean(1))
+    return {name: np.concatenate(parts) for name, parts in draws.items()}
 
 
 def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -156,13 +161,13 @@ def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / np.maximum(np.sqrt((a**2).sum(1) * (b**2).sum(1)), 1e-12)
 
 
-def _of_the_loss(run: Run, split: str, loss: Interval | None) -> dict[str, Interval]:
-    """Perplexity and bits per byte follow from the loss."""
+def _derive_from_loss(run: Run, split: str, loss: Interval | None) -> dict[str, Interval]:
+    """Return the intervals of perplexity and bits per byte, which follow from that of the loss."""
     if loss is None:
         return {}
-    found, value = {}, run.metrics[f"{split}/loss"]
+    interval_by_metric, value = {}, run.metrics[f"{split}/loss"]
     if f"{split}/perplexity" in run.metrics:
-        found[f"{split}/perplexity"] = (math.exp(min(loss[0], 700)), math.exp(min(loss[1], 700)))
+        interval_by_metric[f"{split}/perplexity"] = (math.exp(min(loss[0], 700)), math.exp(min(loss[1], 700)))
     if value and (bits := run.metrics.get(f"{split}/bits_per_byte")) is not None:
-        found[f"{split}/bits_per_byte"] = (loss[0] * bits / value, loss[1] * bits / value)
-    return found
+        interval_by_metric[f"{split}/bits_per_byte"] = (loss[0] * bits / value, loss[1] * bits / value)
+    return interval_by_metric

@@ -1,4 +1,4 @@
-"""The page that compares runs: a table to sort, who pays what for which quality, what settings did, and whether it was luck."""
+"""Write the page that compares runs: a sortable table, quality over cost, the effect of settings, and tests of significance."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ COMPARED = [
     ("Training loss", "train/loss", "nats per target"),
     ("Validation loss", "validation/loss", "nats per target"),
 ]
-LABELLED, LONG = 10, 32  # points of a figure that have room for their names, and characters of a name that has none
+LABELLED, LONG = 10, 32  # points of a figure up to which names fit, and characters above which a name does not
 BEST, OTHER = "#3b7ce8", "#8b8f97"
-AXES = 6  # settings that are drawn as parallel axes, beside the costs and the quality
-WIDE_RANGE = 20.0  # largest over smallest from which on an axis is logarithmic
+AXES = 6  # settings drawn as parallel axes, beside the costs and the quality
+WIDE_RANGE = 20.0  # largest over smallest value above which an axis is logarithmic
 
 
 def write_comparison(groups: list[Group], target: Path, title: str, figures: Sequence[Figure] = ()) -> Path:
-    """One page for several runs; `figures`, dictionaries with a `title`, plotly `traces` and perhaps a `layout`, come before the curves."""
+    """Write a page for several runs. `figures`, dictionaries with a `title`, plotly `traces` and perhaps a `layout`, precede the curves."""
     count = sum(len(group.runs) for group in groups)
     lead = f"{count} runs of {len(groups)} configurations" if count > len(groups) else f"{count} runs"
     kinds = by_objective(groups)
     parts: list[partial[Section]] = []
     for kind, members in kinds.items():
         parts.append(partial(_ranking, members))
-        parts += [partial(_trade, kind, found) for found in by_data(members) if len(found) > 1]
+        parts += [partial(_trade, kind, comparable) for comparable in by_data(members) if len(comparable) > 1]
     parts += [partial(_sweep, list(figures)), *(partial(_curves, kind, members) for kind, members in kinds.items())]
     return write_page(target, title, lead, sections(parts))
 
@@ -44,14 +44,14 @@ def _sweep(figures: list[Figure]) -> Section:
 
 
 def _ranking(groups: list[Group]) -> Section:
-    """The table that the terminal shows, and whether the first of it is the best."""
+    """Return the terminal's table, and tests whether its first row is the best."""
     (table,) = tables(groups)
-    tests = [found for members in by_data(groups) if (found := significance(members)) is not None]
+    tests = [test for members in by_data(groups) if (test := significance(members)) is not None]
     return Section(table.title, tables=[replace(table, title=""), *tests])
 
 
 def _trade(kind: str, groups: list[Group]) -> Section:
-    """Quality against each cost, and the settings with what came of them."""
+    """Return charts of quality over each cost, and of the settings with their results."""
     best = quality(groups)
     if best is None:
         return Section(kind)
@@ -62,7 +62,7 @@ def _trade(kind: str, groups: list[Group]) -> Section:
 
 
 def _curves(kind: str, groups: list[Group]) -> Section:
-    """Each compared metric, the first seed of every group over the others."""
+    """Return the curves of each compared metric, the first seed of every group above the others."""
     read = [(group.name, group.runs[0].curves()) for group in groups]
     figures = []
     for title, metric, axis in COMPARED:
@@ -74,7 +74,7 @@ def _curves(kind: str, groups: list[Group]) -> Section:
 
 
 def pareto(groups: list[Group], best: Quality, column: Column) -> Figure | None:
-    """Quality over a cost, with the line of those that are not beaten in both; None where the cost is not known of two, or all alike."""
+    """Draw quality over a cost, with the Pareto frontier; None if fewer than two groups have the cost, or all have the same."""
     points = [
         (paid, score, half_width(group.values(best.column.pick)) or 0.0, group.name)
         for group in groups
@@ -119,18 +119,18 @@ def pareto(groups: list[Group], best: Quality, column: Column) -> Figure | None:
 
 
 def frontier(points: list[tuple[float, float]], higher: bool) -> list[int]:
-    """Which of (cost, quality), sorted by cost, are better than all that cost no more."""
-    found: list[int] = []
+    """Return the indices of the points (cost, quality), sorted by cost, that are better than all points that cost no more."""
+    indices: list[int] = []
     for i, (_, score) in enumerate(points):
-        if not found or (score > points[found[-1]][1] if higher else score < points[found[-1]][1]):
-            found.append(i)
-    return found
+        if not indices or (score > points[indices[-1]][1] if higher else score < points[indices[-1]][1]):
+            indices.append(i)
+    return indices
 
 
 def parallel(groups: list[Group], best: Quality) -> Figure | None:
-    """A line a configuration through the settings in which they differ, their costs and their quality.
+    """Draw a line per configuration through the settings in which they differ, their costs and their quality.
 
-    Drawn with plain lines: plotly's own parallel coordinates need WebGL, and cannot be read on a phone.
+    These are plain lines: plotly's own parallel coordinates need WebGL, and are not legible on a phone.
     """
     axes = [*_settings(groups)[:AXES], *((c.title, [g.mean(c.pick) for g in groups]) for c in PAID[:1] + PAID[-1:])]
     axes.append((best.title, [group.mean(best.column.pick) for group in groups]))
@@ -154,7 +154,7 @@ def parallel(groups: list[Group], best: Quality) -> Figure | None:
     notes = [
         {"x": i, "y": place, "text": text, "showarrow": False, "xanchor": "left", "xshift": 4, "yshift": 7, "font": {"size": 10}}
         for i, (_, ticks) in enumerate(placed)
-        for place, text in _apart(ticks)
+        for place, text in _drop_overlapping(ticks)
     ]
     layout = {
         "showlegend": False,
@@ -167,13 +167,13 @@ def parallel(groups: list[Group], best: Quality) -> Figure | None:
 
 
 def _settings(groups: list[Group]) -> list[tuple[str, list[Any]]]:
-    """(setting, its value in each group) of those that differ; a preset stands for the settings of the model that come with it."""
-    found = [settings(group.runs[0].config) for group in groups]
+    """Return (setting, its value in each group) for settings that differ; a preset replaces the model settings that come with it."""
+    settings_by_group = [settings(group.runs[0].config) for group in groups]
     presets = [(group.runs[0].config.get("choices") or {}).get("model") for group in groups]
     several = len(set(presets)) > 1
     axes: list[tuple[str, list[Any]]] = [("model", presets)] if several else []
-    for key in dict.fromkeys(key for known in found for key in known):
-        values = [known.get(key) for known in found]
+    for key in dict.fromkeys(key for group_settings in settings_by_group for key in group_settings):
+        values = [group_settings.get(key) for group_settings in settings_by_group]
         if len({str(value) for value in values}) > 1 and not (several and key.startswith("model.")):
             name = key.removesuffix("._target_")
             shown = values if name == key else [str(value).rpartition(".")[2] for value in values]
@@ -182,7 +182,7 @@ def _settings(groups: list[Group]) -> list[tuple[str, list[Any]]]:
 
 
 def _place_on_axis(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Where on an axis from 0 to 1 each value is, and the places that are labelled."""
+    """Return the position of each value on an axis from 0 to 1, and the labelled positions."""
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) < len(values):
         names = sorted({str(value) for value in values})
@@ -198,13 +198,13 @@ def _place_on_axis(values: list[Any]) -> tuple[list[float], list[tuple[float, st
     return places, ends
 
 
-def _apart(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
-    """Labels that do not lie on each other, the ends first."""
-    kept: list[tuple[float, str]] = []
+def _drop_overlapping(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Return labels that do not overlap, the ends first."""
+    labels: list[tuple[float, str]] = []
     for place, text in sorted(ticks, key=lambda tick: -abs(tick[0] - 0.5)):
-        if all(abs(place - other) > 0.07 for other, _ in kept):
-            kept.append((place, text))
-    return kept
+        if all(abs(place - other) > 0.07 for other, _ in labels):
+            labels.append((place, text))
+    return labels
 
 
 def _text(value: Any) -> str:
@@ -212,7 +212,7 @@ def _text(value: Any) -> str:
 
 
 def _shade(share: float) -> str:
-    """From grey for the worst to blue for the best."""
+    """Return a colour from grey for the worst to blue for the best."""
     ends = ((150, 158, 170), (47, 111, 222))
     mixed = [round(a + (b - a) * share) for a, b in zip(*ends, strict=True)]
     return f"rgba({mixed[0]},{mixed[1]},{mixed[2]},{0.45 + 0.5 * share:.2f})"

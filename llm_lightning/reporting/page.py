@@ -1,4 +1,4 @@
-"""The page that reports and leaderboards are: sections of figures and tables, in one file that needs no network.
+"""Write the page of a report or a leaderboard: sections of figures and tables, in one file that needs no network.
 
 Figures are plain plotly dictionaries: plotly.py is not imported (it would cost a second), only its JavaScript is put into the page
 once (4.8 MB). Colours follow the reader's light or dark setting.
@@ -24,12 +24,12 @@ from llm_lightning.reporting.table import Table
 log = logging.getLogger(__name__)
 
 Figure = dict[str, Any]
-"""`title`, plotly `traces`, and where there are such the axes' titles `x` and `y`, a `note`, whether it is `wide`, plotly's `layout`."""
+"""`title`, plotly `traces`, and optionally the axes' titles `x` and `y`, a `note`, whether it is `wide`, and plotly's `layout`."""
 
 
 @dataclass
 class Section:
-    """A part of a page, with a heading that the page's menu leads to."""
+    """A part of a page, with a heading that the page's menu links to."""
 
     title: str
     note: str = ""
@@ -39,9 +39,9 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     mistakes: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
-    """Of each prompt: `prompt`, `reference` where there is one, and `texts` as (step, text)."""
+    """For each prompt: `prompt`, `reference` or None, and `texts` as (step, text)."""
     texts: list[tuple[str, str]] = field(default_factory=list)
-    """(heading, preformatted text), folded away."""
+    """(heading, preformatted text), collapsed."""
 
     @property
     def empty(self) -> bool:
@@ -49,43 +49,43 @@ class Section:
 
 
 def sections(parts: Iterable[partial[Section]]) -> list[Section]:
-    """The sections that have something to show; one that fails is named in the log and in the page, and the others are there."""
-    found = []
+    """Return the sections that are not empty. One that fails is named in the log and in the page; the others are kept."""
+    shown = []
     for part in parts:
         try:
             section = part()
-        except Exception as error:  # a report is of a run that is done: what is broken in its record must not hide the rest
+        except Exception as error:  # the run is done: a broken part of its record must not hide the rest
             name = part.func.__name__.strip("_").replace("_", " ")
             log.warning("report: %s is left out (%s: %s)", name, type(error).__name__, error)
             section = Section(name.capitalize(), texts=[("left out", f"{type(error).__name__}: {error}")])
         if not section.empty:
-            found.append(section)
-    return found
+            shown.append(section)
+    return shown
 
 
-def write_page(target: Path, title: str, lead: str, found: list[Section]) -> Path:
-    """The sections as HTML."""
+def write_page(target: Path, title: str, lead: str, page_sections: list[Section]) -> Path:
+    """Write the sections as HTML. Return the path."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("llm_lightning.reporting"), autoescape=True, trim_blocks=True)
-    figures = [figure for section in found for figure in section.figures]
-    drawn = json.dumps(_drawable(figures)).replace("<", "\\u003c")  # nothing in it can end the script that it is in
+    figures = [figure for section in page_sections for figure in section.figures]
+    drawn = json.dumps(_make_drawable(figures)).replace("<", "\\u003c")  # so that no text can end the script element
     script = files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
     template = environment.get_template("page.html.j2")
-    page = template.render(title=title, lead=lead, sections=found, figures_json=drawn, plotly=script)
-    whole = target.with_name(f".{target.name}.partial")
-    whole.write_text(page, encoding="utf-8")
-    whole.replace(target)
+    page = template.render(title=title, lead=lead, sections=page_sections, figures_json=drawn, plotly=script)
+    partial_file = target.with_name(f".{target.name}.partial")
+    partial_file.write_text(page, encoding="utf-8")
+    partial_file.replace(target)
     return target
 
 
-def _drawable(value: Any, markup: bool = False) -> Any:
-    """Plain containers with null for what is no number, which JSON does not have, and with texts that plotly shows as they are.
+def _make_drawable(value: Any, markup: bool = False) -> Any:
+    """Return plain containers with null for NaN and infinity, which JSON lacks, and with texts escaped for plotly.
 
-    It takes what looks like HTML in them for such; only templates are meant so.
+    Plotly interprets HTML in texts; only templates are meant to contain it.
     """
     if isinstance(value, dict):
-        return {key: _drawable(item, str(key).endswith("template")) for key, item in value.items()}
+        return {key: _make_drawable(item, str(key).endswith("template")) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_drawable(item, markup) for item in value]
+        return [_make_drawable(item, markup) for item in value]
     if isinstance(value, str) and not markup:
         return html.escape(value, quote=False)
     return None if isinstance(value, float) and not math.isfinite(value) else value

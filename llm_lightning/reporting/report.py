@@ -1,4 +1,4 @@
-"""report.html of one run: what it came to, how sure that is, how it went, where it is wrong, what it cost, how to repeat it."""
+"""Write report.html of one run: its results with their intervals, its curves, its mistakes, its cost, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PERCENT = " %"
 
 
 def write_report(folder: Path) -> Path:
-    """report.html of one run, in its folder; what its record does not have is left out."""
+    """Write report.html of one run into its folder. Sections without a record are left out. Return the path."""
     run = load(folder)
     model = run.summary["model"]
     size = f" · {model['parameters'] / 1e6:.1f}M parameters" if model["parameters"] else ""
@@ -29,15 +29,15 @@ def write_report(folder: Path) -> Path:
 
 
 def parts(run: Run) -> list[partial[Section]]:
-    """The parts of the report, each to be made from the run."""
+    """Return functions that each build a section of the report from the run."""
     return [partial(part, run) for part in (results, learning, mistakes, samples, data, speed, configuration, reproduction)]
 
 
 def results(run: Run) -> Section:
-    """Headline numbers with their intervals; where the model is right and wrong; all metrics."""
-    known = intervals(run)
+    """Return headline numbers with their intervals, figures of right and wrong predictions, and all metrics."""
+    interval_by_metric = intervals(run)
     group = Group(run.title, [run])
-    tiles = [(column.title, format_cell(group, column), _within(column, known)) for column in columns_of(run)]
+    tiles = [(column.title, format_cell(group, column), _format_interval(column, interval_by_metric)) for column in columns_of(run)]
     tiles.sort(key=lambda tile: not tile[0].startswith("test"))
     drawn = [
         figure
@@ -45,37 +45,43 @@ def results(run: Run) -> Section:
         for draw in (figures.confusion, figures.reliability, figures.precision_recall, figures.predictions)
         for figure in draw(split, tables)
     ]
-    note = "95% intervals by the bootstrap over the examples of the split (of a language model, its batches)." if known else ""
-    found = [*_class_tables(run), _metrics(run, known)]
-    return Section("Results", note, tiles=[tile for tile in tiles if tile[1] != "–"], figures=drawn, tables=found)
+    note = (
+        "95% intervals by the bootstrap over the examples of the split (of a language model, its batches)."
+        if interval_by_metric
+        else ""
+    )
+    result_tables = [*_class_tables(run), _metrics(run, interval_by_metric)]
+    return Section("Results", note, tiles=[tile for tile in tiles if tile[1] != "–"], figures=drawn, tables=result_tables)
 
 
-def _within(column: Column, known: dict[str, Interval]) -> str:
-    """A tile's interval, written as its value is."""
-    if column.metric not in known:
+def _format_interval(column: Column, interval_by_metric: dict[str, Interval]) -> str:
+    """Return a tile's interval, formatted like its value."""
+    if column.metric not in interval_by_metric:
         return ""
     factor = 100 if column.title.endswith(PERCENT) else 1
-    low, high = (column.form.format(factor * bound) for bound in known[column.metric])
+    low, high = (column.form.format(factor * bound) for bound in interval_by_metric[column.metric])
     return f"{low} to {high}"
 
 
-def _metrics(run: Run, known: dict[str, Interval]) -> Table:
-    """A row a metric, with its value and interval on each split."""
+def _metrics(run: Run, interval_by_metric: dict[str, Interval]) -> Table:
+    """Return a table with a row per metric: its value and interval on each split."""
     splits = list(dict.fromkeys(name.split("/")[0] for name in run.metrics))
     names = dict.fromkeys(name.partition("/")[2] for name in run.metrics)
-    rows = [[name, *(_cell(run, f"{split}/{name}", known) for split in splits)] for name in names]
+    rows = [[name, *(_cell(run, f"{split}/{name}", interval_by_metric) for split in splits)] for name in names]
     return Table("All metrics", ["metric", *splits], rows, sortable=True)
 
 
-def _cell(run: Run, metric: str, known: dict[str, Interval]) -> str:
+def _cell(run: Run, metric: str, interval_by_metric: dict[str, Interval]) -> str:
     if metric not in run.metrics:
         return "–"
-    interval = f" ({known[metric][0]:.4g} to {known[metric][1]:.4g})" if metric in known else ""
+    interval = (
+        f" ({interval_by_metric[metric][0]:.4g} to {interval_by_metric[metric][1]:.4g})" if metric in interval_by_metric else ""
+    )
     return f"{run.metrics[metric]:.5g}{interval}"
 
 
 def _class_tables(run: Run) -> list[Table]:
-    found = []
+    class_tables = []
     for split, tables in run.evaluations().items():
         rows = [
             [name, *(f"{s[k]:.3f}" for k in ("precision", "recall", "f1")), f"{s['support']:,}"]
@@ -83,11 +89,13 @@ def _class_tables(run: Run) -> list[Table]:
         ]
         if rows:
             which = f", the {len(rows)} worst of {tables['classes']:,}" if tables.get("classes", 0) > len(rows) else ""
-            found.append(Table(f"Classes · {split}{which}", ["class", "precision", "recall", "F1", "number"], rows, sortable=True))
+            class_tables.append(
+                Table(f"Classes · {split}{which}", ["class", "precision", "recall", "F1", "number"], rows, sortable=True)
+            )
         pairs = [[pair["true"], pair["said"], f"{pair['count']:,}"] for pair in tables.get("confusions") or []]
         if pairs and tables.get("classes", 0) > figures.CLASSES:  # fewer are drawn as a matrix
-            found.append(Table(f"Confused most often · {split}", ["true", "said", "number"], pairs, sortable=True))
-    return found
+            class_tables.append(Table(f"Confused most often · {split}", ["true", "said", "number"], pairs, sortable=True))
+    return class_tables
 
 
 def learning(run: Run) -> Section:
@@ -96,7 +104,7 @@ def learning(run: Run) -> Section:
 
 
 def mistakes(run: Run) -> Section:
-    """The worst of the last split that has some."""
+    """Return the worst mistakes of the last split that has some."""
     for split, tables in reversed(run.evaluations().items()):
         if tables.get("mistakes"):
             sure = "probability" in tables["mistakes"][0]
@@ -106,23 +114,25 @@ def mistakes(run: Run) -> Section:
 
 
 def samples(run: Run) -> Section:
-    """What the model wrote after each validation, and at the end."""
+    """Return the model's samples after each validation, and at the end."""
     prompts: dict[str, dict[str, Any]] = {}
     for line in run.samples():
-        kept = prompts.setdefault(line["prompt"], {"prompt": line["prompt"], "reference": line.get("reference"), "texts": []})
-        kept["texts"].append((line["step"], line["text"]))
-    found = list(prompts.values())
+        sample = prompts.setdefault(line["prompt"], {"prompt": line["prompt"], "reference": line.get("reference"), "texts": []})
+        sample["texts"].append((line["step"], line["text"]))
+    all_samples = list(prompts.values())
     for split, tables in run.evaluations().items():
         for line in (tables.get("samples") or [])[:5]:
-            prompt, said = line.get("prompt", line.get("source")), line.get("answer", line.get("translation"))
-            found.append({"prompt": prompt, "reference": line.get("reference"), "texts": [(f"{split}, best weights", said)]})
+            prompt, answer = line.get("prompt", line.get("source")), line.get("answer", line.get("translation"))
+            all_samples.append(
+                {"prompt": prompt, "reference": line.get("reference"), "texts": [(f"{split}, best weights", answer)]}
+            )
     return Section(
-        "Samples", "What the model makes of the same prompts in the course of its training, the latest first.", samples=found
+        "Samples", "What the model makes of the same prompts in the course of its training, the latest first.", samples=all_samples
     )
 
 
 def data(run: Run) -> Section:
-    """The data card."""
+    """Return the data card."""
     summary, cards = run.summary["data"], run.data()
     rows = [_data_row(split, summary, cards.get(split, {})) for split in summary["rows"]]
     columns = [
@@ -161,7 +171,7 @@ def _data_row(split: str, summary: dict[str, Any], card: dict[str, Any]) -> list
 
 
 def speed(run: Run) -> Section:
-    """Time, memory, energy."""
+    """Return time, memory and energy."""
     group = Group(run.title, [run])
     tiles = [(column.title, format_cell(group, column), "") for column in COSTS]
     throughput, seconds, energy = (run.summary[name] for name in ("throughput", "seconds", "energy"))
@@ -177,13 +187,13 @@ def speed(run: Run) -> Section:
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
+    leaves = []
     for name, value in values.items():
         if isinstance(value, dict):
-            found += _leaves(value, f"{prefix}{name}, ")
+            leaves += _leaves(value, f"{prefix}{name}, ")
         elif value is not None:
-            found.append((prefix + name, value))
-    return found
+            leaves.append((prefix + name, value))
+    return leaves
 
 
 def _plain(value: Any) -> str:
@@ -191,12 +201,12 @@ def _plain(value: Any) -> str:
 
 
 def configuration(run: Run) -> Section:
-    """What was chosen for this run, and the whole."""
-    rows = [[key, _short(own), _short(usual)] for key, own, usual in differences(run.config)]
-    found = [Table("Chosen", ["setting", "this run", "by default"], rows)] if rows else []
-    whole = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
+    """Return the settings chosen for this run, and the whole configuration."""
+    rows = [[key, _short(value), _short(default)] for key, value, default in differences(run.config)]
+    setting_tables = [Table("Chosen", ["setting", "this run", "by default"], rows)] if rows else []
+    full_config = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
     note = f"Against a plain run: python train.py task={run.summary['task']}"
-    return Section("Configuration", note, tables=found, texts=[("The whole configuration", whole)])
+    return Section("Configuration", note, tables=setting_tables, texts=[("The whole configuration", full_config)])
 
 
 def _short(value: Any) -> str:
@@ -205,7 +215,7 @@ def _short(value: Any) -> str:
 
 
 def reproduction(run: Run) -> Section:
-    """Command, commit, versions, machine."""
+    """Return command, commit, versions and machine."""
     summary = run.summary
     rows = [
         ["command", str(run.config.get("command") or "–")],

@@ -25,6 +25,6 @@ def write_results(folder: Path, summary: dict[str, Any], details: dict[str, Any]
 
 
 def write_pages(folder: Path) -> Path:
-    """Write the report and the model card of a finished run from its folder. Returns the path of the report."""
+    """Write the report and the model card of a finished run from its folder. Return the path of the report."""
     write_card(folder)
     return write_report(folder)

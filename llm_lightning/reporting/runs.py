@@ -1,4 +1,4 @@
-"""Read run folders back: one `Run` a folder, runs that differ only by seed gathered in a `Group`."""
+"""Read run folders: one `Run` per folder; a `Group` holds runs that differ only by seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """What one run left."""
+    """A finished run, read from its folder."""
 
     folder: Path
     summary: dict[str, Any]
@@ -38,19 +38,19 @@ class Run:
         return f"{self.summary['objective']} on {self.summary['data']['name']}"
 
     def curves(self) -> dict[str, list[tuple[float, float]]]:
-        """Each metric of metrics.csv as (step, value) pairs."""
-        found: dict[str, list[tuple[float, float]]] = {}
+        """Return each metric of metrics.csv as (step, value) pairs."""
+        points_by_metric: dict[str, list[tuple[float, float]]] = {}
         file = self.folder / "metrics.csv"
         if file.is_file():
             with file.open(newline="", encoding="utf-8") as rows:
                 for row in csv.DictReader(rows):
                     for name, value in row.items():
                         if value and "/" in name:
-                            found.setdefault(name, []).append((float(row["step"]), float(value)))
-        return found
+                            points_by_metric.setdefault(name, []).append((float(row["step"]), float(value)))
+        return points_by_metric
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Tables of each split, validation before test: confusion matrix, per-class scores."""
+        """Return the tables of each split, validation before test: confusion matrix, per-class scores."""
         return self._evaluations
 
     @cached_property
@@ -59,19 +59,19 @@ class Run:
         return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
     def samples(self) -> list[dict[str, Any]]:
-        """What the model wrote behind fixed prompts after each validation."""
+        """Return the model's continuations of fixed prompts after each validation."""
         file = self.folder / "samples.jsonl"
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
     def data(self) -> dict[str, dict[str, Any]]:
-        """What is known of each split's text."""
+        """Return the data card of each split."""
         file = self.folder / "data.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one configuration on the same data, with different seeds; the name tells it from others of its objective."""
+    """Runs of one configuration on the same data, with different seeds; its name is unique among groups of its objective."""
 
     name: str
     runs: list[Run]
@@ -85,17 +85,17 @@ class Group:
         return str(self.runs[0].summary["data"]["name"])
 
     def values(self, pick: Callable[[Run], float | None]) -> list[float]:
-        """What `pick` takes from the run of each seed, where there is something to take."""
+        """Return the value that `pick` returns for the run of each seed, without None."""
         return [float(value) for run in self.runs if (value := pick(run)) is not None]
 
     def mean(self, pick: Callable[[Run], float | None]) -> float | None:
-        """The mean over the seeds; None where there is nothing to take."""
+        """Return the mean over the seeds; None if `pick` returns None for all."""
         values = self.values(pick)
         return mean(values) if values else None
 
 
 def load(folder: Path) -> Run:
-    """Raises UserError where the folder's summary cannot be read."""
+    """Read the run of a folder. Raises UserError if its summary cannot be read."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -105,29 +105,29 @@ def load(folder: Path) -> Run:
 
 
 def _fill_summary(summary: dict[str, Any]) -> dict[str, Any]:
-    """A summary with all that is read of it, also one that is older than some of its parts."""
-    found: dict[str, Any] = {"task": "?", "objective": "?", "steps": 0, "tokens_seen": 0, "seed": 0, "git": None} | summary
+    """Return a summary with every entry that readers use, also for a summary of an older version."""
+    filled: dict[str, Any] = {"task": "?", "objective": "?", "steps": 0, "tokens_seen": 0, "seed": 0, "git": None} | summary
     for section in ("metrics", "throughput", "seconds", "energy", "versions", "machine"):
-        found[section] = found.get(section) or {}
-    found["model"] = {"name": "?", "parameters": 0} | (found.get("model") or {})
-    found["data"] = {"name": "?", "fingerprint": "", "rows": {}, "tokens": {}} | (found.get("data") or {})
-    return found
+        filled[section] = filled.get(section) or {}
+    filled["model"] = {"name": "?", "parameters": 0} | (filled.get("model") or {})
+    filled["data"] = {"name": "?", "fingerprint": "", "rows": {}, "tokens": {}} | (filled.get("data") or {})
+    return filled
 
 
 def find(folders: Iterable[Path]) -> list[Run]:
-    """Every finished run in or below the folders, in order of their paths; one that cannot be read is named and left out.
+    """Return every finished run in or below the folders, in order of their paths. A run that cannot be read is named and left out.
 
-    Raises UserError where there is none.
+    Raises UserError if no run is left.
     """
     folders = list(folders)
-    found = sorted({file.parent for folder in folders for file in folder.rglob("summary.json")})
-    if not found:
+    run_folders = sorted({file.parent for folder in folders for file in folder.rglob("summary.json")})
+    if not run_folders:
         places = ", ".join(map(str, folders))
         raise UserError(
             f"{places}: no finished run in or below (a run folder holds summary.json); train one first, or give its folder."
         )
     runs, problems = [], []
-    for folder in found:
+    for folder in run_folders:
         try:
             runs.append(load(folder))
         except UserError as error:
@@ -140,18 +140,18 @@ def find(folders: Iterable[Path]) -> list[Run]:
 
 
 def group_runs(runs: list[Run]) -> list[Group]:
-    """Runs gathered by configuration and data, named by what tells them apart; of the same seed twice, the later run."""
+    """Return runs grouped by configuration and data, named by their differences; of two runs with the same seed, the later."""
     by_settings: dict[str, dict[Any, Run]] = {}
     for run in sorted(runs, key=lambda run: (run.folder / "summary.json").stat().st_mtime):
         data = run.summary["data"]
-        known = configuration(run.config, data.get("fingerprints") or data["fingerprint"])
-        by_settings.setdefault(known, {})[run.summary["seed"]] = run
-    left = {id(run) for members in by_settings.values() for run in members.values()}
+        configuration_hash = configuration(run.config, data.get("fingerprints") or data["fingerprint"])
+        by_settings.setdefault(configuration_hash, {})[run.summary["seed"]] = run
+    kept_ids = {id(run) for members in by_settings.values() for run in members.values()}
     order = {id(run): place for place, run in enumerate(runs)}
     groups = [sorted(members.values(), key=lambda run: order[id(run)]) for members in by_settings.values()]
     groups.sort(key=lambda members: order[id(members[0])])
-    if len(left) < len(runs):
-        log.info("%s runs of a seed that a later run repeats are left out", len(runs) - len(left))
+    if len(kept_ids) < len(runs):
+        log.info("%s runs of a seed that a later run repeats are left out", len(runs) - len(kept_ids))
     firsts = [members[0] for members in groups]
     names = [_name(first, firsts, FEW) for first in firsts]
     alike = {name for name, count in Counter(names).items() if count > 1}
@@ -160,47 +160,48 @@ def group_runs(runs: list[Run]) -> list[Group]:
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a config tells its runs from those of other configurations, as `a.b.c` -> value."""
+    """Return the settings of a config that distinguish its runs from those of other configurations, as `a.b.c` -> value."""
     return select(config, COMPARED)
 
 
 ORIGIN = ("model.init_from", "model.name_or_path")
 PLACES = ("data.train", "data.validation", "data.test", "data.dir", "data.name", "data.config", "data.predict")
-"""Settings that say which data it is: it has a name."""
-FEW = 3  # settings in a name, unless it takes more to tell two apart
+"""Settings that choose the data; names of groups use the data's name instead."""
+FEW = 3  # settings in a name, unless two names need more to differ
 
 
 def _name(run: Run, everyone: list[Run], most: int | None) -> str:
-    """The data and the origin of the weights where they differ, and some of the settings that other runs like it do not have."""
-    own, alike = settings(run.config), [other for other in everyone if other.summary["objective"] == run.summary["objective"]]
+    """Return a run's name: the data and the origin of the weights if they differ between runs, and some settings that other runs lack."""
+    run_settings = settings(run.config)
+    alike = [other for other in everyone if other.summary["objective"] == run.summary["objective"]]
     preset = _preset(run) if len({_preset(other) for other in alike}) > 1 else None
     peers = [other for other in alike if preset is None or _preset(other) == preset]  # a preset has settings of its own
     others = [settings(other.config) for other in peers]
     near = [
         settings(other.config) for other in peers if other.summary["data"]["name"] == run.summary["data"]["name"]
     ]  # so have data
-    origin, origins = _origin(own), {_origin(settings(other.config)) for other in alike}
+    origin, origins = _origin(run_settings), {_origin(settings(other.config)) for other in alike}
 
     def differs(key: str) -> bool:
-        return any(other.get(key) != own[key] for other in (near if key.startswith("data.") else others))
+        return any(other.get(key) != run_settings[key] for other in (near if key.startswith("data.") else others))
 
-    differing = [key for key in own if key not in (*PLACES, *ORIGIN) and differs(key)]
-    changed = [_said(key, own[key]) for key in differing][:most]
+    differing = [key for key in run_settings if key not in (*PLACES, *ORIGIN) and differs(key)]
+    changed = [_format_setting(key, run_settings[key]) for key in differing][:most]
     data = [run.summary["data"]["name"]] if len({other.summary["data"]["name"] for other in alike}) > 1 else []
     source = f"from {Path(origin).name}" if origin else "from scratch"
     if preset is not None:
-        source = f"{preset} · {source}" if own.get(ORIGIN[0]) else preset
-    said = [source] if preset is not None or len(origins) > 1 or not changed else []
-    return " · ".join([*data, *said, *changed])
+        source = f"{preset} · {source}" if run_settings.get(ORIGIN[0]) else preset
+    source_parts = [source] if preset is not None or len(origins) > 1 or not changed else []
+    return " · ".join([*data, *source_parts, *changed])
 
 
-def _origin(own: dict[str, Any]) -> str | None:
-    """Where the weights were had from; None from scratch."""
-    return own.get(ORIGIN[0]) or own.get(ORIGIN[1])
+def _origin(run_settings: dict[str, Any]) -> str | None:
+    """Return the origin of the weights; None for a model from scratch."""
+    return run_settings.get(ORIGIN[0]) or run_settings.get(ORIGIN[1])
 
 
-def _said(key: str, value: Any) -> str:
-    """A setting in a name; a target by the group that it is chosen in: optimizer=muon."""
+def _format_setting(key: str, value: Any) -> str:
+    """Format a setting for a name; a target by the group that it is chosen in: optimizer=muon."""
     if key.endswith("._target_"):
         return f"{key.removesuffix('._target_')}={str(value).rpartition('.')[2]}"
     return f"{key.split('.', 1)[-1]}={f'{value:.3g}' if isinstance(value, float) else value}"

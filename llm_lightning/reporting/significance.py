@@ -1,9 +1,9 @@
-"""Is one configuration better than another, or was it luck?
+"""Test whether one configuration is better than another, or by chance only.
 
-Where both have kept what each test example came to, those are compared in pairs: the difference by a bootstrap, and how often it would
-be as large by chance by a permutation test that swaps the two at random in each example (Fisher 1935). Where both have several seeds,
-the bootstrap draws seeds anew as well, and the probability is at least that of its draws: other seeds could have said otherwise. Where
-there are no examples, seeds are compared in pairs by Student's t.
+If both have kept the score of each test example, these are compared in pairs: a bootstrap gives the interval of the difference, and a
+permutation test that swaps the two at random in each example gives its probability by chance (Fisher 1935). If both have several seeds,
+the bootstrap also draws seeds, and the probability is at least that of its draws: other seeds could give another result. Without
+examples, seeds are compared in pairs by Student's t.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHARE = 0.95
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two configurations: by how much the first has more of `score`, within which 95% interval, and how likely that is by chance."""
+    """Two configurations: the difference of the first from the second in `score`, its 95% interval, and its probability by chance."""
 
     first: str
     second: str
@@ -38,7 +38,7 @@ class Comparison:
 
 
 def within(t: float, freedom: int) -> float:
-    """P(|T| ≤ t) of Student's distribution with whole degrees of freedom (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
+    """Return P(|T| ≤ t) of Student's distribution with whole degrees of freedom (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
     angle = math.atan(t / math.sqrt(freedom))
     square, odd = math.cos(angle) ** 2, freedom % 2
     term, total = (math.cos(angle) if odd else 1.0), 0.0
@@ -49,7 +49,7 @@ def within(t: float, freedom: int) -> float:
 
 
 def student_t(freedom: int, share: float = SHARE) -> float:
-    """The t that the share of Student's distribution lies within."""
+    """Return the t within which the given share of Student's distribution lies."""
     low, high = 0.0, 1e3
     for _ in range(60):
         middle = (low + high) / 2
@@ -58,25 +58,25 @@ def student_t(freedom: int, share: float = SHARE) -> float:
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Half of the 95% interval of the mean of a few values, by Student's t; None of a single one."""
+    """Return half of the 95% interval of the mean of a few values, by Student's t; None for a single value."""
     if len(values) < 2:
         return None
     return student_t(len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
 
 def compare_groups(first: Group, second: Group, metric: str) -> Comparison | None:
-    """The two by their test examples (or validation's), else by the seeds that both have; None where neither is there."""
+    """Compare two groups by their test examples (or validation's), else by the seeds that both have; None if they have neither."""
     for split in ("test", "validation"):
-        found = [_examples(group, split) for group in (first, second)]
-        if found[0] is not None and found[1] is not None and found[0][:2] == found[1][:2]:
-            score, _, values = found[0]
-            return _by_examples(first.name, second.name, f"{split} {score}", values, found[1][2])
-    pairs = _by_seed(first, second, metric)
-    return None if len(pairs) < 2 else _by_seeds(first.name, second.name, metric.replace("/", " "), pairs)
+        scores = [_examples(group, split) for group in (first, second)]
+        if scores[0] is not None and scores[1] is not None and scores[0][:2] == scores[1][:2]:
+            score, _, values = scores[0]
+            return _compare_by_examples(first.name, second.name, f"{split} {score}", values, scores[1][2])
+    pairs = _pair_by_seed(first, second, metric)
+    return None if len(pairs) < 2 else _compare_by_seeds(first.name, second.name, metric.replace("/", " "), pairs)
 
 
 def holm(comparisons: list[Comparison], pairs: int) -> list[Comparison]:
-    """The same with probabilities that hold for all of so many pairs together (Holm 1979), of which these are the telling ones."""
+    """Return the comparisons with probabilities corrected for `pairs` pairs (Holm 1979); these are the relevant ones of all pairs."""
     order = sorted(range(len(comparisons)), key=lambda i: comparisons[i].p)
     adjusted, least = list(comparisons), 0.0
     for place, i in enumerate(order):
@@ -86,26 +86,26 @@ def holm(comparisons: list[Comparison], pairs: int) -> list[Comparison]:
 
 
 def _examples(group: Group, split: str) -> tuple[str, Any, np.ndarray] | None:
-    """(what is scored, which examples, (seeds, examples) the scores); None where a run has not kept them."""
-    found = [example_scores(run, split) for run in group.runs]
-    known = [scores for scores in found if scores is not None]
-    if len(known) < len(found) or any(scores[:2] != known[0][:2] for scores in known):
+    """Return (name of the score, key of the examples, scores (seeds, examples)); None if a run has not kept them."""
+    scores_by_run = [example_scores(run, split) for run in group.runs]
+    available = [scores for scores in scores_by_run if scores is not None]
+    if len(available) < len(scores_by_run) or any(scores[:2] != available[0][:2] for scores in available):
         return None
-    return known[0][0], known[0][1], np.array([values for _, _, values in known], dtype=float)
+    return available[0][0], available[0][1], np.array([values for _, _, values in available], dtype=float)
 
 
 def example_scores(run: Run, split: str) -> tuple[str, Any, np.ndarray] | None:
-    """(what is scored, which examples, the score of each) of a run's evaluation of a split."""
+    """Return (name of the score, key of the examples, score of each example) of a run's evaluation of a split."""
     tables = run.evaluations().get(split, {})
     examples, rows = tables.get("examples") or {}, tables.get("rows")
     if {"right", "found", "true"} <= examples.keys():
-        right, found, true = (np.array(examples[name]) for name in ("right", "found", "true"))
-        name, values = "F1 of an example", np.where(found + true == 0, 1.0, 2 * right / np.maximum(found + true, 1))
+        right, predicted, true = (np.array(examples[name]) for name in ("right", "found", "true"))
+        name, values = "F1 of an example", np.where(predicted + true == 0, 1.0, 2 * right / np.maximum(predicted + true, 1))
     elif {"prediction", "target"} <= examples.keys():
         name, values = "squared error", (np.array(examples["prediction"]) - np.array(examples["target"])) ** 2
-    elif kept := next((name for name in ("correct", "f1", "chrf", "rouge_l") if examples.get(name)), None):
+    elif score_name := next((name for name in ("correct", "f1", "chrf", "rouge_l") if examples.get(name)), None):
         titles = {"correct": "accuracy", "f1": "F1", "chrf": "chrF of a sentence", "rouge_l": "ROUGE-L"}
-        name, values = titles[kept], np.array(examples[kept], float)
+        name, values = titles[score_name], np.array(examples[score_name], float)
     elif batches := tables.get("batches"):  # the same ones only if they have the same targets
         name, values = "loss of a batch", np.array(batches["loss"]) / np.maximum(batches["targets"], 1)
         rows = (rows, tuple(batches["targets"]))
@@ -114,25 +114,25 @@ def example_scores(run: Run, split: str) -> tuple[str, Any, np.ndarray] | None:
     return name, (rows, len(values)), values
 
 
-def _by_examples(first: str, second: str, score: str, ours: np.ndarray, theirs: np.ndarray) -> Comparison:
-    """Of scores (seeds, examples)."""
-    rng, size, differences = np.random.default_rng(0), ours.shape[1], ours.mean(0) - theirs.mean(0)
+def _compare_by_examples(first: str, second: str, score: str, first_scores: np.ndarray, second_scores: np.ndarray) -> Comparison:
+    """Compare two groups by their scores (seeds, examples)."""
+    rng, size, differences = np.random.default_rng(0), first_scores.shape[1], first_scores.mean(0) - second_scores.mean(0)
     drawn, rows = [], min(100, max(1, AT_ONCE // size))  # a few draws at once of a million examples
     for _ in range(0, 2000, rows):
         places = rng.integers(0, size, (rows, size))
-        drawn.append(_resample(ours, places, rng) - _resample(theirs, places, rng))
+        drawn.append(_resample(first_scores, places, rng) - _resample(second_scores, places, rng))
     means = np.concatenate(drawn)
     low, high = np.quantile(means, BOUNDS)
     how = f"{size:,} {'batches' if 'batch' in score else 'examples'}, permutation"
     p = permutation(differences, rng)
-    if len(ours) > 1 and len(theirs) > 1:
+    if len(first_scores) > 1 and len(second_scores) > 1:
         p = max(p, min(1.0, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (len(means) + 1)))
-        how += f"; {len(ours)} and {len(theirs)} seeds"
+        how += f"; {len(first_scores)} and {len(second_scores)} seeds"
     return Comparison(first, second, score, float(differences.mean()), float(low), float(high), float(p), how)
 
 
 def _resample(scores: np.ndarray, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(draws,) mean scores of the examples of each draw (draws, examples), over as many seeds drawn with replacement."""
+    """Return mean scores (draws,) of the examples of each draw (draws, examples), over as many seeds drawn with replacement."""
     by_seed = np.array([of_seed[places].mean(1) for of_seed in scores])
     seeds = rng.integers(0, len(scores), (len(scores), len(places)))
     means: np.ndarray = np.take_along_axis(by_seed, seeds, 0).mean(0)
@@ -140,22 +140,22 @@ def _resample(scores: np.ndarray, places: np.ndarray, rng: np.random.Generator) 
 
 
 def permutation(differences: np.ndarray, rng: np.random.Generator) -> float:
-    """How often the mean would be as far from zero if the sign of each difference were chance; equal sizes are drawn together."""
+    """Return how often the mean would be as far from zero if the sign of each difference were random; equal sizes are drawn together."""
     sizes, counts = np.unique(np.abs(differences), return_counts=True)
-    seen = abs(float(differences.sum())) * (1 - 1e-9)
+    observed = abs(float(differences.sum())) * (1 - 1e-9)
     rounds, as_far = max(1, min(DRAWS, (1 << 22) // len(sizes))), 0
     for start in range(0, DRAWS, rounds):
         signs = 2 * rng.binomial(counts, 0.5, (min(rounds, DRAWS - start), len(sizes))) - counts
-        as_far += int((np.abs(signs @ sizes) >= seen).sum())
+        as_far += int((np.abs(signs @ sizes) >= observed).sum())
     return (as_far + 1) / (DRAWS + 1)
 
 
-def _by_seed(first: Group, second: Group, metric: str) -> list[float]:
+def _pair_by_seed(first: Group, second: Group, metric: str) -> list[float]:
     values = [{run.summary["seed"]: run.metrics[metric] for run in g.runs if metric in run.metrics} for g in (first, second)]
     return [values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())]
 
 
-def _by_seeds(first: str, second: str, score: str, differences: list[float]) -> Comparison:
+def _compare_by_seeds(first: str, second: str, score: str, differences: list[float]) -> Comparison:
     average, half = mean(differences), half_width(differences)
     assert half is not None
     error = stdev(differences) / math.sqrt(len(differences))

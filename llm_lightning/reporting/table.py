@@ -1,4 +1,4 @@
-"""The tables that compare runs: the same rows for the terminal and for the page."""
+"""Build the tables that compare runs: the same rows for the terminal and for the page."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ WIDE = 160  # characters
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, where its value is in a run, and how it is written."""
+    """A heading, the function that takes its value from a run, and the format of the value."""
 
     title: str
     pick: Callable[[Run], float | None]
     form: str = "{:.4f}"
     spread: bool = True
-    """Whether the 95% interval of the mean over the seeds is written beside it."""
+    """Whether cells show the 95% interval of the mean over the seeds."""
     metric: str = ""
-    """The metric that it shows, if it shows one."""
+    """The metric of the column, or an empty string."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ PAID = [
     cost("kWh", "energy", "kwh", "{:.5f}"),
     cost("latency ms", "throughput", "latency_ms", "{:.1f}"),
 ]
-"""What a model costs: less is better of each."""
+"""The costs of a model; for each, less is better."""
 COSTS = [SPEED, *PAID]
 SCORES = {
     "f1": "F1",
@@ -68,9 +68,9 @@ SCORES = {
     "pearson": "Pearson",
     "spearman": "Spearman",
 }
-"""Shares that tell how good a model is at its task, the more telling ones first."""
+"""Scores of a model at its task, as shares, the most informative first."""
 WRITTEN = {"bleu": "BLEU", "chrf": "chrF", "rouge_l": "ROUGE-L"}
-"""Scores of what a model writes, of 100."""
+"""Scores of generated text, up to 100."""
 LANGUAGE = [
     metric("validation loss", "validation/loss"),
     metric("perplexity", "validation/perplexity", "{:,.1f}"),
@@ -86,15 +86,15 @@ LANGUAGE = [
 
 
 def columns_of(run: Run) -> list[Column]:
-    """The scores that a run of its kind is read by."""
-    found = [name for name in SCORES if f"validation/{name}" in run.metrics]
-    columns = [percent(f"{split} {SCORES[name]}", f"{split}/{name}") for split in ("validation", "test") for name in found]
+    """Return the columns of the scores that matter for a run's objective."""
+    scores = [name for name in SCORES if f"validation/{name}" in run.metrics]
+    columns = [percent(f"{split} {SCORES[name]}", f"{split}/{name}") for split in ("validation", "test") for name in scores]
     return columns or LANGUAGE
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The one score that groups are ranked by."""
+    """The score that ranks groups."""
 
     title: str
     metric: str
@@ -103,7 +103,7 @@ class Quality:
 
 
 def quality(groups: list[Group]) -> Quality | None:
-    """The most telling score that all groups of an objective have, on test where it is there; None where they have none in common."""
+    """Return the most informative score that all groups of an objective have, on test if possible; None if they share none."""
     kinds = [*((name, title, True) for name, title in (SCORES | WRITTEN).items())]
     kinds += [("bits_per_byte", "bits per byte", False), ("loss", "loss", False)]
     for name, title, higher in kinds:
@@ -117,7 +117,7 @@ def quality(groups: list[Group]) -> Quality | None:
 
 
 def rank_groups(groups: list[Group]) -> list[Group]:
-    """The best first, where they have a score in common."""
+    """Return the groups, the best first if they share a score."""
     best = quality(groups)
     if best is None:
         return groups
@@ -125,24 +125,24 @@ def rank_groups(groups: list[Group]) -> list[Group]:
 
 
 def tables(groups: list[Group]) -> list[Table]:
-    """One table an objective, the best of each data first; labelled ones end with the majority-class baseline of their data."""
-    found = []
+    """Return a table per objective, the best group of each data set first; labelled ones end with the majority-class baselines."""
+    objective_tables = []
     for kind, members in by_objective(groups).items():
         data = sorted({group.data for group in members})
         members = [group for name in data for group in rank_groups([g for g in members if g.data == name])]
         table = _table(f"{kind} on {data[0]}" if len(data) == 1 else kind, members, [*columns_of(members[0].runs[0]), *COSTS])
         for name in data:
             table.rows.extend(_baselines(next(g for g in members if g.data == name), table.columns, name if len(data) > 1 else ""))
-        found.append(table)
-    return found
+        objective_tables.append(table)
+    return objective_tables
 
 
 def all_tables(groups: list[Group]) -> list[Table]:
-    """The tables, and for each data the best of them against the others."""
-    found = tables(groups)
+    """Return the tables, and for each data set the comparison of the best group with the others."""
+    comparison_tables = tables(groups)
     for members in by_objective(groups).values():
-        found += [test for those in by_data(members) if (test := significance(those)) is not None]
-    return found
+        comparison_tables += [test for those in by_data(members) if (test := significance(those)) is not None]
+    return comparison_tables
 
 
 def by_data(groups: list[Group]) -> list[list[Group]]:
@@ -158,7 +158,7 @@ def by_objective(groups: list[Group]) -> dict[str, list[Group]]:
 
 
 def _baselines(group: Group, columns: list[str], data: str) -> list[list[str]]:
-    """The row of always answering train's most frequent class, where the runs say what it scores."""
+    """Return the row of the classifier that always answers train's most frequent class, if the runs have its score."""
     scores = {f"{s} accuracy %": group.runs[0].metrics.get(f"{s}/majority_accuracy") for s in ("validation", "test")}
     if all(score is None for score in scores.values()):
         return []
@@ -174,7 +174,7 @@ def _table(title: str, groups: list[Group], columns: list[Column]) -> Table:
 
 
 def format_cell(group: Group, column: Column) -> str:
-    """A group's mean, and its 95% interval where there are several seeds."""
+    """Format a group's mean, with its 95% interval if the group has several seeds."""
     average, half = group.mean(column.pick), half_width(group.values(column.pick))
     if average is None:
         return "–"
@@ -182,16 +182,16 @@ def format_cell(group: Group, column: Column) -> str:
 
 
 def significance(groups: list[Group]) -> Table | None:
-    """The best of some groups on the same data against each of the others; None where nothing of them can be compared."""
+    """Return a table that compares the best of some groups on the same data with each of the others; None if no pair can be compared."""
     best = quality(groups)
     if best is None or len(groups) < 2:
         return None
     first, *others = rank_groups(groups)
     pairs = len(groups) * (len(groups) - 1) // 2  # the best was chosen by looking at all of them
-    found = holm([pair for other in others if (pair := compare_groups(first, other, best.metric)) is not None], pairs)
+    comparisons = holm([pair for other in others if (pair := compare_groups(first, other, best.metric)) is not None], pairs)
     rows = [
         [pair.second, pair.score, f"{pair.difference:+.4f}", f"{pair.low:+.4f} to {pair.high:+.4f}", _p(pair.p), pair.how]
-        for pair in found
+        for pair in comparisons
     ]
     columns = ["against", "score", "difference", "95% interval", "p", "by"]
     note = f"p is corrected for the {pairs} pairs that the best was chosen from (Holm)." if pairs > 1 else ""
@@ -202,17 +202,17 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def write_csv(found: list[Table], file: Path) -> None:
-    """All tables in one csv, each row told its table."""
-    columns = list(dict.fromkeys(column for table in found for column in table.columns))
+def write_csv(tables: list[Table], file: Path) -> None:
+    """Write all tables to one csv file; a column names each row's table."""
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
     with file.open("w", newline="", encoding="utf-8") as target:
         writer = csv.DictWriter(target, ["table", *columns])
         writer.writeheader()
-        for table in found:
+        for table in tables:
             writer.writerows({"table": table.title, **dict(zip(table.columns, row, strict=True))} for row in table.rows)
 
 
-def show(found: list[Table], **options: Any) -> None:
+def show(tables: list[Table], **options: Any) -> None:
     """Print tables to the terminal."""
     from rich import box
     from rich.console import Console
@@ -220,8 +220,8 @@ def show(found: list[Table], **options: Any) -> None:
 
     console = Console(**options)
     if not console.is_terminal:
-        console.width = max(console.width, WIDE)  # a file has no edge to fold at
-    for table in found:
+        console.width = max(console.width, WIDE)  # a file needs no line breaks
+    for table in tables:
         drawn = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_style="bold", title_justify="left", pad_edge=False)
         for i, title in enumerate(table.columns):
             drawn.add_column(title, justify="left" if i == 0 else "right", overflow="fold")

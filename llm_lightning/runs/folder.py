@@ -1,4 +1,4 @@
-"""The folder of a run: made, locked for one process, and written to atomically. `config.yaml` is written here, and plain JSON."""
+"""Create the folder of a run, lock it for one process, and write `config.yaml` and JSON files to it atomically."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ import xxhash
 import yaml
 
 from llm_lightning import distributed
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.config.schema import Config, expand_home, plain
 from llm_lightning.errors import UserError
 
 LAUNCHES = Path("runs") / ".launches"
-"""Which folder a launcher's job has taken, for its restarts: a file for each job that has not ended."""
+"""Notes of the folder that each launcher's job uses, for its restarts: a file for each job that has not ended."""
 
 
 def open_folder(config: Config) -> Path:
-    """Return the run's folder on this machine, made for this run alone unless `run_dir` names one. A collective.
+    """Return the run's folder on this machine, a new one unless `run_dir` names one. A collective.
 
-    Rank 0 decides where it is and locks it. On a machine with another disk it is at the same place, or where `run_dir` says there.
-    Raises UserError where the named folder holds a run already and `resume=never`.
+    Rank 0 chooses the path and locks the folder. A machine with another disk uses the same path, or the one that `run_dir` names there.
+    Raises UserError if the named folder holds a run already and `resume=never`.
     """
     folder: Path | None = None
     if distributed.is_rank_zero():
-        folder = _named_folder(config) if config.run_dir is not None else _unnamed_folder(config)
+        folder = _open_named_folder(config) if config.run_dir is not None else _open_unnamed_folder(config)
     place = distributed.broadcast(None if folder is None else str(folder.absolute()))
     if folder is None:
         folder = expand_home(place if config.run_dir is None else config.run_dir)
@@ -42,7 +42,7 @@ def open_folder(config: Config) -> Path:
     return folder
 
 
-def _named_folder(config: Config) -> Path:
+def _open_named_folder(config: Config) -> Path:
     """Return the folder of `run_dir`, locked."""
     folder = expand_home(str(config.run_dir))
     if config.resume == "never" and (folder / "config.yaml").is_file():
@@ -56,13 +56,13 @@ def _named_folder(config: Config) -> Path:
     return folder
 
 
-def _unnamed_folder(config: Config) -> Path:
-    """Return a new folder; after a restart by the launcher, the one that the job took first."""
+def _open_unnamed_folder(config: Config) -> Path:
+    """Return a new folder; after a restart by the launcher, the folder that the job took first."""
     note = _launch_note(config)
     if note is not None and distributed.read_launch().restarts and note.is_file():
         folder = Path(note.read_text(encoding="utf-8"))
     else:
-        folder = _new_folder(config)
+        folder = _create_folder(config)
         if note is not None:
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(str(folder.absolute()), encoding="utf-8")
@@ -72,7 +72,7 @@ def _unnamed_folder(config: Config) -> Path:
 
 @contextlib.contextmanager
 def scratch_folder(config: Config) -> Iterator[Path]:
-    """Make a folder on the disk that the run would use, and remove it afterwards."""
+    """Create a folder on the disk that the run would use, and remove it afterwards."""
     place = expand_home(config.run_dir or "runs")
     while not place.is_dir():
         place = place.parent
@@ -82,12 +82,12 @@ def scratch_folder(config: Config) -> Iterator[Path]:
 
 def resume_command(config: Config, folder: Path) -> str:
     """Return the command line that continues a run."""
-    started = str(redacted(config.command or "the same command"))
+    started = str(redact(config.command or "the same command"))
     return started if "run_dir=" in started else f"{started} run_dir={shlex.quote(str(folder))}"
 
 
 def _lock_for_training(folder: Path) -> None:
-    """Hold the folder for this process until its end, however that comes. Raises UserError where another process trains in it."""
+    """Lock the folder for this process until it ends in any way. Raises UserError if another process trains in it."""
     handle = lock(folder)
     if handle is None:
         raise UserError(f"run_dir={folder}: another process is training in this folder; wait for it, or give another.")
@@ -95,7 +95,7 @@ def _lock_for_training(folder: Path) -> None:
 
 
 def lock(path: Path) -> int | None:
-    """Return a handle that holds a file or a folder until it is closed or the process ends; None where another has it."""
+    """Return a handle that locks a file or a folder until it is closed or the process ends; None if another process has the lock."""
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,8 +117,8 @@ def release_folder() -> None:
 os.register_at_fork(after_in_child=release_folder)  # or loader workers would hold on to the folder for some seconds after a kill
 
 
-def _new_folder(config: Config) -> Path:
-    """Make a folder that no other run has, also not one that was started in the same second."""
+def _create_folder(config: Config) -> Path:
+    """Create a folder that no other run has, even one started in the same second."""
     now, names = datetime.now(), [config.choices.get(g, "") for g in ("task", "data", "model")]
     parent = Path("runs") / f"{now:%Y-%m-%d}"
     parent.mkdir(parents=True, exist_ok=True)
@@ -134,14 +134,14 @@ def _new_folder(config: Config) -> Path:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """Write config.yaml of a run that begins or resumes, and remove the summary of an earlier run in the folder."""
+    """Write config.yaml of a run that starts or resumes, and remove the summary of an earlier run in the folder."""
     (folder / "summary.json").unlink(missing_ok=True)
     text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)  # not OmegaConf's: a path may hold ${
     (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain containers; a reader never sees half a file."""
+    """Write plain containers as JSON; a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
@@ -149,7 +149,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _launch_note(config: Config) -> Path | None:
-    """Return the file for the folder of the launcher's job, one for each command of a job's script; None without a job."""
+    """Return the file that notes the folder of the launcher's job, one for each command of a job's script; None without a job."""
     job = distributed.read_launch().job
     return None if job is None else LAUNCHES / f"{job}-{xxhash.xxh3_64_hexdigest(str(config.command).encode())}"
 

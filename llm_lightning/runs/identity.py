@@ -1,8 +1,8 @@
-"""Decide whether two configs describe the same run: what each config key decides, and what may change when a run is resumed.
+"""Decide whether two configs describe the same run: what each config key affects, and which keys may change when a run is resumed.
 
-Four readers share this table: the resume of a run, the test whether a run is finished, the leaderboard, which gathers runs that differ by
-their seed only, and the report, which lists the settings of a run that are not the default. `docs/resuming.md` shows it to users. Nothing
-here imports torch.
+Four callers use this table: the resume of a run, the test whether a run is finished, the leaderboard, which groups runs that differ by
+their seed only, and the report, which lists settings that are not the default. `docs/resuming.md` shows it to users. Nothing here imports
+torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Kind(Enum):
-    """What a config key decides."""
+    """The kinds of config keys, by the effect of a change."""
 
     WEIGHTS = "the weights"
     DATA = "which data"
@@ -113,18 +113,18 @@ KEYS: dict[Kind, tuple[str, ...]] = {
     ),
     Kind.OTHER_TASKS: ("run", "prompt", "prompt_file", "out", "data.predict", "generate.*", "evaluate.*", "export.*"),
 }
-"""Every config key, by what it decides; `a.*` stands for all keys below `a`.
+"""Kind -> its config keys; `a.*` stands for all keys below `a`.
 
-`model.adapter.*` is spelled out, like every group that might once hold keys of two kinds: then a new key has to be thought about.
+`model.adapter.*` is spelled out, like every group that may get keys of two kinds: so a new key needs a decision.
 """
 _KINDS = {key: kind for kind, keys in KEYS.items() for key in keys}
 
 RESULT = frozenset({Kind.WEIGHTS, Kind.DATA, Kind.ORIGIN, Kind.SEED, Kind.LENGTH})
-"""What a finished run depends on: if nothing of it changed, there is nothing left to do."""
+"""Kinds that a finished run depends on: if none of their keys changed, there is nothing left to do."""
 COMPARED = frozenset({Kind.WEIGHTS, Kind.DATA, Kind.ORIGIN, Kind.LENGTH, Kind.EXECUTION})
-"""What tells two configurations apart on a leaderboard; how a run is executed does, as it decides what the run costs."""
+"""Kinds that distinguish configurations on a leaderboard; EXECUTION is one of them, as it decides the cost of a run."""
 LISTED = COMPARED | {Kind.SEED}
-"""What a report lists where it is not the default."""
+"""Kinds whose settings a report lists if they are not the default."""
 
 
 def kind_of(key: str) -> Kind | None:
@@ -135,7 +135,7 @@ def kind_of(key: str) -> Kind | None:
 
 
 def select(config: dict[str, Any], kinds: Collection[Kind]) -> dict[str, Any]:
-    """Return the settings of a nested config that are of one of the kinds, as `a.b.c` -> value; unknown keys are among them."""
+    """Return the settings of a nested config that are of one of the kinds, as `a.b.c` -> value; unknown keys included."""
     return {key: value for key, value in flat(config).items() if kind_of(key) is None or kind_of(key) in kinds}
 
 
@@ -147,7 +147,7 @@ def run_identity(config: Config) -> dict[str, Any]:
 def load_finished(folder: Path, config: Config, run: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """Return the summary of the finished run in a folder, if it has the same config; None if there is something to do.
 
-    If `run`, its identity, is given, data and pretrained weights are compared by content, wherever their files are.
+    With `run`, the identity of the new run, data and pretrained weights are compared by content, wherever their files are.
     """
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -159,21 +159,20 @@ def load_finished(folder: Path, config: Config, run: dict[str, Any] | None = Non
 
 
 def has_same_result(stored: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Return whether a finished run with the nested config `stored` answers the config `now`, whose files have the same names."""
-    return not _changes(stored, now, RESULT)
+    """Return whether a finished run with the nested config `stored` has the result of the config `now`, with files of the same names."""
+    return not _find_changes(stored, now, RESULT)
 
 
 def has_same_contents(summary: dict[str, Any], stored: dict[str, Any], run: dict[str, Any]) -> bool:
-    """Return whether a finished run answers `run` (`config`, and by content `data` and `weights`), whatever its files are called now."""
+    """Return whether a finished run has the result of `run` (`config`, and by content `data` and `weights`), whatever its file names."""
     contents = [(summary.get("data") or {}).get("fingerprints"), summary.get("weights")]
-    return contents == [run["data"], run["weights"]] and not _changes(stored, run["config"], RESULT - {Kind.DATA, Kind.ORIGIN})
+    return contents == [run["data"], run["weights"]] and not _find_changes(stored, run["config"], RESULT - {Kind.DATA, Kind.ORIGIN})
 
 
 def configuration(config: dict[str, Any], fingerprints: dict[str, str] | str) -> str:
-    """Return a hash of configuration and data, 12 hexadecimal digits, which runs share that differ by their seed only.
+    """Return a hash of configuration and data, 12 hexadecimal digits; runs that differ by their seed only have the same.
 
-    `fingerprints` are those of the splits. Runs from before these were recorded have the one of the training data: there the keys that name
-    data count as well.
+    `fingerprints` are those of the splits. Older runs recorded only that of the training data: for them the keys that name data count too.
     """
     kinds = COMPARED - {Kind.DATA} if isinstance(fingerprints, dict) else COMPARED
     identity = json.dumps([select(config, kinds), fingerprints], sort_keys=True, default=str)
@@ -181,18 +180,18 @@ def configuration(config: dict[str, Any], fingerprints: dict[str, str] | str) ->
 
 
 def require_same_run(state: Path, stored: dict[str, Any], run: dict[str, Any]) -> None:
-    """Raise UserError unless the run that wrote a checkpoint is the run that `run` describes; log what may change and did.
+    """Raise UserError unless the run that wrote a checkpoint is the run that `run` describes; log permitted changes.
 
     Both hold `config` (nested), `data` (the fingerprint of each split), `weights` (that of the pretrained weights, or None), `precision`
-    (what `trainer.precision` came to on the hardware) and `total_steps`. Data and pretrained weights are compared by content: at another
+    (as `trainer.precision` resolved on the hardware) and `total_steps`. Data and pretrained weights are compared by content: at another
     path they are the same, and other content at the same path is another run. Checkpoints of versions that recorded less are compared by
-    what they have, and what could not be compared is logged.
+    the entries they have, and entries that could not be compared are logged.
     """
     before, now = stored["config"], run["config"]
-    changed = _changes(before, now, {Kind.WEIGHTS, Kind.SEED}, but="trainer.precision")
-    changed += _changed_precision(stored, run)
-    changed += _changed_origin(stored, run)
-    training, evaluation = _changed_data(stored, run)
+    changed = _find_changes(before, now, {Kind.WEIGHTS, Kind.SEED}, but="trainer.precision")
+    changed += _find_precision_change(stored, run)
+    changed += _find_origin_change(stored, run)
+    training, evaluation = _find_data_changes(stored, run)
     hint = ""
     if evaluation and not changed:
         hint = f" To score its weights on other data: task=evaluate run={state.parent.parent}, with data.validation or data.test."
@@ -201,7 +200,7 @@ def require_same_run(state: Path, stored: dict[str, Any], run: dict[str, Any]) -
             f"{state} belongs to a run with other settings: {'; '.join(changed)}. Repeat that run's command to continue "
             f"it, or give another run_dir to start a new one.{hint}"
         )
-    if lengths := [change for change in _changes(before, now, {Kind.LENGTH}) if not change.startswith("trainer.max_")]:
+    if lengths := [change for change in _find_changes(before, now, {Kind.LENGTH}) if not change.startswith("trainer.max_")]:
         log.warning("resume: %s; from here on the new value holds", "; ".join(lengths))
     if stored["total_steps"] != run["total_steps"]:
         log.warning(
@@ -211,7 +210,7 @@ def require_same_run(state: Path, stored: dict[str, Any], run: dict[str, Any]) -
         )
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any], kinds: Collection[Kind], but: str | None = None) -> list[str]:
+def _find_changes(before: dict[str, Any], now: dict[str, Any], kinds: Collection[Kind], but: str | None = None) -> list[str]:
     """Describe each setting of the kinds that differs. A key that did not exist when `before` was written had its default value then."""
     defaults = flat(OmegaConf.to_container(schema()))  # type: ignore[arg-type]
     old, new = ({**defaults, **flat(config)} for config in (before, now))
@@ -223,8 +222,8 @@ def _change(key: str, before: Any, now: Any) -> str:
     return f"{key} was {before} and is {now}"
 
 
-def _changed_precision(stored: dict[str, Any], run: dict[str, Any]) -> list[str]:
-    """Describe another precision; one that `auto` chose on other hardware is logged, and no reason to refuse."""
+def _find_precision_change(stored: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    """Describe a changed precision. One that `auto` chose on other hardware is only logged, not refused."""
     old, new = (settings["config"]["trainer"]["precision"] for settings in (stored, run))
     resolved = stored.get("precision", None if old == "auto" else old)
     if resolved == run["precision"]:
@@ -244,9 +243,9 @@ def _changed_precision(stored: dict[str, Any], run: dict[str, Any]) -> list[str]
     return [_change("trainer.precision", f"{old} ({resolved})" if old != resolved else old, new)]
 
 
-def _changed_origin(stored: dict[str, Any], run: dict[str, Any]) -> list[str]:
-    """Describe other pretrained weights: other content, or another name where a content is not known."""
-    names = _changes(stored["config"], run["config"], {Kind.ORIGIN})
+def _find_origin_change(stored: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    """Describe changed pretrained weights: other content, or another name if a content is unknown."""
+    names = _find_changes(stored["config"], run["config"], {Kind.ORIGIN})
     before, now = stored.get("weights"), run["weights"]
     if before is None or now is None:
         if now is not None and not names:
@@ -255,17 +254,19 @@ def _changed_origin(stored: dict[str, Any], run: dict[str, Any]) -> list[str]:
     return [] if before == now else [f"the pretrained weights are not the same ({'; '.join(names) or 'their files changed'})"]
 
 
-def _changed_data(stored: dict[str, Any], run: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Describe the splits with other content: (what is trained on, what is evaluated on)."""
+def _find_data_changes(stored: dict[str, Any], run: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Describe the splits with other content: (those for training, those for evaluation)."""
     before, now = stored["data"], run["data"]
     if isinstance(before, str):  # of a version that recorded the training data's only
         log.warning("resume: the checkpoint does not say what was in the validation and test data; they are taken for the same")
         before = {split: before if split == "train" else fingerprint for split, fingerprint in now.items()}
-    names = "; ".join(_changes(stored["config"], run["config"], {Kind.DATA})) or "its content changed, or that of the tokenizer"
+    names = (
+        "; ".join(_find_changes(stored["config"], run["config"], {Kind.DATA})) or "its content changed, or that of the tokenizer"
+    )
     splits = dict.fromkeys(TITLES[split] for split in {**before, **now} if before.get(split) != now.get(split))
     changed = [f"the {' and '.join(splits)} data is not the same ({names})"] if splits else []
     return (changed, []) if "training" in splits else ([], changed)
 
 
 TITLES = {"train": "training", "stream": "training", "validation": "validation", "test": "test"}
-"""What messages call a split; `stream` is the training text where it is streamed."""
+"""Split -> its name in messages; `stream` is streamed training text."""

@@ -1,4 +1,4 @@
-"""The log of a run: `train.log` in its folder, and the terminal; secrets are redacted in both."""
+"""Log a run to `train.log` in its folder and to the terminal; secrets are redacted in both."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 from llm_lightning import distributed
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 
 log = logging.getLogger(__name__)
 
 
 def start_log(folder: Path) -> None:
-    """Send messages of rank 0 to train.log and to the terminal, those marked `file_only` to the file alone; of other ranks, errors."""
+    """Send rank 0's messages to train.log and the terminal, messages marked `file_only` to the file alone; of other ranks, only errors."""
     logger = logging.getLogger("llm_lightning")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -30,16 +30,16 @@ def start_log(folder: Path) -> None:
 
 
 def log_failure() -> None:
-    """Write the traceback of the error that ends the run to its log, if that was begun."""
+    """Write the traceback of the error that ends the run to its log, if the log has been started."""
     if logging.getLogger("llm_lightning").handlers:
         log.exception("the run failed", extra={"file_only": True})
 
 
 class _Redacted(logging.Formatter):
-    """Formats messages and tracebacks without their secrets: a command line or an address may hold one."""
+    """Formatter that redacts secrets in messages and tracebacks: a command line or an address may hold one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return str(redacted(super().format(record)))
+        return str(redact(super().format(record)))
 
 
 def close_log() -> None:

@@ -1,4 +1,4 @@
-"""The versions of packages and the commit of the code that a run was made with."""
+"""Read the versions of packages and the commit of the code that a run uses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the code, with `-dirty` where files differ from it; None outside a checkout."""
+    """Return the commit of the code, with `-dirty` if files differ from it; None outside a checkout."""
     root = Path(__file__).parents[2]
     try:
         result = subprocess.run(

@@ -10,13 +10,13 @@ import xxhash
 PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "adapter_config.json", "*.py")
 IGNORED = ("transformers_version", "_name_or_path")  # of config.json: they change with the program that writes it
 BLOCK, BLOCKS = 1 << 16, 64
-"""Bytes of a sample of a file, and samples: training changes nearly every weight, so that 4 MiB of a file tell two apart."""
+"""Bytes of a sample of a file, and number of samples: training changes nearly every weight, so 4 MiB of a file suffice to see a change."""
 
 
 def fingerprint_weights(origin: str | None) -> str | None:
     """Return a hash of a Hugging Face folder, or of the cached copy of a hub model; None if it has no files.
 
-    It covers config.json, and of each file of weights the size, the beginning, the end and samples between.
+    It covers config.json, and of each file of weights the size, the beginning, the end and samples in between.
     """
     folder = _find_folder(origin)
     files = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)}) if folder is not None else []

@@ -1,7 +1,8 @@
-"""One process a job: nothing of a run (seeds, loggers, memory, signal handlers) can reach the next, and none can end the sweep.
+"""Run each job of a sweep in its own process: no state of a run (seeds, loggers, memory, signal handlers) reaches the next, and no job
+can end the sweep.
 
-Jobs are forked from a server that has imported torch and Lightning already, so that each begins at once. A job's command line is its own:
-the processes that Lightning starts for other devices are started with it.
+Jobs are forked from a server that has imported torch and Lightning already, so that each starts at once. Each job has its own command
+line: Lightning starts the processes of other devices with it.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.machine import cores
 
 log = logging.getLogger(__name__)
 
 Judge = Callable[[int, float], bool]
-"""Whether a run is to go on after a validation, told how far it is, in thousandths of its steps, and the metric that decides."""
+"""Called after a validation with the progress in thousandths of the steps and the deciding metric; returns whether the run continues."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: done, failed, pruned or stopped; why, where it is not done; and after how many seconds."""
+    """How a job ended (done, failed, pruned or stopped), why it is not done, and after how many seconds."""
 
     status: str
     message: str
@@ -42,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Share:
-    """What of the machine a job gets where several run at once: a GPU or none, and so many threads."""
+    """A job's share of the machine when several run at once: a GPU or none, and a number of threads."""
 
     threads: int
     gpu: str | None = None
@@ -57,40 +58,40 @@ def run_job(
     started: Callable[[BaseProcess], None],
     ended: Callable[[BaseProcess], None],
 ) -> Outcome:
-    """Run a job and wait for its end. Its output goes to a file, or to the terminal; `started` and `ended` are given its process."""
+    """Run a job and wait for its end. Its output goes to a file, or to the terminal; `started` and `ended` are called with its process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["llm_lightning.run"])
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_job, args=(theirs, sys.argv[0], overrides, sweep, judge is not None, share, output))
+    connection, child_connection = context.Pipe()
+    process = context.Process(target=_job, args=(child_connection, sys.argv[0], overrides, sweep, judge is not None, share, output))
     before = time.perf_counter()
     try:
         process.start()
-    except (EOFError, OSError) as error:  # the server that jobs are forked from is gone: Ctrl-C while it was starting
+    except (EOFError, OSError) as error:  # the server that forks jobs has ended: Ctrl-C while it was starting
         return Outcome("failed", f"could not be started: {error or type(error).__name__}", 0.0)
     started(process)
-    theirs.close()
+    child_connection.close()
     status, message = "failed", ""
     while True:
         try:
-            told = ours.recv()
-            if isinstance(told[0], int):
-                ours.send(judge is None or _judge_safely(judge, *told))
+            report = connection.recv()
+            if isinstance(report[0], int):
+                connection.send(judge is None or _judge_safely(judge, *report))
             else:
-                status, message = told
+                status, message = report
         except (EOFError, OSError):
             break
     process.join()
     if not message and status == "failed":
         code = process.exitcode or 0
         message = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    ours.close()
+    connection.close()
     ended(process)
     process.close()
-    return Outcome(status, redacted(message), time.perf_counter() - before)
+    return Outcome(status, redact(message), time.perf_counter() - before)
 
 
 def _judge_safely(judge: Judge, done: int, value: float) -> bool:
-    """A journal that cannot be written must not end a run that trains well."""
+    """Call `judge`; on an error, continue: a journal that cannot be written must not end a run that trains well."""
     try:
         return judge(done, value)
     except Exception as error:
@@ -101,7 +102,7 @@ def _judge_safely(judge: Judge, done: int, value: float) -> bool:
 def _job(
     parent: Connection, program: str, overrides: list[str], sweep: str, judged: bool, share: Share | None, output: Path | None
 ) -> None:
-    """In the job's process: the run, and a word to the sweep on how it ended."""
+    """Run the job, in its own process, and report to the sweep how it ended."""
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     sys.argv = [program, *overrides]
     if output is not None:
@@ -124,7 +125,7 @@ def _job(
         torch.set_num_threads(share.threads)
 
     def tell(*message: Any) -> None:
-        with contextlib.suppress(OSError):  # the sweep is gone
+        with contextlib.suppress(OSError):  # the sweep has ended
             parent.send(message)
 
     def judge(done: int, value: float) -> bool:
@@ -145,12 +146,12 @@ def _job(
         raise
     except BaseException as error:
         tell("failed", f"{type(error).__name__}: {error}")
-        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
         sys.exit(1)
 
 
 def _end_with_the_sweep() -> None:
-    """If the sweep is killed, its run saves the state and ends too; the server that forked it would live as long as the run."""
+    """Make the run save its state and end if the sweep is killed; the server that forked it would live as long as the run."""
     sweep = multiprocessing.parent_process()
     assert sweep is not None
     sweep.join()
@@ -158,13 +159,15 @@ def _end_with_the_sweep() -> None:
 
 
 def shares(jobs: int | str) -> list[Share | None]:
-    """What each of the jobs gets that run at once; `auto` is one a GPU, or one a core where there is none. One job alone gets all."""
+    """Return the share of each concurrent job; `auto` is one job a GPU, or one a core without GPUs. A single job gets the whole machine."""
     if jobs == 1:
         return [None]
     import torch
 
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = (given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())])[: torch.cuda.device_count()]
+    visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = (visible_devices.split(",") if visible_devices else [str(i) for i in range(torch.cuda.device_count())])[
+        : torch.cuda.device_count()
+    ]
     most = len(gpus) or cores()
     count = most if jobs == "auto" else min(int(jobs), most)
     if count == 1:

@@ -1,4 +1,4 @@
-"""A sweep that a launcher has started on several ranks: rank 0 leads it, the others run the jobs that it names, one at a time."""
+"""Run a sweep that a launcher has started on several ranks: rank 0 leads it, the others run the jobs that it names, one at a time."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from llm_lightning.errors import RunError, UserError
 from llm_lightning.sweep.process import run_job
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-ENDING = 300.0  # seconds that ranks may differ in ending a job
+ENDING = 300.0  # seconds between the first and the last rank's end of a job, at most
 ARRIVAL = timedelta(minutes=30)  # for the launcher to start every rank
 
 
 class Ranks:
-    """The sweeps of all ranks; of this one alone where no launcher has started others."""
+    """The ranks that share a sweep; this process alone if no launcher has started others."""
 
     def __init__(self, settings: SweepConfig, launcher: Launcher | None) -> None:
-        """Raises UserError where the ranks could not share their devices."""
+        """Connect the ranks. Raises UserError if they cannot share their devices."""
         self._store: Any = None
         self._job = 0
         if distributed.is_launched():
@@ -40,7 +40,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def leading(self) -> Iterator[None]:
-        """Run the block on rank 0; at its end the others end too, and rank 0 last: it may hold the store."""
+        """Run the block on rank 0; after it the other ranks end, and rank 0 last: it may hold the store."""
         try:
             yield
         finally:
@@ -49,7 +49,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def together(self, overrides: list[str], sweep: str) -> Iterator[None]:
-        """Have the other ranks run the job that the block runs on rank 0, and wait for all."""
+        """Make the other ranks run the job that the block runs on rank 0, and wait for all."""
         self._announce([overrides, sweep])
         yield
         self._wait_for_others()
@@ -68,7 +68,7 @@ class Ranks:
             self._store.set(f"job/{self._job}", json.dumps(job))
 
     def follow(self) -> int:
-        """Run the jobs that rank 0 names until there is no more; returns an exit code. Rank 0 says how the jobs ended."""
+        """Run the jobs that rank 0 names until it names no more. Return an exit code. Rank 0 reports how the jobs ended."""
         running: list[BaseProcess] = []
 
         def pass_on(number: int, frame: Any) -> None:

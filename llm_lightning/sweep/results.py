@@ -1,4 +1,4 @@
-"""What came of a sweep's jobs: a file that is whole after every job, a table at the end, and the overrides that did best."""
+"""Record the results of a sweep's jobs: a file that is complete after every job, a table at the end, and the best overrides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.reporting.table import Table
 from llm_lightning.sweep.process import Outcome
 
@@ -20,17 +20,17 @@ LOSS = "validation/loss"
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep: its folder's name, what it has of its own, and its whole command line."""
+    """One run of a sweep: its folder's name, the overrides in which it differs from other jobs, and all its overrides."""
 
     name: str
-    own: tuple[str, ...]
+    varied: tuple[str, ...]
     overrides: list[str]
     folder: Path
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a job ended, and the metric that decides with its value, where it is done and has trained something."""
+    """How a job ended, and the deciding metric with its value, if the job is done and has trained something."""
 
     job: Job
     outcome: Outcome
@@ -38,14 +38,14 @@ class Result:
     maximize: bool = False
     value: float | None = None
     loss: float | None = None
-    """The validation loss, which chooses among jobs with equal values."""
+    """The validation loss; it chooses among jobs with equal values."""
 
 
 class Results:
     """The results of a sweep, by their jobs' names."""
 
     def __init__(self, folder: Path, keys: list[str]) -> None:
-        """`keys` are what varies."""
+        """`keys` are the config keys that vary."""
         self.folder, self.keys = folder, keys
         self._by_name: dict[str, Result] = {}
 
@@ -56,7 +56,7 @@ class Results:
         return name in self._by_name
 
     def add(self, job: Job, outcome: Outcome) -> Result:
-        """Record how a job ended; its value comes from its folder."""
+        """Record how a job ended; the value comes from its folder."""
         result, file = Result(job, outcome), job.folder / "summary.json"
         if outcome.status == "done" and file.is_file():
             summary = json.loads(file.read_text(encoding="utf-8"))
@@ -71,12 +71,12 @@ class Results:
     def count(self, status: str) -> int:
         return sum(result.outcome.status == status for result in self._by_name.values())
 
-    def trained(self) -> list[Result]:
-        """Those that can be compared."""
+    def comparable_results(self) -> list[Result]:
+        """Return the results that have a value to compare."""
         return [result for result in self._by_name.values() if result.value is not None]
 
     def write(self) -> None:
-        """results.csv."""
+        """Write results.csv."""
         target = self.folder / "results.csv"
         partial = target.with_name(f".results.{os.getpid()}.partial")  # several processes may work on one search
         with partial.open("w", newline="", encoding="utf-8") as file:
@@ -84,10 +84,10 @@ class Results:
             rows.writerow(["job", *self.keys, "status", "metric", "value", "seconds", "message"])
             for result in self._by_name.values():
                 job, outcome = result.job, result.outcome
-                settings = dict(override.partition("=")[::2] for override in job.own)
-                own = redacted([settings.get(key, " ".join(job.own)) for key in self.keys])
+                settings = dict(override.partition("=")[::2] for override in job.varied)
+                values = redact([settings.get(key, " ".join(job.varied)) for key in self.keys])
                 rows.writerow(
-                    [job.name, *own, outcome.status, result.metric, result.value, f"{outcome.seconds:.1f}", outcome.message]
+                    [job.name, *values, outcome.status, result.metric, result.value, f"{outcome.seconds:.1f}", outcome.message]
                 )
         partial.replace(target)
 
@@ -95,18 +95,18 @@ class Results:
         metric = next((result.metric for result in self._by_name.values() if result.metric), "metric")
         rows = []
         for result in self._by_name.values():
-            own, outcome = " ".join(result.job.own) or result.job.name, result.outcome
-            found = "–" if result.value is None else f"{result.value:.4f}"
+            settings, outcome = " ".join(result.job.varied) or result.job.name, result.outcome
+            value = "–" if result.value is None else f"{result.value:.4f}"
             why = outcome.message.splitlines()[0] if outcome.message else ""
-            rows.append([own, outcome.status, found, f"{outcome.seconds:.0f}", why])
+            rows.append([settings, outcome.status, value, f"{outcome.seconds:.0f}", why])
         return Table(str(self.folder), ["job", "status", metric, "seconds", "why"], rows)
 
     def best(self) -> str:
-        """The overrides that did best, by the mean over seeds, to be pasted."""
-        trained = self.trained()
+        """Return a line with the best overrides, by the mean over seeds, for a command line."""
+        trained = self.comparable_results()
         first, by_settings = trained[0], dict[tuple[str, ...], list[Result]]()
         for result in trained:
-            settings = tuple(override for override in result.job.own if not override.startswith("seed="))
+            settings = tuple(override for override in result.job.varied if not override.startswith("seed="))
             by_settings.setdefault(settings, []).append(result)
         scores = {settings: mean(result.value or 0.0 for result in results) for settings, results in by_settings.items()}
         top = (max if first.maximize else min)(scores.values())

@@ -1,7 +1,7 @@
-"""What a sweep may vary: values to choose from and ranges to draw from, in Hydra's own notation for them.
+"""Read the dimensions of a sweep: values to choose from and ranges to draw from, in Hydra's own notation.
 
 `optimizer.lr=1e-5,1e-4`, `seed=range(1,5)` and `choice(a,b)` are values; `interval(1e-5,1e-3)`, or `tag(log,interval(1e-5,1e-3))` for one
-that is even on a logarithmic scale, is a range.
+that is uniform on a logarithmic scale, is a range.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from hydra.core.override_parser.types import Override, RangeSweep
 from llm_lightning.errors import UserError
 
 OWN = ("sweep", "launcher", "run_dir", "hydra")
-"""Keys that are about the sweep and not about its runs."""
+"""Keys that concern the sweep, not its runs."""
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One thing that varies: `options`, a name for each and the overrides that it stands for; or a range, where there are none."""
+    """One key that varies: `options`, each with its name and its overrides; or a range, if `options` is empty."""
 
     key: str
     options: dict[str, tuple[str, ...]]
@@ -33,32 +33,32 @@ class Dimension:
     high: float = 0.0
     log: bool = False
     step: int | None = None
-    """Whole numbers so far apart; None where they are no equally spaced whole numbers."""
+    """Distance between neighbouring whole numbers; None if the values are not equally spaced whole numbers."""
 
     @property
     def middle(self) -> float:
-        """A number inside the range."""
+        """Return a number inside the range."""
         middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
         return middle if self.step is None else int(middle)
 
     def at(self, value: Any) -> tuple[str, ...]:
-        """The overrides of an option's name, or of a number of the range."""
+        """Return the overrides of an option's name, or of a number in the range."""
         return self.options[value] if self.options else (f"{self.key}={value if self.step else format(value, '.6g')}",)
 
 
 def read(arguments: Sequence[str], space: dict[str, Any], choices: Sequence[str]) -> tuple[list[str], list[Dimension]]:
-    """(overrides that all runs share, what varies). What the command line says of a key replaces what `space` has for it.
+    """Return (overrides that all runs share, the dimensions that vary). The command line replaces the entry of `space` for a key.
 
-    A list of the space is its values, and what is one value there is fixed. Raises UserError where a range cannot be read.
+    In `space`, a list holds the values of a key, and a single value is fixed. Raises UserError if a range cannot be read.
     """
     parser = OverridesParser.create()
-    given = {parsed.get_key_element(): parsed for parsed in parser.parse_overrides(list(arguments))}
-    given = {key: parsed for key, parsed in given.items() if re.split(r"[./@]", key.lstrip("+~"))[0] not in OWN}
+    override_by_key = {parsed.get_key_element(): parsed for parsed in parser.parse_overrides(list(arguments))}
+    override_by_key = {key: parsed for key, parsed in override_by_key.items() if re.split(r"[./@]", key.lstrip("+~"))[0] not in OWN}
     written = [f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}" for key, value in space.items()]
     ranges = {parsed.get_key_element(): parsed for parsed in parser.parse_overrides(written)}
-    given = {key.lstrip("+"): parsed for key, parsed in given.items()}
-    everything = ranges | given
-    fixed = [str(parsed.input_line) for parsed in (given | everything).values() if not parsed.is_sweep_override()]
+    override_by_key = {key.lstrip("+"): parsed for key, parsed in override_by_key.items()}
+    everything = ranges | override_by_key
+    fixed = [str(parsed.input_line) for parsed in (override_by_key | everything).values() if not parsed.is_sweep_override()]
     varied = [parsed for parsed in everything.values() if parsed.is_sweep_override()]
     dimensions = [_dimension(parsed) for parsed in varied]
     if choices:
@@ -73,8 +73,8 @@ def _dimension(parsed: Override) -> Dimension:
         log = "log" in sweep.tags  # type: ignore[union-attr]
         if not low < high or (log and low <= 0):
             raise UserError(f"{parsed.input_line}: a range goes from the lower to the higher end{', above 0' if log else ''}.")
-        whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)  # type: ignore[union-attr]  # int(interval(8,64))
-        return Dimension(key, {}, low, high, log, step=1 if whole else None)
+        is_integer = isinstance(sweep.start, int) and isinstance(sweep.end, int)  # type: ignore[union-attr]  # int(interval(8,64))
+        return Dimension(key, {}, low, high, log, step=1 if is_integer else None)
     options: dict[str, tuple[str, ...]] = {value: (f"{key}={value}",) for value in parsed.sweep_string_iterator()}
     if (
         isinstance(sweep, RangeSweep)
@@ -87,7 +87,7 @@ def _dimension(parsed: Override) -> Dimension:
 
 
 def grid(dimensions: list[Dimension]) -> Iterator[dict[str, str]]:
-    """Every combination of options, the last dimension varying fastest. Raises UserError where one of them is a range."""
+    """Yield every combination of options, the last dimension varying fastest. Raises UserError if one of them is a range."""
     for dimension in dimensions:
         if not dimension.options:
             raise UserError(
@@ -98,14 +98,14 @@ def grid(dimensions: list[Dimension]) -> Iterator[dict[str, str]]:
 
 
 def overrides(dimensions: list[Dimension], point: dict[str, Any]) -> list[str]:
-    """The overrides of a point: for each dimension, by its key, an option's name or a number."""
+    """Return the overrides of a point: for each dimension, by its key, an option's name or a number."""
     return [override for dimension in dimensions for override in dimension.at(point[dimension.key])]
 
 
 def wandb_sweep(
     program: str, fixed: list[str], dimensions: list[Dimension], method: str, metric: str, maximize: bool
 ) -> dict[str, Any]:
-    """The same space as the configuration of a sweep that W&B runs (`wandb sweep <file>`); `choices` are left out, it has no such thing."""
+    """Return the same space as the configuration of a W&B sweep (`wandb sweep <file>`); without `choices`, which W&B cannot express."""
     parameters: dict[str, Any] = {}
     for d in dimensions:
         if d.key == "choice":

@@ -1,7 +1,7 @@
-"""Random search and Optuna: trials that are drawn one after the other, in a journal on disk that several processes may work on.
+"""Draw trials by random search or Optuna, one after the other, in a journal on disk that several processes may share.
 
-The journal (`study.journal`) is Optuna's own: optuna-dashboard opens it. A trial that a killed sweep left running is taken up again, in
-its folder and from its last state.
+The journal (`study.journal`) is Optuna's own: optuna-dashboard opens it. A trial that a killed sweep left running is resumed in its folder,
+from its last state.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llm_lightning.sweep.process import Judge
 from llm_lightning.sweep.space import Dimension
 
 FIRST = 4
-"""Trials that are never pruned: the median of fewer says little."""
+"""Trials that are never pruned: the median of fewer is not reliable."""
 
 
 class Study:
@@ -51,18 +51,20 @@ class Study:
             self.study.set_user_attr("space", drawn)
         self.random, self.seed = settings.method == "random", seed
         self.replaced = {trial.number for trial in self.study.trials if trial.state is TrialState.FAIL}
-        """Trials that failed before this start: others are drawn in their place."""
+        """Trials that failed before this start: new ones are drawn in their place."""
 
     def next(self) -> Trial | None:
-        """A trial that nobody works on any more, else a new one; None where there are enough."""
+        """Return an unfinished trial that no process runs, else a new one; None if all trials have been drawn."""
         with self._alone():
-            for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if self._hold(left.number):
-                    return Trial(self.study, left._trial_id)
+            for unfinished in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if self._hold(unfinished.number):
+                    return Trial(self.study, unfinished._trial_id)
             count = len(self.study.get_trials(deepcopy=False))
             if count - len(self.replaced) >= self.most:
                 return None
-            seed = self.seed + count  # each trial has its own: whoever draws it draws the same, and nobody draws it twice
+            seed = (
+                self.seed + count
+            )  # each trial has its own: every process would draw the same values for it, and none draws it twice
             self.study.sampler = optuna.samplers.RandomSampler(seed) if self.random else optuna.samplers.TPESampler(seed=seed)
             trial = self.study.ask()
             self._hold(trial.number)
@@ -70,7 +72,7 @@ class Study:
             return trial
 
     def point(self, trial: BaseTrial) -> dict[str, Any]:
-        """What a trial stands for: of each dimension, by its key, an option's name or a number."""
+        """Return the point of a trial: for each dimension, by its key, an option's name or a number."""
         point: dict[str, Any] = {}
         for d in self.dimensions:
             if d.step is not None and len(d.options) != 1:
@@ -83,18 +85,18 @@ class Study:
         return point
 
     def judge(self, trial: Trial) -> Judge:
-        """Hopeless are runs whose best validation so far is worse than the median of the others' when they were as far."""
-        known = self.study.trials[trial.number].intermediate_values
+        """Return a judge that prunes a run if its best validation so far is worse than the median of the others' at the same progress."""
+        reported = self.study.trials[trial.number].intermediate_values
 
-        def goes_on(done: int, value: float) -> bool:
-            if done not in known:
+        def should_continue(done: int, value: float) -> bool:
+            if done not in reported:
                 trial.report(value, done)
             return not trial.should_prune()
 
-        return goes_on
+        return should_continue
 
     def tell(self, trial: Trial, status: str, value: float | None, why: str = "") -> None:
-        """How a trial ended; one that was stopped stays as it is, to be taken up again."""
+        """Record how a trial ended. A stopped trial stays unfinished, to be resumed."""
         if status == "done" and value is not None:
             self.study.tell(trial, value)
         elif status != "stopped":
@@ -103,7 +105,7 @@ class Study:
         os.close(self._held.pop(trial.number))
 
     def figures(self) -> list[dict[str, Any]]:
-        """How the search went, and how much each setting matters (PED-ANOVA, Watanabe et al. 2023); nothing of fewer than three trials."""
+        """Return charts of the search and of each setting's importance (PED-ANOVA, Watanabe et al. 2023); none below three trials."""
         done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         varied = [d.key for d in self.dimensions if len({trial.params[d.key] for trial in done}) > 1]
         if len(done) < 3 or not varied:
@@ -111,7 +113,7 @@ class Study:
         values = [trial.value or 0.0 for trial in done]
         better = max if self.study.direction == StudyDirection.MAXIMIZE else min
         best, numbers = list(itertools.accumulate(values, better)), [trial.number + 1 for trial in done]
-        found: list[dict[str, Any]] = [
+        figures: list[dict[str, Any]] = [
             {
                 "title": "Trials",
                 "traces": [
@@ -128,11 +130,11 @@ class Study:
             shares, names = list(matters.values())[::-1], list(matters)[::-1]
             bars = {"x": shares, "y": names, "type": "bar", "orientation": "h", "texttemplate": "%{x:.2f}"}
             layout = {"hovermode": "closest", "yaxis": {"type": "category"}, "xaxis": {"range": [0, 1]}}
-            found.append({"title": "What mattered", "traces": [bars], "x": "importance", "y": "", "layout": layout})
-        return found
+            figures.append({"title": "What mattered", "traces": [bars], "x": "importance", "y": "", "layout": layout})
+        return figures
 
     def _hold(self, number: int) -> bool:
-        """Take a trial for this process until its end, however that comes; False where another has it."""
+        """Lock a trial for this process until it ends in any way. Return False if another process has it."""
         if number in self._held:
             return False
         file = self.folder / str(number) / "trial.lock"
@@ -145,7 +147,7 @@ class Study:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """No other process and no other thread looks for a trial meanwhile."""
+        """Run the block while no other process and no other thread looks for a trial."""
         with (self.folder / "study.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -1,4 +1,4 @@
-"""The story of one sweep: what varies, a process for each run, a table at the end. A sweep that is started again does what is missing."""
+"""Run a sweep: read its dimensions, run each job in a process, show a table at the end. A restarted sweep runs only the missing jobs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llm_lightning import distributed
 from llm_lightning.config import compose
 from llm_lightning.config import validation as checks
 from llm_lightning.config.overrides import write_override
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.config.saved_runs import STORED
 from llm_lightning.config.schema import Config, SweepConfig, expand_home
 from llm_lightning.errors import UserError
@@ -46,7 +46,7 @@ LONGEST = 120  # characters of a folder's name
 
 
 class Sweep:
-    """The jobs of a sweep, and which are running."""
+    """A sweep: its jobs, and the processes of the running ones."""
 
     def __init__(self, arguments: list[str], settings: SweepConfig, task: str, run_dir: str | None, ranks: Ranks) -> None:
         self.settings, self._ranks = settings, ranks
@@ -59,31 +59,36 @@ class Sweep:
         self._shares: SimpleQueue[Share | None] = SimpleQueue()
 
     def _folder(self, run_dir: str | None) -> Path:
-        """The same for the same command, so that it goes on where it was; a new one where it is to be redone."""
+        """Return the folder: the same for the same command, so that it continues; a new one with `sweep.redo`."""
         keys = [d.key if self.settings.method == "grid" else repr(d) for d in self.dimensions]
-        known = xxhash.xxh64_hexdigest(json.dumps([sorted(self.fixed), keys, self.settings.method]).encode())[:8]
+        digest = xxhash.xxh64_hexdigest(json.dumps([sorted(self.fixed), keys, self.settings.method]).encode())[:8]
         varied = "-".join(d.key.rpartition(".")[2].replace("/", "-") for d in self.dimensions) or "one"
-        folder = expand_home(run_dir) if run_dir else Path("runs") / "sweeps" / f"{varied[:LONGEST]}-{known}"
+        folder = expand_home(run_dir) if run_dir else Path("runs") / "sweeps" / f"{varied[:LONGEST]}-{digest}"
         return folder.with_name(f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}") if self.settings.redo else folder
 
-    # ---- what is run ----
+    # ---- running jobs ----
 
     def grid(self) -> list[Job]:
-        """A job for every combination. Raises UserError where one of them could not be run, before any is."""
+        """Return a job for every combination. Raises UserError before any job runs if one of them could not run."""
         points = list(space.grid(self.dimensions))
         names = [_name_folder(point) for point in points]
         alike = {name for name, count in Counter(names).items() if count > 1}
         jobs = []
         for name, point in zip(names, points, strict=True):
-            known = xxhash.xxh64_hexdigest(json.dumps(point, sort_keys=True).encode())[:8]  # whatever else is in the list
-            jobs.append(self._job(f"{name}-{known}" if name in alike else name, point))
+            digest = xxhash.xxh64_hexdigest(json.dumps(point, sort_keys=True).encode())[:8]  # whatever else is in the list
+            jobs.append(self._job(f"{name}-{digest}" if name in alike else name, point))
             compose.load_config(jobs[-1].overrides)
         return jobs
 
     def _job(self, name: str, point: dict[str, Any]) -> Job:
-        own, folder = space.overrides(self.dimensions, point), self.folder / name
+        point_overrides, folder = space.overrides(self.dimensions, point), self.folder / name
         trains = not any(f"task={task}" in self.fixed for task in STORED)
-        return Job(name, tuple(own), [*self.fixed, *own, *([write_override("run_dir", str(folder))] if trains else [])], folder)
+        return Job(
+            name,
+            tuple(point_overrides),
+            [*self.fixed, *point_overrides, *([write_override("run_dir", str(folder))] if trains else [])],
+            folder,
+        )
 
     def run_grid(self) -> None:
         jobs = self.grid()
@@ -92,10 +97,10 @@ class Sweep:
             list(pool.map(lambda numbered: self._run(numbered[1], f"job {numbered[0]} of {len(jobs)}"), enumerate(jobs, 1)))
 
     def launch_grid(self, launcher: Launcher) -> None:
-        """The same on other machines."""
+        """Run the grid on other machines, by a launcher of Hydra's."""
         jobs = self.grid()
         self.folder.mkdir(parents=True, exist_ok=True)
-        missing = [job for job in jobs if self._done(job) is None]
+        missing = [job for job in jobs if self._seconds_if_done(job) is None]
         returned: dict[str, JobReturn] = {}
         gave_up = ""
         try:
@@ -103,14 +108,14 @@ class Sweep:
         except Exception as error:  # some end with the first job that fails
             gave_up = f"{type(error).__name__}: {error}"
         for job in jobs:
-            seconds, found = self._done(job), returned.get(job.name)
-            if seconds is not None or (found is not None and found.status is JobStatus.COMPLETED):
+            seconds, job_return = self._seconds_if_done(job), returned.get(job.name)
+            if seconds is not None or (job_return is not None and job_return.status is JobStatus.COMPLETED):
                 self.results.add(job, Outcome("done", "", seconds or 0.0))
             else:
-                self.results.add(job, Outcome("failed", redacted(str(found._return_value) if found else gave_up), 0.0))
+                self.results.add(job, Outcome("failed", redact(str(job_return._return_value) if job_return else gave_up), 0.0))
 
     def run_study(self) -> list[dict[str, Any]]:
-        """Trials until there are enough; returns the study's figures."""
+        """Run trials until all have been drawn. Return the study's charts."""
         try:
             from llm_lightning.sweep.study import Study
         except ImportError as error:
@@ -140,7 +145,7 @@ class Sweep:
         workers = self._workers()
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(work, range(workers)))
-        for trial in study.study.trials:  # those of an earlier start, or of another process
+        for trial in study.study.trials:  # trials of an earlier start, or of another process
             if str(trial.number) not in self.results and trial.state.is_finished():
                 job = self._job(str(trial.number), study.point(trial))
                 failed = "replaced" if trial.number in study.replaced else "failed"
@@ -150,28 +155,28 @@ class Sweep:
         return study.figures()
 
     def _workers(self) -> int:
-        given = shares(self.settings.jobs)
-        for share in given:
+        worker_shares = shares(self.settings.jobs)
+        for share in worker_shares:
             self._shares.put(share)
-        return len(given)
+        return len(worker_shares)
 
     def _run(self, job: Job, title: str, judge: Judge | None = None) -> Result:
-        """Run a job, unless it is done already or the sweep is being stopped; what comes of it is said and recorded at once."""
+        """Run a job, unless it is done already or the sweep is being stopped. Print and record its result at once."""
         self._wait_for_others(job)
         if self.stopping:
             return Result(job, Outcome("stopped", "", 0.0))
-        if (seconds := self._done(job)) is not None:
-            outcome, known = Outcome("done", "", seconds), " already"
+        if (seconds := self._seconds_if_done(job)) is not None:
+            outcome, already = Outcome("done", "", seconds), " already"
         else:
-            share, known = self._shares.get(), ""
+            share, already = self._shares.get(), ""
             if share is not None:
                 job.folder.mkdir(exist_ok=True)
             else:
-                _say(f"\n{title} · {' '.join(job.own)}")
+                _say(f"\n{title} · {' '.join(job.varied)}")
             output = None if share is None else job.folder / "output.log"
             try:
                 with self._ranks.together(job.overrides, self.folder.name):
-                    outcome = run_job(job.overrides, self.folder.name, judge, share, output, self._started, self._running.discard)
+                    outcome = run_job(job.overrides, self.folder.name, judge, share, output, self._register, self._running.discard)
             finally:
                 self._shares.put(share)
             if self.stopping and outcome.status == "failed":  # the signal came before there was a state to save
@@ -179,17 +184,19 @@ class Sweep:
         with self._writing:
             result = self.results.add(job, outcome)
             self.results.write()
-        found = "" if result.value is None else f" · {result.metric} {result.value:.4f}"
-        _say(f"{title} · {' '.join(job.own)} · {outcome.status}{known}{found}{': ' * bool(outcome.message)}{outcome.message}")
+        metric_text = "" if result.value is None else f" · {result.metric} {result.value:.4f}"
+        _say(
+            f"{title} · {' '.join(job.varied)} · {outcome.status}{already}{metric_text}{': ' * bool(outcome.message)}{outcome.message}"
+        )
         return result
 
-    def _started(self, process: BaseProcess) -> None:
+    def _register(self, process: BaseProcess) -> None:
         self._running.add(process)
         if self.stopping:  # the signal came while the process was made
             process.terminate()
 
     def _wait_for_others(self, job: Job) -> None:
-        """Until nothing else trains in a job's folder: the run of a sweep that was killed saves its state, or the same sweep runs twice."""
+        """Wait until nothing else trains in a job's folder: the run of a killed sweep saves its state, or the same sweep runs twice."""
         waiting = False
         while job.folder.is_dir() and not self.stopping:
             handle = lock(job.folder)
@@ -201,8 +208,8 @@ class Sweep:
             waiting = True
             time.sleep(0.2)
 
-    def _done(self, job: Job) -> float | None:
-        """The seconds that a job took which is done; None for others."""
+    def _seconds_if_done(self, job: Job) -> float | None:
+        """Return the seconds that a finished job took; None if it is not finished."""
         if not (job.folder / "summary.json").is_file():
             return None
         with self._composing:  # Hydra composes one config at a time
@@ -210,7 +217,7 @@ class Sweep:
         return None if summary is None else float(summary["seconds"]["total"])
 
     def stop(self, number: int, frame: Any) -> None:
-        """On a signal: let the running jobs save their state, and begin no other."""
+        """Handle a signal: let the running jobs save their state, and start no other."""
         if not self.stopping:
             _say(f"\n{signal.Signals(number).name}: the running jobs save their states; no other is begun")
         self.stopping = True
@@ -218,16 +225,16 @@ class Sweep:
             with contextlib.suppress(ValueError):  # it has just ended
                 process.terminate()
 
-    # ---- what came of it ----
+    # ---- results ----
 
     def close(self, figures: list[dict[str, Any]]) -> int:
-        """Show the results and write the report; returns the exit code."""
+        """Show the results and write the report. Return the exit code."""
         self.results.write()
         show([self.results.table()])
-        if trained := self.results.trained():
+        if trained := self.results.comparable_results():
             _say(self.results.best())
-            found = group_runs(find([result.job.folder for result in trained]))
-            page = write_comparison(found, self.folder / "report.html", self.folder.name, figures)
+            groups = group_runs(find([result.job.folder for result in trained]))
+            page = write_comparison(groups, self.folder / "report.html", self.folder.name, figures)
             self._write_wandb(trained[0].metric, trained[0].maximize)
             _say(f"report: {page}")
         if self.stopping or self.results.count("stopped"):
@@ -241,14 +248,14 @@ class Sweep:
     def _write_wandb(self, name: str, maximize: bool) -> None:
         if not any(d.key != "choice" for d in self.dimensions):
             return
-        given = space.wandb_sweep(sys.argv[0], self.fixed, self.dimensions, self.settings.method, name, maximize)
-        (self.folder / "wandb-sweep.yaml").write_text(yaml.safe_dump(redacted(given), sort_keys=False), encoding="utf-8")
+        sweep_config = space.wandb_sweep(sys.argv[0], self.fixed, self.dimensions, self.settings.method, name, maximize)
+        (self.folder / "wandb-sweep.yaml").write_text(yaml.safe_dump(redact(sweep_config), sort_keys=False), encoding="utf-8")
 
 
 def run(arguments: list[str], settings: SweepConfig, task: str, run_dir: str | None, launcher: Launcher | None) -> int:
-    """Run a sweep, on another launcher of Hydra's where one is given; returns the exit code.
+    """Run a sweep, on another launcher of Hydra's if one is given. Return the exit code.
 
-    It is 0 where all is done, 1 where a job failed, 3 where the sweep was stopped.
+    The exit code is 0 if all jobs are done, 1 if a job failed, 3 if the sweep was stopped.
     """
     checks.check_sweep(settings)
     ranks = Ranks(settings, launcher)
@@ -269,7 +276,7 @@ def run(arguments: list[str], settings: SweepConfig, task: str, run_dir: str | N
 
 
 def _name_folder(point: dict[str, str]) -> str:
-    """A folder's name that says what a run has of its own."""
+    """Return a folder's name made of the settings in which a run differs from the others."""
     parts = (
         value.split()[0] if key == "choice" else f"{key.rpartition('.')[2]}-{Path(value).name}" for key, value in point.items()
     )
@@ -277,7 +284,7 @@ def _name_folder(point: dict[str, str]) -> str:
 
 
 def _maximizes(config: Config) -> bool:
-    """Whether more is better of the metric that tells which weights of the objective are the best."""
+    """Return whether a higher value is better for the metric that chooses the objective's best weights."""
     from hydra.utils import get_object
 
     return bool(get_object(config.objective["_target_"]).maximize)

@@ -1,6 +1,6 @@
-"""metrics.csv of a run: one row a report, columns added as metrics appear, kept across resumes.
+"""Write metrics.csv of a run: one row a report, columns added as metrics appear, kept across resumes.
 
-Lightning's CSVLogger deletes the file of a folder that it finds in use, and with it the history of a resumed run.
+Lightning's CSVLogger deletes an existing file in its folder, and with it the history of a resumed run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ AXES = ["step", "tokens", "epoch", "seconds"]
 
 
 class CSVLogger(Logger):
-    """Appends to metrics.csv; rows beyond the step that a run resumes from are dropped, for they will come again."""
+    """Logger that appends to metrics.csv. A resumed run drops rows beyond the step it resumes from: it writes them again."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run's config.yaml holds them."""
+        """Do nothing: the run's config.yaml holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

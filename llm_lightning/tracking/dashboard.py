@@ -1,6 +1,6 @@
-"""The project's W&B workspace as code: `python -m llm_lightning.tracking.dashboard` makes it, or prints it where there is no key.
+"""Create the project's W&B workspace: `python -m llm_lightning.tracking.dashboard` creates it, or prints it if no key is configured.
 
-Seeds of one configuration are drawn as their mean and range: runs carry the hash of what they share as `configuration`.
+Charts show the mean and range over the seeds of one configuration: such runs have the same hash `configuration`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SPLITS = ("validation", "test")
 
 
 def workspace(entity: str, project: str) -> Any:
-    """The workspace: sections for loss, quality, speed, energy, samples and sweeps. Raises UserError where the extra is missing."""
+    """Build the workspace: sections for loss, quality, speed, energy, samples and sweeps. Raises UserError if the extra is missing."""
     try:
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
@@ -128,9 +128,9 @@ def main() -> None:
     options = parser.parse_args()
     try:
         if read_mode().name != "online":
-            made = workspace(options.entity or "<entity>", options.project)
+            preview = workspace(options.entity or "<entity>", options.project)
             print("no W&B key is configured: this is what would be sent", file=sys.stderr)
-            print(json.dumps(made._spec, indent=2))  # built through W&B's own schema, which refuses what it does not know
+            print(json.dumps(preview._spec, indent=2))  # built through W&B's own schema, which refuses what it does not know
             return
         import wandb
 

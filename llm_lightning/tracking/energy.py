@@ -1,8 +1,8 @@
-"""Energy and CO2 of a run, by codecarbon without a network; what was used before a resume counts.
+"""Measure energy and CO2 of a run, by codecarbon without a network; the totals include the time before a resume.
 
-Each joule belongs to a phase: setup, train, or the split that is being evaluated, during training as well as at its end. Where the
-hardware has a meter that can be read (RAPL of a CPU, NVML of a GPU) figures are measured; else they are estimated from the load and what
-the processor draws at the most. The machine is metered, not the process: other work on it counts too.
+Each joule belongs to a phase: setup, train, or the split that is being evaluated, during training as well as at its end. If the hardware
+has a readable meter (RAPL of a CPU, NVML of a GPU) figures are measured; otherwise they are estimated from the load and the processor's
+maximum power. The machine is metered, not the process: other work on it counts too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ READ = {
     "gpu_kwh": "gpu_energy",
     "memory_kwh": "ram_energy",
 }
-"""What is reported, and its name at codecarbon; CO2 in kg of CO2 equivalents."""
+"""Reported quantity -> its name in codecarbon; CO2 in kg of CO2 equivalents."""
 SOURCES = {
     "intel_rapl": "measured (RAPL)",
     "intel_power_gadget": "measured (Power Gadget)",
@@ -35,7 +35,7 @@ SOURCES = {
     "GPU": "measured (NVML)",
     "RAM": "estimated (a module's usual power)",
 }
-"""How codecarbon knows, by a processor's mode or the kind of hardware."""
+"""How codecarbon obtains its figures, by a processor's mode or the kind of hardware."""
 PARTS = {"CPU": "cpu", "GPU": "gpu", "RAM": "memory", "AppleSiliconChip": "cpu"}
 JOULES = 3.6e6  # of a kWh
 Usage = dict[str, float]
@@ -44,12 +44,12 @@ log = logging.getLogger(__name__)
 
 
 class Energy(Callback):
-    """Measures from its creation to `stop`; starts in the background, for probing the hardware takes codecarbon seconds."""
+    """Callback that measures from its creation to `stop`. It starts in the background: codecarbon takes seconds to probe the hardware."""
 
     def __init__(self, config: CallbacksConfig) -> None:
         self.country = config.country
         self.phases: dict[str, Usage] = {}
-        """What each phase used, as far as it was counted."""
+        """The usage of each phase up to the last count."""
         self._phase = "setup"
         self._counted = dict.fromkeys(READ, 0.0)
         self._tracker: Any = None
@@ -78,14 +78,14 @@ class Energy(Callback):
     # ---- phases ----
 
     def enter(self, phase: str) -> None:
-        """What is used from now on belongs to the phase."""
+        """Count usage from now on towards a phase."""
         if phase == self._phase:
             return
         self._count(measure=True)
         self._phase = phase
 
     def _count(self, measure: bool) -> None:
-        """Add to the running phase what was used since the last count: to now, or to codecarbon's last measurement."""
+        """Add the usage since the last count to the running phase, up to now (`measure`) or to codecarbon's last measurement."""
         if self._tracker is None:
             return
         try:
@@ -101,7 +101,7 @@ class Energy(Callback):
         self._counted = now
 
     def _give_up(self, error: Exception) -> None:
-        """A meter that does not work must not stop a training."""
+        """Stop measuring: a meter that does not work must not stop a training."""
         self._tracker = None
         log.warning("energy is not measured: %s", error)
 
@@ -117,13 +117,13 @@ class Energy(Callback):
 
     # ---- figures ----
 
-    def used(self) -> Usage:
-        """In all so far, to the last of codecarbon's measurements; empty where nothing was measured."""
+    def usage(self) -> Usage:
+        """Return the total usage up to codecarbon's last measurement; empty if nothing was measured."""
         self._count(measure=False)
         return {name: sum(phase[name] for phase in self.phases.values()) for name in READ} if self.phases else {}
 
     def stop(self, tokens: int) -> dict[str, Any]:
-        """Return the energy of all machines, by hardware and by phase, and how it is known; `tokens` are those trained on. A collective."""
+        """Return the energy of all machines, by hardware and by phase, and how it was obtained; `tokens`: those trained. A collective."""
         if self._thread is not None:
             self._thread.join(timeout=10)
         self._count(measure=True)
@@ -144,7 +144,7 @@ class Energy(Callback):
         }
 
     def _sum_phases(self) -> dict[str, Usage]:
-        """Return what each phase used on all machines, which have a meter each. A collective."""
+        """Return the usage of each phase, summed over all machines; each has its own meter. A collective."""
         phases: dict[str, Usage] = {}
         for machine in distributed.gather(self.phases):
             for phase, usage in machine.items():
@@ -159,7 +159,7 @@ class Energy(Callback):
         return {"phases": self._sum_phases()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the sums of all machines over, on rank 0 alone."""
+        """Restore the sums of all machines, on rank 0 alone."""
         if not distributed.is_rank_zero():
             return
         for name, before in state.get("phases", {}).items():

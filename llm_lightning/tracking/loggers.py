@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.csv always, Weights & Biases where the config says so."""
+"""Send metrics to metrics.csv always, and to Weights & Biases if the config says so."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_loggers(
 ) -> list[Logger]:
     """Build the loggers of a run. `group` gathers a sweep's runs; `monitor` is the metric that decides which weights are the best.
 
-    What a variable of the environment says of W&B is named once; where it switches W&B off, nothing of it is imported or written.
+    An environment variable that sets W&B's mode is logged once. If it switches W&B off, nothing of W&B is imported or written.
     """
     loggers: list[Logger] = [CSVLogger(folder)]
     if config.name != "wandb":
@@ -38,7 +38,7 @@ def build_loggers(
 
 
 def begin(loggers: list[Logger], checkpoint: Path | None) -> None:
-    """Start W&B's run; forget what was logged after the checkpoint that a run continues from, for it will come again."""
+    """Start W&B's run; drop rows logged after the checkpoint that a run continues from, as they are logged again."""
     step = 0 if checkpoint is None else int(torch.load(checkpoint, weights_only=True, mmap=True)["global_step"])
     for logger in loggers:
         if isinstance(logger, CSVLogger):
@@ -48,14 +48,14 @@ def begin(loggers: list[Logger], checkpoint: Path | None) -> None:
 
 
 def succeed(loggers: list[Logger], summary: dict[str, Any], details: dict[str, dict[str, Any]]) -> None:
-    """Close W&B's run with what the run came to."""
+    """Close W&B's run with the summary and the evaluation tables."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.succeed(summary, details)
 
 
 def fail(loggers: list[Logger], error: BaseException) -> None:
-    """Close W&B's run as one that failed, or was stopped."""
+    """Close W&B's run as failed or stopped."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.fail(error)

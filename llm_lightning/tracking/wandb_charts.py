@@ -1,6 +1,6 @@
-"""What W&B draws of a run beside its curves: confusion matrix, precision and recall, calibration, mistakes, samples.
+"""Build W&B's charts of a run beside its curves: confusion matrix, precision and recall, calibration, mistakes, samples.
 
-Made from the tables of an evaluation (`Objective.details`) and from samples.jsonl; what is not there is not drawn.
+They come from the tables of an evaluation (`Objective.details`) and from samples.jsonl; charts without data are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MOST_CLASSES = 50  # that a matrix or a curve shows readably
 
 
 def of(details: dict[str, Any]) -> Charts:
-    """The charts of one split."""
+    """Return the charts of one split."""
     makers = {
         "confusion_matrix": _confusion,
         "precision_recall": _precision_recall,
@@ -26,18 +26,18 @@ def of(details: dict[str, Any]) -> Charts:
 
 
 def samples(file: Path) -> Charts:
-    """What the last lines of samples.jsonl show, as a page."""
+    """Return the samples of the last step in samples.jsonl, as HTML."""
     import wandb
 
-    found = _lines(file)
-    last = [sample for sample in found if sample["step"] == found[-1]["step"]]
+    lines = _lines(file)
+    last = [sample for sample in lines if sample["step"] == lines[-1]["step"]]
     rows = "".join(f"<p><b>{escape(str(sample['prompt']))}</b>{escape(str(sample['text']))}</p>" for sample in last)
     return {"samples/last": wandb.Html(f"<div style='font-family: sans-serif; white-space: pre-wrap'>{rows}</div>", inject=False)}
 
 
 def all_samples(file: Path) -> Charts:
-    """A table of all that samples.jsonl has."""
-    return {"samples/all": _table(found)} if file.is_file() and (found := _lines(file)) else {}
+    """Return a table of all lines of samples.jsonl."""
+    return {"samples/all": _table(lines)} if file.is_file() and (lines := _lines(file)) else {}
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def _confusion(details: dict[str, Any]) -> Any:
     import wandb
 
     labels, matrix = details["labels"][:MOST_CLASSES], details["confusion_matrix"]
-    cells = [[true, said, matrix[i][j]] for i, true in enumerate(labels) for j, said in enumerate(labels)]
+    cells = [[true, predicted, matrix[i][j]] for i, true in enumerate(labels) for j, predicted in enumerate(labels)]
     table = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=cells)
     fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
     return wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Confusion"})
@@ -85,11 +85,11 @@ def _precision_recall(details: dict[str, Any]) -> Any:
 
 
 def _calibration(details: dict[str, Any]) -> Any:
-    """Reliability: how often the model is right where it says so with a confidence; a perfect one is on the diagonal."""
+    """Return the reliability curve: accuracy over confidence; a perfectly calibrated model lies on the diagonal."""
     import wandb
 
-    bins = [found for found in details["calibration"] if found["count"]]
-    points = [[found["confidence"], "model", found["accuracy"]] for found in bins] + [[0.0, "perfect", 0.0], [1.0, "perfect", 1.0]]
+    bins = [entry for entry in details["calibration"] if entry["count"]]
+    points = [[entry["confidence"], "model", entry["accuracy"]] for entry in bins] + [[0.0, "perfect", 0.0], [1.0, "perfect", 1.0]]
     table = wandb.Table(columns=["step", "lineKey", "lineVal"], data=points)
     titles = {"title": "Calibration", "xname": "confidence"}
     fields = {"step": "step", "lineKey": "lineKey", "lineVal": "lineVal"}

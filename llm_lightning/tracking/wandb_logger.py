@@ -1,8 +1,9 @@
-"""A Weights & Biases run that is never in the way: whatever fails there is said once, and training goes on.
+"""Log to a Weights & Biases run that never stops training: each failure is logged once, and training continues.
 
-Online where a key is configured, else offline, without a question. A server that does not answer costs INIT_SECONDS at the start, and the
-run is offline then; one that is lost later costs FINISH_SECONDS at the end. Either way all is in the run's folder, and the log says how to
-upload it. Values are handed to a process of W&B's own: logging costs the training some 0.1 ms, every `trainer.log_every_steps`.
+The run is online if a key is configured, else offline, without a question. A server that does not answer costs INIT_SECONDS at the start,
+and the run is then offline; a server that is lost later costs FINISH_SECONDS at the end. Either way the run's folder holds everything,
+and the log says how to upload it. A process of W&B's own receives the values: logging costs the training some 0.1 ms, every
+`trainer.log_every_steps`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lightning.fabric.loggers.logger import _DummyExperiment
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from llm_lightning.config.redaction import redacted
+from llm_lightning.config.redaction import redact
 from llm_lightning.config.schema import LoggerConfig, flat
 from llm_lightning.errors import Pruned, Stopped
 from llm_lightning.tracking import wandb_artifacts, wandb_charts
@@ -36,7 +37,7 @@ LONGEST_TAG, LONGEST_NAME = 64, 128  # characters that W&B takes
 
 
 class WandbLogger(Logger):
-    """One W&B run a run folder, which a run that is resumed goes on in."""
+    """Logger with one W&B run per run folder; a resumed run continues it."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class WandbLogger(Logger):
         monitor: str,
         maximize: bool,
     ) -> None:
-        """`settings` are the run's config there; its summary keeps the best of the metric `monitor`, and not the last."""
+        """`settings` become the run's config in W&B; its summary keeps the best value of the metric `monitor`, not the last."""
         super().__init__()
         self.config, self.folder, self.settings, self.tags, self.group = config, folder, settings, tags, group
         self.monitor, self.best = monitor, "max" if maximize else "min"
@@ -60,7 +61,7 @@ class WandbLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The project: that of the config, or where it has none of its own that of the variable WANDB_PROJECT."""
+        """Return the project: that of the config, or of the variable WANDB_PROJECT if the config has the default."""
         project = self.config.project
         return os.environ.get("WANDB_PROJECT") or project if project == LoggerConfig().project else project
 
@@ -71,13 +72,13 @@ class WandbLogger(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """W&B's run, to log other things to; something that takes any call and does nothing where there is none."""
+        """Return W&B's run, to log other things to; without a run, an object that accepts any call and does nothing."""
         self.begin()
         return self.run or _DummyExperiment()
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """They are the run's config from its beginning."""
+        """Do nothing: `begin` sends them as the run's config."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -93,7 +94,7 @@ class WandbLogger(Logger):
             self._end(1)
 
     def _samples(self) -> dict[str, Any]:
-        """What the model wrote last, where that is new. As text: a table would wait for the server."""
+        """Return the model's last samples, if they are new. As text: a table would wait for the server."""
         size = self._written.stat().st_size if self._written.is_file() else 0
         if size == self._samples_seen:
             return {}
@@ -104,35 +105,35 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def begin(self) -> None:
-        """Start the run, if it was not: offline where the server does not answer."""
+        """Start the run unless it has started; offline if the server does not answer."""
         if self.run is not None or self._failed:
             return
         for variable, value in (("WANDB_SILENT", "true"), ("WANDB_ERROR_REPORTING", "false")):  # before it is imported
             os.environ.setdefault(variable, value)
-        wanted = read_mode().name
-        for chosen in (wanted, "offline") if wanted == "online" else (wanted,):
+        configured_mode = read_mode().name
+        for mode in (configured_mode, "offline") if configured_mode == "online" else (configured_mode,):
             before = set(self.folder.glob("wandb/run-*-*"))
             try:
-                self.run = self._started(chosen)
+                self.run = self._start_run(mode)
             except Exception as error:
-                log.warning("wandb: no %s run can be started (%s)", chosen, _first_line(error))
+                log.warning("wandb: no %s run can be started (%s)", mode, _first_line(error))
                 self._forget_attempt()
-                for left in set(self.folder.glob("wandb/run-*-*")) - before:  # nothing is in it
-                    shutil.rmtree(left, ignore_errors=True)
+                for leftover in set(self.folder.glob("wandb/run-*-*")) - before:  # nothing is in it
+                    shutil.rmtree(leftover, ignore_errors=True)
                 continue
-            if chosen == "offline":
+            if mode == "offline":
                 log.info("wandb: offline; upload with: wandb sync %s/wandb/offline-run-*", self.folder)
             return
         self._failed = True
 
     def _forget_attempt(self) -> None:
-        """End W&B's process, which else holds on to the run's id."""
+        """End W&B's process, which would keep the run's id."""
         import wandb
 
         with contextlib.suppress(Exception):
             wandb.teardown()
 
-    def _started(self, chosen: str) -> Any:
+    def _start_run(self, chosen: str) -> Any:
         import wandb
 
         name = self.folder.name if self.group is None else f"{self.group}/{self.folder.name}"
@@ -170,10 +171,10 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def succeed(self, summary: dict[str, Any], details: dict[str, dict[str, Any]]) -> None:
-        """End the run with what it came to: its summary says how good the best weights are."""
+        """End the run with its results: W&B's summary holds the metrics of the best weights."""
         if self.run is None:
             return
-        with self._never_in_the_way():  # together: a server that is gone makes each of them wait
+        with self._never_in_the_way():  # in one block: each of them would wait for a lost server
             self.run.summary.update(self._figures(summary))
             self._draw(summary, details)
             wandb_artifacts.log(self.run, self.config.artifacts, summary, self.settings)
@@ -181,21 +182,21 @@ class WandbLogger(Logger):
 
     def _draw(self, summary: dict[str, Any], details: dict[str, dict[str, Any]]) -> None:
         charts = wandb_charts.all_samples(self._written)
-        for split, found in details.items():
-            charts |= {f"{split}/{name}": chart for name, chart in wandb_charts.of(found).items()}
+        for split, tables in details.items():
+            charts |= {f"{split}/{name}": chart for name, chart in wandb_charts.of(tables).items()}
         self.run.log({"step": summary["steps"], "tokens_seen": summary["tokens_seen"]} | charts)
 
     def _figures(self, summary: dict[str, Any]) -> dict[str, Any]:
         figures = dict(summary["metrics"])
         if self.monitor in figures:
-            figures[self.monitor] = {self.best: figures[self.monitor]}  # as define_metric has it while the run is going on
+            figures[self.monitor] = {self.best: figures[self.monitor]}  # as define_metric stores it while the run lasts
         rest = flat({name: summary.get(name, {}) for name in ("model", "tokenizer", "throughput", "energy", "seconds")})
         figures |= {name.replace(".", "/"): value for name, value in rest.items() if value is not None}
         return figures | {name: summary[name] for name in ("steps", "tokens_seen", "best_step")}
 
     @rank_zero_only
     def fail(self, error: BaseException) -> None:
-        """End the run as failed; as preempted where it was stopped to go on later; as done where a sweep saw enough of it."""
+        """End the run as failed; as preempted if a signal stopped it, to be resumed later; as done if a sweep pruned it."""
         with self._never_in_the_way():
             if self.run is not None and isinstance(error, Pruned):
                 self.run.summary["pruned"] = True
@@ -227,9 +228,9 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _command_line_without_secrets() -> Iterator[None]:
-    """W&B notes the command line of the process."""
+    """Redact the command line of the process while W&B records it."""
     arguments = sys.argv
-    sys.argv = redacted(arguments)
+    sys.argv = redact(arguments)
     try:
         yield
     finally:
@@ -238,7 +239,7 @@ def _command_line_without_secrets() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _mode_variable(chosen: str) -> Iterator[None]:
-    """Set WANDB_MODE to the mode chosen from it: W&B refuses a value that is none of its own, also where it is told another."""
+    """Set WANDB_MODE to the chosen mode: W&B refuses a value it does not know, even if `init` names another mode."""
     before = os.environ.get("WANDB_MODE")
     if before:
         os.environ["WANDB_MODE"] = chosen

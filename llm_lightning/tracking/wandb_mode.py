@@ -1,4 +1,4 @@
-"""Decide how W&B is used with what is configured on this machine: online, offline or not at all."""
+"""Decide whether W&B runs online, offline or not at all, by the configuration of this machine."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ MODES = {
     **dict.fromkeys(("offline", "dryrun"), "offline"),
     **dict.fromkeys(("disabled", "disable", "off", "none", "false", "no", "0"), "disabled"),
 }
-"""What people set WANDB_MODE to, in W&B's present words, its earlier ones, and those of other switches."""
+"""Value of WANDB_MODE -> mode: W&B's present words, its earlier ones, and those of other switches."""
 
 
 @dataclass(frozen=True)
 class WandbMode:
-    """How W&B is used: `online`, `offline`, `shared` or `disabled`; `reason` says why where a variable or a file decides it."""
+    """How W&B is used: `online`, `offline`, `shared` or `disabled`; `reason` names the variable or the file that decides it, if any."""
 
     name: str
     reason: str = ""
 
 
 def read_mode() -> WandbMode:
-    """Return the mode that the environment and `wandb disabled`, `wandb offline` ask for, but never one that would ask for a key.
+    """Return the mode set by the environment, `wandb disabled` or `wandb offline`, but never one that would prompt for a key.
 
-    `WANDB_DISABLED=true` wins over `WANDB_MODE`; a word that is no mode is offline: nothing leaves the machine by mistake.
+    `WANDB_DISABLED=true` overrides `WANDB_MODE`. An unknown word means offline: nothing leaves the machine by mistake.
     """
     if os.environ.get("WANDB_DISABLED", "").strip().lower() in TRUE:
         return WandbMode("disabled", f"WANDB_DISABLED={os.environ['WANDB_DISABLED']}")
@@ -59,12 +59,12 @@ def _has_key() -> bool:
 
 
 def _chosen_server() -> str:
-    """Return where `wandb login --host` went; W&B's own server where there is no such word."""
+    """Return the server of `wandb login --host`; W&B's own server if none was set."""
     return _read_settings().get("default", "base_url", fallback="https://api.wandb.ai")
 
 
 def _read_settings() -> configparser.ConfigParser:
-    """Return what W&B's commands have stored for this user and this folder; nothing where it cannot be read."""
+    """Return the settings that W&B's commands have stored for this user and this folder; empty if they cannot be read."""
     folder = expand_home(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
     settings = configparser.ConfigParser(interpolation=None)
     try:

@@ -1,4 +1,4 @@
-"""The largest micro-batch that fits (`batch.micro_tokens=auto`)."""
+"""Find the largest micro-batch that fits into memory (`batch.micro_tokens=auto`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.objectives.base import Objective
 
 SHARE = 0.8
-"""Of the free memory that is planned for; the rest is for what is freed at once, and for fragments."""
+"""Share of the free memory that the plan uses; the rest is for short-lived tensors and fragments."""
 
 
 class NoRoom(UserError):
@@ -22,9 +22,9 @@ class NoRoom(UserError):
 
 
 def plan(objective: Objective, data: DataModule, trainer: lightning.Trainer) -> int:
-    """Tokens that fit: from the bytes that the backward pass keeps of one longest row, which are counted and not guessed.
+    """Return the number of tokens that fit, by the bytes that autograd keeps of one longest row; these are counted, not guessed.
 
-    Raises NoRoom where not even one does.
+    Raises NoRoom if not even one row fits.
     """
     device = trainer.strategy.root_device
     objective.to(device).train()
@@ -42,17 +42,17 @@ def plan(objective: Objective, data: DataModule, trainer: lightning.Trainer) -> 
 
 
 def states(model: nn.Module) -> int:
-    """Bytes of weights, gradients and AdamW's two moments, all fp32, of what is trained."""
+    """Return the bytes of the trained weights, their gradients and AdamW's two moments, all in fp32."""
     return 16 * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes."""
+    """Return the free bytes of a device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def _count_saved_bytes(objective: Objective, batch: MicroBatch, trainer: lightning.Trainer) -> int:
-    """Bytes that autograd keeps of a forward pass, each storage counted once."""
+    """Return the bytes that autograd keeps of a forward pass; each storage counts once."""
     storages: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Checkpoint files that a kill cannot spoil, and that tell when something else has.
+"""Write checkpoint files that a kill cannot damage, and detect files that something else has damaged.
 
-Written beside their place, flushed to the disk, then renamed: at every moment the name holds the old file or the new one, whole. The
-zip format that torch.save writes has a CRC-32 of every tensor; reading 200 MB back to compare takes 0.06 s. Lightning instead stages
-the whole file in memory and in $TMPDIR, then moves it: across file systems that is a plain copy, which a kill truncates.
+A file is written beside its place, flushed to the disk, then renamed: at every moment the name holds the complete old or the complete new
+file. The zip format of torch.save has a CRC-32 of every tensor; reading 200 MB back to compare takes 0.06 s. Lightning instead stages
+the file in memory and in $TMPDIR, then moves it: across file systems that is a plain copy, which a kill truncates.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from llm_lightning.errors import RunError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Reads are Lightning's, with weights_only=True; writes replace the file in one step."""
+    """Checkpoint IO that reads as Lightning does, with weights_only=True, and replaces files in one step."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint; what was there before is untouched until the new file is whole, and no part of a file is left behind.
+        """Write a checkpoint. The old file stays until the new one is complete; a failed write leaves no partial file.
 
-        Raises RunError where the file cannot be written, a full disk above all, and KeyboardInterrupt where the user interrupts it, of
-        which torch may make a RuntimeError.
+        Raises RunError if the file cannot be written, for example on a full disk. Raises KeyboardInterrupt if the user interrupts the
+        write; torch may turn that into a RuntimeError.
         """
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file; None where every byte of its tensors is as it was written."""
+    """Describe the damage of a checkpoint file; None if every byte of its tensors is as it was written."""
     try:
         with zipfile.ZipFile(path) as file:
             broken = file.testzip()

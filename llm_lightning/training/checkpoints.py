@@ -1,8 +1,8 @@
 """After each validation: keep the best weights as a Hugging Face folder, and full states to continue from.
 
-So a run costs a known amount of disk: the weights once (`hf/`), and `checkpoint.keep` states of about three times the weights
-(model and AdamW's two moments) in `checkpoints/`. States are saved between optimizer steps only. One that is saved at a step whose
-validation is still to come says so, and a run that continues from it validates first.
+So a run takes a known amount of disk: the weights once (`hf/`), and `checkpoint.keep` states of about three times the weights
+(model and AdamW's two moments) in `checkpoints/`. States are saved between optimizer steps only. A state saved before the validation of
+its step records that, and a run that continues from it validates first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints(Callback):
-    """Saves states on their own interval or after each validation; exports the weights when the metric is the best yet."""
+    """Callback that saves states every `every_steps` or after each validation, and exports the weights when their metric is best."""
 
     def __init__(
         self,
@@ -49,12 +49,15 @@ class Checkpoints(Callback):
         patience: int | None,
         judge: Callable[[int, float], bool] | None = None,
     ) -> None:
-        """`keep` writes the current weights to the folder `best`; `run` (plain containers) goes into every checkpoint; after `patience`
-        validations without improvement training stops, and where `judge` says so of how far it is, in thousandths, and the metric there."""
+        """`keep` writes the current weights to the folder `best`; `run` (plain containers) goes into every checkpoint.
+
+        `patience`: stop after this many validations without improvement. `judge(progress, metric)`, called after each validation, returns
+        whether to continue; progress runs from 0 to 1000.
+        """
         self.config, self.folder, self.run = config, folder / "checkpoints", run
         self.data, self.monitor, self.weights, self.keep, self.patience, self.judge = data, monitor, best, keep, patience, judge
         self.best: float | None = None
-        """The score of the best validation; NaN where none has had a score so far."""
+        """The score of the best validation; NaN if none had a score so far."""
         self.best_loss: float | None = None
         self.best_step: int | None = None
         self.decided_step: int | None = None
@@ -66,12 +69,12 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if not distributed.broadcast(self.best is None or self.weights.is_dir()):
-            self.best = self.best_loss = None  # the state comes from a run with another folder: this one has no best weights yet
-        trainer.should_stop = self._exhausted()
+            self.best = self.best_loss = None  # the state is from a run with another folder: this one has no best weights
+        trainer.should_stop = self._is_out_of_patience()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Step, batch_index: int) -> None:
         self.data.consumed(batch)
-        if trainer.global_step % self.data.validate_every != 0 and self._due(trainer):  # else after the validation
+        if trainer.global_step % self.data.validate_every != 0 and self._is_due(trainer):  # else after the validation
             self.save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -80,10 +83,10 @@ class Checkpoints(Callback):
             self.decide(trainer, module)
 
     def decide(self, trainer: lightning.Trainer, module: Objective) -> None:
-        """Keep the weights if the evaluation that just ended is the best, then save the state that knows it.
+        """Export the weights if the evaluation that just ended is the best, then save a state that records it.
 
-        Of equal scores the lower loss is the better, and of equal losses the later. A score that is undefined (NaN) is worse than any.
-        Raises Diverged where the loss is no number: such weights are neither exported nor saved.
+        Of equal scores the lower loss wins, and of equal losses the later. An undefined score (NaN) is worse than any other.
+        Raises Diverged if the loss is not a number: such weights are neither exported nor saved.
         """
         value, loss = distributed.broadcast((module.latest[module.monitor], module.latest["validation/loss"]))
         if not math.isfinite(loss) or math.isinf(value):
@@ -101,19 +104,19 @@ class Checkpoints(Callback):
             distributed.barrier()  # the other ranks read what rank 0 wrote
         over = trainer.global_step == self.monitor.total_steps
         done = 1000 * trainer.global_step // self.monitor.total_steps
-        goes_on = self.judge is None or over or math.isnan(value) or self.judge(done, value)  # rank 0 alone has it
-        if not distributed.broadcast(goes_on):
+        continues = self.judge is None or over or math.isnan(value) or self.judge(done, value)  # rank 0 alone has it
+        if not distributed.broadcast(continues):
             raise Pruned(f"pruned after step {trainer.global_step}: {module.monitor} {value:.4f}")
-        if self._exhausted():
+        if self._is_out_of_patience():
             log.info("early stopping: no improvement in %s validations", self.stale)
             trainer.should_stop = True
         if over or trainer.should_stop:
             self._report_constant(module.monitor)
-        if self.config.every_steps is None or self._due(trainer):
+        if self.config.every_steps is None or self._is_due(trainer):
             self.save(trainer)
 
     def _report_constant(self, monitor: str) -> None:
-        """Say that the score told no validation from another, where that is so."""
+        """Warn if the score was the same in all validations."""
         if self.is_constant and self.validations > 1 and self.best is not None:
             score = "undefined" if math.isnan(self.best) else f"{self.best:.6g}"
             log.warning(
@@ -125,10 +128,10 @@ class Checkpoints(Callback):
                 self.best_loss,
             )
 
-    def _exhausted(self) -> bool:
+    def _is_out_of_patience(self) -> bool:
         return self.patience is not None and self.stale >= self.patience
 
-    def _due(self, trainer: lightning.Trainer) -> bool:
+    def _is_due(self, trainer: lightning.Trainer) -> bool:
         every = self.config.every_steps
         return every is not None and trainer.global_step % every == 0
 
@@ -136,7 +139,7 @@ class Checkpoints(Callback):
         return self.folder / f"step-{step:08d}.ckpt"
 
     def save(self, trainer: lightning.Trainer) -> Path:
-        """Save the full state at the current step, then let go of the oldest ones."""
+        """Save the full state at the current step, then delete the oldest ones."""
         self.monitor.pause(trainer)
         self.data.gather()
         path = self.path(trainer.global_step)
@@ -148,17 +151,17 @@ class Checkpoints(Callback):
         return path
 
     def is_saved(self, step: int) -> bool:
-        """Return whether rank 0 has the state of a step. A collective."""
+        """Return whether rank 0 has saved the state of a step. A collective."""
         return bool(distributed.broadcast(self.path(step).is_file()))
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = self.run
-        # Lightning counts the batch that is being finished as begun, not as done: then a resumed run would be a batch behind
+        # Lightning counts the current batch as begun, not as done: a resumed run would be a batch behind
         step, loop = trainer.global_step, checkpoint["loops"]["fit_loop"]
         progress = loop["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts.update(dict.fromkeys(counts, step))
-        # and it takes a validation for done at whose step it starts, unless that was begun: then it is run whole
+        # and it takes the validation at its first step for done, unless that was begun: then it runs all of it
         if step % self.data.validate_every == 0 and self.decided_step != step:
             for counts in (progress := loop["epoch_loop.val_loop.batch_progress"])["total"], progress["current"]:
                 counts.update({"ready": 1, "started": 1, "processed": 0, "completed": 0})
@@ -172,8 +175,10 @@ class Checkpoints(Callback):
 
 
 def order_key(score: float, loss: float | None, maximize: bool) -> tuple[bool, float, float]:
-    """Return what a validation is compared by, the greater the better: a defined score before an undefined one, then the score, then the
-    loss. States of earlier versions have no loss."""
+    """Return a sort key of a validation, greater is better: a defined score before an undefined one, then the score, then the loss.
+
+    States of earlier versions have no loss.
+    """
     signed = 0.0 if math.isnan(score) else score if maximize else -score
     return not math.isnan(score), signed, -math.inf if loss is None else -loss
 
@@ -181,8 +186,8 @@ def order_key(score: float, loss: float | None, maximize: bool) -> tuple[bool, f
 def resume_point(resume: str, folder: Path, shared: bool, run: dict[str, Any]) -> Path | None:
     """Return the checkpoint to continue from, if any, as a file of this machine. Rank 0 chooses it. A collective.
 
-    `shared`: whether all ranks read rank 0's disk; where they do not, the file is copied to theirs. Raises UserError where the checkpoint
-    belongs to another run than the config describes.
+    `shared`: whether all ranks read rank 0's disk; otherwise the file is copied to theirs. Raises UserError if the checkpoint belongs to
+    another run than the config describes.
     """
     state: Path | None = None
     if distributed.is_rank_zero() and resume != "never":
@@ -193,7 +198,7 @@ def resume_point(resume: str, folder: Path, shared: bool, run: dict[str, Any]) -
     place = distributed.broadcast(None if state is None else str(state.absolute()))
     if place is None or shared:
         return None if place is None else Path(place)
-    copied = folder / "checkpoints" / ".resume.ckpt"  # no state of this folder's own: the next resume overwrites it
+    copied = folder / "checkpoints" / ".resume.ckpt"  # not one of this folder's states: the next resume overwrites it
     distributed.send_file(Path(place), copied)
     return Path(place) if distributed.is_rank_zero() else copied
 
@@ -208,9 +213,9 @@ def _read_run(state: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole state in a folder. A damaged one is named in a warning and put aside, and the one before is taken.
+    """Return the newest undamaged state in a folder. A warning names each damaged one; it is put aside, and the one before is tried.
 
-    Raises UserError where there are states and none is whole.
+    Raises UserError if the folder has states and all are damaged.
     """
     states = list_checkpoints(folder)
     for state in reversed(states):
@@ -226,7 +231,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The full states in a folder, oldest first."""
+    """Return the full states in a folder, oldest first."""
     return sorted((p for p in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+", p.stem)), key=step_of)
 
 

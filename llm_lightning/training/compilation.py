@@ -1,4 +1,4 @@
-"""torch.compile of a transformer's layers (`trainer.compile`), one by one: they are alike, so that one is compiled and serves all."""
+"""Apply torch.compile to a transformer's layers (`trainer.compile`) one by one: they are alike, so one compilation serves all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from llm_lightning.models.layers import layers
 from llm_lightning.training.throughput import Flops
 
 PAYS = {"cuda": 1e17}
-"""FLOPs of the layers in a run, by device, from which on it is quicker for the minute that compiling takes. On a CPU it was 0.95 to 1.03
-times as fast: there it is left to those who ask for it."""
+"""FLOPs of the layers in a run, by device, above which compiling saves more than the minute it takes. On a CPU compiled layers were 0.95 to
+1.03 times as fast: there, only `trainer.compile=true` compiles."""
 
 
 def pays(model: PreTrainedModel, data: DataModule, device: torch.device) -> bool:
-    """Whether the run is long enough to win the time of compiling back."""
+    """Return whether the run is long enough to regain the time that compiling takes."""
     if device.type not in PAYS:
         return False
     if data.text.stream is None:
@@ -35,13 +35,13 @@ def keep_compiled_kernels(folder: Path) -> None:
 
 
 def start(model: nn.Module) -> None:
-    """Have the layers compiled when they are called next."""
-    torch._dynamo.reset()  # a process compiles a function for so many models, and then no more
+    """Compile the layers at their next call."""
+    torch._dynamo.reset()  # a process compiles a function for a limited number of models
     for layer in layers(model):
         layer.compile()
 
 
 def stop(model: nn.Module) -> None:
-    """Have the layers be as they were."""
+    """Run the layers without compilation again."""
     for layer in layers(model):
         layer._compiled_call_impl = None

@@ -26,6 +26,6 @@ def build_custom_callbacks(settings: dict[str, Any]) -> list[Callback]:
 
 
 def _last_line(error: HydraException) -> str:
-    """Return what the target itself raised."""
+    """Return the message of the target's own error."""
     cause = error.__cause__ or error
     return " ".join(str(cause).split())

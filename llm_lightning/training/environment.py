@@ -14,7 +14,7 @@ from llm_lightning.watchdog import mark_progress
 
 
 class LaunchedEnvironment(ClusterEnvironment):
-    """The processes that exist already, whoever has started them: Lightning starts none."""
+    """Cluster environment of processes that exist already, whatever launcher started them: Lightning starts none."""
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -52,7 +52,7 @@ class LaunchedEnvironment(ClusterEnvironment):
 
 
 class Heartbeat(Callback):
-    """Tells the watchdog how far this rank is. Steps and batches have a time limit; the first step, which may compile, has none."""
+    """Callback that reports this rank's progress to the watchdog. Each step has a time limit but the first, which may compile."""
 
     def __init__(self) -> None:
         self._trained = False

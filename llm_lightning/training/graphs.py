@@ -1,9 +1,9 @@
-"""CUDA graphs of forward and backward passes: the kernels of a micro-batch started by one call, where a program that starts them one by
-one would keep the GPU waiting.
+"""Run forward and backward passes as CUDA graphs: one call starts all kernels of a micro-batch; started one by one, they would keep the
+GPU waiting.
 
-A graph replays kernels on the memory that they had when it was captured. So there is one for each shape of batch, batches are filled up
-to few shapes (`data/buckets.py`), and gradients stay where they are from step to step. A shape is run as usual when it is met first, and
-captured when it is met again.
+A graph replays kernels on the memory they had when it was captured. So each shape of batch has its own graph, batches are padded to few
+shapes (`data/buckets.py`), and gradients keep their memory from step to step. The first batch of a shape runs as usual; the second one is
+captured.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from llm_lightning.data.collate import MicroBatch
 log = logging.getLogger(__name__)
 
 MOST = 64
-"""Graphs that are kept, the least used one goes: each holds the addresses of its kernels' arguments, and their memory is shared."""
+"""Graphs that are kept; the least recently used one is dropped. Each holds the addresses of its kernels' arguments; all share memory."""
 
 Key = tuple[Any, ...]
 
 
 class Graphs:
-    """Forward and backward passes of one model on one GPU, by graphs where its batches' shapes come again."""
+    """Forward and backward passes of one model on one GPU; batches of a shape that recurs run as graphs."""
 
     def __init__(
         self,
@@ -38,8 +38,8 @@ class Graphs:
         parameters: Sequence[Tensor],
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        """`passes` goes forward and backward, given a batch and the factor of its loss, and returns the loss; `context` is that of the
-        precision, to be entered around it."""
+        """`passes(batch, factor)` runs forward and backward, with the loss scaled by `factor`, and returns the loss. `context` is the
+        precision's context, entered around it."""
         self._passes, self._parameters, self._context = passes, parameters, context
         self._seen: set[Key] = set()
         self._graphs: OrderedDict[Key, _Graph] = OrderedDict()
@@ -48,7 +48,7 @@ class Graphs:
         """Why nothing is captured any more."""
 
     def __call__(self, batch: MicroBatch, factor: Tensor, first: bool) -> Tensor:
-        """Add a micro-batch's gradients to the parameters', or replace them where it is the `first` of its step. Returns its loss."""
+        """Add a micro-batch's gradients to the parameters', or replace those if it is the `first` of its step. Return its loss."""
         batch = fill(batch)
         key = (first, *shape_of(batch))
         graph = self._graphs.get(key)
@@ -61,7 +61,7 @@ class Graphs:
         return self._run(batch, factor, first)
 
     def clear(self) -> None:
-        """Forget all graphs, as gradients were thrown away."""
+        """Drop all graphs, since the gradients were freed."""
         self._graphs.clear()
         self._seen.clear()
         self._pool = None
@@ -76,19 +76,19 @@ class Graphs:
     def _capture(self, key: Key, batch: MicroBatch, factor: Tensor, first: bool) -> _Graph | None:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        own, own_factor, graph = _copy(batch), factor.clone(), torch.cuda.CUDAGraph()
+        static_batch, static_factor, graph = _copy(batch), factor.clone(), torch.cuda.CUDAGraph()
         torch.cuda.synchronize(factor.device)
         try:
-            # other threads go on meanwhile, as that which pins the next batches' memory
+            # other threads keep running, such as the one that pins the next batches' memory
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                loss = self._run(own, own_factor, first)
+                loss = self._run(static_batch, static_factor, first)
         except RuntimeError as error:
             self.failed = str(error).splitlines()[0]
             self.clear()
             torch.cuda.empty_cache()
             log.warning("CUDA graphs: left out from now on, as a step cannot be captured (%s)", self.failed)
             return None
-        self._keep(key, _Graph(graph, own, own_factor, loss))
+        self._keep(key, _Graph(graph, static_batch, static_factor, loss))
         return self._graphs[key]
 
     def _keep(self, key: Key, graph: _Graph) -> None:
@@ -104,8 +104,8 @@ class _Graph:
         self._graph, self._batch, self._factor, self._loss = graph, batch, factor, loss
 
     def __call__(self, batch: MicroBatch, factor: Tensor) -> Tensor:
-        own = [*self._batch.tensors().values(), self._factor]
-        for into, value in zip(own, [*batch.tensors().values(), factor], strict=True):
+        static_tensors = [*self._batch.tensors().values(), self._factor]
+        for into, value in zip(static_tensors, [*batch.tensors().values(), factor], strict=True):
             into.copy_(value)
         self._graph.replay()
         return self._loss.clone()  # the next graph may write over it
@@ -116,5 +116,5 @@ def _copy(batch: MicroBatch) -> MicroBatch:
 
 
 def shape_of(batch: MicroBatch) -> Key:
-    """Return what a graph of a batch can be used for: batches of the same."""
+    """Return the key of a batch's graph: batches with the same key can use the same graph."""
     return (batch.longest, batch.blank, *((name, value.dtype, tuple(value.shape)) for name, value in batch.tensors().items()))

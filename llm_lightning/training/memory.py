@@ -1,4 +1,4 @@
-"""What stays with the process between steps: freed memory, and the kernels that were made."""
+"""Keep freed memory and compiled kernels in the process between steps."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_freed_pages() -> None:
-    """Have the C library keep what is freed: by default each large tensor of each step is mapped and cleared by the kernel anew.
+    """Make the C library keep freed memory. By default the kernel maps and clears each large tensor of each step anew.
 
-    Worth 8 % of a small encoder's step on two cores (glibc 2.36); elsewhere than on glibc, nothing happens.
+    Saves 8 % of a small encoder's step on two cores (glibc 2.36); does nothing without glibc.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
@@ -24,17 +24,17 @@ def keep_freed_pages() -> None:
 
 
 def keep_kernels() -> None:
-    """Have oneDNN keep kernels for all the shapes of a run: it forgets after 1,024, and flat batches have more. Before its first use."""
+    """Make oneDNN keep kernels for all shapes of a run: it keeps 1,024 by default, and flat batches have more. Call before first use."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
 
 def peak(device: torch.device) -> float:
-    """Bytes at the most so far: of the device where it has memory of its own, else of the process."""
+    """Return the peak memory so far in bytes: of the device if it has its own memory, else of the process."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 1024.0 * getrusage(RUSAGE_SELF).ru_maxrss
 
 
 def settle(device: torch.device) -> None:
-    """Begin to train: collect garbage once, and leave what is alive out of later collections, which would pause to look through it."""
+    """Prepare for training: collect garbage once, and exclude live objects from later collections, which would pause to scan them."""
     gc.collect()
     gc.freeze()
     if device.type == "cuda":
@@ -42,5 +42,5 @@ def settle(device: torch.device) -> None:
 
 
 def release() -> None:
-    """Let garbage be collected as ever."""
+    """Collect garbage as before `settle`."""
     gc.unfreeze()

@@ -1,8 +1,8 @@
-"""What a run reports while it trains: loss, learning rate, norms, tokens per second, energy; and the totals for its summary.
+"""Report loss, learning rate, norms, tokens per second and energy while a run trains, and the totals for its summary.
 
-Values are summed on the device and read every `log_every_steps`, and before a state is saved: between, nothing waits for the device.
-The loss logged is the mean over the targets of the interval, not that of the last step; an interval that a checkpoint falls into
-goes on where it was.
+Values are summed on the device and read every `log_every_steps`, and before a state is saved: in between, nothing waits for the device.
+The logged loss is the mean over the targets of the interval, not that of the last step. A checkpoint inside an interval stores its sums,
+and a resumed run continues them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from llm_lightning.training.throughput import Flops, Peak
 
 
 class Diverged(RunError):
-    """The loss is not a number any more."""
+    """The loss has become NaN or infinite."""
 
     def __init__(self, what: str, value: float, step: int) -> None:
         super().__init__(
@@ -44,28 +44,28 @@ BIN = math.log(1.02)  # of the histogram of step times: percentiles are known to
 
 
 class Monitor(Callback):
-    """Meters training. Tokens are real tokens, never padding; seconds are those spent in training steps, validation left out."""
+    """Callback that meters training. Tokens exclude padding; seconds are those of training steps, without validation."""
 
     def __init__(self, every: int, total_steps: int, progress: bool, cache: Path, energy: Energy | None = None) -> None:
-        """`cache` is the folder where the device's peak is remembered."""
+        """`cache` is the folder that stores the device's peak FLOP/s."""
         self.every, self.total_steps, self.progress, self.cache, self.energy = every, total_steps, progress, cache, energy
         self.totals = dict.fromkeys(SUMMED, 0.0)
-        """Of all closed intervals, over all ranks."""
+        """Sums over all closed intervals and all ranks."""
         self.interval = dict.fromkeys(SUMMED, 0.0)
-        """Of the open interval, over all ranks, as far as it was gathered."""
-        self._mine = dict.fromkeys(("tokens", "positions", "sequences"), 0)  # of this rank since it was gathered last
+        """Sums over the open interval and all ranks, up to the last `gather`."""
+        self._mine = dict.fromkeys(("tokens", "positions", "sequences"), 0)  # of this rank since the last `gather`
         self._loss = self._targets = torch.zeros(())
         self._times: list[float] = []  # seconds of this rank's steps since then
         self._waited = 0.0
         self._paused = False
         self.step_times: Counter[int] = Counter()
-        """Of this rank's steps, by the logarithm of their seconds in units of BIN. A GPU works behind the program: there a step counts
-        as the mean of those between two looks at it."""
+        """Number of this rank's steps, by the logarithm of their seconds in units of BIN. A GPU runs behind the program: there each step
+        counts as the mean of the steps between two reads."""
         self.memory = 0.0
-        """Bytes at the most so far: of a GPU those of training, elsewhere those of the process."""
+        """Peak memory so far in bytes: on a GPU of training, elsewhere of the process."""
         self._unpadded = False
         self.earlier = 0.0
-        """Seconds that training took before it was resumed, validations included."""
+        """Seconds of training before the resume, validations included."""
         self.begun = self.since = time.perf_counter()
         self.flops = Flops(0.0, 0.0)
         self.peak, self.devices = Peak(), 1
@@ -82,7 +82,7 @@ class Monitor(Callback):
         return self.totals["seconds"] + self.interval["seconds"]
 
     def throughput(self) -> dict[str, Any]:
-        """Of the whole run: what `summary.json` holds."""
+        """Return the throughput of the whole run, as `summary.json` holds it."""
         sums = {name: value + self.interval[name] for name, value in self.totals.items()}
         seconds, positions = max(sums["seconds"], 1e-9), sums["positions"]
         return {
@@ -97,33 +97,33 @@ class Monitor(Callback):
         }
 
     def _percentile(self, share: float) -> float | None:
-        """Seconds that this share of the steps took at the most."""
-        wanted = share * self.step_times.total()
-        seen = 0
+        """Return a quantile of the step times in seconds: this share of the steps took at most as long."""
+        threshold = share * self.step_times.total()
+        cumulative = 0
         for bin, count in sorted(self.step_times.items()):
-            seen += count
-            if seen >= wanted:
+            cumulative += count
+            if cumulative >= threshold:
                 return math.exp(bin * BIN)
         return None
 
     def _mfu(self, sums: dict[str, float]) -> float | None:
-        """The share that model FLOP/s are of the devices' peak."""
+        """Return the model FLOP/s as a share of the devices' peak."""
         most = max(sums["seconds"], 1e-9) * self.devices * (self.peak.flops or 0.0)
         return self.flops(sums["tokens"], sums["targets"]) / most or None if most else None
 
     def gather(self, trainer: lightning.Trainer) -> None:
-        """Add what this rank has seen to the open interval, over all ranks. Raises Diverged where the loss is no number.
+        """Add the counts of all ranks to the open interval. A collective. Raises Diverged if the loss is not a number.
 
-        To be called on every rank. Losses are added in fp64, which is exact for them: so it does not matter how often this is called.
+        Losses are added in fp64, which is exact for them: so it does not matter how often this is called.
         """
-        device, asked = self._loss.device, time.perf_counter()
+        device, read_started = self._loss.device, time.perf_counter()
         counts = torch.tensor([float(count) for count in self._mine.values()], dtype=self._loss.dtype, device=device)
         sums = torch.cat([counts, self._loss[None]])
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums, reduce_op="sum")
         read = [*sums.tolist(), float(self._targets)]
-        if self._times:  # what the device had yet to do is those steps'
-            self._times[-1] += time.perf_counter() - asked
+        if self._times:  # the device's remaining work belongs to those steps
+            self._times[-1] += time.perf_counter() - read_started
             if device.type != "cpu":
                 self._times = [sum(self._times) / len(self._times)] * len(self._times)
         values = [*read, sum(self._times), self._waited]
@@ -139,8 +139,8 @@ class Monitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         elapsed = self.earlier + time.perf_counter() - self.begun
-        known = {"elapsed": elapsed, "memory": self.memory, "flops": [self.flops.token, self.flops.target]}
-        return known | {"totals": self.totals, "interval": self.interval, "step_times": dict(self.step_times)}
+        state = {"elapsed": elapsed, "memory": self.memory, "flops": [self.flops.token, self.flops.target]}
+        return state | {"totals": self.totals, "interval": self.interval, "step_times": dict(self.step_times)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.totals, self.interval, self.step_times = state["totals"], state["interval"], Counter(state["step_times"])
@@ -156,7 +156,7 @@ class Monitor(Callback):
         self.peak, self.devices = Peak.of(module.device, str(trainer.precision), self.cache), trainer.world_size
         if self.progress and trainer.is_global_zero:
             self._bar = tqdm(total=self.total_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, mininterval=0.5)
-        kind = torch.float32 if module.device.type == "mps" else torch.float64  # which MPS does not have
+        kind = torch.float32 if module.device.type == "mps" else torch.float64  # MPS has no fp64
         self._loss = self._targets = torch.zeros((), dtype=kind, device=module.device)
         settle(module.device)
         self.begun = self.since = time.perf_counter()
@@ -196,7 +196,7 @@ class Monitor(Callback):
             self._bar.update(trainer.global_step - self._bar.n)
 
     def pause(self, trainer: lightning.Trainer) -> None:
-        """Take in what was done so far, and stop the clock until the next step. To be called on every rank."""
+        """Gather the counts so far, and stop the clock until the next step. A collective."""
         self.gather(trainer)
         self._paused = True
 
@@ -208,7 +208,7 @@ class Monitor(Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         assert isinstance(module, Objective)
-        used = {} if self.energy is None else self.energy.used()
+        used = {} if self.energy is None else self.energy.usage()
         values = module.latest | {"train/weight_norm": _weight_norm(module)}
         self.emit(trainer, values | {f"energy/{name}": used[name] for name in ("kwh", "co2eq_kg") if name in used}, None)
         if self._bar is not None:
@@ -224,7 +224,7 @@ class Monitor(Callback):
         self._waited += time.perf_counter() - self.since
 
     def emit(self, trainer: lightning.Trainer, values: dict[str, float], epoch: float | None) -> None:
-        """Hand values to every logger, with the x-axes that they are drawn against."""
+        """Send values to every logger, with the x-axes of their charts."""
         axes = {"tokens": self.tokens, "seconds": round(self.seconds, 3)} | ({} if epoch is None else {"epoch": round(epoch, 5)})
         for logger in trainer.loggers:
             logger.log_metrics(axes | values, step=trainer.global_step)
@@ -243,7 +243,7 @@ class Monitor(Callback):
 
 
 def _weight_norm(module: Objective) -> float:
-    """Of all weights that are trained, over all ranks that hold a part of them."""
+    """Return the norm of all trained weights, over all ranks that hold a part of them."""
     norms = [torch.linalg.vector_norm(weight.detach()) for weight in module.model.parameters() if weight.requires_grad]
-    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]  # FSDP leaves some weights gathered
-    return float(torch.linalg.vector_norm(torch.stack(whole)))
+    full_norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]  # FSDP leaves some weights gathered
+    return float(torch.linalg.vector_norm(torch.stack(full_norms)))

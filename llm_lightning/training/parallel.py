@@ -1,4 +1,4 @@
-"""How ranks share the work of a step: DDP, where each has a copy of the model, and FSDP2, where each has a part of it.
+"""Share the work of a step between ranks: with DDP each has a copy of the model, with FSDP2 a part of it.
 
 FSDP2 keeps fp32 shards of all weights on every rank. A layer's weights are gathered for its forward pass, freed, and gathered again
 for its backward pass; in bf16-mixed they are gathered in bf16, and gradients are reduced in fp32. Embeddings and head, which both
@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from llm_lightning.models.layers import layers
 
 UNREDUCED = 0.25
-"""Share of a device's memory that gradients may take which wait for the last micro-batch to be reduced: they are fp32, and whole."""
+"""Share of a device's memory for unsharded fp32 gradients that wait to be reduced with the last micro-batch."""
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, precision: str, bf16_weights: bool = True) -> None:
@@ -37,7 +37,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str, bf16_weights: bool
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     blocks = [fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True) for block in layers(model)]
     root = fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    if mesh.device_type == "cpu":  # asked for the mean, gloo of torch 2.8 gives the sum; this way FSDP2 divides the sum itself
+    if mesh.device_type == "cpu":  # gloo of torch 2.8 returns the sum for the mean; this way FSDP2 divides the sum itself
         for module in (root, *blocks):
             module.set_force_sum_reduction_for_comms(True)
     for module, following in pairwise([root, *blocks]):
@@ -46,10 +46,10 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str, bf16_weights: bool
 
 @contextlib.contextmanager
 def gradient_sync(strategy: Any, model: nn.Module, last: bool) -> Iterator[None]:
-    """Exchange the gradients of a backward pass between ranks where it is the `last` of a step, and keep them to the rank before.
+    """Exchange the gradients between ranks in the `last` backward pass of a step; earlier passes keep them on the rank.
 
-    Under FSDP2 a gradient that waits is as large as the whole model in fp32: where that is too much for the device, each backward pass
-    reduces its own.
+    Under FSDP2, waiting gradients are as large as the whole model in fp32. If that is too much for the device, each backward pass reduces
+    its own.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last or not _has_room_for_gradients(model))
@@ -73,7 +73,7 @@ def _has_room_for_gradients(model: nn.Module) -> bool:
 def without_gradients(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Return the context to evaluate a model in.
 
-    FSDP2 keeps the tensors that it gathers into; those made under `inference_mode` could not be trained with afterwards.
+    FSDP2 keeps the tensors that it gathers into; tensors made under `inference_mode` could not be trained with afterwards.
     """
     return torch.no_grad() if isinstance(model, FSDPModule) else torch.inference_mode()
 
@@ -81,8 +81,8 @@ def without_gradients(model: nn.Module) -> contextlib.AbstractContextManager[Any
 def exchanges(strategy: Any, model: nn.Module) -> int | None:
     """Return how many collectives this rank has started in the groups that gradients and weights travel through.
 
-    Ranks with the same number have started the same ones, as all run the same program. 0 without a process group, None where the backend
-    does not count.
+    Ranks with the same number have started the same collectives, as all run the same program. 0 without a process group, None if the
+    backend does not count.
     """
     if not torch.distributed.is_initialized():
         return 0
@@ -98,7 +98,7 @@ def exchanges(strategy: Any, model: nn.Module) -> int | None:
 
 
 def discard_step(model: nn.Module) -> None:
-    """Undo a step that broke off in a forward or backward pass: all of its gradients, and what FSDP2 was about to do.
+    """Undo a step that broke off in a forward or backward pass: discard its gradients and FSDP2's pending work.
 
     `zero_grad` reaches the gradients of parameters. FSDP2 also keeps those of gathered weights, which are no parameters of the model
     once it is sharded again.
@@ -109,10 +109,10 @@ def discard_step(model: nn.Module) -> None:
 
 
 def _reset_fsdp(model: FSDPModule) -> None:
-    """Free gathered weights with their gradients and forget the passes that were begun.
+    """Free gathered weights with their gradients and reset the passes that were begun.
 
-    FSDP2's states are private; read in torch 2.13, whose `reset_iter_state` does all but the gradients. Torch 2.8 to 2.12 have no such
-    function: there the same is done by hand.
+    FSDP2's states are private; read in torch 2.13, whose `reset_iter_state` does all but the gradients. Torch 2.8 to 2.12 lack that
+    function: there `_reset_states` does the same.
     """
     root: Any = model._get_fsdp_state()
     states = root._state_ctx.all_states

@@ -1,4 +1,4 @@
-"""The precision of a step: which weights the model computes with, and which ones the optimizer changes.
+"""Set the precision of a step: which weights the model computes with, and which weights the optimizer changes.
 
 bf16-mixed keeps fp32 master weights in the module and bf16 working copies beside them. A working copy hides its master from the
 forward pass alone: `parameters()`, `state_dict()`, `zero_grad()`, the optimizer and the export see the masters at all times.
@@ -23,9 +23,9 @@ from llm_lightning.models.layers import layers
 
 
 def plugin(precision: str, sharded: bool) -> Precision | None:
-    """Return our Lightning plugin for a precision, or None where Lightning's own does.
+    """Return our Lightning plugin for a precision, or None if Lightning's own will do.
 
-    `sharded` is whether FSDP2 shards the model: its policy then makes the bf16 copies (`parallel.py`).
+    `sharded`: whether FSDP2 shards the model; its policy then makes the bf16 copies (`parallel.py`).
     """
     if precision == "bf16-true":
         return HalfWeights("bf16-true")
@@ -35,13 +35,13 @@ def plugin(precision: str, sharded: bool) -> Precision | None:
 
 
 class MasterWeights(Precision):
-    """bf16-mixed: fp32 master weights, of which the model sees bf16 working copies that gradients flow back through.
+    """bf16-mixed: the optimizer changes fp32 master weights; the model computes with bf16 copies, which gradients flow back through.
 
     Autocast would cast at every use, and back at every normalisation. As in Megatron-LM and torchtitan, activations are bf16 from
     the embedding on; sums inside kernels, gradients of weights over micro-batches, the loss and the optimizer are fp32. Embeddings
-    are looked up in fp32 and then cast, so that the gradients of a token's many places are not added in bf16.
+    are looked up in fp32 and then cast, so that the gradients of a token's many positions are not added in bf16.
 
-    A model that cannot compute with bf16 weights (`models/bf16_check.py`) is run under autocast after all.
+    A model that cannot compute with bf16 weights (`models/bf16_check.py`) runs under autocast.
     """
 
     precision: Any = "bf16-mixed"
@@ -52,7 +52,7 @@ class MasterWeights(Precision):
         self._way: Way = "copies"
 
     def convert_module(self, module: Module) -> Module:
-        """Take the objective whose model is trained or evaluated from now on. Lightning calls it before each run of a loop."""
+        """Set the objective whose model is trained or evaluated from now on. Lightning calls this before each run of a loop."""
         self._objective = module
         self._way = choose_way(module.model)
         if self._way == "copies":
@@ -61,7 +61,7 @@ class MasterWeights(Precision):
 
     @contextmanager
     def train_step_context(self) -> Generator[None, None, None]:
-        """Do nothing: the optimizer step enters `forward_context` around its passes, each time anew where CUDA graphs record them."""
+        """Do nothing: the optimizer step enters `forward_context` around its passes, anew for each pass that CUDA graphs record."""
         yield
 
     @contextmanager
@@ -80,7 +80,7 @@ class MasterWeights(Precision):
 class ShardedMasterWeights(Precision):
     """bf16-mixed under FSDP2, whose `MixedPrecisionPolicy` gathers bf16 weights from fp32 shards and reduces gradients in fp32.
 
-    A model that cannot compute with bf16 weights has them gathered in fp32, and is run under autocast.
+    For a model that cannot compute with bf16 weights, they are gathered in fp32, and it runs under autocast.
     """
 
     precision: Any = "bf16-mixed"
@@ -107,7 +107,7 @@ class HalfWeights(HalfPrecision):
     """
 
     def convert_module(self, module: Module) -> Module:
-        """Cast the weights. Raises UserError where the model cannot compute with bf16 weights."""
+        """Cast the weights. Raises UserError if the model cannot compute with bf16 weights."""
         model: Any = module.model
         if not model.__dict__.get("is_bf16") and not computes_after(model, self._cast):
             raise UserError(
@@ -127,7 +127,7 @@ class HalfWeights(HalfPrecision):
 
     @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
-        """Leave the default type alone: a number of targets in bf16 would be rounded to 8 bits."""
+        """Keep the default dtype: a number of targets in bf16 would be rounded to 8 bits."""
         yield
 
     def convert_input(self, data: Any) -> Any:
@@ -135,12 +135,12 @@ class HalfWeights(HalfPrecision):
 
 
 def choose_way(model: Any) -> Way:
-    """Return how a model is to compute in bf16. A collective the first time that it is asked of a model."""
+    """Return how a model computes in bf16. A collective at the first call for a model."""
     return bf16_way(model, in_bf16)
 
 
 def _autocast(model: Any, way: Way) -> Any:
-    """Return the context that a model computes in whose weights are no bf16 copies; with copies there is nothing to do."""
+    """Return the autocast context of a model without bf16 copies of its weights; an empty context for a model with copies."""
     return torch.autocast(model.device.type, torch.bfloat16) if way == "autocast" else nullcontext()
 
 
@@ -179,11 +179,11 @@ class WorkingWeights:
         self._groups: list[_Group] = []
         """Trained weights by layer, where copies are buffered."""
         self._frozen: Any = WeakIdKeyDictionary()
-        """Of a frozen parameter: its copy, and the (version, device, address) of what was copied."""
+        """Frozen parameter -> its copy, and the (version, device, address) of the parameter when it was copied."""
 
     @contextmanager
     def in_use(self) -> Generator[None, None, None]:
-        """Have the model compute with the copies. Entered again inside of itself, it changes nothing."""
+        """Make the model compute with the copies. Entering it again inside itself changes nothing."""
         if self._in_use:
             yield
             return
@@ -252,14 +252,14 @@ class WorkingWeights:
         state = master._version, master.device, master.data_ptr()
         copy, copied = self._frozen.get(master, (None, None))
         if copied != state:
-            with torch.inference_mode(False):  # what is made in an evaluation must serve a training step
+            with torch.inference_mode(False):  # copies made in an evaluation must serve a training step
                 copy = master.detach().to(torch.bfloat16)
             self._frozen[master] = copy, state
         return copy
 
 
 class _Group:
-    """Trained weights whose gradients are cast together: those of a layer, or all that are in no layer."""
+    """Trained weights whose gradients are cast together: those of a layer, or all outside of layers."""
 
     def __init__(self, masters: list[nn.Parameter]) -> None:
         self.masters: list[Tensor] = list(masters)
@@ -268,7 +268,7 @@ class _Group:
 
 
 class _Cast(torch.autograd.Function):
-    """From fp32 masters to their filled bf16 buffers; backward adds the gradients of the buffers to those of the masters."""
+    """Map fp32 masters to their filled bf16 buffers; backward adds the gradients of the buffers to those of the masters."""
 
     @staticmethod
     def forward(ctx: Any, group: _Group, *masters: Tensor) -> tuple[Tensor, ...]:
@@ -303,6 +303,6 @@ class _Cast(torch.autograd.Function):
 
 @contextmanager
 def in_bf16(model: Module) -> Generator[None, None, None]:
-    """Have a model compute with bf16 copies of its parameters, as `trainer.precision=bf16-mixed` does."""
+    """Make a model compute with bf16 copies of its parameters, as `trainer.precision=bf16-mixed` does."""
     with WorkingWeights(model).in_use():
         yield

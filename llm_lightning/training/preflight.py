@@ -1,7 +1,7 @@
-"""Try, in seconds, whatever would otherwise fail after hours.
+"""Check, in seconds, everything that could fail after hours.
 
-The first thing that every training does, and all that `task=check` does. Each check is a function that returns what it found and
-raises where it fails; a failed check stops the run, and all are listed with their outcome.
+Every training starts with these checks, and `task=check` runs nothing else. Each check is a function that returns its finding as text and
+raises if it fails. A failed check stops the run; all are listed with their outcome.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from llm_lightning.training.memory import peak
 log = logging.getLogger(__name__)
 
 WIDE = 400  # characters of a message
-SAMPLE = 100_000  # tokens that are looked through for unknown ones
-UNKNOWN = 0.01  # their share above which the run says so
+SAMPLE = 100_000  # tokens that are searched for unknown ones
+UNKNOWN = 0.01  # share of unknown tokens above which the run warns
 LARGE = 2 << 30  # bytes of weights above which only task=check writes and reads a whole checkpoint
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one check came to."""
+    """The outcome of one check."""
 
     name: str
     passed: bool
-    found: str
+    message: str
     seconds: float
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """The checks of one run; `thorough` where nothing else is to be done."""
+    """The checks of one run; `thorough` for `task=check`, which does nothing else."""
 
     folder: Path
     data: DataModule
@@ -63,7 +63,7 @@ class Preflight:
     thorough: bool
 
     def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
-        """Yield name and function of each check: on rank 0 all; on the others those of their own device, and scores, a collective."""
+        """Yield name and function of each check: on rank 0 all; on other ranks those of their own device, and scores, a collective."""
         yield from self.data_checks() if distributed.is_rank_zero() else ()
         yield "one step on the longest batch", self.step
         if self.data.config.trainer.compile == "auto" and self.alone_on_gpu():
@@ -90,11 +90,11 @@ class Preflight:
         yield "checkpoint written and read", self.checkpoint
 
     def writing(self) -> str:
-        """The model has positions for the texts that evaluations will write."""
+        """Check that the model has positions for the texts that evaluations will write."""
         return self.objective.describe_writing() or "nothing is written"
 
     def tokenizer(self) -> str:
-        """Every id that the data holds must be one of the model's."""
+        """Check that every token id in the data is in the model's vocabulary."""
         tokenizer = self.data.text.tokenizer
         largest = max(int(split.tokens.max()) for split in self.data.text.splits.values())
         rows = embedding.count_rows(self.objective.model)
@@ -118,7 +118,7 @@ class Preflight:
         return f"{len(tokenizer):,} entries, embeddings for {'any' if rows is None else f'{rows:,}'}, {unknown:.2%} of the tokens unknown"
 
     def unknown_examples(self) -> str:
-        """Return a few words of the training texts that hold something unknown, as a message has them."""
+        """Return a few words of the training texts with unknown tokens, worded for a message."""
         split, tokenizer = self.data.text.splits["train"], self.data.text.tokenizer
         words: dict[str, None] = {}
         if split.rows is not None:
@@ -134,7 +134,7 @@ class Preflight:
         return f" ({', '.join(repr(shorten(word)) for word in list(words)[:3])})" if words else ""
 
     def batch(self, split: str) -> str:
-        """One batch with targets."""
+        """Check that a batch of the split has targets."""
         encoded = self.data.text.splits[split]
         batch = self.data.collator(encoded, list(np.arange(min(4, len(encoded)))[:, None]), 0)
         if batch.target_count == 0:
@@ -142,7 +142,7 @@ class Preflight:
         return f"{len(batch.indices)} sequences of {len(batch.input_ids)} tokens with {batch.target_count} targets"
 
     def labels(self, split: str) -> str:
-        """Labels in range, and how they are spread."""
+        """Check that labels are in range, and return how they are distributed."""
         names = self.data.text.label_names
         assert names is not None
         counts = label_counts(self.data.text.splits[split], len(names))
@@ -153,7 +153,7 @@ class Preflight:
         return spread if len(names) <= 12 else f"{len(names)} labels, {counts.min():,} to {counts.max():,} times"
 
     def disk(self) -> str:
-        """Room for the weights, and for one state more than is kept, as the new one is written before the old one goes."""
+        """Check the disk for room: the weights, and one state more than is kept, as a new one is written before the oldest is deleted."""
         weights = 4 * sum(p.numel() for p in self.objective.model.parameters())
         trained = 4 * sum(p.numel() for p in self.objective.model.parameters() if p.requires_grad)
         keep = self.data.config.checkpoint.keep
@@ -166,7 +166,7 @@ class Preflight:
         return f"{gib(needed)} at the most for weights and checkpoints, {gib(free)} free"
 
     def optimizer(self) -> str:
-        """Its settings and those of the schedule are accepted."""
+        """Check that optimizer and scheduler accept their settings."""
         (optimizer,), (scheduler,) = self.objective.configure_optimizers()
         groups = [(sum(p.numel() for p in group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
         decays = ", ".join(f"{count:,} parameters with weight decay {decay:g}" for count, decay in groups if count)
@@ -176,16 +176,16 @@ class Preflight:
         return f"{decays}; learning rate {scheduler.get_last_lr()[0]:.2e} at the first step"
 
     def causality(self) -> str:
-        """A token changes no prediction before it, and none in another sequence.
+        """Check that a token changes no prediction before it, and none in another sequence.
 
-        An encoder under a language-modelling head would see the token that it is to predict, and learn nothing, at a loss near zero.
+        An encoder under a language-modelling head would see the token it predicts, and learn nothing, at a loss near zero.
         """
         objective = self.objective
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             return "left out: the model is cut up over the devices only when training starts"
         batch = self.data.collator(self.data.text.splits["train"], self.data.plan.epoch(0)[0][:1], 0)
         batch = objective.transfer_batch_to_device(batch, objective.model.device, 0)
-        batch = replace(batch, target_places=None)  # every token's prediction is looked at
+        batch = replace(batch, target_places=None)  # every token's prediction is compared
         place, end = batch.longest // 2, batch.longest  # the middle of the first sequence, which is the longest
         positions = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
         unseen = (positions < place) | (positions >= end)
@@ -207,7 +207,7 @@ class Preflight:
         return f"{len(positions)} tokens: one changes predictions behind it in its own sequence alone"
 
     def step(self) -> str:
-        """Forward and backward on the batch that takes the most memory; nothing of it stays behind."""
+        """Run forward and backward on the batch that takes the most memory, and undo their effects."""
         objective, device = self.objective, self.trainer.strategy.root_device
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             return "left out: the model is cut up over the devices only when training starts"
@@ -221,16 +221,16 @@ class Preflight:
         return self._fit(device)
 
     def _fit(self, device: torch.device) -> str:
-        """Try the batch that takes the most memory, in halves where `batch.micro_tokens=auto` is to find what fits.
+        """Try the batch that takes the most memory; with `batch.micro_tokens=auto`, halve it until it fits.
 
-        Raises NoRoom where not even one row does.
+        Raises NoRoom if not even one row fits.
         """
         objective, auto = self.objective, self.data.config.batch.micro_tokens == "auto"
         if auto:
             self.data.limit(batch_size.plan(objective, self.data, self.trainer))
         while True:
             try:
-                return self._tried(device, self.data.longest(self.trainer.world_size))
+                return self._try_batch(device, self.data.longest(self.trainer.world_size))
             except torch.OutOfMemoryError as error:
                 size, longest = len(self.data.longest(self.trainer.world_size).input_ids), self.data.longest_rows(1).longest
                 if size // 2 < longest or not auto:
@@ -244,7 +244,7 @@ class Preflight:
             torch.cuda.empty_cache()
 
     def alone_on_gpu(self) -> bool:
-        """Return whether one process trains on one GPU, with weights that it may cast and gradients that need no scale."""
+        """Return whether one process trains on one GPU, with weights that can be cast and gradients that need no loss scaling."""
         return (
             self.trainer.strategy.root_device.type == "cuda"
             and self.trainer.world_size == 1
@@ -252,20 +252,20 @@ class Preflight:
         )
 
     def fastest(self) -> str:
-        """The ways to go forward and backward timed, and the fastest taken; layers are compiled only where it pays."""
+        """Time the ways to run forward and backward, and take the fastest; layers are compiled only in runs long enough to gain from it."""
         model, device = self.objective.model, self.trainer.strategy.root_device
         compilation.keep_compiled_kernels(cache_folder(self.data.config) / "kernels")
         state, gpu_state = torch.get_rng_state(), torch.cuda.get_rng_state(device)
         try:
-            found = trial.take_fastest(self.objective, self.data, self.trainer, compilation.pays(model, self.data, device))
+            description = trial.take_fastest(self.objective, self.data, self.trainer, compilation.pays(model, self.data, device))
         finally:
             torch.set_rng_state(state)
             torch.cuda.set_rng_state(gpu_state, device)
-        log.info("step: %s", found)
-        return found
+        log.info("step: %s", description)
+        return description
 
     def compile(self) -> str:
-        """Layers compiled, where it pays, for batches of any shape: all that compiling takes is spent here."""
+        """Compile the layers for batches of any shape if it pays: all compile time is spent here."""
         model, device = self.objective.model, self.trainer.strategy.root_device
         auto = self.data.config.trainer.compile == "auto"
         if auto and not compilation.pays(model, self.data, device):
@@ -278,7 +278,7 @@ class Preflight:
         longest = self.data.longest(self.trainer.world_size)
         try:
             for count in {len(longest.indices), len(longest.indices) // 2, 1} - {0}:
-                self._tried(device, self.data.longest_rows(count))
+                self._try_batch(device, self.data.longest_rows(count))
         except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:  # no compiler, or a model that it cannot compile
             compilation.stop(model)
             if not auto:
@@ -286,7 +286,7 @@ class Preflight:
             return f"left out: {shorten(str(error))}"
         return "layers compiled, for batches of any shape"
 
-    def _tried(self, device: torch.device, batch: MicroBatch) -> str:
+    def _try_batch(self, device: torch.device, batch: MicroBatch) -> str:
         objective, model = self.objective, self.objective.model
         state = torch.get_rng_state()
         buffers = copy.deepcopy(dict(model.named_buffers()))
@@ -310,7 +310,7 @@ class Preflight:
         return f"{len(batch.input_ids)} tokens, loss {mean:.3f}; weights, gradients and optimizer take {states}, peak so far {most}"
 
     def checkpoint(self) -> str:
-        """The weights survive a round trip through the checkpoint file."""
+        """Check that the weights survive a round trip through the checkpoint file."""
         state = {name: p.detach() for name, p in self.objective.model.named_parameters() if p.requires_grad}
         size = sum(t.numel() * t.element_size() for t in state.values())
         if size > LARGE and not self.thorough:
@@ -329,7 +329,7 @@ class Preflight:
             path.unlink(missing_ok=True)
 
     def monitor(self) -> str:
-        """One validation batch must produce the metric that decides which weights are kept."""
+        """Check that one validation batch produces the metric that decides which weights are kept."""
         objective = self.objective
         objective.eval()
         batch = self._validation_batch()
@@ -343,8 +343,10 @@ class Preflight:
         return f"{objective.monitor}, {'higher' if objective.maximize else 'lower'} is better; computed on {len(batch.input_ids):,} tokens"
 
     def _validation_batch(self) -> MicroBatch:
-        """Return the batch with the longest sequences. Where FSDP2 is to shard the model, which is whole on every rank's CPU until
-        training starts, return the shortest sequence alone: what is computed takes seconds there, and the metric is the same."""
+        """Return the batch with the longest sequences; under FSDP2, the shortest sequence alone.
+
+        Until training starts, FSDP2 leaves the whole model on every rank's CPU, where a batch takes seconds. The metric is the same.
+        """
         if not isinstance(self.trainer.strategy, ModelParallelStrategy):
             return self.data.evaluation_batches("validation")[0]
         encoded = self.data.text.splits["validation"]
@@ -352,16 +354,16 @@ class Preflight:
 
 
 def run(folder: Path, data: DataModule, objective: Objective, trainer: lightning.Trainer, thorough: bool) -> list[Outcome]:
-    """Run every check and list them. Raises UserError where one failed."""
+    """Run every check and list the outcomes. Raises UserError if one failed."""
     outcomes = []
     trainer.precision_plugin.convert_module(objective)  # as training will do before its first step
     for name, check in Preflight(folder, data, objective, trainer, thorough).checks():
         started = time.perf_counter()
         try:
-            found, passed = check(), True
+            message, passed = check(), True
         except (UserError, RuntimeError, ValueError, IndexError) as error:
-            found, passed = str(error), False
-        outcomes.append(Outcome(name, passed, found, time.perf_counter() - started))
+            message, passed = str(error), False
+        outcomes.append(Outcome(name, passed, message, time.perf_counter() - started))
     failed = [outcome for outcome in outcomes if not outcome.passed]
     if thorough or failed:
         log.info("%s", table(outcomes))
@@ -370,13 +372,13 @@ def run(folder: Path, data: DataModule, objective: Objective, trainer: lightning
         log.info("%s", table(outcomes), extra={"file_only": True})
     if failed:
         raise UserError(
-            f"preflight: {len(failed)} of {len(outcomes)} checks failed: {'; '.join(f'{o.name}: {o.found}' for o in failed)}"
+            f"preflight: {len(failed)} of {len(outcomes)} checks failed: {'; '.join(f'{o.name}: {o.message}' for o in failed)}"
         )
     return outcomes
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """The outcomes as text for a terminal."""
+    """Return the outcomes as a table for a terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -384,7 +386,7 @@ def table(outcomes: list[Outcome]) -> str:
     rows = Table("", "check", "found", "s", show_lines=True)
     for outcome in outcomes:
         mark = Text("pass", "green") if outcome.passed else Text("FAIL", "bold red")
-        rows.add_row(mark, Text(outcome.name), Text(outcome.found), f"{outcome.seconds:.1f}")
+        rows.add_row(mark, Text(outcome.name), Text(outcome.message), f"{outcome.seconds:.1f}")
     console = Console(width=140)
     with console.capture() as captured:
         console.print(rows)

@@ -1,7 +1,7 @@
-"""samples.jsonl of a run: what the model writes behind fixed prompts after each validation.
+"""Write samples.jsonl of a run: the model's continuations of fixed prompts after each validation.
 
-Rank 0 writes while the others go on to where all meet. Random numbers are drawn from a state of their own, so that a run is the same
-to the last bit with and without; and no compiled layer is called, which would be compiled anew for texts that grow.
+Rank 0 writes while the other ranks continue to the next collective. Random numbers come from a separate state, so that a run is the same
+to the last bit with and without samples. Compiled layers are not called: they would be compiled anew for texts that grow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Samples(Callback):
-    """Lines of `step`, `tokens`, `prompt`, `text`, and `reference` where there is one."""
+    """Callback that writes lines of `step`, `tokens`, `prompt`, `text`, and `reference` if the prompt has one."""
 
     def __init__(self, folder: Path, monitor: Monitor) -> None:
         self.file, self.monitor = folder / "samples.jsonl", monitor
@@ -37,11 +37,11 @@ class Samples(Callback):
         if not math.isfinite(module.latest.get("validation/loss", 0.0)):
             return  # training ends here, and a GPU that draws from such numbers could not say why
         if isinstance(module.model, FSDPModule):
-            return  # cut up over ranks, of which one alone cannot write
+            return  # sharded over ranks: one rank alone cannot write
         device = module.model.device
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
-            torch.inference_mode(False),  # which what the model keeps would stay marked by
+            torch.inference_mode(False),  # otherwise tensors that the model keeps would stay inference tensors
             torch.no_grad(),
             torch.compiler.set_stance("force_eager"),
             module.precision_context(),
@@ -52,7 +52,7 @@ class Samples(Callback):
             self._append([{"step": trainer.global_step, "tokens": self.monitor.tokens, **sample} for sample in samples])
 
     def _write_samples(self, module: Objective) -> list[dict[str, str]]:
-        """Return the samples of a model; where that fails, say so with the place in the code, and do not try again in this run."""
+        """Return the samples of a model; on an error, log it with the place in the code and write no more samples in this run."""
         try:
             return module.samples()
         except Exception as error:  # an illustration must not stop a training
@@ -62,9 +62,11 @@ class Samples(Callback):
             return []
 
     def _append(self, lines: list[dict[str, object]]) -> None:
-        """Behind the lines of earlier steps; those that a run which goes on writes again are dropped."""
-        kept = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if self.file.is_file() else []
-        kept = [line for line in kept if json.loads(line)["step"] < lines[0]["step"]]
+        """Append to the lines of earlier steps; drop lines that a resumed run writes again."""
+        earlier_lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if self.file.is_file() else []
+        earlier_lines = [line for line in earlier_lines if json.loads(line)["step"] < lines[0]["step"]]
         partial = self.file.with_suffix(".partial")
-        partial.write_text("".join(kept) + "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
+        partial.write_text(
+            "".join(earlier_lines) + "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8"
+        )
         partial.replace(self.file)

@@ -1,7 +1,7 @@
-"""Stop in good order: on SIGINT, SIGTERM or SIGUSR1 (SLURM's warning) finish the step, save, and say how to go on.
+"""Stop cleanly: on SIGINT, SIGTERM or SIGUSR1 (SLURM's warning) finish the step, save, and tell the user how to resume.
 
-Ranks agree after every step, for a signal may reach only one of them: between their CPUs, so that no device is waited for. A second
-SIGINT stops at once.
+A signal may reach only one rank, so ranks agree after every step, between their CPUs: none waits for a device. A second SIGINT stops at
+once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @contextlib.contextmanager
 def raise_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt where Lightning has made SystemExit of it, which says nothing to the user and ends a calling program."""
+    """Raise KeyboardInterrupt if Lightning has turned it into SystemExit, which shows no message and ends a calling program."""
     try:
         yield
     except SystemExit as stop:
@@ -39,7 +39,7 @@ def raise_interrupts() -> Iterator[None]:
 
 
 class StopOnSignal(Callback):
-    """Comes last, so that whatever else happens at the end of a step is in the state that is saved."""
+    """Callback that stops training on a signal. It comes last, so that the saved state includes all other callbacks' work of the step."""
 
     def __init__(self, save: Callable[[lightning.Trainer], Path], how_to_resume: str) -> None:
         self.save, self.how_to_resume = save, how_to_resume
@@ -48,15 +48,15 @@ class StopOnSignal(Callback):
         self._ranks: Any = None
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """From here on: Lightning has set its own handlers before, and puts back at the end what was there before them."""
+        """Install the signal handlers. Lightning has installed its own before, and restores the earlier ones at the end."""
         if trainer.world_size > 1:
             self._ranks = torch.distributed.new_group(backend="gloo")
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]  # waits for the device
         if threading.current_thread() is threading.main_thread():
             for number in HEEDED:
-                signal.signal(number, self._heed)
+                signal.signal(number, self._handle_signal)
 
-    def _heed(self, number: int, frame: Any) -> None:
+    def _handle_signal(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:  # a loader process, which ends with this one
             return
         if self.received is not None and number == signal.SIGINT:
@@ -66,19 +66,19 @@ class StopOnSignal(Callback):
             print(f"\n{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr, flush=True)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        self._stop_if_told(trainer)
+        self._stop_if_signaled(trainer)
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._stop_if_told(trainer)
+            self._stop_if_signaled(trainer)
 
-    def _stop_if_told(self, trainer: lightning.Trainer) -> None:
-        told = self.received is not None
+    def _stop_if_signaled(self, trainer: lightning.Trainer) -> None:
+        should_stop = self.received is not None
         if self._ranks is not None:
-            anyone = torch.tensor(int(told))
+            anyone = torch.tensor(int(should_stop))
             torch.distributed.all_reduce(anyone, torch.distributed.ReduceOp.MAX, self._ranks)
-            told = bool(anyone)
-        if told:
+            should_stop = bool(anyone)
+        if should_stop:
             path = self.save(trainer)
             name = signal.Signals(self.received).name if self.received else "a signal to another rank"
             how = _requeue() if signal.SIGUSR1 in distributed.gather(self.received) else None
@@ -86,7 +86,7 @@ class StopOnSignal(Callback):
 
 
 def _requeue() -> str | None:
-    """Have SLURM, which warned of the end of the job's time, start it again. Return what to tell the user; None outside of SLURM."""
+    """Ask SLURM, which warned of the job's time limit, to requeue the job. Return a message for the user; None outside of SLURM."""
     job = distributed.slurm_batch_job()
     if job is None or not distributed.is_rank_zero():
         return None

@@ -1,11 +1,11 @@
-"""The optimizer step: from the micro-batches of one rank to new weights.
+"""Run an optimizer step: from the micro-batches of one rank to new weights.
 
 A batch of the training loader is a whole step. Its gradient is that of one big batch: the sum of the losses of its targets, divided
-by their number over all micro-batches and ranks; never a mean of means. Optimization is manual for that reason, which also keeps
-clipping ours (Lightning refuses to clip under fused AdamW with mixed precision). Nothing here waits for the device.
+by their number over all micro-batches and ranks; never a mean of means. Therefore optimization is manual, and we also clip ourselves
+(Lightning refuses to clip under fused AdamW with mixed precision). Nothing here waits for the device.
 
-Where memory runs out, the whole step is begun anew with its micro-batches in halves; they stay so for the rest of the run. The
-weights that come out are those of a step that had been cut so from the start, to the last bit.
+If memory runs out, the whole step restarts with its micro-batches in halves; they stay so for the rest of the run. The new weights equal,
+to the last bit, those of a step that was cut so from the start.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PATIENCE = 10.0
-"""Seconds that a rank out of memory waits for the others to be so too."""
+"""Seconds that a rank out of memory waits for the others to run out too."""
 
 
 class OptimizerStep:
@@ -43,25 +43,25 @@ class OptimizerStep:
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
         self._pieces = 1
-        """Into how many pieces each micro-batch is cut: a power of two."""
+        """Number of pieces that each micro-batch is cut into: a power of two."""
         self._reducing = False
-        """Whether the backward pass has begun that gradients are reduced in."""
+        """Whether the backward pass that reduces gradients has begun."""
         self._graphs: Graphs | None = None
 
     def use_graphs(self, context: Callable[[], AbstractContextManager[Any]] | None) -> None:
-        """Have forward and backward passes run from CUDA graphs in the precision's context, or where it is None no longer."""
+        """Run forward and backward passes as CUDA graphs in the precision's context; None turns graphs off."""
         trained = [parameter for parameter in self._objective.model.parameters() if parameter.requires_grad]
         self._graphs = None if context is None else Graphs(self.passes, trained, context)
 
     def __call__(self, step: Step) -> dict[str, Any]:
-        """Train on a step. Returns its `loss_sum` (this rank's) and `targets` (all ranks'), `gradient_norm` and `learning_rate`.
+        """Train on a step. Return its `loss_sum` (this rank's) and `targets` (all ranks'), `gradient_norm` and `learning_rate`.
 
-        Raises RunError where memory runs out and smaller micro-batches cannot help.
+        Raises RunError if memory runs out and smaller micro-batches cannot help.
         """
         objective, trainer = self._objective, self._objective.trainer
         optimizer: Any = objective.optimizers()
         scheduler: Any = objective.lr_schedulers()
-        targets = torch.full((), float(step.targets), dtype=_exact(objective.device), device=objective.device)
+        targets = torch.full((), float(step.targets), dtype=_exact_dtype(objective.device), device=objective.device)
         if trainer.world_size > 1:
             targets = trainer.strategy.reduce(targets, reduce_op="sum")
         loss_sum = self._accumulate(step, targets)
@@ -75,7 +75,7 @@ class OptimizerStep:
         return {"loss_sum": loss_sum, "targets": targets, "gradient_norm": norm, "learning_rate": rate}
 
     def _accumulate(self, step: Step, targets: Tensor) -> Tensor:
-        """Add up the gradients of a step in the parameters, and return its summed loss; begin anew in halves where memory runs out."""
+        """Accumulate the gradients of a step in the parameters, and return its summed loss; restart with halves if memory runs out."""
         objective, strategy = self._objective, self._objective.trainer.strategy
         attempt = 0
         while True:
@@ -92,7 +92,7 @@ class OptimizerStep:
                     started = None if now is None or begun is None else now - begun
                     size = self._halve(step.step, attempt, batches, started, error)
                     remedy = f"micro-batches of {size:,} tokens are halved from now on (batch.micro_tokens)"
-            attempt += 1  # here the error is gone, and with it what its traceback kept in memory
+            attempt += 1  # here the error is gone, and with it the tensors that its traceback held
             self._graphs = None
             parallel.discard_step(objective.model)
             if objective.device.type == "cuda":
@@ -100,7 +100,7 @@ class OptimizerStep:
             log.warning("out of memory: %s", remedy)
 
     def _cut(self, batches: list[MicroBatch]) -> list[MicroBatch]:
-        """Return the micro-batches in pieces. Under FSDP2 there are as many on every rank, as all ranks gather weights together."""
+        """Return the micro-batches in pieces. Under FSDP2 every rank has the same number, as all ranks gather weights together."""
         parts = [pieces(batch, self._pieces) for batch in batches]
         if isinstance(self._objective.model, FSDPModule):
             parts = [part + [replace(part[-1], blank=True)] * (self._pieces - len(part)) for part in parts]
@@ -124,9 +124,9 @@ class OptimizerStep:
         return total
 
     def passes(self, batch: MicroBatch, scale: Tensor, last: bool = True) -> Tensor:
-        """Go forward and backward: add the gradients of scale times a micro-batch's loss to those of the parameters. Returns the loss.
+        """Run forward and backward: add the gradients of `scale` times a micro-batch's loss to those of the parameters. Return the loss.
 
-        `last` tells whether ranks exchange gradients in this backward pass.
+        `last`: whether ranks exchange gradients in this backward pass.
         """
         loss = self._objective.loss_sum(batch) * (not batch.blank)
         self._reducing = last
@@ -134,11 +134,11 @@ class OptimizerStep:
         return loss.detach()
 
     def _halve(self, step: int, attempt: int, batches: list[MicroBatch], started: int | None, error: torch.OutOfMemoryError) -> int:
-        """Have micro-batches cut in halves on every rank, and return the tokens of the largest so far.
+        """Cut micro-batches in halves on every rank, and return the tokens of the largest so far.
 
-        `started` is the number of collectives that the attempt began, None where it is not known. Ranks can only begin anew together,
-        and only where none of them waits for another: all have to have run out of memory after the same collective. DDP cannot take
-        back a reduction either, once its backward pass has begun. Raises RunError elsewhere.
+        `started` is the number of collectives that the attempt began, None if unknown. Ranks can only restart together, and only if none
+        waits for another: all must have run out of memory after the same collective. DDP cannot undo a reduction either, once its
+        backward pass has begun. Raises RunError if the ranks cannot restart.
         """
         objective = self._objective
         largest = max(batches, key=lambda batch: len(batch.input_ids))
@@ -173,8 +173,8 @@ def clip(model: Any, optimizer: torch.optim.Optimizer, largest: float | None, sc
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _exact(device: torch.device) -> torch.dtype:
-    """Return the type that counts and sums of a step have; MPS has no fp64."""
+def _exact_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of a step's counts and sums; MPS has no fp64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

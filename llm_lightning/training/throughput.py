@@ -1,4 +1,4 @@
-"""The FLOPs of training a model, and the ceiling they are held against."""
+"""Count the FLOPs of training a model, and measure the device's peak to compare them with."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from llm_lightning.models.layers import layers
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of a forward and backward pass in products of matrices (Chowdhery et al. 2022, appendix B), by what the pass is given.
+    """FLOPs of a forward and backward pass in matrix products (Chowdhery et al. 2022, appendix B), per token and per target.
 
-    A weight costs 2 forward; backward 2 for its input's gradient, where something below is trained, and 2 for its own, where it is.
+    A weight costs 2 forward; backward 2 for its input's gradient, if a layer below is trained, and 2 for its own, if it is trained.
     """
 
     token: float
-    """Of a token in the transformer."""
+    """FLOPs of a token in the transformer."""
     target: float
-    """Of a target in the head; in an encoder-decoder it is one of the tokens, and this is what the decoder costs more or less."""
+    """FLOPs of a target in the head. In an encoder-decoder, whose targets are tokens too: the decoder's cost minus the encoder's."""
 
     @staticmethod
     def of(model: PreTrainedModel, lengths: np.ndarray) -> Flops:
-        """`lengths` are those of the sequences that attention works in. Zero where it is not known: experts are no linear modules."""
+        """Return the FLOPs of a model; `lengths` are those of its attention's sequences. Zero if unknown: experts are no linear modules."""
         if any(parameter.ndim > 2 for layer in layers(model) for parameter in layer.parameters()):
             return Flops(0.0, 0.0)
         config: Any = (
@@ -44,7 +44,7 @@ class Flops:
         base: Any = model.base_model
         decoder = base.decoder if config.is_encoder_decoder else None
         of_targets = {id(module) for part in (getattr(base, "pooler", None), decoder) if part for module in part.modules()}
-        of_targets.add(id(getattr(model, "get_output_embeddings", lambda: None)()))  # which T5 has in its base
+        of_targets.add(id(getattr(model, "get_output_embeddings", lambda: None)()))  # T5 has it in its base model
         of_tokens = {id(module) for module in base.modules()} - of_targets
         windows = dict(zip(map(id, layers(base)), _windows(config), strict=False))
         spans = {window: _span(lengths if decoder is None else lengths / 2, window) for window in set(windows.values())}
@@ -52,7 +52,7 @@ class Flops:
         below = False  # whether anything before is trained
         for name, module in model.named_modules():
             if name.endswith("original_module") or ".original_module." in name:
-                continue  # peft's, of which a copy is trained
+                continue  # peft trains a copy of it
             cost = 0.0
             if isinstance(module, nn.Linear | Conv1D):
                 size = module.in_features * module.out_features if isinstance(module, nn.Linear) else module.weight.numel()
@@ -72,47 +72,47 @@ class Flops:
 
 
 def _width(config: Any) -> int:
-    """Of all heads together: an average token's attention takes 4 · width · tokens it is held against, and twice that backward.
+    """Return the width of all heads together: an average token's attention takes 4 · width · tokens it attends to, and twice that backward.
 
-    In an encoder-decoder, where each of the two texts is about half of a sequence, a decoder's other attention is left out.
+    In an encoder-decoder each of the two texts is about half of a sequence; the decoder's cross-attention is left out.
     """
     heads: int = getattr(config, "num_attention_heads", 0)  # there are models without attention
     return heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
 
 
 def _span(lengths: np.ndarray, window: int | None) -> float:
-    """How many tokens an average one is held against."""
+    """Return the number of tokens that an average token attends to."""
     spans = np.minimum(lengths, np.inf if window is None else window)
     return float((lengths * spans.astype(np.float64)).sum() / max(lengths.sum(), 1))
 
 
 def _windows(config: Any) -> Iterator[int | None]:
-    """Of each layer, how many tokens a token is held against at the most."""
+    """Yield, for each layer, the largest number of tokens that a token attends to; None for all."""
     window = getattr(config, "sliding_window", None)
     if window is not None and config.model_type == "modernbert":
-        window = 2 * window + 1  # which looks so far to either side
+        window = 2 * window + 1  # the window extends to both sides
     for kind in getattr(config, "layer_types", None) or itertools.repeat("sliding_attention"):
         yield window if kind == "sliding_attention" else None
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The fastest matrix product seen on a device, in FLOP/s."""
+    """The fastest matrix product measured on a device, in FLOP/s."""
 
     flops: float | None = None
 
     @staticmethod
     def of(device: torch.device, precision: str, cache: Path) -> Peak:
-        """The best that was ever measured on this machine's device: other programs can only have made it look slower."""
+        """Return the best peak ever measured on this machine's device: other programs can only make it look slower."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
         key = f"{platform.node()}, {device.type}, {name}, {precision}"
         file = cache / "peak_flops.json"
-        known = json.loads(file.read_text()) if file.is_file() else {}
-        best = max(Peak.measure(device, precision).flops or 0.0, known.get(key, 0.0))
-        if best > known.get(key, 0.0):
+        stored_peaks = json.loads(file.read_text()) if file.is_file() else {}
+        best = max(Peak.measure(device, precision).flops or 0.0, stored_peaks.get(key, 0.0))
+        if best > stored_peaks.get(key, 0.0):
             cache.mkdir(parents=True, exist_ok=True)
             partial = file.with_name(f"{file.name}.{os.getpid()}")
-            partial.write_text(json.dumps(known | {key: best}, indent=2))
+            partial.write_text(json.dumps(stored_peaks | {key: best}, indent=2))
             partial.replace(file)
         return Peak(best)
 

@@ -1,4 +1,4 @@
-"""The Lightning Trainer of a run, and what it chose from the hardware."""
+"""Build the Lightning Trainer of a run, with the accelerator and the precision that the hardware allows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def quiet_libraries() -> None:
-    """Lightning's and torch's hints about choices that are made here on purpose."""
+    """Silence hints of Lightning and torch about choices that are made here on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -39,7 +39,7 @@ def quiet_libraries() -> None:
         ".*You have overridden .transfer_batch_to_device.*",  # for a CPU, where there is nothing to transfer
     ):
         warnings.filterwarnings("ignore", message)
-    if not distributed.is_rank_zero():  # which warns for all
+    if not distributed.is_rank_zero():  # rank 0 warns for all
         warnings.simplefilter("ignore")
         transformers.logging.set_verbosity_error()
 
@@ -52,9 +52,9 @@ def build_trainer(
     loggers: list[Logger],
     callbacks: list[Callback],
 ) -> lightning.Trainer:
-    """A Trainer that counts in optimizer steps: one batch of the loader is one step, one pass of the loader the whole run.
+    """Build a Trainer that counts in optimizer steps: one batch of the loader is one step, one pass of the loader the whole run.
 
-    Raises UserError where the hardware asked for is not there.
+    Raises UserError if the requested hardware is missing.
     """
     accelerator = _accelerator(config.accelerator)
     precision, why = _precision(config.precision, accelerator)
@@ -65,11 +65,11 @@ def build_trainer(
         plugins.append(precision_plugin)
         plain = None
     if accelerator == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for each new shape of rows, which takes 2 ms of a processor
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans for each new shape of rows, which takes 2 ms of CPU time
     if accelerator == "cpu":
         keep_freed_pages()
         keep_kernels()
-    plugins.append(LaunchedEnvironment())  # under SLURM too: Lightning would take the signals, which are ours
+    plugins.append(LaunchedEnvironment())  # under SLURM too: Lightning would handle the signals that we handle
     launch = distributed.read_launch() if distributed.world_size() > 1 else distributed.Launch("none")
     try:
         trainer = lightning.Trainer(
@@ -86,12 +86,12 @@ def build_trainer(
             callbacks=[Heartbeat(), *callbacks],
             plugins=plugins,
             default_root_dir=folder,
-            enable_checkpointing=False,  # ours decides after validation, and writes atomically
+            enable_checkpointing=False,  # our callback decides after validation, and writes atomically
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,  # the plan cuts steps into ranks
             detect_anomaly=config.detect_anomaly,
-            inference_mode=not sharded,  # FSDP2 could not train with what it gathered in inference mode
+            inference_mode=not sharded,  # FSDP2 could not train with tensors gathered in inference mode
             **_flags(config.flags),
         )
     except (lightning.fabric.utilities.exceptions.MisconfigurationException, ValueError, RuntimeError) as error:
@@ -110,26 +110,26 @@ def _flags(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve_precision(config: TrainerConfig) -> str:
-    """Return the precision that a run has on this hardware. Raises UserError where the hardware asked for is not there."""
+    """Return the precision that a run has on this hardware. Raises UserError if the requested hardware is missing."""
     return _precision(config.precision, _accelerator(config.accelerator))[0]
 
 
-def _accelerator(wanted: str) -> str:
-    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    name = {"auto": found, "gpu": "cuda" if found == "cpu" else found}.get(wanted, wanted)
+def _accelerator(requested: str) -> str:
+    available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = {"auto": available, "gpu": "cuda" if available == "cpu" else available}.get(requested, requested)
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            f"trainer.accelerator={wanted}: this machine has no usable GPU (torch {torch.__version__}); use trainer=cpu."
+            f"trainer.accelerator={requested}: this machine has no usable GPU (torch {torch.__version__}); use trainer=cpu."
         )
     return name
 
 
-def _precision(wanted: str, accelerator: str) -> tuple[str, str]:
-    """The precision, and the reason for it."""
-    if wanted == "fp8" and not (accelerator == "cuda" and torch.cuda.get_device_capability() >= (8, 9)):
+def _precision(requested: str, accelerator: str) -> tuple[str, str]:
+    """Return the precision, and the reason for it."""
+    if requested == "fp8" and not (accelerator == "cuda" and torch.cuda.get_device_capability() >= (8, 9)):
         raise UserError("trainer.precision=fp8: nothing here multiplies fp8 (NVIDIA GPUs since Ada and Hopper do); use auto.")
-    if wanted != "auto":
-        return wanted, "as configured"
+    if requested != "auto":
+        return requested, "as configured"
     unit = machine.bf16_unit(accelerator)
     return ("32-true", "nothing here multiplies bf16") if unit is None else ("bf16-mixed", f"{unit} multiplies it")
 
@@ -139,5 +139,5 @@ def _strategy(config: TrainerConfig, accelerator: str, world_size: int) -> Any:
         return config.strategy
     from lightning.pytorch.strategies import ModelParallelStrategy
 
-    # Lightning's own "auto" is one a node: tensor parallelism, which is not asked for
+    # Lightning's own "auto" is one group a node: tensor parallelism, which nobody asked for
     return ModelParallelStrategy(data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)

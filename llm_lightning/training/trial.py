@@ -1,7 +1,7 @@
-"""Which way forward and backward passes run fastest on this GPU, by trial: kernel after kernel, from CUDA graphs, by compiled layers.
+"""Find the fastest way to run forward and backward passes on this GPU by trial: kernel by kernel, CUDA graphs, compiled layers.
 
-Each way is held against the first one: losses and gradients of the same batches, without dropout, have to be the same to rounding. One
-that fails or differs is named and left out, so what could not be tried on some card can never train wrongly there.
+Each way is compared with the first one: losses and gradients of the same batches, without dropout, must agree up to rounding. A way that
+fails or differs is reported and not used, so a way that nobody tested on some GPU cannot train wrongly there.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ log = logging.getLogger(__name__)
 STEPS = 4
 """Steps of the run whose micro-batches are tried."""
 MOST = 4
-"""Micro-batches of different shapes that are tried at the most."""
+"""Micro-batches of different shapes that are tried, at most."""
 ROUNDS = 5
-"""Passes over them that are timed; three go before them, in which graphs are captured and layers compiled."""
+"""Timed passes over them; three untimed ones come before, which capture graphs and compile layers."""
 ERROR = {True: 0.03, False: 2e-3}
-"""How far losses and the norm of gradients may be from those of the first way, in bf16 and in fp32."""
+"""Largest relative difference of losses and gradients from those of the first way, in bf16 and in fp32."""
 GAIN = 1.03
-"""How many times as fast as a simpler way another has to be to be taken."""
+"""A way must be this many times as fast as a simpler one to be chosen."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to go forward and backward."""
+    """One way to run forward and backward."""
 
     name: str
     compiled: bool = False
@@ -52,7 +52,7 @@ COMPILED = (Way("compiled layers", compiled=True), Way("compiled layers in CUDA 
 
 
 def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trainer, compiles: bool) -> str:
-    """Set the objective up for the fastest way, and return what was found; layers are compiled where `compiles` says so."""
+    """Set the objective up for the fastest way, and describe it with the times of all ways; `compiles`: whether to try compiled layers."""
     device = trainer.strategy.root_device
     objective.to(device)
     batches = [batch.to(device) for batch in _batches(data, trainer.world_size)]
@@ -66,9 +66,9 @@ def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trai
         if way is COMPILED[0]:
             compilation.start(objective.model)  # once: what is compiled here serves the run
         try:
-            found = _run(objective, batches, way, trainer.precision_plugin.forward_context)
-            reference = reference or found
-            if (problem := _compare(found, reference, limit)) is not None:
+            result = _run(objective, batches, way, trainer.precision_plugin.forward_context)
+            reference = reference or result
+            if (problem := _compare(result, reference, limit)) is not None:
                 raise ArithmeticError(problem)
             seconds[way] = _time(objective.train(), batches, way, trainer.precision_plugin.forward_context)
         except Exception as error:  # of a compiler, a driver, or a model's own code
@@ -93,12 +93,14 @@ def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trai
 
 
 def _batches(data: DataModule, world: int) -> list[MicroBatch]:
-    """Return micro-batches of the first steps, one of each shape that they are filled up to; of streamed data the longest rows."""
+    """Return micro-batches of the first steps, one of each shape that they are padded to; of streamed data the longest rows."""
     if data.text.stream is not None:
         return [data.longest(world)]
     steps = data.training_steps(0, world)
-    found = {shape_of(fill(batch)): batch for number in range(min(STEPS, len(steps))) for batch in steps[number].micro_batches}
-    return list(found.values())[:MOST]
+    batch_by_shape = {
+        shape_of(fill(batch)): batch for number in range(min(STEPS, len(steps))) for batch in steps[number].micro_batches
+    }
+    return list(batch_by_shape.values())[:MOST]
 
 
 @dataclass
@@ -108,7 +110,7 @@ class _Result:
 
 
 def _run(objective: Objective, batches: list[MicroBatch], way: Way, context: Callable[[], Any]) -> _Result:
-    """Return losses and gradients of the batches, after what a way does the first times."""
+    """Return losses and gradients of the batches, from the third pass: earlier ones capture graphs or compile."""
     passes = _passes(objective, way, context)
     for _ in range(3):
         losses = [passes(batch, i == 0) for i, batch in enumerate(batches)]
@@ -117,7 +119,7 @@ def _run(objective: Objective, batches: list[MicroBatch], way: Way, context: Cal
 
 
 def _time(objective: Objective, batches: list[MicroBatch], way: Way, context: Callable[[], Any]) -> float:
-    """Return seconds a micro-batch."""
+    """Return the seconds per micro-batch."""
     objective.model.zero_grad(set_to_none=True)
     passes = _passes(objective, way, context)
     device = batches[0].input_ids.device
@@ -132,7 +134,7 @@ def _time(objective: Objective, batches: list[MicroBatch], way: Way, context: Ca
 
 
 def _passes(objective: Objective, way: Way, context: Callable[[], Any]) -> Callable[[MicroBatch, bool], Tensor]:
-    """Return what goes forward and backward on a batch in a way."""
+    """Return a function that runs forward and backward on a batch in one of the ways."""
     parameters = [p for p in objective.model.parameters() if p.requires_grad]
 
     def factor_of(batch: MicroBatch) -> Tensor:
@@ -146,32 +148,32 @@ def _passes(objective: Objective, way: Way, context: Callable[[], Any]) -> Calla
     if way.graphs:
         graphs = Graphs(plain, parameters, context)
 
-        def captured(batch: MicroBatch, first: bool) -> Tensor:
+        def run_captured(batch: MicroBatch, first: bool) -> Tensor:
             loss = graphs(batch, factor_of(batch), first)
             if graphs.failed is not None:
                 raise RuntimeError(graphs.failed)
             return loss
 
-        return captured
+        return run_captured
 
-    def direct(batch: MicroBatch, first: bool) -> Tensor:
+    def run_directly(batch: MicroBatch, first: bool) -> Tensor:
         if first:
             objective.model.zero_grad(set_to_none=True)
         with context():
             return plain(batch, factor_of(batch))
 
-    return direct
+    return run_directly
 
 
-def _compare(found: _Result, reference: _Result, limit: float) -> str | None:
-    """Return how a result differs, if it does more than by rounding."""
-    if len(found.gradients) != len(reference.gradients):
-        return f"{len(found.gradients)} weights have gradients, and {len(reference.gradients)} should"
-    for ours, theirs in zip(found.losses, reference.losses, strict=True):
-        if not abs(ours - theirs) <= limit * max(abs(theirs), 1e-6):
-            return f"a loss is {ours:.6g}, and {theirs:.6g} kernel by kernel"
+def _compare(result: _Result, reference: _Result, limit: float) -> str | None:
+    """Return how a result differs from the reference by more than rounding; None if it does not."""
+    if len(result.gradients) != len(reference.gradients):
+        return f"{len(result.gradients)} weights have gradients, and {len(reference.gradients)} should"
+    for loss, expected in zip(result.losses, reference.losses, strict=True):
+        if not abs(loss - expected) <= limit * max(abs(expected), 1e-6):
+            return f"a loss is {loss:.6g}, and {expected:.6g} kernel by kernel"
     squares = [
-        (float((a - b).float().norm()), float(b.float().norm())) for a, b in zip(found.gradients, reference.gradients, strict=True)
+        (float((a - b).float().norm()), float(b.float().norm())) for a, b in zip(result.gradients, reference.gradients, strict=True)
     ]
     error = sum(x**2 for x, _ in squares) ** 0.5 / max(sum(y**2 for _, y in squares) ** 0.5, 1e-30)
     return None if error <= limit else f"gradients are off by {error:.1%}"

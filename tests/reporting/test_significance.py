@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_lightning.reporting.intervals import DRAWS, intervals, of_confusion
+from llm_lightning.reporting.intervals import DRAWS, intervals, resample_confusion
 from llm_lightning.reporting.runs import Group, Run
 from llm_lightning.reporting.significance import Comparison, compare_groups, holm, permutation, student_t, within
 
@@ -49,7 +49,7 @@ def test_holm_by_hand() -> None:
 
 def test_intervals_of_a_confusion_matrix_are_those_of_its_examples() -> None:
     matrix = np.array([[300, 60, 10], [30, 250, 40], [5, 15, 90]])
-    drawn = of_confusion(matrix, np.random.default_rng(0))
+    drawn = resample_confusion(matrix, np.random.default_rng(0))
     count, accuracy = matrix.sum(), np.trace(matrix) / matrix.sum()
     assert drawn["accuracy"].std() == pytest.approx(np.sqrt(accuracy * (1 - accuracy) / count), rel=0.1)  # the binomial's
     true, said = (np.repeat(np.indices(matrix.shape)[axis].ravel(), matrix.ravel()) for axis in (0, 1))
@@ -62,7 +62,7 @@ def test_intervals_of_a_confusion_matrix_are_those_of_its_examples() -> None:
     assert np.quantile(drawn["macro_f1"], [0.025, 0.975]) == pytest.approx(np.quantile(scores, [0.025, 0.975]), abs=0.004)
     mcc = np.corrcoef(true == 0, said == 0)[0, 1]  # of two classes MCC is a correlation
     two = np.array([[370 - 70, 70], [35, 395]])
-    assert of_confusion(two, np.random.default_rng(0))["mcc"].mean() == pytest.approx(mcc, abs=0.005)
+    assert resample_confusion(two, np.random.default_rng(0))["mcc"].mean() == pytest.approx(mcc, abs=0.005)
 
 
 def run_of(folder: Path, seed: int, metrics: dict[str, float], **tables: Any) -> Run:
@@ -145,7 +145,7 @@ def test_intervals_of_a_thousand_classes_need_little_memory() -> None:
     true = rng.integers(0, 1000, 8000)
     np.add.at(matrix, (true, np.where(rng.random(8000) < 0.8, true, rng.integers(0, 1000, 8000))), 1)
     tracemalloc.start()
-    drawn = of_confusion(matrix, rng)
+    drawn = resample_confusion(matrix, rng)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 400 << 20

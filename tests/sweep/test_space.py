@@ -96,7 +96,7 @@ def test_a_job_keeps_its_folder_whatever_else_is_in_the_list(tmp_path: Path) -> 
         settings = load_config(["task=finetune"]).sweep
         given = ["task=finetune", "data=files", "data.columns.label=label", f"data.train={files}"]
         sweep = Sweep(given, settings, "finetune", str(tmp_path / "sweep"), Ranks(settings, None))
-        return {job.own[0]: job.name for job in sweep.grid()}
+        return {job.varied[0]: job.name for job in sweep.grid()}
 
     two, three = folders("a", "b"), folders("c", "b", "a")
     assert len(set(three.values())) == 3

@@ -67,7 +67,7 @@ def test_what_was_used_before_a_resume_counts() -> None:
     second.load_state_dict(state)
     meter.ticks = 2
     second.enter("train")
-    assert second.used()["kwh"] == 3 * (5 + 2)
+    assert second.usage()["kwh"] == 3 * (5 + 2)
     assert {phase: usage["kwh"] for phase, usage in second.phases.items()} == {"setup": 9, "train": 12}
 
 
