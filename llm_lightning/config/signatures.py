@@ -1,8 +1,8 @@
 """Read the schema of a `_target_` of the config from its source, without importing it.
 
 A target is `<package>.<module>.<name>`, a function or a class of this package or of an installed one. Its keyword-only parameters are
-its configuration: their annotations are the types, their defaults the defaults, so neither is written down twice. Arguments that run.py passes at run time
-are positional. Parsing takes a millisecond; importing the module would take as long as torch does, seconds.
+its configuration: their annotations are the types, their defaults the defaults, so neither is written down twice. Arguments
+that run.py passes at run time are positional. Parsing takes a millisecond; importing the module would take as long as torch does, seconds.
 """
 
 from __future__ import annotations
