@@ -273,9 +273,9 @@ def test_a_form_that_would_have_no_effect_is_refused(form: tuple[str, ...], own_
         (("--cfg", "job", "--package", "run_dir", "hydra.run.dir=a/${now:%Y}"), "a/20"),
         (("--cfg", "job", "--package", "run_dir", "--resolve", "hydra.run.dir=a/b"), "a/b"),
         (("--cfg", "job", "--package", "optimizer.lr", "++optimizer.lr=0.25"), "0.25"),
-        (("--cfg", "hydra", "--package", "hydra.verbose", "hydra.verbose=true"), "true"),
-        (("--info", "searchpath"), "--config-dir"),
-        (("--info", "defaults"), "recipe"),
+        (("--cfg", "hydra", "--package", "hydra.verbose", "hydra.verbose=true"), "True"),
+        (("--info", "searchpath"), "command-line"),
+        (("--info", "defaults"), "optimizer/adamw"),
         (("--hydra-help",), "--config-dir"),
     ],
 )

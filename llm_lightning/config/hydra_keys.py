@@ -41,7 +41,7 @@ def put_flags_first(arguments: Sequence[str]) -> list[str]:
         before = arguments[i - 1] if i else ""
         is_value = before in FLAGS_WITH_VALUE or (before in ("--info", "-i") and "=" not in argument)
         (flags if argument.startswith("-") or is_value else overrides).append(argument)
-    return [*flags, *overrides]
+    return flags if "--hydra-help" in flags else [*flags, *overrides]  # which shows Hydra's own config
 
 
 def _translate(argument: str, is_multirun: bool, arguments: Sequence[str]) -> str:

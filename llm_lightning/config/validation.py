@@ -268,7 +268,7 @@ def _is_text_encoding(name: str) -> bool:
 def _data(config: Config) -> Iterator[str]:
     data = config.data
     sources = sorted(p.stem for p in SOURCES.glob("*.py") if p.stem != "__init__")
-    if signatures.is_of_another_package(f"{data.source}.load"):
+    if "." in data.source and signatures.is_of_another_package(f"{data.source}.load"):
         return  # which reads what it is made for
     if data.source not in sources:
         yield f"data.source={data.source}: there is no such source; there are {join_names(sources)}.{nearest(data.source, sources)}"
