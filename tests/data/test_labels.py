@@ -97,7 +97,7 @@ def test_doubtful_spellings_are_named_with_their_counts(values: list[str], warni
 
 def test_tags_that_only_their_scheme_has_are_no_doubtful_spellings(caplog: pytest.LogCaptureFixture) -> None:
     column = rows([["B-PER", "O"], ["b-per", "O"]] * 4)
-    labels.find(DATA, column, words.listed_words, complete=lambda tags: tags | {"I-PER", "I-per", "B-per"})
+    labels.find(DATA, column, word_lists.listed_words, complete=lambda tags: tags | {"I-PER", "I-per", "B-per"})
     assert "'B-PER' (4) and 'b-per' (4); they" in caplog.text
     assert "(0)" not in caplog.text
     assert "'data.labels={O: O, B-PER: B-PER, b-per: B-PER}'" in caplog.text
