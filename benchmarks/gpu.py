@@ -217,9 +217,9 @@ class State:
 
     @staticmethod
     def read(file: Path) -> State:
-        kept = json.loads(file.read_text())
-        jobs, results = [Job(**job) for job in kept["jobs"]], [Result(**result) for result in kept["results"]]
-        return State(jobs, results, kept["sources"], kept["kill_at"])
+        stored = json.loads(file.read_text())
+        jobs, results = [Job(**job) for job in stored["jobs"]], [Result(**result) for result in stored["results"]]
+        return State(jobs, results, stored["sources"], stored["kill_at"])
 
     def write(self, file: Path) -> None:
         partial = file.with_suffix(".partial")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lightning.config import compose
-from llm_lightning.config import saved_runs as stored
+from llm_lightning.config.saved_runs import load_saved_config
 from llm_lightning.config.schema import Config
 from llm_lightning.config.validation import check_generate
 from llm_lightning.data.rows import take
@@ -109,4 +109,4 @@ class Model:
 
     def _config(self, task: str) -> Config:
         trainer.quiet_libraries()
-        return stored.load_saved_config(task, self.run, list(self.overrides), checked=False)
+        return load_saved_config(task, self.run, list(self.overrides), checked=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -70,9 +70,14 @@ def build_config(node: DictConfig, choices: dict[str, str], overrides: list[str]
     _gather_callbacks(node.callbacks)
     for key in _unknown_keys(node):
         raise UserError(unknown_key(key))
-    node.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
+    node.choices = _own_choices(choices)
     node.command = shlex.join(["python", *sys.argv]) if sys.argv[0].endswith(".py") else shlex.join(sys.argv)
     return to_dataclass(node)
+
+
+def _own_choices(choices: Mapping[str, str]) -> dict[str, str]:
+    """Return the chosen options without those of Hydra's own groups."""
+    return {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
 
 
 def _gather_callbacks(node: DictConfig) -> None:
@@ -109,6 +114,6 @@ def default_config(task: str) -> dict[str, Any]:
 def _complete(node: DictConfig) -> dict[str, Any]:
     choices = node.hydra.runtime.choices
     OmegaConf.set_struct(node, False)
-    node.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
+    node.choices = _own_choices(choices)
     del node["hydra"]
     return plain(to_dataclass(node))

@@ -21,16 +21,21 @@ REFUSED = {
 """Keys of Hydra that have no effect here -> what to do instead."""
 
 
+FLAGS_WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
+
+
 def translate_hydra_keys(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with `hydra.run.dir` and, under -m, `hydra.sweep.dir` as `run_dir`, and `experiment` as `recipe`.
 
     Raises UserError for a key that would have no effect, and for two names of the folder.
     """
-    is_multirun = any(argument in ("-m", "--multirun") or argument.lower() == "hydra.mode=multirun" for argument in arguments)
-    return [_translate(argument, is_multirun, arguments) for argument in arguments]
+    multirun = is_multirun(arguments)
+    return [_translate(argument, multirun, arguments) for argument in arguments]
 
 
-FLAGS_WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
+def is_multirun(arguments: Sequence[str]) -> bool:
+    """Return whether a command line starts a sweep."""
+    return any(argument in ("-m", "--multirun") or argument.lower() == "hydra.mode=multirun" for argument in arguments)
 
 
 def put_flags_first(arguments: Sequence[str]) -> list[str]:
@@ -44,7 +49,7 @@ def put_flags_first(arguments: Sequence[str]) -> list[str]:
     return flags if "--hydra-help" in flags else [*flags, *overrides]  # which shows Hydra's own config
 
 
-def _translate(argument: str, is_multirun: bool, arguments: Sequence[str]) -> str:
+def _translate(argument: str, multirun: bool, arguments: Sequence[str]) -> str:
     match = re.fullmatch(r"\+{0,2}([\w./]+)=(.*)", argument, re.DOTALL)
     if match is None:
         return argument
@@ -52,7 +57,7 @@ def _translate(argument: str, is_multirun: bool, arguments: Sequence[str]) -> st
     if key == "experiment":
         return f"recipe={value}"
     if key in (RUN_DIR, SWEEP_DIR):
-        if (key == SWEEP_DIR) != is_multirun:
+        if (key == SWEEP_DIR) != multirun:
             other = (
                 "without -m; hydra.run.dir or run_dir names the folder of a run"
                 if key == SWEEP_DIR

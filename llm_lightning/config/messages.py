@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from llm_lightning.config import schema as config
+from llm_lightning.config import schema
 from llm_lightning.config.overrides import is_text, write_override
 from llm_lightning.config.schema import CONF, OPEN_GROUPS
 from llm_lightning.errors import join_names, nearest
@@ -75,7 +75,7 @@ def _explain_unreadable(override: str, in_shell: bool) -> str:
 
 def unknown_key(key: str) -> str:
     """Return the message for a key that the schema does not have."""
-    node, prefix = config.schema(), ""
+    node, prefix = schema.schema(), ""
     parts = key.split(".")
     for part in parts[:-1]:
         child = node.get(part)

@@ -32,7 +32,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from llm_lightning.config.hydra_keys import translate_hydra_keys
+from llm_lightning.config.hydra_keys import is_multirun, translate_hydra_keys
 from llm_lightning.config.schema import CONF, Config, expand_home
 from llm_lightning.errors import UserError
 
@@ -56,7 +56,7 @@ _INTERPOLATION = re.compile(r"(\\*)\$\{")
 def quote_overrides(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of a command line, or overrides from Python, quoted for Hydra's grammar; only key=value is changed."""
     arguments = translate_hydra_keys(arguments)
-    sweeps = any(argument in ("-m", "--multirun") or argument.lower() == "hydra.mode=multirun" for argument in arguments)
+    sweeps = is_multirun(arguments)
     folder = next((argument.partition("=")[2] for argument in arguments if argument.startswith("data.dir=")), None)
     return [_quote_override(argument, sweeps, folder) for argument in arguments]
 

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llm_lightning.config import validation as checks
+from llm_lightning.config import validation
 from llm_lightning.config.messages import explain
 from llm_lightning.config.overrides import escape_interpolations, parse_overrides
 from llm_lightning.config.schema import Config, expand_home, schema, to_dataclass
@@ -68,7 +68,7 @@ def load_saved_config(task: str, run: str | None, overrides: list[str], checked:
         raise UserError(explain(error, in_shell=False)) from error
     config = replace(config, task=task, run=run)
     if checked:
-        checks.check(config)
+        validation.check(config)
     return config
 
 

@@ -23,7 +23,8 @@ SEQUENCES = 8
 SHORTEST = 128
 """The least bound on the longest sequence: FlashAttention takes this number of queries at once, also for shorter sequences."""
 LONG = 256
-"""Length from which on sequences of equal length are not padded: as dense blocks they have a faster kernel."""
+"""Length from which on sequences of equal length are not padded: as dense blocks they may go to cuDNN's kernel, which makes a plan for
+each shape."""
 
 
 def bucket(count: int) -> int:

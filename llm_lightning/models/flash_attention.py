@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llm_lightning.data.buckets import LONG
+
 WIDEST = 256
 """The widest heads that FlashAttention's kernel takes (Dao 2023)."""
-BLOCK = 256
-"""Fewest tokens of sequences of equal length (dense blocks) for cuDNN's kernel, which makes a plan for each shape."""
 
 
 def has_kernel(q: Tensor, v: Tensor) -> bool:
@@ -31,7 +31,7 @@ def by_flash_attention(
     torch's own `varlen_attn` calls the same kernel without its dropout. Long sequences of equal length go to cuDNN's if it is faster.
     """
     count = len(cu_seqlens) - 1
-    if longest >= BLOCK and count * longest == len(q) and not 0 <= window < longest - 1:
+    if longest >= LONG and count * longest == len(q) and not 0 <= window < longest - 1:
         kind = q.shape[1], k.shape[1], q.shape[2], q.dtype, dropout > 0, causal
         if kind not in _cudnn_is_faster and not torch.compiler.is_compiling() and not torch.cuda.is_current_stream_capturing():
             _cudnn_is_faster[kind] = _measure(q, k, v, cu_seqlens, longest, dropout, causal, scale)

@@ -25,8 +25,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from llm_lightning import distributed
-from llm_lightning.config import compose
-from llm_lightning.config import validation as checks
+from llm_lightning.config import compose, validation
 from llm_lightning.config.overrides import write_override
 from llm_lightning.config.redaction import redact
 from llm_lightning.config.saved_runs import STORED
@@ -257,7 +256,7 @@ def run(arguments: list[str], settings: SweepConfig, task: str, run_dir: str | N
 
     The exit code is 0 if all jobs are done, 1 if a job failed, 3 if the sweep was stopped.
     """
-    checks.check_sweep(settings)
+    validation.check_sweep(settings)
     ranks = Ranks(settings, launcher)
     if not distributed.is_rank_zero():
         return ranks.follow()

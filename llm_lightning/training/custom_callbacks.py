@@ -8,7 +8,7 @@ import hydra
 from hydra.errors import HydraException
 from lightning.pytorch.callbacks import Callback
 
-from llm_lightning.errors import UserError
+from llm_lightning.errors import UserError, first_line
 
 
 def build_custom_callbacks(settings: dict[str, Any]) -> list[Callback]:
@@ -18,14 +18,9 @@ def build_custom_callbacks(settings: dict[str, Any]) -> list[Callback]:
         try:
             callback = hydra.utils.instantiate(arguments)
         except HydraException as error:
-            raise UserError(f"callbacks.{name}: {arguments.get('_target_')} cannot be built ({_last_line(error)}).") from error
+            reason = first_line(error.__cause__ or error)
+            raise UserError(f"callbacks.{name}: {arguments.get('_target_')} cannot be built ({reason}).") from error
         if not isinstance(callback, Callback):
             raise UserError(f"callbacks.{name}: {arguments.get('_target_')} is no Lightning callback.")
         callbacks.append(callback)
     return callbacks
-
-
-def _last_line(error: HydraException) -> str:
-    """Return the message of the target's own error."""
-    cause = error.__cause__ or error
-    return " ".join(str(cause).split())

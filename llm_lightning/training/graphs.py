@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llm_lightning.data.buckets import fill
 from llm_lightning.data.collate import MicroBatch
+from llm_lightning.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Graphs:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self._run(static_batch, static_factor, first)
         except RuntimeError as error:
-            self.failed = str(error).splitlines()[0]
+            self.failed = first_line(error)
             self.clear()
             torch.cuda.empty_cache()
             log.warning("CUDA graphs: left out from now on, as a step cannot be captured (%s)", self.failed)

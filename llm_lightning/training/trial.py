@@ -19,6 +19,7 @@ from torch import Tensor
 from llm_lightning.data.buckets import fill
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.module import DataModule
+from llm_lightning.errors import first_line
 from llm_lightning.models.dropout import drops
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training import compilation
@@ -58,7 +59,6 @@ def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trai
     batches = [batch.to(device) for batch in _batches(data, trainer.world_size)]
     limit = ERROR["bf16" in str(trainer.precision)]
     seconds: dict[Way, float] = {}
-    problems: list[str] = []
     reference: _Result | None = None
     objective.train(not drops(objective.model))  # draws of dropout differ from way to way; without any, nothing is compiled twice
     compilation.stop(objective.model)
@@ -74,8 +74,7 @@ def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trai
         except Exception as error:  # of a compiler, a driver, or a model's own code
             if way is WAYS[0]:
                 raise
-            problems.append(f"{way.name}: {str(error).splitlines()[0][:200]}")
-            log.warning("left out: %s", problems[-1])
+            log.warning("left out: %s: %s", way.name, first_line(error, 200))
         finally:
             objective.train(not drops(objective.model))
             objective.model.zero_grad(set_to_none=True)

@@ -14,27 +14,22 @@ from transformers import PreTrainedModel
 
 from llm_lightning.config.schema import AdapterConfig
 from llm_lightning.errors import UserError
-from llm_lightning.models import adapter, dropout, last_layer
+from llm_lightning.models import adapter, last_layer
 from llm_lightning.models.flat_check import use_flat_batches
 from llm_lightning.models.forward import sequence_logits, token_loss
 from llm_lightning.models.recompute import can_recompute, recompute_layers, recomputes
 from llm_lightning.training import batch_size
 
 from ..conftest import TINY_GPT, Runner
-from ..data.test_buckets import masked
+from ..data.test_buckets import drop, masked
 from . import architectures
 from .test_padding_free import COVERED, OTHERS, Sequences, collated, language_head, made
 
 
 def dropping(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with dropout of everything, attention weights included."""
-    for module in model.modules():
-        for name in ("p", "dropout_prob", "attention_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.1)
+    """The model with dropout of everything, also by what its config says."""
     model.config.attention_dropout = 0.1
-    dropout.replace(model)
-    return use_flat_batches(model.train())
+    return drop(model, 0.1).train()
 
 
 def gradients(model: PreTrainedModel, loss_of: Any) -> tuple[float, dict[str, Tensor]]:
@@ -69,11 +64,11 @@ def test_gradients_are_the_same_to_the_last_bit(
     again = copy.deepcopy(model)
     recompute_layers(again)
     assert recomputes(again)
-    expected, found = gradients(model, loss_of), gradients(again, loss_of)
-    assert expected[1].keys() == found[1].keys() != set()
-    assert expected[0] == found[0]
+    expected, recomputed = gradients(model, loss_of), gradients(again, loss_of)
+    assert expected[1].keys() == recomputed[1].keys() != set()
+    assert expected[0] == recomputed[0]
     for name, gradient in expected[1].items():
-        assert found[1][name].equal(gradient), name
+        assert recomputed[1][name].equal(gradient), name
 
 
 def kept_bytes(model: PreTrainedModel) -> int:
