@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.pytorch.callbacks import Callback
 from transformers import PreTrainedModel
 
 from llm_lightning import distributed, launch
 from llm_lightning.config.schema import AdapterConfig, Config, ModelConfig, cache_folder, expand_home, plain
-from llm_lightning.config.signatures import import_target, instantiate
+from llm_lightning.config.targets import import_target, instantiate, instantiate_all
+from llm_lightning.config.trainer_flags import shorten
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, TokenizedDataset, prepare_dataset
 from llm_lightning.data.preview import show_rows
@@ -27,6 +31,7 @@ from llm_lightning.models import build, float8
 from llm_lightning.models.flat_check import agree_on_batch_form
 from llm_lightning.models.recompute import recompute_layers
 from llm_lightning.objectives.base import Objective
+from llm_lightning.optim.build import build_optimizer, build_schedule
 from llm_lightning.reporting import about
 from llm_lightning.reporting.data_card import data_card
 from llm_lightning.reporting.results import write_pages, write_results
@@ -47,7 +52,6 @@ from llm_lightning.tracking import loggers
 from llm_lightning.tracking.energy import Energy
 from llm_lightning.training import preflight, trainer
 from llm_lightning.training.checkpoints import Checkpoints, resume_point
-from llm_lightning.training.custom_callbacks import build_custom_callbacks
 from llm_lightning.training.monitor import Monitor
 from llm_lightning.training.samples import Samples
 from llm_lightning.training.signals import StopOnSignal, raise_interrupts
@@ -68,7 +72,11 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
         with launch.processes(config, sweep), raise_interrupts():
             if config.task == "evaluate":
                 return evaluate(config)
-            return check(config) if config.task == "check" else train_unless_finished(config, sweep, judge)
+            if config.task == "check":
+                return check(config)
+            if config.trainer.flags.get("fast_dev_run"):
+                return train_briefly(config)
+            return train_unless_finished(config, sweep, judge)
     except OtherRankFailed:
         raise
     except Stopped as stopped:
@@ -96,6 +104,19 @@ def train_unless_finished(config: Config, sweep: str | None, judge: Callable[[in
     if distributed.is_rank_zero():
         forget_launch(config)
     return summary
+
+
+def train_briefly(config: Config) -> dict[str, Any]:
+    """Train, validate and evaluate for the few steps of `trainer.fast_dev_run`, and leave no files behind."""
+    with scratch_folder(config) as scratch:
+        folder = Path(distributed.broadcast(str(scratch / "run")))
+        try:
+            summary = train_unless_finished(replace(shorten(config), run_dir=str(folder)), None, None)
+            log.info("fast_dev_run: everything works; no file is left")
+            distributed.barrier()
+            return summary
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # on every machine
 
 
 def announce_finished(folder: Path) -> None:
@@ -150,7 +171,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
     settings = plain(config) | {"configuration": configuration(plain(config), text.fingerprints), "facts": facts}
     sinks = loggers.build_loggers(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
-    custom = build_custom_callbacks(config.callbacks.custom)
+    custom = instantiate_all("callbacks", config.callbacks.custom, Callback)
     callbacks = [energy, monitor, Samples(folder, monitor), *custom, checkpoints, stop]
     engine = trainer.build_trainer(config.trainer, folder, data.total_steps, data.validate_every, sinks, callbacks)
 
@@ -172,7 +193,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
         distributed.barrier()
         if not shared:
             distributed.send_folder(folder / "hf")
-        objective.model = build.reload(folder / "hf", objective.auto_class, config.model.trust_remote_code)
+        objective.model = build.reload(folder / "hf", objective.auto_class, config.model)
         metrics, details = evaluate_splits(engine, objective, data)
         latency = latency_ms(engine, objective, data)
         total = monitor.earlier + time.perf_counter() - started
@@ -223,7 +244,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     start_log(folder)
     log.info("evaluate: %s", folder)
     text, objective, data = prepare(config, tokenizer=tokenizers.load(str(folder / "hf"), config.model.trust_remote_code))
-    objective.model = build.reload(folder / "hf", objective.auto_class, config.model.trust_remote_code)
+    objective.model = build.reload(folder / "hf", objective.auto_class, config.model)
     objective.adapt(objective.model)
     require_same_labels(objective.model, text.label_names)
     engine = trainer.build_trainer(config.trainer, folder, 1, 1, [], [])
@@ -244,7 +265,7 @@ def prepare(config: Config, tokenizer: Any | None = None) -> tuple[TokenizedData
     with distributed.rank_zero_first(distributed.is_shared(cache)):
         text = prepare_dataset(config, objective_class.encoding, tokenizer)
     require_same_data(text)
-    objective: Objective = instantiate(config.objective, text)
+    objective: Objective = instantiate("objective", config.objective, text)
     return text, objective, DataModule(config, text, objective.masking(config.seed))
 
 
@@ -269,8 +290,9 @@ def build_and_connect(config: Config, text: TokenizedDataset, objective: Objecti
     """Build the model, and connect it to the objective with its optimizer and schedule."""
     model = build_for_data(config.model, text, objective, data)
     agree_on_batch_form(model)
-    factor = instantiate(config.scheduler, data.total_steps)
-    objective.connect(model, lambda module: instantiate(config.optimizer, module), factor, config.trainer.clip_norm, config.seed)
+    factor = build_schedule(config.scheduler, data.total_steps, float(config.optimizer.get("lr", 1.0)))
+    make_optimizer = partial(build_optimizer, config.optimizer)
+    objective.connect(model, make_optimizer, factor, config.trainer.clip_norm, config.seed)
     if config.trainer.precision == "fp8":
         float8.convert(model)
     if config.trainer.recompute == "layers":

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import hydra
@@ -15,11 +14,13 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from llm_lightning.config import schema, validation
-from llm_lightning.config.messages import OF_HYDRA, explain, is_from_hydra, unknown_key
+from llm_lightning.config.layers import find_option_file, keep_own_optimizer, read_layers
+from llm_lightning.config.messages import OF_HYDRA, explain, is_from_hydra
 from llm_lightning.config.model_settings import resolve_settings
+from llm_lightning.config.open_keys import sort_open_keys
 from llm_lightning.config.overrides import quote_overrides
 from llm_lightning.config.saved_runs import STORED, load_saved_config
-from llm_lightning.config.schema import CONF, CallbacksConfig, Config, plain, to_dataclass
+from llm_lightning.config.schema import CONF, OPEN_GROUPS, Config, plain, to_dataclass
 from llm_lightning.errors import RunError, UserError
 
 
@@ -66,11 +67,13 @@ def load_config(overrides: list[str]) -> Config:
 def build_config(node: DictConfig, choices: dict[str, str], overrides: list[str]) -> Config:
     """Return the node as typed dataclasses, with the fields that the program fills in, and without settings of another model."""
     OmegaConf.set_struct(node, False)
-    node.model.config, node.model.family = resolve_settings(GlobalHydra.instance().config_loader(), "config", overrides)
-    _gather_callbacks(node.callbacks)
-    for key in _unknown_keys(node):
-        raise UserError(unknown_key(key))
-    node.choices = _own_choices(choices)
+    files, key_overrides = read_layers(GlobalHydra.instance().config_loader(), "config", overrides)
+    node.model.config, node.model.family = resolve_settings(files, key_overrides)
+    node.optimizer.update(keep_own_optimizer(files, key_overrides))
+    sort_open_keys(node, lambda key: find_option_file(files, key))
+    changed = {override.key_or_group for override in key_overrides}
+    own_targets = {group: str(node[group]._target_).rpartition(".")[2] for group in OPEN_GROUPS if f"{group}._target_" in changed}
+    node.choices = _own_choices(choices) | own_targets
     node.command = shlex.join(["python", *sys.argv]) if sys.argv[0].endswith(".py") else shlex.join(sys.argv)
     return to_dataclass(node)
 
@@ -78,26 +81,6 @@ def build_config(node: DictConfig, choices: dict[str, str], overrides: list[str]
 def _own_choices(choices: Mapping[str, str]) -> dict[str, str]:
     """Return the chosen options without those of Hydra's own groups."""
     return {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
-
-
-def _gather_callbacks(node: DictConfig) -> None:
-    """Move the callbacks that a command line or an option names beside our settings into `callbacks.custom`."""
-    settings = {field.name for field in fields(CallbacksConfig)}
-    for name in [str(name) for name in node if name not in settings]:
-        if OmegaConf.is_dict(node[name]) and "_target_" in node[name]:
-            node.custom[name] = node.pop(name)
-
-
-def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Yield the keys that `+key=value` has added and the schema does not have."""
-    kind: Any = OmegaConf.get_type(node)
-    field_names = {field.name for field in fields(kind)} if is_dataclass(kind) else None
-    for name in map(str, node):
-        child = node._get_node(name)
-        if field_names is not None and name not in field_names:
-            yield f"{prefix}{name}"
-        elif isinstance(child, DictConfig) and not child._is_none():
-            yield from _unknown_keys(child, f"{prefix}{name}.")
 
 
 def default_config(task: str) -> dict[str, Any]:

@@ -8,13 +8,12 @@ import shlex
 import traceback
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from llm_lightning.config import schema
+from llm_lightning.config.open_keys import unknown_key
 from llm_lightning.config.overrides import is_text, write_override
-from llm_lightning.config.schema import CONF, OPEN_GROUPS
+from llm_lightning.config.schema import OPEN_GROUPS
 from llm_lightning.errors import join_names, nearest
 
 OF_HYDRA = (HydraException, OmegaConfBaseException, MarkedYAMLError)
@@ -71,21 +70,6 @@ def _explain_unreadable(override: str, in_shell: bool) -> str:
         f"{message}a list is [a,b], a mapping {{a: 1, b: 2}}, and text with other signs in them is quoted: ['a (1)','b'], "
         f"{{a: 'b (1)'}}."
     )
-
-
-def unknown_key(key: str) -> str:
-    """Return the message for a key that the schema does not have."""
-    node, prefix = schema.schema(), ""
-    parts = key.split(".")
-    for part in parts[:-1]:
-        child = node.get(part)
-        if not isinstance(child, DictConfig):
-            break
-        node, prefix = child, f"{prefix}{part}."
-    unknown = parts[prefix.count(".")]
-    valid = sorted(map(str, node)) + ([p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"] if not prefix else [])
-    guess = nearest(unknown, valid).replace("'", f"'{prefix}", 1)
-    return f"{key}: there is no such key; {prefix.rstrip('.') or 'the config'} has {join_names(sorted(set(valid)), 40)}.{guess}"
 
 
 def is_from_hydra(error: Exception) -> bool:

@@ -14,11 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from llm_lightning.config.layers import OptionFile
 from llm_lightning.errors import UserError
 
 ORIGINS = ("init_from", "name_or_path", "architecture")
@@ -38,15 +37,12 @@ class Layer:
     family: str | None = None
 
 
-def resolve_settings(loader: ConfigLoader, config_name: str, overrides: list[str]) -> tuple[dict[str, Any], str | None]:
-    """Return `model.config` and `model.family` of a command line.
+def resolve_settings(files: list[OptionFile], overrides: list[Override]) -> tuple[dict[str, Any], str | None]:
+    """Return `model.config` and `model.family` of the option files and the overrides of a command line.
 
     Raises UserError if it names a setting twice, or both an architecture and a checkpoint.
     """
-    defaults = loader.compute_defaults_list(config_name, overrides, RunMode.RUN)
-    files = [default for default in defaults.defaults if not str(default.package).startswith("hydra")]
-    layers = [_read_file(loader, str(default.config_path), default.package or "") for default in files]
-    return merge_layers([*layers, _read_overrides(defaults.config_overrides)])
+    return merge_layers([*map(_read_file, files), _read_overrides(overrides)])
 
 
 def merge_layers(layers: list[Layer]) -> tuple[dict[str, Any], str | None]:
@@ -99,22 +95,14 @@ def _merge(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_file(loader: ConfigLoader, path: str, package: str) -> Layer:
-    result = loader.repository.load_config(path)  # type: ignore[attr-defined]
-    content = result.config if result is not None else {}
-    node = OmegaConf.create()
-    OmegaConf.update(node, package, content, force_add=True) if package else node.merge_with(_plain(content))
-    model = OmegaConf.select(node, "model")
+def _read_file(file: OptionFile) -> Layer:
+    model = OmegaConf.select(file.settings, "model")
     if not isinstance(model, DictConfig):
-        return Layer(path)
+        return Layer(file.path)
     model = OmegaConf.to_container(model, resolve=False)
     assert isinstance(model, dict)
     origins = {key: model[key] for key in ORIGINS if model.get(key) is not None}
-    return Layer(path, origins, model.get("config") or {}, names_family="family" in model, family=model.get("family"))
-
-
-def _plain(content: Any) -> Any:
-    return OmegaConf.to_container(content, resolve=False, throw_on_missing=False) if isinstance(content, DictConfig) else content
+    return Layer(file.path, origins, model.get("config") or {}, names_family="family" in model, family=model.get("family"))
 
 
 def _read_overrides(overrides: list[Override]) -> Layer:

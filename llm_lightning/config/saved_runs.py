@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llm_lightning.config import validation
 from llm_lightning.config.messages import explain
+from llm_lightning.config.open_keys import sort_open_keys
 from llm_lightning.config.overrides import escape_interpolations, parse_overrides
 from llm_lightning.config.schema import Config, expand_home, schema, to_dataclass
 from llm_lightning.errors import UserError
@@ -63,6 +64,7 @@ def load_saved_config(task: str, run: str | None, overrides: list[str], checked:
     try:
         for key, value in parse_overrides(changes).items():
             OmegaConf.update(node, key, value, merge=True)
+        sort_open_keys(node)  # type: ignore[arg-type]
         config = to_dataclass(node)  # type: ignore[arg-type]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, in_shell=False)) from error

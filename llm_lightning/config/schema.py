@@ -60,6 +60,10 @@ class LanguagesConfig:
 class DataConfig:
     source: str = MISSING
     """Module of `llm_lightning/data/sources/` that reads the rows."""
+    _target_: str | None = None
+    """A function of another package that reads the rows instead: `load(data, cache_dir, extra_columns, *, …) -> dict[str, Rows]`."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of that function; `data.<name>=` sets one too."""
     dir: str | None = None
     """Folder with files named train.*, validation.* (or valid, val, dev) and test.*; relative file names start here."""
     name: str | None = None
@@ -148,6 +152,10 @@ class AdapterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
+    _target_: str | None = None
+    """A function of another package that builds the model: `build(config, auto_class, tokenizer, longest_input, head, *, …)`."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of that function; `model.<name>=` sets one too."""
     name_or_path: str | None = None
     """A hub name or a local Hugging Face folder to start from."""
     init_from: str | None = None
@@ -212,7 +220,8 @@ class TrainerConfig:
     detect_anomaly: bool = False
     """Stop at the operation that made a NaN; slow, for debugging."""
     flags: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of Lightning's Trainer, such as `limit_val_batches`, `profiler` or `deterministic`."""
+    """Further arguments of Lightning's Trainer, such as `limit_val_batches`, `profiler` or `deterministic`; `trainer.<name>=` sets one
+    too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +241,8 @@ class LoggerConfig:
     artifacts: str = bound_field("best", Choice("none", "best", "all"))
     """Files of a run that W&B records, by reference and checksum, never by copy: `best` is the data's fingerprint and the export,
     `all` the full states as well."""
+    custom: dict[str, Any] = field(default_factory=dict)
+    """Lightning loggers by name, each with its `_target_` and its arguments; `logger.<name>._target_=…` adds one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,8 +383,8 @@ def schema() -> DictConfig:
     OmegaConf.set_struct(node.model.config, False)
     OmegaConf.set_struct(node.sweep.space, False)
     OmegaConf.set_struct(node.data.roles, False)
-    OmegaConf.set_struct(node.callbacks, False)
-    OmegaConf.set_struct(node.trainer.flags, False)
+    for group in (node.callbacks, node.logger, node.data, node.model, node.trainer):
+        OmegaConf.set_struct(group, False)  # `open_keys.py` sorts what is added
     return node
 
 

@@ -1,24 +1,23 @@
 """Read the schema of a `_target_` of the config from its source, without importing it.
 
-A target is `<package>.<module>.<name>`, a function or a class of this package or of an installed one. Its keyword-only parameters are
-its configuration: their annotations are the types, their defaults the defaults, so neither is written down twice. Arguments
-that run.py passes at run time are positional. Parsing takes a millisecond; importing the module would take as long as torch does, seconds.
+A target is `<package>.<module>.<name>`, a function or a class of this package or of an installed one. Keyword-only parameters are its
+configuration: their annotations are the types, their defaults the defaults, so neither is written down twice. Arguments that the run
+passes are positional.
 """
 
 from __future__ import annotations
 
 import ast
-import importlib.util
 import math
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from llm_lightning.errors import UserError
+from llm_lightning.config.definitions import Definition, find_definition, is_installed, list_ancestry
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = "llm_lightning"
 
 
 @dataclass(frozen=True)
@@ -74,66 +73,79 @@ class Parameter:
     required: bool
 
 
-_NAMES = {"Annotated": Annotated, "Literal": Literal, "Range": Range, "Any": Any}
+OF_HYDRA = ("_partial_", "_recursive_", "_convert_")
+"""Keys that `hydra.utils.instantiate` takes beside the arguments of a target."""
+_NAMES = {name: getattr(typing, name) for name in typing.__all__} | {"typing": typing, "Range": Range}
+"""What annotations may name. Any other name stands for `Any`: the source is read, and never run."""
 
 
-def parameters(target: str) -> dict[str, Parameter] | None:
-    """Return the keyword-only parameters of a target, or None if no such function or class exists."""
-    node = _definition(target)
-    if node is None:
+def parameters(target: str, positions: int = 0) -> dict[str, Parameter] | None:
+    """Return the parameters of a function or class by name; None if its source does not show them all.
+
+    The first `positions` are left out: the run passes them, a model to an optimizer for example.
+    """
+    definition = find_definition(target)
+    if definition is None:
         return None
-    return _keyword_only(_constructor(node) if isinstance(node, ast.ClassDef) else node)
+    if isinstance(definition.node, ast.FunctionDef):
+        return _read_parameters([definition.node], positions)
+    return _read_parameters(_list_constructors(definition), positions)
 
 
 def constants(target: str) -> dict[str, Any]:
-    """Return the plain constants of a target's class body, such as `labelled = True`; empty if no such class exists."""
-    node = _definition(target)
-    assigned = [n for n in node.body if isinstance(n, ast.Assign)] if isinstance(node, ast.ClassDef) else []
-    return {
-        n.targets[0].id: n.value.value for n in assigned if isinstance(n.targets[0], ast.Name) and isinstance(n.value, ast.Constant)
-    }
-
-
-def _definition(target: str) -> ast.FunctionDef | ast.ClassDef | None:
-    package, _, path = target.partition(".")
-    module, _, name = path.rpartition(".")
-    folder = PACKAGE if package == PACKAGE.name else _folder_of(package)
-    if folder is None:
-        return None
-    file = folder / module.replace(".", "/")
-    source = next((path for path in (file.with_name(f"{file.name}.py"), file / "__init__.py") if path.is_file()), None)
-    body = [] if source is None else ast.parse(source.read_text(encoding="utf-8")).body
-    return next((n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name), None)
+    """Return the plain constants of a class and its bases, such as `labelled = True`; empty if there is no such class."""
+    definition = find_definition(target)
+    ancestry = [] if definition is None else list(list_ancestry(definition))
+    values: dict[str, Any] = {}
+    for ancestor in reversed([ancestor.node for ancestor in ancestry if ancestor is not None]):
+        for node in ancestor.body if isinstance(ancestor, ast.ClassDef) else []:
+            name = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
+            if isinstance(name, ast.Name) and isinstance(node.value, ast.Constant):  # type: ignore[attr-defined]
+                values[name.id] = node.value.value  # type: ignore[attr-defined]
+    return values
 
 
 def is_of_another_package(target: str) -> bool:
-    """Return whether a target names something in an installed package other than this one."""
+    """Return whether a target names something in an installed package, or a module of one file, other than this package."""
     package, _, path = target.partition(".")
-    return bool(path) and package != PACKAGE.name and _folder_of(package) is not None
+    return bool(path) and package != PACKAGE and is_installed(package)
 
 
-def _folder_of(package: str) -> Path | None:
-    """Return the folder of an installed package, without importing it."""
-    try:
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    except (ImportError, ValueError):
-        return None
-    places = list(spec.submodule_search_locations or []) if spec is not None else []
-    return Path(places[0]) if places else None
+def _list_constructors(definition: Definition) -> list[ast.FunctionDef | None]:
+    """Return the `__init__` of a class, and as far as each passes `**kwargs` on, those of its bases; None for one that cannot be read."""
+    constructors: list[ast.FunctionDef | None] = []
+    for ancestor in list_ancestry(definition):
+        if ancestor is None:
+            return [*constructors, None]
+        body = ancestor.node.body
+        constructor = next((n for n in body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+        if constructor is not None:
+            constructors.append(constructor)
+            if constructor.args.kwarg is None:
+                break
+    return constructors
 
 
-def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
-    return next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-
-
-def _keyword_only(function: ast.FunctionDef | None) -> dict[str, Parameter]:
-    if function is None:
-        return {}
-    parameter_by_name = {}
-    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
-        annotation = ast.unparse(argument.annotation) if argument.annotation else "Any"
-        parameter_by_name[argument.arg] = Parameter(eval(annotation, dict(_NAMES)), required=default is None)
+def _read_parameters(functions: Sequence[ast.FunctionDef | None], positions: int) -> dict[str, Parameter] | None:
+    parameter_by_name: dict[str, Parameter] = {}
+    for function in reversed(functions):
+        if function is None or (function is functions[-1] and function.args.kwarg is not None):
+            return None
+        arguments = function.args
+        positional = [*arguments.posonlyargs, *arguments.args]
+        defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+        by_position = [pair for pair in zip(positional, defaults, strict=True) if pair[0].arg != "self"]
+        by_keyword = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        for argument, default in [*by_position[positions:], *by_keyword]:
+            parameter_by_name[argument.arg] = Parameter(_read_annotation(argument.annotation), required=default is None)
     return parameter_by_name
+
+
+def _read_annotation(annotation: ast.expr | None) -> Any:
+    try:
+        return Any if annotation is None else eval(ast.unparse(annotation), dict(_NAMES))
+    except Exception:  # a type of another package, or a string
+        return Any
 
 
 def mismatch(value: Any, kind: Any) -> str | None:
@@ -164,35 +176,9 @@ def mismatch(value: Any, kind: Any) -> str | None:
         return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
     if kind is type(None):
         return None if value is None else "null"
-    return None if isinstance(value, kind) else _name(kind)
+    kind = origin or kind
+    return None if not isinstance(kind, type) or isinstance(value, kind) else _name(kind)
 
 
 def _name(kind: Any) -> str:
     return {bool: "true or false", str: "text", float: "numbers", int: "whole numbers"}.get(kind, str(kind))
-
-
-def instantiate(settings: dict[str, Any], argument: Any) -> Any:
-    """Call the `_target_` of an open group with the run's argument and the group's settings. Return the result.
-
-    Raises UserError if it cannot be imported, or is of another package and does not take them.
-    """
-    target, settings = str(settings["_target_"]), {name: value for name, value in settings.items() if name != "_target_"}
-    make = import_target(target)
-    if not is_of_another_package(target):
-        return make(argument, **settings)
-    try:
-        return make(argument, **settings)
-    except TypeError as error:
-        kind = type(argument).__name__
-        raise UserError(f"_target_={target}: cannot be called with a {kind} and {list(settings)} ({error}).") from error
-
-
-def import_target(target: str) -> Any:
-    """Import the function or class that a `_target_` names. Raises UserError if it cannot be imported."""
-    from hydra.utils import get_object
-
-    try:
-        return get_object(target)
-    except Exception as error:  # whatever a module raises when it is imported
-        reason = " ".join(str(error).split()).partition(" Are you sure")[0]
-        raise UserError(f"{target}: cannot be imported ({reason}).") from error

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from llm_lightning.config.schema import (
     cache_folder,
     expand_home,
 )
+from llm_lightning.config.trainer_flags import check_flags
 from llm_lightning.data import paths
 from llm_lightning.errors import UserError, join_names, nearest
 from llm_lightning.machine import cores
@@ -40,6 +41,8 @@ OUT = (".jsonl", ".parquet")
 """Suffixes of a file of predictions."""
 OF_FILES = ("files", "text", "conll", "squad", "parallel", "self_instruct")
 """Sources that need the names of files to read. A source that you add raises this error itself, when it reads its rows."""
+PLAIN_TEXT = ("stream", "documents")
+"""Encodings of text without targets of its own."""
 ROLES = ("system", "user", "assistant", "tool")
 """Roles of a conversation's messages."""
 
@@ -50,7 +53,7 @@ def check(config: Config) -> None:
     if not mistakes:
         weighs = config.task == "evaluate" and config.evaluate.weighs
         checks = OF_STORED.get(
-            "weigh" if weighs else config.task, [_groups, _model, _data, _fit, _labels, _trainer, _flags, _resume, _folders]
+            "weigh" if weighs else config.task, [_targets, _model, _data, _fit, _labels, _trainer, check_flags, _resume, _folders]
         )
         mistakes = [mistake for find in checks for mistake in find(config)]
     if mistakes:
@@ -108,36 +111,57 @@ def _values(config: Any, prefix: str = "") -> Iterator[str]:
             yield f"{key}={value}: expected {rule}.{hint}"
 
 
-def _groups(config: Config) -> Iterator[str]:
-    """Yield keys and values of the open groups that their target's signature does not have."""
-    for group in OPEN_GROUPS if config.task != "predict" else ("objective",):
-        settings = dict(getattr(config, group))
-        target = settings.pop("_target_", None)
-        allowed = signatures.parameters(str(target))
-        if allowed is None and signatures.is_of_another_package(str(target)):
-            continue  # its source does not show the signature: it is checked when it is imported
-        if allowed is None:
-            yield (
-                f"{group}._target_={target}: there is no such function or class in llm_lightning or an installed package; "
-                f"choose {group}=<option>."
+def _targets(config: Config) -> Iterator[str]:
+    """Yield keys and values that the signature of their `_target_` does not have."""
+    groups = {group: getattr(config, group) for group in OPEN_GROUPS if config.task != "predict" or group == "objective"}
+    for group, settings in groups.items():
+        yield from _target(group, settings, positions=1)
+    if config.data._target_ is not None:
+        yield from _target("data", {"_target_": config.data._target_, **config.data.arguments}, positions=3)
+    if config.model._target_ is not None:
+        yield from _target("model", {"_target_": config.model._target_, **config.model.arguments}, positions=5)
+    for name, arguments in config.callbacks.custom.items():
+        yield from _target(f"callbacks.{name}", arguments, positions=0)
+    for name, arguments in config.logger.custom.items():
+        yield from _target(f"logger.{name}", arguments, positions=0, provided=("save_dir",))
+
+
+def _target(key: str, settings: dict[str, Any], positions: int, provided: Collection[str] = ()) -> Iterator[str]:
+    """Yield the mistakes in the settings of one `_target_`, which the run calls with `positions` arguments of its own, and `provided`."""
+    target = str(settings.get("_target_"))
+    if not signatures.is_of_another_package(target) and signatures.find_definition(target) is None:
+        yield (
+            f"{key}._target_={target}: there is no such function or class in llm_lightning or an installed package; "
+            + (
+                f"choose {key}=<option>."
+                if key in OPEN_GROUPS
+                else "give <package>.<module>.<name> (PYTHONPATH=. finds your own files)."
             )
+        )
+        return
+    allowed = signatures.parameters(target, positions)
+    if allowed is None:  # the source does not show the signature: it is checked when it is called
+        return
+    for name, value in settings.items():
+        if name == "_target_" or name in signatures.OF_HYDRA:
             continue
-        for key, value in settings.items():
-            if key not in allowed:
-                yield (
-                    f"{group}.{key}: {config.choices.get(group, target)} has no such setting; "
-                    f"it has {join_names(allowed) or 'none'}.{nearest(key, allowed)}"
-                )
-            elif wrong := signatures.mismatch(value, allowed[key].type):
-                yield f"{group}.{key}={value}: expected {wrong}."
-        for key, parameter in allowed.items():
-            if parameter.required and key not in settings:
-                yield f"{group}.{key} is not set, and has no default."
+        if name not in allowed:
+            yield (
+                f"{key}.{name}: {target.rpartition('.')[2]} has no such setting; "
+                f"it has {join_names(allowed) or 'none'}.{nearest(name, allowed)}"
+            )
+        elif wrong := signatures.mismatch(value, allowed[name].type):
+            yield f"{key}.{name}={value}: expected {wrong}."
+    for name, parameter in allowed.items():
+        if parameter.required and name not in (*settings, *provided):
+            yield f"{key}.{name} is not set, and has no default."
 
 
 def _model(config: Config) -> Iterator[str]:
     model = config.model
-    if model.init_from and model.name_or_path:
+    if model._target_ is not None:
+        pass
+    elif model.init_from and model.name_or_path:
         yield "model.init_from and model.name_or_path are both set: give one of them."
     elif model.init_from:
         folder = expand_home(model.init_from)
@@ -157,41 +181,6 @@ def _model(config: Config) -> Iterator[str]:
     if encoding != "translation" and (config.data.prefix is not None or any(vars(config.data.languages).values())):
         key = "data.prefix" if config.data.prefix is not None else "data.languages"
         yield f"{key}: only objective=translation has such a setting; leave it out."
-
-
-REFUSED_FLAGS = {
-    "accumulate_grad_batches": "batch.micro_sequences says how many sequences are on a device at once",
-    "gradient_clip_val": "trainer.clip_norm clips the gradient of the whole step",
-    "gradient_clip_algorithm": "trainer.clip_norm clips the norm",
-    "use_distributed_sampler": "the plan of batches deals each step to the ranks",
-    "reload_dataloaders_every_n_epochs": "the plan of batches says what each step reads",
-    "val_check_interval": "trainer.validate_every_steps says when to validate",
-    "check_val_every_n_epoch": "trainer.validate_every_steps says when to validate",
-    "log_every_n_steps": "trainer.log_every_steps says when to log",
-    "max_time": "the schedule depends on the number of steps; trainer.max_steps sets it",
-    "min_steps": "the schedule depends on the number of steps; trainer.max_steps sets it",
-    "min_epochs": "the schedule depends on the number of steps; trainer.max_epochs sets it",
-    "limit_train_batches": "trainer.max_steps says how many steps to train",
-    "overfit_batches": "data.share=0.01 trains on a part of the data; validation is never training data",
-    "fast_dev_run": "trainer=debug runs a few steps, and task=check tries everything",
-    "enable_checkpointing": "checkpoint.every_steps and checkpoint.keep say what is saved",
-    "enable_progress_bar": "trainer.progress=none hides the bar",
-    "enable_model_summary": "the log names the model and its size",
-    "default_root_dir": "run_dir names the folder",
-    "logger": "logger=csv or logger=wandb chooses it",
-    "num_sanity_val_steps": "preflight tries a validation batch",
-    "inference_mode": "it follows from trainer.strategy",
-    **dict.fromkeys(("accelerator", "devices", "num_nodes", "strategy", "precision"), "it is a key of trainer"),
-    **dict.fromkeys(("max_steps", "max_epochs", "detect_anomaly"), "it is a key of trainer"),
-}
-"""Arguments of Lightning's Trainer that contradict the plan of a run or have a key of their own, and what to use."""
-
-
-def _flags(config: Config) -> Iterator[str]:
-    """Arguments of Lightning's Trainer that have another way here."""
-    for name in config.trainer.flags:
-        if name in REFUSED_FLAGS:
-            yield f"trainer.flags.{name}: {REFUSED_FLAGS[name]}."
 
 
 OTHER_FORMATS = {
@@ -268,7 +257,7 @@ def _is_text_encoding(name: str) -> bool:
 def _data(config: Config) -> Iterator[str]:
     data = config.data
     sources = sorted(p.stem for p in SOURCES.glob("*.py") if p.stem != "__init__")
-    if "." in data.source and signatures.is_of_another_package(f"{data.source}.load"):
+    if data._target_ is not None:
         return  # which reads what it is made for
     if data.source not in sources:
         yield f"data.source={data.source}: there is no such source; there are {join_names(sources)}.{nearest(data.source, sources)}"
@@ -436,6 +425,9 @@ def _export(config: Config) -> Iterator[str]:
 def _fit(config: Config) -> Iterator[str]:
     """Yield the reasons why the objective does not fit the data or the model."""
     facts = signatures.constants(str(config.objective.get("_target_")))
+    if config.task == "pretrain" and (facts.get("labelled") or facts.get("encoding") not in (*PLAIN_TEXT, None)):
+        objective = config.choices.get("objective")
+        yield f"task=pretrain: objective={objective} learns from labelled rows; the command is task=finetune objective={objective}."
     objective, chosen = config.choices.get("objective", "the objective"), config.choices.get("data", config.data.source)
     if facts.get("labelled") and config.data.columns.label is None:
         yield (
@@ -534,7 +526,7 @@ def _resume(config: Config) -> Iterator[str]:
 
 
 OF_STORED = {
-    "predict": [_groups, _model, _predict],
+    "predict": [_targets, _model, _predict],
     "generate": [_model, _generate],
     "chat": [_model],
     "weigh": [_model, _likelihood],

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 
 from llm_lightning import distributed
 from llm_lightning.config.schema import Config, cache_folder
-from llm_lightning.config.signatures import import_target
-from llm_lightning.data import encode, encodings, examples, sentences, splits, tokenizers
+from llm_lightning.data import encode, encodings, examples, sentences, sources, splits, tokenizers
 from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, Step, TrainingSteps
 from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.encodings import Encoding
@@ -99,9 +98,9 @@ def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> Tok
     if data.streaming:
         stream, rows = open_stream(data)
         return _encode_splits(config, rows, encoder, None, tokenizer, stream)
-    source = import_target(data.source if "." in data.source else f"llm_lightning.data.sources.{data.source}")
+    load = sources.get_reader(data)
     text_labels = label_columns(data.columns.label) if encoder.label_is_text else []
-    loaded = source.load(data, cache, (*encoder.extra_columns, *text_labels))
+    loaded = load(data, cache, (*encoder.extra_columns, *text_labels))
     for split, part in loaded.items():
         columns = replace(data.columns, label=None) if split == "test" else data.columns  # test may have no labels
         require_columns(split, replace(data, columns=columns), part.table.column_names)
@@ -115,6 +114,9 @@ def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> Tok
     if labels is not None:
         loaded = drop_unlabelled(loaded, data, encoder)
     rows = splits.with_validation(loaded, data, encoder.one_label)
+    if batches := config.trainer.flags.get("overfit_batches"):
+        rows = splits.keep_batches(rows, data, batches, config.batch.sequences)
+        log.warning("overfit_batches: trains on %d rows of train, and validates on the same", len(rows["train"]))
     return _encode_splits(config, rows, encoder, labels, tokenizer, None)
 
 

@@ -41,6 +41,18 @@ def with_validation(splits: dict[str, Rows], data: DataConfig, stratified: bool)
     return {**parts, **{name: rows for name, rows in splits.items() if name != "train"}}
 
 
+def keep_batches(splits: dict[str, Rows], data: DataConfig, batches: float, rows_per_batch: int) -> dict[str, Rows]:
+    """Return the splits with some rows of train as train and as validation, for a model that should learn them by heart.
+
+    `batches` is a number of batches, or a share of train if it is a float up to 1 (Lightning's `overfit_batches`).
+    """
+    train = splits["train"]
+    count = round(batches * len(train)) if isinstance(batches, float) and batches <= 1 else round(batches) * rows_per_batch
+    indices = sorted(np.random.default_rng(SEED).permutation(len(train))[: max(count, 1)].tolist())
+    part = _part(train, indices, f"overfit-{len(indices)}", data)
+    return {**splits, "train": part, "validation": part}
+
+
 def _part(rows: Rows, indices: list[int], name: str, data: DataConfig) -> Rows:
     alone = rows.table.remove_columns([CONTINUES] if CONTINUES in rows.table.column_names else [])  # gaps lie between the rows
     return Rows(

@@ -25,10 +25,14 @@ def require_same_labels(model: PreTrainedModel, names: tuple[str, ...] | None) -
 def evaluate_splits(
     engine: lightning.Trainer, objective: Objective, data: DataModule
 ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
-    """Return the metrics of every split except train, and the tables of each split."""
+    """Return the metrics of every split except train, and the tables of each split.
+
+    All batches are read, also where `limit_val_batches` limits the validations of the training; `limit_test_batches` limits these.
+    """
     metrics: dict[str, float] = {}
     details: dict[str, dict[str, Any]] = {}
     objective.final = True
+    engine.limit_val_batches = data.config.trainer.flags.get("limit_test_batches", 1.0)
     for split in data.text.splits:
         if split != "train":
             metrics |= evaluate_split(engine, objective, data, split)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from llm_lightning.config.schema import ColumnsConfig, Config, expand_home
-from llm_lightning.config.signatures import import_target, instantiate
+from llm_lightning.config.schema import ColumnsConfig, Config, ModelConfig, expand_home
+from llm_lightning.config.targets import import_target, instantiate
 from llm_lightning.data import encodings, tokenizers
 from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.data.paths import expand
@@ -98,7 +98,7 @@ def export(config: Config) -> dict[str, Any]:
         assert config.run_folder is not None
         exports.copy_adapter(config.run_folder, out)
     else:
-        model = build.reload(weights, auto_class(weights, config.model.trust_remote_code), config.model.trust_remote_code)
+        model = build.reload(weights, auto_class(weights, config.model), config.model)
         tokenizer = tokenizers.load(weights, config.model.trust_remote_code)
         with tempfile.TemporaryDirectory() as scratch:  # if the export fails, no folder is left
             if config.export.format == "onnx":
@@ -130,7 +130,7 @@ def predictor(config: Config) -> Predictor:
     encoding = encodings.get_encoder(objective_class.encoding)(
         tokenizers.load(weights, config.model.trust_remote_code), without_label(config.data)
     )
-    objective: Objective = instantiate(config.objective, TokenizedDataset({}, {}, encoding))
+    objective: Objective = instantiate("objective", config.objective, TokenizedDataset({}, {}, encoding))
     return Predictor(objective, config.batch, *_load_model(config, objective, weights))
 
 
@@ -139,7 +139,7 @@ def generator(config: Config) -> Generator:
     weights = weights_of(config)
     _require_causal(weights, config)
     torch.manual_seed(config.seed)
-    model = build.reload(weights, "AutoModelForCausalLM", config.model.trust_remote_code).eval()
+    model = build.reload(weights, "AutoModelForCausalLM", config.model).eval()
     plain_generation(model)
     return Generator(model, tokenizers.load(weights, config.model.trust_remote_code), config.generate, config.data)
 
@@ -161,9 +161,10 @@ def weights_of(config: Config) -> str:
     return str(folder) if folder.is_dir() else str(config.run)
 
 
-def auto_class(weights: str, trust_remote_code: bool) -> str:
+def auto_class(weights: str, config: ModelConfig) -> str:
     """Return the Hugging Face auto class of a checkpoint's head, by the end of the name of its own class."""
-    architecture = (AutoConfig.from_pretrained(weights, trust_remote_code=trust_remote_code).architectures or ["?"])[0]
+    build.register_classes(config)
+    architecture = (AutoConfig.from_pretrained(weights, trust_remote_code=config.trust_remote_code).architectures or ["?"])[0]
     for end, auto in exports.HEADS.items():
         if architecture.endswith(end):
             return auto
@@ -172,7 +173,7 @@ def auto_class(weights: str, trust_remote_code: bool) -> str:
 
 def _require_causal(weights: str, config: Config) -> None:
     """Raise UserError if the model is not causal: an encoder would see the tokens that it should predict."""
-    if (kind := auto_class(weights, config.model.trust_remote_code)) != "AutoModelForCausalLM":
+    if (kind := auto_class(weights, config.model)) != "AutoModelForCausalLM":
         raise UserError(
             f"run={config.run}: an {kind} is no causal language model; it cannot continue text (task=predict writes its predictions)."
         )
@@ -182,7 +183,7 @@ def _load_model(
     config: Config, objective: Objective, weights: str
 ) -> tuple[Callable[[], AbstractContextManager[Any]], torch.device]:
     """Load the objective's model by the config's hardware settings; return (its precision context, its device)."""
-    objective.model = build.reload(weights, objective.auto_class, config.model.trust_remote_code)
+    objective.model = build.reload(weights, objective.auto_class, config.model)
     objective.adapt(objective.model)
     engine = trainer.build_trainer(replace(config.trainer, devices=1), Path.cwd(), 1, 1, [], [])
     engine.precision_plugin.convert_module(objective)

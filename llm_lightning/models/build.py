@@ -13,6 +13,7 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 
 from llm_lightning.config.schema import ModelConfig, expand_home
+from llm_lightning.config.targets import import_target, instantiate
 from llm_lightning.data import tokenizers
 from llm_lightning.errors import UserError, first_line, join_names, nearest
 from llm_lightning.models import adapter, dropout, embedding
@@ -50,6 +51,8 @@ def build_model(
     Raises UserError if the checkpoint cannot be loaded, has no such head, or has too few positions for the data.
     """
     settings = head or {}
+    if config._target_ is not None:
+        return _call_builder(config, auto_class, tokenizer, longest, settings)
     auto = getattr(transformers, auto_class)
     origin = checkpoint(config)
     model_config = _load_config(config, origin, settings) if origin else _new_config(config, tokenizer, settings)
@@ -88,17 +91,36 @@ def build_model(
     return _choose_trained(config, model.train(), new)  # from_pretrained leaves dropout off, and Lightning does not change the mode
 
 
+def _call_builder(config: ModelConfig, auto_class: str, tokenizer: Any, longest: int, settings: dict[str, Any]) -> PreTrainedModel:
+    """Build the model by the function of another package that `model._target_` names."""
+    target = {"_target_": config._target_, **config.arguments}
+    model = instantiate("model", target, config, auto_class, tokenizer, longest, settings)
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(f"model: {config._target_} returns a {type(model).__name__}, no transformers.PreTrainedModel.")
+    for name, value in ({"pad_token_id": tokenizer.pad_token_id} | settings).items():
+        setattr(model.config, name, value)
+    _limit_length(model, tokenizer, longest)
+    return _choose_trained(config, model.train(), [])
+
+
 def classes(names: tuple[str, ...]) -> dict[str, Any]:
     """Return the entries of a model's config for the classes of its head."""
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
-def reload(folder: Path | str, auto_class: str, trust_remote_code: bool) -> PreTrainedModel:
+def register_classes(config: ModelConfig) -> None:
+    """Import the module of a builder of another package, which registers classes of its own with transformers."""
+    if config._target_ is not None:
+        import_target(config._target_)
+
+
+def reload(folder: Path | str, auto_class: str, config: ModelConfig) -> PreTrainedModel:
     """Load a model from the folder that it was exported to."""
+    register_classes(config)
     with quiet_transformers():
         try:
             auto = getattr(transformers, auto_class)
-            return _quick(auto.from_pretrained(folder, dtype="float32", trust_remote_code=trust_remote_code))
+            return _quick(auto.from_pretrained(folder, dtype="float32", trust_remote_code=config.trust_remote_code))
         except Exception as error:
             raise UserError(f"{folder}: the weights cannot be loaded ({first_line(error)}).") from error
 

@@ -42,6 +42,8 @@ KEYS: dict[Kind, tuple[str, ...]] = {
     Kind.WEIGHTS: (
         *("task", "objective.*", "optimizer.*", "scheduler.*"),
         *(
+            "model._target_",
+            "model.arguments.*",
             "model.family",
             "model.architecture",
             "model.config.*",
@@ -54,7 +56,17 @@ KEYS: dict[Kind, tuple[str, ...]] = {
         *("trainer.precision", "trainer.clip_norm", "data.tags"),
     ),
     Kind.DATA: (
-        *("data.source", "data.dir", "data.name", "data.config", "data.train", "data.validation", "data.test"),
+        *(
+            "data.source",
+            "data._target_",
+            "data.arguments.*",
+            "data.dir",
+            "data.name",
+            "data.config",
+            "data.train",
+            "data.validation",
+            "data.test",
+        ),
         *(
             "data.columns.text",
             "data.columns.text_pair",
@@ -108,7 +120,16 @@ KEYS: dict[Kind, tuple[str, ...]] = {
     Kind.RECORD: (
         *("run_dir", "resume", "cache_dir", "command", "debug", "choices.*", "trainer.progress", "trainer.log_every_steps"),
         *("checkpoint.every_steps", "checkpoint.keep", "callbacks.energy", "callbacks.country", "logger.name", "logger.project"),
-        *("logger.entity", "logger.artifacts", "sweep.method", "sweep.choices", "sweep.space.*", "sweep.trials", "sweep.prune"),
+        *(
+            "logger.custom.*",
+            "logger.entity",
+            "logger.artifacts",
+            "sweep.method",
+            "sweep.choices",
+            "sweep.space.*",
+            "sweep.trials",
+            "sweep.prune",
+        ),
         *("sweep.jobs", "sweep.redo"),
     ),
     Kind.OTHER_TASKS: ("run", "prompt", "prompt_file", "out", "data.predict", "generate.*", "evaluate.*", "export.*"),

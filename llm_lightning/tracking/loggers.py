@@ -1,4 +1,4 @@
-"""Send metrics to metrics.csv always, and to Weights & Biases if the config says so."""
+"""Send metrics to metrics.csv always, and to Weights & Biases and other loggers if the config says so."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 
 from llm_lightning.config.schema import LoggerConfig
+from llm_lightning.config.targets import instantiate_all
 from llm_lightning.tracking.csv_logger import CSVLogger
 from llm_lightning.tracking.wandb_logger import WandbLogger
 from llm_lightning.tracking.wandb_mode import read_mode
@@ -20,11 +21,14 @@ log = logging.getLogger(__name__)
 def build_loggers(
     config: LoggerConfig, folder: Path, settings: dict[str, Any], tags: list[str], group: str | None, monitor: str, maximize: bool
 ) -> list[Logger]:
-    """Build the loggers of a run. `group` gathers a sweep's runs; `monitor` is the metric that decides which weights are the best.
+    """Build the loggers of a run.
 
-    An environment variable that sets W&B's mode is logged once. If it switches W&B off, nothing of W&B is imported or written.
+    `group` gathers a sweep's runs; `monitor` is the metric that decides which weights are the best. Loggers of another package save to
+    the run's folder by default. An environment variable that sets W&B's mode is logged once; if it switches W&B off, nothing of W&B is
+    imported or written.
     """
     loggers: list[Logger] = [CSVLogger(folder)]
+    loggers += instantiate_all("logger", config.custom, Logger, save_dir=str(folder))  # type: ignore[type-abstract]
     if config.name != "wandb":
         return loggers
     mode = read_mode()

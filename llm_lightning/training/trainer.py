@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from pathlib import Path
@@ -16,8 +15,8 @@ from lightning.pytorch.loggers import Logger
 
 from llm_lightning import distributed, machine
 from llm_lightning.config.schema import TrainerConfig
-from llm_lightning.config.validation import REFUSED_FLAGS
-from llm_lightning.errors import UserError, nearest
+from llm_lightning.config.trainer_flags import FOLLOWED
+from llm_lightning.errors import UserError
 from llm_lightning.training import precision as precisions
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from llm_lightning.training.environment import Heartbeat, LaunchedEnvironment
@@ -92,21 +91,12 @@ def build_trainer(
             use_distributed_sampler=False,  # the plan cuts steps into ranks
             detect_anomaly=config.detect_anomaly,
             inference_mode=not sharded,  # FSDP2 could not train with tensors gathered in inference mode
-            **_flags(config.flags),
+            **{name: value for name, value in config.flags.items() if name not in FOLLOWED},
         )
     except (lightning.fabric.utilities.exceptions.MisconfigurationException, ValueError, RuntimeError) as error:
         raise UserError(f"trainer: {error}") from error
     log.info("trainer: %s × %s · %s (%s)", trainer.num_devices * trainer.num_nodes, accelerator, precision, why)
     return trainer
-
-
-def _flags(flags: dict[str, Any]) -> dict[str, Any]:
-    """Return further arguments of the Trainer. Raises UserError for one that it does not have."""
-    allowed = set(inspect.signature(lightning.Trainer).parameters) - {*REFUSED_FLAGS, "callbacks", "plugins"}
-    for name in flags:
-        if name not in allowed:
-            raise UserError(f"trainer.flags.{name}: Lightning's Trainer has no such argument.{nearest(name, allowed)}")
-    return flags
 
 
 def resolve_precision(config: TrainerConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -24,8 +25,7 @@ from llm_lightning.objectives.classification import Classification
 
 
 class Scaled(Classification):
-    labelled = True
-    whole_sequences = True
+    encoding = "my_package.encoding.Choosy"
 
     def __init__(self, text: TokenizedDataset, *, factor: Annotated[float, Range(0)] = 2.0) -> None:
         super().__init__(text)
@@ -35,13 +35,49 @@ class Scaled(Classification):
         loss, logits = super().score(batch)
         return self.factor * loss, logits
 """,
+    "my_package/encoding.py": """
+from llm_lightning.data.encodings.texts import Encoder
+from llm_lightning.data.examples import BadRow
+
+
+class Choosy(Encoder):
+    def read(self, text, pair, value, extra):
+        if text.endswith("number 7"):
+            raise BadRow("seven brings luck")
+        return super().read(text, pair, value, extra)
+""",
+    "my_package/model.py": """
+from transformers import BertConfig, BertForSequenceClassification
+
+
+def build(config, auto_class, tokenizer, longest_input, head, *, width: int = 32):
+    assert auto_class == "AutoModelForSequenceClassification"
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": width, "intermediate_size": 64}
+    return BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **shape, **head))
+""",
+    "my_package/logger.py": """
+import json
+from lightning.pytorch.loggers.logger import Logger
+
+
+class Lines(Logger):
+    name, version = "lines", 0
+
+    def __init__(self, save_dir: str) -> None:
+        self.file = open(f"{save_dir}/lines.jsonl", "a", buffering=1)
+
+    def log_hyperparams(self, *args, **kwargs): ...
+
+    def log_metrics(self, metrics, step=None):
+        print(json.dumps({"step": step, **metrics}), file=self.file)
+""",
     "my_package/source.py": """
 import datasets
 from llm_lightning.data.rows import Rows
 
 
-def load(data, cache_dir, extra_columns=()):
-    numbers = range(60)
+def load(data, cache_dir, extra_columns=(), *, rows: int = 60):
+    numbers = range(rows)
     texts = [f"{'good' if i % 2 else 'bad'} film number {i}" for i in numbers]
     table = datasets.Dataset.from_dict({"text": texts, "label": [str(i % 2) for i in numbers]})
     return {"train": Rows(table, "reviews-1", lambda i: f"review {i}")}
@@ -72,7 +108,13 @@ objective:
     "my_package-1.0.dist-info/entry_points.txt": "[llm_lightning.conf]\nmy_package = my_package.conf\n",
 }
 ARGUMENTS = [
-    *("task=finetune", "objective=scaled", "data.source=my_package.source", "data.columns.text=text", "data.columns.label=label"),
+    *(
+        "task=finetune",
+        "objective=scaled",
+        "data._target_=my_package.source.load",
+        "data.columns.text=text",
+        "data.columns.label=label",
+    ),
     *("model.tokenizer.vocab_size=300", "trainer.max_steps=4", "trainer.max_epochs=null", "trainer.validate_every_steps=2"),
     *("logger=csv", "callbacks.energy=false", "trainer.progress=none", "trainer=cpu"),
 ]
@@ -95,32 +137,51 @@ def start(site: Path, cache: Path, *arguments: str) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=site)
 
 
-def test_a_package_brings_an_objective_a_source_and_a_callback(site: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_package_brings_everything_that_a_run_is_made_of(site: Path, cache: Path, tmp_path: Path) -> None:
+    """Objective, encoding, data source, model builder, optimizer, schedule, callbacks and logger, each by its `_target_`."""
     callbacks = ["callbacks.steps._target_=my_package.callbacks.Steps", f"callbacks.steps.file={tmp_path}/steps.txt"]
-    callbacks += ["callbacks.rate._target_=lightning.pytorch.callbacks.LearningRateMonitor"]
-    outcome = start(site, cache, *callbacks, "objective.factor=3", "trainer.flags.limit_val_batches=1", f"run_dir={tmp_path}/run")
+    callbacks += [
+        "callbacks.rate._target_=lightning.pytorch.callbacks.LearningRateMonitor",
+        "logger.lines._target_=my_package.logger.Lines",
+    ]
+    parts = ["data.rows=40", "data.on_bad_row=skip", "model._target_=my_package.model.build", "model.width=16", "optimizer._target_=torch.optim.SGD"]
+    parts += ["optimizer.momentum=0.5", "scheduler._target_=torch.optim.lr_scheduler.ConstantLR", "scheduler.factor=0.5"]
+    outcome = start(site, cache, *callbacks, *parts, "objective.factor=3", "trainer.limit_val_batches=1", f"run_dir={tmp_path}/run")
     assert outcome.returncode == 0, outcome.stderr[-3000:]
     assert (tmp_path / "steps.txt").read_text().splitlines()[:2] == ["2 True", "4 True"]
-    assert "lr-AdamW/pg1" in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
+    assert "lr-SGD" in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
     loss = next(line for line in outcome.stderr.splitlines() if line.strip().startswith("validation/loss "))
     assert float(loss.split()[1]) == pytest.approx(3 * 0.69, abs=0.3)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["data"]["rows"]["train"] + summary["data"]["rows"]["validation"] == 39
+    assert "seven brings luck" in outcome.stderr
+    assert json.loads((tmp_path / "run" / "hf" / "config.json").read_text())["hidden_size"] == 16
+    lines = [json.loads(line) for line in (tmp_path / "run" / "lines.jsonl").read_text().splitlines()]
+    assert [line["train/learning_rate"] for line in lines if "train/learning_rate" in line][-1] == pytest.approx(0.5e-3)
+    assert any("validation/accuracy" in line for line in lines)
 
 
 REFUSED = {
     "objective._target_=my_package.objectives.Nope": "my_package.objectives.Nope: cannot be imported",
     "objective._target_=no_package.objectives.Scaled": "no such function or class in llm_lightning or an installed package",
     "objective.factor=-1": "objective.factor=-1: expected a number at least 0",
-    "objective.facter=1": "objective.facter: scaled has no such setting; it has factor",
-    "data.source=my_package.nosource": "my_package.nosource: cannot be imported",
+    "objective.facter=1": "objective.facter: Scaled has no such setting; it has factor",
+    "data._target_=my_package.nosource.load": "my_package.nosource.load: cannot be imported",
+    "data.rows=many": "data.rows=many: expected a whole number",
+    "data.rowz=4": "data.rowz: load has no such setting; it has rows. Did you mean 'rows'?",
+    "model._target_=my_package.source.load": "load() takes from 2 to 3 positional arguments but 5 were given",
     "callbacks.x._target_=my_package.callbacks.Nope": "callbacks.x: my_package.callbacks.Nope cannot be built",
-    "callbacks.x._target_=collections.Counter": "callbacks.x: collections.Counter is no Lightning callback",
-    "callbacks.x._target_=my_package.callbacks.Steps": "missing 1 required positional argument: 'file'",
+    "callbacks.x._target_=collections.Counter": "callbacks.x: collections.Counter is no lightning.pytorch.callbacks.callback.Callback",
+    "callbacks.x._target_=my_package.callbacks.Steps": "callbacks.x.file is not set, and has no default",
     "callbacks.x.file=1": "callbacks.x: there is no such key",
-    "optimizer._target_=torch.optim.AdamW": "torch.optim.AdamW: cannot be called with a BertForSequenceClassification",
-    "trainer.flags.accumulate_grad_batches=2": "batch.micro_sequences",
+    "logger.x._target_=my_package.callbacks.Steps": "logger.x.file is not set, and has no default",
+    "optimizer._target_=collections.OrderedDict": "optimizer: collections.OrderedDict cannot be built",
+    "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau": "has no rate for step 1 of 4",
+    "trainer.accumulate_grad_batches=2": "batch.micro_sequences",
     "trainer.flags.gradient_clip_val=1": "trainer.clip_norm",
-    "trainer.flags.use_distributed_sampler=true": "the plan of batches",
+    "trainer.use_distributed_sampler=true": "the plan of batches",
     "trainer.flags.profilerr=simple": "no such argument. Did you mean 'profiler'?",
+    "trainer.profilerr=simple": "there is no such key",
 }
 
 

@@ -169,7 +169,7 @@ def test_export_gives_the_logits_of_the_best_weights(finetuned: tuple[Path, dict
     folder = finetuned[0]
     config = load_config(["task=evaluate", f"run={folder}"])
     text, objective, data = prepare(config, transformers.AutoTokenizer.from_pretrained(folder / "hf"))
-    objective.model = build.reload(folder / "hf", objective.auto_class, False).eval()
+    objective.model = build.reload(folder / "hf", objective.auto_class, config.model).eval()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "hf").eval()
     split = text.splits["validation"]
     with torch.no_grad():

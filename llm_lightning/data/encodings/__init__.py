@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 from tokenizers import Tokenizer
 
 from llm_lightning.config.schema import DataConfig
+from llm_lightning.config.targets import import_target
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.rows import Rows
@@ -132,5 +132,9 @@ def text_of(column: str | None, value: Any) -> str:
 
 
 def get_encoder(name: str) -> type[Encoding]:
-    encoder: type[Encoding] = importlib.import_module(f"llm_lightning.data.encodings.{name}").Encoder
+    """Return the encoder of a module of this package, `texts`, or the class of another package, `my_package.encodings.Mine`."""
+    target = name if "." in name else f"llm_lightning.data.encodings.{name}.Encoder"
+    encoder: type[Encoding] = import_target(target)
+    if not (isinstance(encoder, type) and issubclass(encoder, Encoding)):
+        raise UserError(f"{target}: no class of Encoding, so that no objective can use it.")
     return encoder
