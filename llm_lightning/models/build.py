@@ -108,6 +108,12 @@ def classes(names: tuple[str, ...]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
+def build_empty(settings: dict[str, Any], auto_class: str) -> PreTrainedModel:
+    """Build a model with new weights from the entries of its config, for the weights of a checkpoint."""
+    model_config = AutoConfig.for_model(**settings)
+    return _quick(getattr(transformers, auto_class).from_config(model_config))
+
+
 def register_classes(config: ModelConfig) -> None:
     """Import the module of a builder of another package, which registers classes of its own with transformers."""
     if config._target_ is not None:

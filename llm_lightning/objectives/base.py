@@ -49,6 +49,7 @@ class Objective(lightning.LightningModule):
 
     def __init__(self, text: TokenizedDataset) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=["text"], logger=False)  # the settings of the subclass, for `load_from_checkpoint`
         self.automatic_optimization = False
         self.text = text
         self.model: PreTrainedModel
@@ -134,14 +135,22 @@ class Objective(lightning.LightningModule):
         self._make_optimizer, self._factor = make_optimizer, factor
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Drop frozen weights from the checkpoint: they equal those of the model that training started from."""
+        """Add the model's config, and drop frozen weights: they equal those of the model that training started from."""
+        checkpoint["model_config"] = self.model.config.to_dict()
         frozen = self._find_frozen()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the model if there is none yet (`load_from_checkpoint`). Raises RunError if the weights are not those of the model."""
+        if not hasattr(self, "model"):
+            self.model = build.build_empty(checkpoint["model_config"], self.auto_class)
+            self.adapt(self.model)
         frozen = self._find_frozen()
         if missing := self.state_dict().keys() - frozen - checkpoint["state_dict"].keys():
-            raise RunError(f"the checkpoint has no {min(missing)}: it is another model's.")
+            raise RunError(
+                f"the checkpoint has no {min(missing)}: it is another model's, or one with an adapter or frozen weights, which "
+                f"build_and_connect builds before the checkpoint is loaded."
+            )
         self.strict_loading = not frozen
 
     def _find_frozen(self) -> set[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 import torch
 import transformers
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 
 from llm_lightning import distributed, machine
@@ -85,9 +85,9 @@ def build_trainer(
             callbacks=[Heartbeat(), *callbacks],
             plugins=plugins,
             default_root_dir=folder,
-            enable_checkpointing=False,  # our callback decides after validation, and writes atomically
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            enable_checkpointing=_has(callbacks, Checkpoint),  # else our callback alone decides, and writes atomically
+            enable_progress_bar=_has(callbacks, ProgressBar),
+            enable_model_summary=_has(callbacks, ModelSummary),
             use_distributed_sampler=False,  # the plan cuts steps into ranks
             detect_anomaly=config.detect_anomaly,
             inference_mode=not sharded,  # FSDP2 could not train with tensors gathered in inference mode
@@ -97,6 +97,11 @@ def build_trainer(
         raise UserError(f"trainer: {error}") from error
     log.info("trainer: %s × %s · %s (%s)", trainer.num_devices * trainer.num_nodes, accelerator, precision, why)
     return trainer
+
+
+def _has(callbacks: list[Callback], kind: type[Callback]) -> bool:
+    """Return whether the user has added a callback of a kind that Lightning refuses where it is switched off."""
+    return any(isinstance(callback, kind) for callback in callbacks)
 
 
 def resolve_precision(config: TrainerConfig) -> str:

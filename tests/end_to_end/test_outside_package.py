@@ -144,7 +144,13 @@ def test_a_package_brings_everything_that_a_run_is_made_of(site: Path, cache: Pa
         "callbacks.rate._target_=lightning.pytorch.callbacks.LearningRateMonitor",
         "logger.lines._target_=my_package.logger.Lines",
     ]
-    parts = ["data.rows=40", "data.on_bad_row=skip", "model._target_=my_package.model.build", "model.width=16", "optimizer._target_=torch.optim.SGD"]
+    parts = [
+        "data.rows=40",
+        "data.on_bad_row=skip",
+        "model._target_=my_package.model.build",
+        "model.width=16",
+        "optimizer._target_=torch.optim.SGD",
+    ]
     parts += ["optimizer.momentum=0.5", "scheduler._target_=torch.optim.lr_scheduler.ConstantLR", "scheduler.factor=0.5"]
     outcome = start(site, cache, *callbacks, *parts, "objective.factor=3", "trainer.limit_val_batches=1", f"run_dir={tmp_path}/run")
     assert outcome.returncode == 0, outcome.stderr[-3000:]

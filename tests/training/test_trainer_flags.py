@@ -1,0 +1,103 @@
+"""Arguments of Lightning's Trainer and Lightning's own callbacks do in a run what Lightning's documentation says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.profilers import SimpleProfiler
+from transformers import AutoModelForSequenceClassification
+
+from llm_lightning.objectives.classification import Classification
+
+from ..conftest import TINY_BERT, Runner
+
+BASE = [
+    *("task=finetune", "data=files", "data.columns.text=body", "data.columns.label=stars", *TINY_BERT, "batch.sequences=8"),
+    *("trainer.max_steps=4", "trainer.max_epochs=null", "trainer.validate_every_steps=2", "data.block_size=32"),
+]
+SEEN: dict[str, Any] = {}
+
+
+class Look(lightning.Callback):
+    """Keeps what the Trainer is like during training, and how many batches each validation reads."""
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        SEEN.clear()
+        SEEN.update(
+            profiler=trainer.profiler,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+            benchmark=torch.backends.cudnn.benchmark,
+            validated=[],
+            train_rows=len(module.text.splits["train"]),
+            validation_rows=len(module.text.splits["validation"]),
+            module=module,
+            folder=trainer.default_root_dir,
+        )
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        SEEN.setdefault("validated", []).append(sum(trainer.num_val_batches))
+
+
+@pytest.fixture
+def train(run: Runner, reviews: Path, tmp_path: Path) -> Runner:
+    look = f"callbacks.look._target_={__name__}.Look"
+    return lambda *overrides: run(*BASE, f"data.train={reviews}", look, f"run_dir={tmp_path}/run", *overrides)
+
+
+def test_arguments_of_the_trainer_reach_it(train: Runner, tmp_path: Path) -> None:
+    """Directly, or under `trainer.flags`."""
+    flags = ["trainer.limit_val_batches=1", "trainer.profiler=simple", "trainer.flags.deterministic=true", "trainer.benchmark=true"]
+    summary = train(*flags, "trainer.sync_batchnorm=true", "trainer.enable_autolog_hparams=false")
+    assert isinstance(SEEN["profiler"], SimpleProfiler)
+    assert SEEN["profiler"].recorded_durations["run_training_batch"]
+    assert SEEN["deterministic"]
+    assert SEEN["validated"][:2] == [1, 1]
+    assert SEEN["validated"][2] > 1, "the last evaluation reads the whole split"
+    assert summary["steps"] == 4
+    torch.use_deterministic_algorithms(False)
+
+
+def test_limit_test_batches_limits_the_last_evaluation(train: Runner) -> None:
+    train("trainer.limit_test_batches=2")
+    assert SEEN["validated"][0] > 2
+    assert SEEN["validated"][2] == 2
+
+
+def test_fast_dev_run_tries_everything_and_leaves_nothing(train: Runner, tmp_path: Path) -> None:
+    summary = train("trainer.fast_dev_run=2")
+    assert (summary["steps"], SEEN["validated"]) == (2, [2, 2])
+    assert not (tmp_path / "run").exists()
+    assert not Path(SEEN["folder"]).exists()
+    assert list(tmp_path.glob(".check-*")) == []
+
+
+def test_overfit_batches_learns_a_few_rows_by_heart(train: Runner) -> None:
+    summary = train("trainer.overfit_batches=1", "trainer.max_steps=60", "trainer.validate_every_steps=60", "optimizer.lr=1e-2")
+    assert SEEN["train_rows"] == SEEN["validation_rows"] == 8
+    assert summary["metrics"]["validation/accuracy"] == 1.0
+
+
+def test_callbacks_of_lightning_see_metrics_and_change_training(train: Runner, tmp_path: Path) -> None:
+    """Four of Lightning's own: they read metrics, stop, save what `load_from_checkpoint` loads, and log."""
+    where = "lightning.pytorch.callbacks"
+    summary = train(
+        *(f"callbacks.best._target_={where}.ModelCheckpoint", f"callbacks.best.dirpath={tmp_path}/best"),
+        *("callbacks.best.monitor=validation/accuracy", "callbacks.best.mode=max", "callbacks.best.filename=best"),
+        *(f"callbacks.stop._target_={where}.EarlyStopping", "callbacks.stop.monitor=validation/loss", "callbacks.stop.patience=1"),
+        *("callbacks.stop.min_delta=100", "objective.label_smoothing=0.2", f"callbacks.rate._target_={where}.LearningRateMonitor"),
+        *(f"callbacks.timer._target_={where}.Timer", "trainer.max_steps=20"),
+    )
+    assert summary["steps"] == 4, "EarlyStopping ends training after the second validation"
+    loaded = Classification.load_from_checkpoint(tmp_path / "best" / "best.ckpt", text=SEEN["module"].text)
+    assert loaded.label_smoothing == 0.2
+    exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "hf").state_dict()
+    for name, weight in loaded.model.state_dict().items():
+        torch.testing.assert_close(weight, exported[name], rtol=0, atol=0)
+    rows = (tmp_path / "run" / "metrics.csv").read_text()
+    assert "lr-AdamW" in rows.splitlines()[0]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
