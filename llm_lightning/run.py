@@ -16,9 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from transformers import PreTrainedModel
 
 from llm_lightning import distributed, launch
+from llm_lightning.config.checks.trainer_flags import shorten
 from llm_lightning.config.schema import AdapterConfig, Config, ModelConfig, cache_folder, expand_home, plain
 from llm_lightning.config.targets import import_target, instantiate, instantiate_all
-from llm_lightning.config.trainer_flags import shorten
 from llm_lightning.data import tokenizers
 from llm_lightning.data.module import DataModule, TokenizedDataset, prepare_dataset
 from llm_lightning.data.preview import show_rows

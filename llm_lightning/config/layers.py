@@ -38,17 +38,17 @@ def keep_own_optimizer(files: list[OptionFile], overrides: list[Override]) -> di
 
     A preset's learning rate is meant for our AdamW. Recipes, tasks and the command line still change the user's settings.
     """
-    own: dict[str, Any] = {}
+    user_settings: dict[str, Any] = {}
     for file in files:
         settings = OmegaConf.select(file.settings, "optimizer")
         if not isinstance(settings, DictConfig):
             continue
         if file.path.startswith("optimizer/"):
-            own = {} if file.is_ours else dict(OmegaConf.to_container(settings, resolve=False))  # type: ignore[arg-type]
+            user_settings = {} if file.is_ours else dict(OmegaConf.to_container(settings, resolve=False))  # type: ignore[arg-type]
         elif not file.path.startswith("model/"):
-            own = {key: value for key, value in own.items() if key not in settings}
+            user_settings = {key: value for key, value in user_settings.items() if key not in settings}
     changed = {override.key_or_group for override in overrides}
-    return {key: value for key, value in own.items() if f"optimizer.{key}" not in changed and "optimizer" not in changed}
+    return {key: value for key, value in user_settings.items() if f"optimizer.{key}" not in changed and "optimizer" not in changed}
 
 
 def _read_file(loader: ConfigLoader, path: str, package: str) -> OptionFile:

@@ -12,8 +12,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from llm_lightning.config import schema, signatures
+from llm_lightning.config.checks.trainer_flags import TRAINER
 from llm_lightning.config.schema import CONF
-from llm_lightning.config.trainer_flags import TRAINER
 from llm_lightning.errors import UserError, join_names, nearest
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llm_lightning.config.validation import ROLES
+from llm_lightning.config.checks.data import ROLES
 from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_values import truth
 from llm_lightning.data.literals import parse_structure

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import xxhash
 from tqdm import tqdm
 
+from llm_lightning.config.checks.files import OUT
 from llm_lightning.config.schema import DataConfig
-from llm_lightning.config.validation import OUT
 from llm_lightning.data.compression import open_file
 from llm_lightning.data.examples import BadRow, Example
 from llm_lightning.data.lines import detect_format

@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, Prog
 from lightning.pytorch.loggers import Logger
 
 from llm_lightning import distributed, machine
+from llm_lightning.config.checks.trainer_flags import FOLLOWED
 from llm_lightning.config.schema import TrainerConfig
-from llm_lightning.config.trainer_flags import FOLLOWED
 from llm_lightning.errors import UserError
 from llm_lightning.training import precision as precisions
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
