@@ -40,7 +40,11 @@ class Objective(lightning.LightningModule):
     encoding: ClassVar[str]
     """How rows become sequences: a module of data/encodings/."""
     labelled: ClassVar[bool] = False
-    """Whether rows need a label; like `whole_sequences` read by the quick checks, from this file's source."""
+    """Whether rows need a label. Like the next two read from the source before torch is imported: write them as plain constants."""
+    whole_sequences: ClassVar[bool] = False
+    """Whether a sequence is a whole text, which cannot be packed with others."""
+    family: ClassVar[str | None] = None
+    """Kind of model that the objective needs: `encoder`, `decoder` or `encoder-decoder`; None takes any."""
     auto_class: ClassVar[str]
     """The Hugging Face class that gives the model its head."""
     monitor: str

@@ -26,6 +26,7 @@ class Classification(Objective):
     """Cross-entropy -log p(class | text), with optional class weights and label smoothing (Szegedy et al. 2016, section 7).
 
     `focal_gamma` multiplies the loss of an example by (1 - p)^gamma, so that examples learnt already fade (Lin et al. 2017, equation 4).
+    Evaluations report the same loss, as weights, smoothing and focus decide which model is the best.
     """
 
     encoding = "texts"
