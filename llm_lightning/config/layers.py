@@ -24,7 +24,7 @@ class OptionFile:
 def read_layers(loader: ConfigLoader, config_name: str, overrides: list[str]) -> tuple[list[OptionFile], list[Override]]:
     """Return the option files that a command line composes, in their order, and its overrides of single keys."""
     defaults = loader.compute_defaults_list(config_name, overrides, RunMode.RUN)
-    chosen = [default for default in defaults.defaults if not str(default.package).startswith("hydra")]
+    chosen = [d for d in defaults.defaults if d.config_path != "schema" and not str(d.package).startswith("hydra")]
     return [_read_file(loader, str(default.config_path), default.package or "") for default in chosen], defaults.config_overrides
 
 
@@ -56,7 +56,7 @@ def _read_file(loader: ConfigLoader, path: str, package: str) -> OptionFile:
     content = result.config if result is not None else {}
     node = OmegaConf.create()
     OmegaConf.update(node, package, content, force_add=True) if package else node.merge_with(_plain(content))
-    return OptionFile(path, result is not None and result.provider in ("main", "schema"), node)
+    return OptionFile(path, result is not None and result.provider == "main", node)
 
 
 def _plain(content: Any) -> Any:
