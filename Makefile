@@ -58,10 +58,10 @@ types: setup ## mypy on the package, the benchmarks and the hook of the site
 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: setup ## the documentation as a site, in site/; a broken link or anchor is an error
-	$(BIN)/mkdocs build --strict
+	$(BIN)/python -m mkdocs build --strict
 
 docs-serve: setup ## the same at http://localhost:8000, rebuilt when a page changes
-	$(BIN)/mkdocs serve
+	$(BIN)/python -m mkdocs serve
 
 bench: setup ## side-by-side measurements, all of them, also where one fails; what needs data that is not there says so
 	@failed=; for script in $$(grep -l 'import report' benchmarks/*.py); do \
