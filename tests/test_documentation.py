@@ -95,7 +95,7 @@ def commands() -> list[Command]:
         found = []
         for block in blocks(page):
             for line in "\n".join(block).replace("\\\n", " ").splitlines():
-                line = re.split(r"\s{4,}(?=[^'\"\s])(?![\w./]+=)|\s+#", line.removeprefix("$ "))[0].strip()
+                line = re.split(r"\s+#", line.removeprefix("$ "))[0].strip()
                 if line.startswith(PROGRAMS):
                     found.append(re.sub(r"\s+", " ", line))
         outside = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
