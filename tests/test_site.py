@@ -1,9 +1,10 @@
-"""The site builds without a broken link or anchor, its reference has every key and option, and no page needs a network."""
+"""The site builds without a broken link or anchor, has every key, option and notebook, and no page needs a network."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,3 +85,22 @@ def test_no_page_loads_anything_from_a_network(site: Path) -> None:
         text = page.read_text(encoding="utf-8")
         assert not re.findall(r"<(?:script|img|iframe)[^>]*src=\"(?:https?:)?//[^>]*>", text), page
         assert not re.findall(r"<link[^>]*href=\"(?:https?:)?//[^>]*>", text), page
+
+
+def test_the_site_has_the_notebooks(site: Path) -> None:
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        assert (site / "notebooks" / f"{notebook.stem}.html").is_file()
+
+
+def test_a_notebook_becomes_markdown() -> None:
+    convert = runpy.run_path(str(ROOT / "docs" / "hooks" / "notebooks.py"))["convert"]
+    text = {"cell_type": "markdown", "source": ["# Title\n", "See [using](../docs/using.md)."]}
+    code = {"cell_type": "code", "source": ["print(1)\n", "2"]}
+    outputs = [{"output_type": "stream", "text": ["1\n"]}, {"output_type": "execute_result", "data": {"text/plain": ["2"]}}]
+    page = convert({"cells": [text, code | {"outputs": outputs}, code | {"outputs": []}]})
+    assert page.split("\n\n") == [
+        "# Title\nSee [using](../using.md).",
+        "```python\nprint(1)\n2\n```",
+        "```text\n1\n2\n```",
+        "```python\nprint(1)\n2\n```\n",
+    ]
