@@ -67,6 +67,7 @@ def test_the_reference_has_the_settings_of_every_objective_optimizer_and_schedul
             section = page.partition(f'id="{group}.{file.stem}"')[2].partition("<h3")[0]
             for name in parameters(OmegaConf.select(content, f"{group}._target_") or content._target_) or {}:
                 assert f"<code>{group}.{name}</code>" in section, file
+                assert f"<code>{name}" in section, f"the docstring of {file.stem} does not say what `{name}` is"
 
 
 def test_the_reference_has_every_option(site: Path) -> None:

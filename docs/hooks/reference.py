@@ -86,6 +86,7 @@ def write_open_group(group: str) -> Iterator[str]:
         content = yaml.safe_load(option.path.read_text(encoding="utf-8")) or {}
         content = content.get(group, content)
         yield f"\n### `{group}={option.name}` {{ #{group}.{option.name} }}\n"
+        yield f"{escape(option.description)}\n"
         yield from write_target(group, content)
 
 
