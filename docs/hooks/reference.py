@@ -21,12 +21,13 @@ from typing import Annotated, Any, Literal, Union
 import griffe
 import yaml
 
-from llm_lightning.config import signatures
 from llm_lightning.config.schema import CONF, OPEN_GROUPS, Config
 from llm_lightning.config.signatures import Choice, Range
 from llm_lightning.runs.identity import kind_of
 
 PACKAGE = "llm_lightning"
+ANNOTATIONS = {"Annotated": Annotated, "Literal": Literal, "Range": Range, "Any": Any}
+"""What the annotations of settings may name."""
 DECIDES = "[{kind}](../resuming.md#what-each-key-decides)"
 
 
@@ -72,7 +73,7 @@ def write_key(key: Key) -> Iterator[str]:
     kind = kind_of(key.name) or kind_of(f"{key.name}.*")
     decides = f"decides {DECIDES.format(kind=kind.value)}" if kind is not None else ""
     facts = [key.values, f"default `{key.default}`" if key.default else "set by the chosen option", decides]
-    yield f"\n### `{key.name}` {{ #{key.name} }}\n"
+    yield f"\n### `{key.name}` {{ #{key.name.rstrip('_')} }}\n"  # an id that ends in _ is no id for Markdown
     yield f"{' · '.join(fact for fact in facts if fact)}\n{{ .facts }}\n"
     yield escape(key.meaning)
 
@@ -98,9 +99,11 @@ def write_target(group: str, content: dict[str, Any]) -> Iterator[str]:
     texts = [read_docstring(definition), read_docstring(constructor) if constructor is not definition else ""]
     yield "\n\n".join(escape(text) for text in texts if text)
     yield f"\n`{target}`\n{{ .facts }}\n"
-    for name, parameter in (signatures.parameters(target) or {}).items():
-        default = content.get(name) if parameter.required else ast.literal_eval(str(constructor.parameters[name].default))
-        yield f"- `{group}.{name}`: {describe_type(parameter.type)} · default `{spell(default)}`"
+    for parameter in constructor.parameters:
+        if parameter.kind is griffe.ParameterKind.keyword_only:
+            values = describe_type(eval(str(parameter.annotation), dict(ANNOTATIONS)))
+            default = content.get(parameter.name) if parameter.required else ast.literal_eval(str(parameter.default))
+            yield f"- `{group}.{parameter.name}`: {values} · default `{spell(default)}`"
 
 
 def list_keys(kind: type[Any], prefix: str = "") -> Iterator[Key]:
