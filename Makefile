@@ -6,7 +6,7 @@ RUNS   ?= runs
 OLDEST := .venv-oldest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nightly test-oldest lint format types bench report dashboard clean
+.PHONY: help setup demo test test-nightly test-oldest lint format types docs docs-serve bench report dashboard clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -53,8 +53,15 @@ format: setup ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: setup ## mypy on the package and the benchmarks
+types: setup ## mypy on the package, the benchmarks and the hook of the site
 	$(BIN)/mypy
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: setup ## the documentation as a site, in site/; a broken link or anchor is an error
+	$(BIN)/python -m mkdocs build --strict
+
+docs-serve: setup ## the same at http://localhost:8000, rebuilt when a page changes
+	$(BIN)/python -m mkdocs serve
 
 bench: setup ## side-by-side measurements, all of them, also where one fails; what needs data that is not there says so
 	@failed=; for script in $$(grep -l 'import report' benchmarks/*.py); do \
@@ -68,4 +75,4 @@ dashboard: setup ## the project's W&B workspace, or its specification where no k
 	$(BIN)/python -m llm_lightning.tracking.dashboard
 
 clean: ## remove the environment, runs and caches of the tools
-	rm -rf $(VENV) $(OLDEST) runs wandb build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) runs wandb build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

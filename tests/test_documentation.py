@@ -31,7 +31,9 @@ from llm_lightning.errors import UserError
 
 from .conftest import QUIET, ROOT, TINY_BERT, TINY_GPT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md") if path.parent.name != "tutorials")]
+"""The pages whose commands are run one by one; those of a tutorial are run in their order by tests/end_to_end/test_tutorials.py."""
 PROGRAMS = ("python", "make", "torchrun", "srun", "cat", "llm-lightning")
 NOT_RUN = {
     r"data=(hub|sst2|imdb|ag_news)\b|recipe=|<minilm>|\bmodel=(minilm|bert_base|distilbert)\b": "needs the hub, or a data set",
@@ -66,6 +68,11 @@ class Command:
         return f"{self.page}: {self.text}"
 
 
+def name_page(page: Path) -> str:
+    """Return the path of a page below docs/, which no other page has."""
+    return (page.relative_to(DOCS) if page.is_relative_to(DOCS) else page.relative_to(ROOT)).as_posix()
+
+
 def blocks(page: Path) -> Iterator[list[str]]:
     """Yield the indented and fenced code blocks of a page, as lines without their indent."""
     block: list[str] = []
@@ -88,13 +95,13 @@ def commands() -> list[Command]:
         found = []
         for block in blocks(page):
             for line in "\n".join(block).replace("\\\n", " ").splitlines():
-                line = re.split(r"\s{4,}(?=[^'\"\s])(?![\w./]+=)|\s+#", line.removeprefix("$ "))[0].strip()
+                line = re.split(r"\s+#", line.removeprefix("$ "))[0].strip()
                 if line.startswith(PROGRAMS):
                     found.append(re.sub(r"\s+", " ", line))
         outside = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
         found += [span for span in re.findall(r"`([^`\n]+)`", outside) if is_command(span)]
         for line in found:
-            collected.setdefault(line, Command(page.name, line))
+            collected.setdefault(line, Command(name_page(page), line))
     return list(collected.values())
 
 
@@ -295,7 +302,7 @@ def snippets() -> list[Any]:
         for block in blocks(page):
             if re.match(r"(from|import|def|class) ", next(iter(block), "")):
                 text = "\n".join(block)
-                found.append(pytest.param(text, id=f"{page.name}: {next(line for line in block if line)}"))
+                found.append(pytest.param(text, id=f"{name_page(page)}: {next(line for line in block if line)}"))
     return found
 
 

@@ -70,7 +70,7 @@ RIGHT = {
 """Verbs and nouns among them, and names that a reader knows."""
 WIDEST = 120
 MODULES = sorted((ROOT / "llm_lightning").rglob("*.py"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def list_nodes(kind: type[ast.AST]) -> list[tuple[str, ast.AST]]:
@@ -97,7 +97,7 @@ def test_a_function_is_a_verb() -> None:
     assert not participles, "\n".join(participles)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_lines_of_a_page_are_short(page: Path) -> None:
     lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
     exempt = re.compile(r"\s*\||.*\]\(|.*http|    ")  # tables, links and code

@@ -195,6 +195,7 @@ class TrainerConfig:
     max_epochs: float | None = bound_field(None, Range(0, open_low=True))
     """Passes over the training data; fractions are allowed."""
     accelerator: str = bound_field("auto", Choice("auto", "cpu", "gpu", "cuda", "mps"))
+    """Hardware that trains; `auto` takes a GPU if there is one."""
     devices: Any = "auto"
     """How many devices of this machine, or `auto` for all."""
     num_nodes: int = bound_field(1, POSITIVE)
@@ -214,7 +215,9 @@ class TrainerConfig:
     validate_every_steps: int | None = bound_field(None, POSITIVE)
     """Steps between validations; null validates once an epoch, and at the end."""
     log_every_steps: int = bound_field(10, POSITIVE)
+    """Optimizer steps between rows of `metrics.csv` and of the logger."""
     progress: str = bound_field("bar", Choice("bar", "none"))
+    """Whether rank 0 shows a progress bar on the terminal."""
     hang_timeout: float = bound_field(600.0, Range(0, open_low=True))
     """Seconds without progress after which a rank counts as hung: the run ends and names it. Large enough for the slowest step."""
     detect_anomaly: bool = False
@@ -237,7 +240,9 @@ class LoggerConfig:
     name: str = bound_field("csv", Choice("csv", "wandb"))
     """`wandb` logs to Weights & Biases beside metrics.csv: online where a key is configured, else offline."""
     project: str = "llm_lightning"
+    """Project of the run at W&B."""
     entity: str | None = None
+    """User or team at W&B that the project belongs to; null takes the key's default."""
     artifacts: str = bound_field("best", Choice("none", "best", "all"))
     """Files of a run that W&B records, by reference and checksum, never by copy: `best` is the data's fingerprint and the export,
     `all` the full states as well."""
@@ -321,6 +326,7 @@ class SweepConfig:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     task: str = bound_field(MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "generate", "chat", "export", "check"))
+    """What the command does; `task=` chooses it, with the objective and the schedule that go with it."""
     objective: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -332,6 +338,7 @@ class Config:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = bound_field(0, Range(0, 2**32 - 1))
+    """Seed of everything random: initial weights, the order of the data, dropout, masks, generated text."""
     run_dir: str | None = None
     """The run's folder; by default runs/<date>/<time>-<task>-<data>-<model>."""
     resume: str = "auto"

@@ -45,9 +45,9 @@ class Range:
         low_open, high_open = self.open or self.open_low, self.open or self.open_high
         parts = []
         if self.low is not None:
-            parts.append(f"{'above' if low_open else 'at least'} {self.low:g}")
+            parts.append(f"{'above' if low_open else 'at least'} {self.low:.10g}")
         if self.high is not None:
-            parts.append(f"{'below' if high_open else 'at most'} {self.high:g}")
+            parts.append(f"{'below' if high_open else 'at most'} {self.high:.10g}")
         return "a number " + " and ".join(parts) + (", or auto" if self.auto else "")
 
 

@@ -23,7 +23,9 @@ from llm_lightning.objectives.base import Evaluation, Objective
 
 
 class Classification(Objective):
-    """Cross-entropy -log p(class | text), with optional class weights and label smoothing (Szegedy et al. 2016, section 7).
+    """Cross-entropy -log p(class | text), with optional class weights.
+
+    `label_smoothing` is the share of the target that goes to all classes alike (Szegedy et al. 2016, section 7).
 
     `focal_gamma` multiplies the loss of an example by (1 - p)^gamma, so that examples learnt already fade (Lin et al. 2017, equation 4).
     Evaluations report the same loss, as weights, smoothing and focus decide which model is the best.

@@ -33,7 +33,7 @@ SHOWN = 20  # translations that are stored for people to read
 
 
 class Translation(Objective):
-    """-Σ log p(target token | source, target tokens before it), smoothed in training (Szegedy et al. 2016, section 7).
+    """-Σ log p(target token | source, target tokens before it), smoothed by `label_smoothing` (Szegedy et al. 2016, section 7).
 
     The last evaluation of a run translates by beam search and scores BLEU (Papineni et al. 2002) and chrF (Popović 2015) by sacrebleu.
     """

@@ -28,9 +28,11 @@ def muon(
     betas: tuple[Annotated[float, Range(0, 1, open_high=True)], Annotated[float, Range(0, 1, open_high=True)]] = (0.9, 0.95),
     eps: Annotated[float, Range(0, open_low=True)] = 1e-8,
 ) -> torch.optim.Optimizer:
-    """Build the optimizer.
+    """Build Muon for the matrices of the layers, and AdamW for all other parameters.
 
-    One learning rate serves Muon and AdamW: an orthogonal step is scaled to the size of AdamW's, 0.2 √max(rows, columns) (Liu et al. 2025).
+    One learning rate `lr` serves both: an orthogonal step is scaled to the size of AdamW's, 0.2 √max(rows, columns) (Liu et al. 2025).
+    `momentum` is the decay rate of Muon's average of gradients; `betas` and `eps` are AdamW's. `weight_decay` times the rate is the share
+    by which a step shrinks matrices.
     """
     hidden = {id(p) for layer in layers(model) for p in layer.parameters() if p.ndim == 2}
     groups = [

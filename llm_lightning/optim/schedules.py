@@ -16,12 +16,18 @@ Factor = Callable[[int], float]
 
 
 def linear(total: int, *, warmup: Annotated[float, Range(0)] = 0.06) -> Factor:
-    """Rise over the warm-up, then fall in a straight line to zero at `total`."""
+    """Rise over the warm-up, then fall in a straight line to zero at `total`.
+
+    `warmup` is a number of steps, or below 1 a share of all steps.
+    """
     return _warm_up(total, warmup, lambda progress: 1 - progress)
 
 
 def cosine(total: int, *, warmup: Annotated[float, Range(0)] = 0.02, floor: Annotated[float, Range(0, 1)] = 0.1) -> Factor:
-    """Rise over the warm-up, then fall by half a cosine to `floor` (Loshchilov and Hutter 2017, equation 5, one period)."""
+    """Rise over the warm-up, then fall by half a cosine to `floor` (Loshchilov and Hutter 2017, equation 5, one period).
+
+    `warmup` is a number of steps, or below 1 a share of all steps; `floor` is a share of the peak rate.
+    """
     return _warm_up(total, warmup, lambda progress: floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
@@ -32,7 +38,10 @@ def warmup_stable_decay(
     decay: Annotated[float, Range(0, 1)] = 0.2,
     floor: Annotated[float, Range(0, 1)] = 0.0,
 ) -> Factor:
-    """Rise, stay constant, then fall over the last `decay` share of all steps as 1 - sqrt (Hu et al. 2024; Hägele et al. 2024)."""
+    """Rise, stay constant, then fall over the last `decay` share of all steps as 1 - sqrt (Hu et al. 2024; Hägele et al. 2024).
+
+    `warmup` is a number of steps, or below 1 a share of all steps; `floor` is the share of the peak rate at the end.
+    """
 
     falling = min(decay, 1 - _warmup_steps(total, warmup) / total)
 
