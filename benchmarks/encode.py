@@ -22,7 +22,7 @@ from settings import pick
 def encode(arguments: list[str]) -> None:
     """Encode the data that the arguments name, and print [seconds, peak GiB, peak GiB with mapped files, tokens]."""
     from llm_lightning.config.compose import load_config
-    from llm_lightning.data.module import prepare_dataset
+    from llm_lightning.data.prepare import prepare_dataset
 
     peak, done = [0], threading.Event()
 

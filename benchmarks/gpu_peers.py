@@ -33,7 +33,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import AdapterConfig, Config, cache_folder
-from llm_lightning.data.module import DataModule, TokenizedDataset
+from llm_lightning.data.datamodule import DataModule
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.machine import bf16_unit
 from llm_lightning.objectives.base import Objective
 from llm_lightning.run import build_and_connect, prepare

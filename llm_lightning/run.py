@@ -16,7 +16,8 @@ from llm_lightning import distributed, launch
 from llm_lightning.config.schema import AdapterConfig, Config, ModelConfig, cache_folder, expand_home, plain
 from llm_lightning.config.signatures import import_target, instantiate
 from llm_lightning.data import tokenizers
-from llm_lightning.data.module import DataModule, TokenizedDataset, prepare_dataset
+from llm_lightning.data.datamodule import DataModule
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.data.preview import show_rows
 from llm_lightning.errors import OtherRankFailed, Stopped, UserError
 from llm_lightning.inference import use

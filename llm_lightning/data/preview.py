@@ -17,7 +17,7 @@ from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.masking import IGNORED
 
 if TYPE_CHECKING:
-    from llm_lightning.data.module import DataModule
+    from llm_lightning.data.datamodule import DataModule
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 import lightning
 from transformers import PreTrainedModel
 
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.errors import UserError, join_names
 from llm_lightning.objectives.base import Objective
 

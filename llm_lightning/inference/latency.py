@@ -9,7 +9,7 @@ import lightning
 import numpy as np
 
 from llm_lightning.data.collate import EVALUATION
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training import parallel
 

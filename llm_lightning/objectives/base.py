@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from llm_lightning.data.collate import MicroBatch, Step
 from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import Masking
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.errors import RunError, UserError
 from llm_lightning.metrics.state import States
 from llm_lightning.models import build

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import token_loss
 from llm_lightning.models.generate import continue_prompts

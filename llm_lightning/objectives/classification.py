@@ -12,7 +12,7 @@ from torch import Tensor
 from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.errors import UserError, join_names
 from llm_lightning.metrics.counts import Calibration, ClassCounts, Confusion
 from llm_lightning.metrics.ranking import CURVES, LabelScores

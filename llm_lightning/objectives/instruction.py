@@ -17,7 +17,7 @@ from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.conversations import Conversation
 from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow, Example
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.metrics.text import rouge_l

@@ -11,7 +11,7 @@ from llm_lightning.config.signatures import Range
 from llm_lightning.data import tokenizers
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.masking import Masking
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.errors import UserError
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import token_loss

@@ -16,7 +16,7 @@ from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.encodings.spans import Encoder, Window
 from llm_lightning.data.examples import Example
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.metrics.rows import SCORED, Rows, TopRows
 from llm_lightning.metrics.state import States, merge_over_ranks
 from llm_lightning.metrics.text import SAMPLE, answer_agreements

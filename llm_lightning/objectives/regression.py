@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.metrics.correlation import correlation, ranks
 from llm_lightning.metrics.rows import SCORED, Rows, TopRows
 from llm_lightning.metrics.state import States

@@ -16,7 +16,7 @@ from torch import Tensor
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import IGNORED
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.data.tag_schemes import TagScheme, count_transitions, recognize, refine
 from llm_lightning.data.word_lists import read_words
 from llm_lightning.errors import join_names

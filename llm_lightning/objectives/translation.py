@@ -16,7 +16,7 @@ from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import EVALUATION, Collator, MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.languages import has_languages, language_id
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.errors import UserError, join_names
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from llm_lightning import distributed
 from llm_lightning.config.schema import Config
 from llm_lightning.data import tokenizers
-from llm_lightning.data.module import DataModule, TokenizedDataset
+from llm_lightning.data.datamodule import DataModule
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.machine import cores
 from llm_lightning.models import build
 from llm_lightning.models.batch_form import batch_form, is_unpadded

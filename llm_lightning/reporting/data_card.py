@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 
 from llm_lightning.data.encode import TokenizedSplit, label_counts
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 
 COMPARED = 200_000  # sequences of a split that are searched for duplicates; hashing them takes a third of a second
 BARS = 24

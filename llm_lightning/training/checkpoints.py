@@ -23,7 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from llm_lightning import distributed
 from llm_lightning.config.schema import CheckpointConfig, expand_home
 from llm_lightning.data.collate import Step
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.errors import Pruned, UserError
 from llm_lightning.objectives.base import Objective
 from llm_lightning.runs.identity import require_same_run

@@ -22,8 +22,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from llm_lightning import distributed
 from llm_lightning.config.schema import cache_folder
 from llm_lightning.data.collate import EVALUATION, MicroBatch
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.data.encode import label_counts
-from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
 from llm_lightning.models import embedding
 from llm_lightning.models.forward import token_logits

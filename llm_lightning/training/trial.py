@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llm_lightning.data.buckets import fill
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.errors import first_line
 from llm_lightning.models.dropout import drops
 from llm_lightning.objectives.base import Objective

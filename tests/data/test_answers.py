@@ -13,12 +13,11 @@ import pytest
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import DataConfig
-from llm_lightning.data import module
 from llm_lightning.data.answers import read_answers
 from llm_lightning.data.encodings import spans
 from llm_lightning.data.examples import BadRow
 from llm_lightning.data.labels import Labels
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import rows_of
 
@@ -44,7 +43,7 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
             (tmp_path / f"{split}.{ending if split in splits else 'json'}").write_text(text, encoding="utf-8")
         files = [f"data.{split}={tmp_path}/{split}.{ending if split in splits else 'json'}" for split in {"validation", *splits}]
         given = ["task=finetune", "objective=question_answering", "data=squad", *tiny, *files, f"cache_dir={tmp_path}/cache"]
-        return module.prepare_dataset(load_config([*given, "data.block_size=64", *overrides]), "spans", None)
+        return prepare_dataset(load_config([*given, "data.block_size=64", *overrides]), "spans", None)
 
     return start
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_lightning.config.compose import load_config
-from llm_lightning.data import module
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.errors import UserError
 
 GOOD = "text,label\n" + "".join(f"a fine film {i},good\na dull film {i},bad\n" for i in range(10))
@@ -116,7 +115,7 @@ BAD: list[tuple[str, Files, list[str], list[str]]] = [  # name, files, command l
 
 def prepare(arguments: list[str], cache: Path) -> TokenizedDataset:
     config = load_config([*arguments, f"cache_dir={cache}", "model.tokenizer.vocab_size=300"])
-    return module.prepare_dataset(config, "texts" if config.task == "finetune" else "stream", None)
+    return prepare_dataset(config, "texts" if config.task == "finetune" else "stream", None)
 
 
 @pytest.fixture

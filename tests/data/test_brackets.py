@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
-from llm_lightning.data import module
 from llm_lightning.data.brackets import convert_brackets, convert_sentence, is_bracketed
 from llm_lightning.data.examples import BadRow
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.data.rows import PROBLEM, Rows
 from llm_lightning.errors import UserError
 from llm_lightning.objectives.tagging import Tagging
@@ -137,7 +136,7 @@ def prepare(folder: Path, *arguments: str) -> TokenizedDataset:
             *(f"cache_dir={folder / 'cache'}", "model.tokenizer.vocab_size=300", f"run_dir={folder / 'run'}"),
         ]
     )
-    return module.prepare_dataset(config, "words", None)
+    return prepare_dataset(config, "words", None)
 
 
 @pytest.mark.parametrize("columns", [["data.columns.words=4", "data.columns.tags=11"], ["data.columns.tags=ner"], []])

@@ -24,7 +24,7 @@ from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import IGNORED
-from llm_lightning.data.module import TokenizedDataset, prepare_dataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError
 

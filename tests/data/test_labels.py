@@ -21,7 +21,7 @@ from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_values import canonical
 from llm_lightning.data.labelled import drop_unlabelled
 from llm_lightning.data.labels import Labels
-from llm_lightning.data.module import prepare_dataset
+from llm_lightning.data.prepare import prepare_dataset
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from llm_lightning.config.compose import load_config
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.data.masking import IGNORED
-from llm_lightning.data.module import DataModule
 from llm_lightning.data.preview import decode_rows, show_rows
 from llm_lightning.run import prepare
 

@@ -11,8 +11,7 @@ import pytest
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
-from llm_lightning.data import module
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import rows_of, without_label
@@ -54,7 +53,7 @@ def prepare(folder: Path, file: Path, *arguments: str) -> TokenizedDataset:
             *(f"cache_dir={folder / 'cache'}", "model.tokenizer.vocab_size=300", f"run_dir={folder / 'run'}"),
         ]
     )
-    return module.prepare_dataset(config, "words" if config.choices["objective"] == "tagging" else "texts", None)
+    return prepare_dataset(config, "words" if config.choices["objective"] == "tagging" else "texts", None)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
@@ -130,7 +129,7 @@ def test_streamed_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
             f"run_dir={tmp_path / 'run'}",
         ]
     )
-    text = module.prepare_dataset(config, "documents", None)
+    text = prepare_dataset(config, "documents", None)
     assert {row["text"].partition(" round")[0] for row in text.rows["validation"].table} == set(ACCEPTED)
     assert (
         "rejected and 125 ignored annotations (column 'answer') are left out (of its first 1,000 rows; later ones too)"

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import Config
 from llm_lightning.data.masking import IGNORED
-from llm_lightning.data.module import TokenizedDataset, prepare_dataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.errors import UserError
 
 FILES = [pytest.param(40, id="40"), pytest.param(400, id="400", marks=pytest.mark.nightly)]

@@ -10,8 +10,7 @@ import datasets
 import pytest
 
 from llm_lightning.config.compose import load_config
-from llm_lightning.data import module
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.errors import UserError
 
 ROWS = [(f"a {'fine' if i % 2 else 'dull'} film, number {i}", i % 2) for i in range(40)]
@@ -42,7 +41,7 @@ def _arrow(path: Path) -> None:
 
 def prepare(*arguments: str, encoding: str = "texts") -> TokenizedDataset:
     config = load_config([*arguments, "model.tokenizer.vocab_size=320"])
-    return module.prepare_dataset(config, encoding, None)
+    return prepare_dataset(config, encoding, None)
 
 
 @pytest.mark.parametrize("kind", WRITERS)

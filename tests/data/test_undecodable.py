@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_lightning.config.compose import load_config
-from llm_lightning.data import module
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.errors import UserError
 
 ROWS = [(f"{'good' if i % 2 else 'dull'} café number {i}", str(i % 2)) for i in range(12)]
@@ -64,7 +63,7 @@ def prepare(folder: Path, file: Path, *arguments: str) -> TokenizedDataset:
             *(f"cache_dir={folder / 'cache'}", "model.tokenizer.vocab_size=300", f"run_dir={folder / 'run'}"),
         ]
     )
-    return module.prepare_dataset(config, "texts", None)
+    return prepare_dataset(config, "texts", None)
 
 
 @pytest.mark.parametrize("place", [0, 5, 11])
@@ -157,7 +156,7 @@ def read(folder: Path, file: Path, *arguments: str) -> list[str]:
     kind = {"tagging": "words", "question_answering": "spans", "instruction": "chat", "translation": "translation"}[
         config.choices["objective"]
     ]
-    text = module.prepare_dataset(config, kind, None)
+    text = prepare_dataset(config, kind, None)
     assert text.splits["train"].facts.skipped == 1
     return [str(example.text) for example in text.examples("train")]
 

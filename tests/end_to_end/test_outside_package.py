@@ -19,7 +19,7 @@ from typing import Annotated
 from torch import Tensor
 from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.objectives.classification import Classification
 
 

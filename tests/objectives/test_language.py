@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.data.collate import EVALUATION
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.inference.evaluate import evaluate_split
 from llm_lightning.models import build
 from llm_lightning.objectives.base import Objective

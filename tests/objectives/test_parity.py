@@ -18,7 +18,7 @@ from torch import Tensor
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import Config
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.models import build
 from llm_lightning.run import prepare
 

@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.data.tag_schemes import TagScheme
 from llm_lightning.errors import UserError
 from llm_lightning.metrics.ranking import best_threshold
