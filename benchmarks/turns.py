@@ -150,8 +150,8 @@ def train_ours(arguments: list[str], turn: Turn) -> None:
     turn.score = score
     trainer.quiet_libraries()
     config = load_config(["trainer.max_steps=1000000", "trainer.max_epochs=1000", *arguments, "logger=csv", "trainer=cpu"])
-    text, objective, data = prepare(config)
-    build_and_connect(config, text, objective, data)
+    dataset, objective, data = prepare(config)
+    build_and_connect(config, dataset, objective, data)
     with tempfile.TemporaryDirectory() as folder:
         monitor = Monitor(config.trainer.log_every_steps, data.total_steps, progress=False, cache=cache_folder(config))
         sinks = loggers.build_loggers(config.logger, Path(folder), {}, [], None, objective.monitor, objective.maximize)

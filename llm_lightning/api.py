@@ -61,7 +61,7 @@ class Model:
         for number, row in enumerate(rows):
             if not isinstance(row, str | Mapping):
                 raise UserError(f"predict, row {number}: expected a text or a dictionary, and found {type(row).__name__}.")
-        column = self._predictor.objective.text.encoding.data.columns.text
+        column = self._predictor.objective.dataset.encoding.data.columns.text
         for number, row in enumerate(rows):
             if isinstance(row, Mapping) and column not in row and take(row, column) is None:
                 raise UserError(

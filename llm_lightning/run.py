@@ -111,14 +111,14 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     """Pretrain or fine-tune, then evaluate the best weights and write the results."""
     started = time.perf_counter()
     energy = Energy(config.callbacks)
-    text, objective, data = prepare(config)
-    model = build_and_connect(config, text, objective, data)
-    facts = about.describe(config, text, data, model)
+    dataset, objective, data = prepare(config)
+    model = build_and_connect(config, dataset, objective, data)
+    facts = about.describe(config, dataset, data, model)
     show_rows(data)
 
     shared = distributed.is_shared(folder)
     identity = run_identity(config) | {
-        "data": text.fingerprints,
+        "data": dataset.fingerprints,
         "weights": fingerprint_weights(build.checkpoint(config.model)) if distributed.is_rank_zero() else None,
         "precision": trainer.resolve_precision(config.trainer),
         "total_steps": data.total_steps,
@@ -129,7 +129,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     if done is not None:  # with the same files elsewhere
         announce_finished(folder)
         return done
-    best = Best(folder, model, text.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
+    best = Best(folder, model, dataset.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
     resume = resume_point(config.resume, folder, shared, identity)
     if distributed.is_rank_zero():
         write_config(folder, config)
@@ -149,7 +149,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     )
     stop = StopOnSignal(checkpoints.save, f"to go on: {resume_command(config, folder)}")
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
-    settings = plain(config) | {"configuration": configuration(plain(config), text.fingerprints), "facts": facts}
+    settings = plain(config) | {"configuration": configuration(plain(config), dataset.fingerprints), "facts": facts}
     sinks = loggers.build_loggers(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
     custom = build_custom_callbacks(config.callbacks.custom)
     callbacks = [energy, monitor, Samples(folder, monitor), *custom, checkpoints, stop]
@@ -169,7 +169,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             checkpoints.save(engine)
         trained = monitor.earlier + time.perf_counter() - started - setup
 
-        best.complete(lambda: build_for_data(replace(config.model, adapter=AdapterConfig()), text, objective, data))
+        best.complete(lambda: build_for_data(replace(config.model, adapter=AdapterConfig()), dataset, objective, data))
         distributed.barrier()
         if not shared:
             distributed.send_folder(folder / "hf")
@@ -198,7 +198,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             "export": str(folder / "hf"),
         }
         if distributed.is_rank_zero():
-            write_json(folder / "data.json", data_card(text))
+            write_json(folder / "data.json", data_card(dataset))
             write_results(folder, summary, details)
     except BaseException as error:
         loggers.fail(sinks, error)
@@ -211,8 +211,8 @@ def check(config: Config) -> dict[str, Any]:
     """Check everything that could fail later, and leave no files behind."""
     with scratch_folder(config) as folder:
         start_log(folder)
-        text, objective, data = prepare(config)
-        about.describe(config, text, data, build_and_connect(config, text, objective, data))
+        dataset, objective, data = prepare(config)
+        about.describe(config, dataset, data, build_and_connect(config, dataset, objective, data))
         show_rows(data)
         engine = trainer.build_trainer(config.trainer, folder, data.total_steps, data.validate_every, [], [])
         return {"checks": [vars(outcome) for outcome in preflight.run(folder, data, objective, engine, thorough=True)]}
@@ -223,10 +223,10 @@ def evaluate(config: Config) -> dict[str, Any]:
     folder = expand_home(str(config.run))
     start_log(folder)
     log.info("evaluate: %s", folder)
-    text, objective, data = prepare(config, tokenizer=tokenizers.load(str(folder / "hf"), config.model.trust_remote_code))
+    dataset, objective, data = prepare(config, tokenizer=tokenizers.load(str(folder / "hf"), config.model.trust_remote_code))
     objective.model = build.reload(folder / "hf", objective.auto_class, config.model.trust_remote_code)
     objective.adapt(objective.model)
-    require_same_labels(objective.model, text.label_names)
+    require_same_labels(objective.model, dataset.label_names)
     engine = trainer.build_trainer(config.trainer, folder, 1, 1, [], [])
     metrics = evaluate_splits(engine, objective, data)[0] | objective.summary()
     log.info("%s", "\n".join(f"  {name:<32} {value:.9g}" for name, value in metrics.items()))
@@ -243,15 +243,15 @@ def prepare(config: Config, tokenizer: Any | None = None) -> tuple[TokenizedData
     cache = cache_folder(config)
     cache.mkdir(parents=True, exist_ok=True)
     with distributed.rank_zero_first(distributed.is_shared(cache)):
-        text = prepare_dataset(config, objective_class.encoding, tokenizer)
-    require_same_data(text)
-    objective: Objective = instantiate(config.objective, text)
-    return text, objective, DataModule(config, text, objective.masking(config.seed))
+        dataset = prepare_dataset(config, objective_class.encoding, tokenizer)
+    require_same_data(dataset)
+    objective: Objective = instantiate(config.objective, dataset)
+    return dataset, objective, DataModule(config, dataset, objective.masking(config.seed))
 
 
-def require_same_data(text: TokenizedDataset) -> None:
+def require_same_data(dataset: TokenizedDataset) -> None:
     """Raise UserError if a machine has other data than rank 0. A collective."""
-    fingerprints = {name: split.fingerprint for name, split in text.splits.items()}
+    fingerprints = {name: split.fingerprint for name, split in dataset.splits.items()}
     everyone = distributed.gather((distributed.read_launch().node_rank, fingerprints))
     for machine, machine_fingerprints in everyone:
         for split, fingerprint in machine_fingerprints.items():
@@ -259,16 +259,16 @@ def require_same_data(text: TokenizedDataset) -> None:
                 raise UserError(f"data: the {split} split on machine {machine} is not that of machine 0; give all the same files.")
 
 
-def build_for_data(config: ModelConfig, text: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
+def build_for_data(config: ModelConfig, dataset: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
     """Build the model that the objective needs for the data."""
-    model = build.build_model(config, objective.auto_class, text.tokenizer, data.longest_input, objective.head())
+    model = build.build_model(config, objective.auto_class, dataset.tokenizer, data.longest_input, objective.head())
     objective.adapt(model)
     return model
 
 
-def build_and_connect(config: Config, text: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
+def build_and_connect(config: Config, dataset: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
     """Build the model, and connect it to the objective with its optimizer and schedule."""
-    model = build_for_data(config.model, text, objective, data)
+    model = build_for_data(config.model, dataset, objective, data)
     agree_on_batch_form(model)
     factor = instantiate(config.scheduler, data.total_steps)
     objective.connect(model, lambda module: instantiate(config.optimizer, module), factor, config.trainer.clip_norm, config.seed)

@@ -25,28 +25,28 @@ from llm_lightning.machine import cores
 class DataModule(lightning.LightningDataModule):
     """Data loaders over the plan: a training item is one optimizer step, an evaluation item one batch."""
 
-    def __init__(self, config: Config, text: TokenizedDataset, masking: Masking | None) -> None:
+    def __init__(self, config: Config, dataset: TokenizedDataset, masking: Masking | None) -> None:
         super().__init__()
-        self.config, self.text = config, text
-        packed = text.encoding.next_token and config.data.packing == "best_fit"
+        self.config, self.dataset = config, dataset
+        packed = dataset.encoding.next_token and config.data.packing == "best_fit"
         self.row_size = config.data.block_size if packed else None
-        types = "token_type_ids" in text.tokenizer.model_input_names
-        self.collator = Collator(text.encoding.next_token, text.encoding.translates, masking, types)
+        types = "token_type_ids" in dataset.tokenizer.model_input_names
+        self.collator = Collator(dataset.encoding.next_token, dataset.encoding.translates, masking, types)
         self.spec = replace(config.batch, micro_tokens=None) if config.batch.micro_tokens == "auto" else config.batch
         """How steps are cut; `limit` sets `micro_tokens` if it is auto."""
-        self.plan = Plan(text.splits["train"].inputs, self.spec, config.seed, self.row_size)
+        self.plan = Plan(dataset.splits["train"].inputs, self.spec, config.seed, self.row_size)
         self._readers: dict[int, ReaderState] = {}
         """Of streamed data: the state of each reader after the last trained step; up to date on the rank of the reader."""
         self._reader_count: int | None = None
         self.total_steps = self._total_steps()
         """Optimizer steps of the run, computed before it starts and not by Lightning, which would drop the position on resume."""
-        epoch = self.plan.steps(1) if text.stream is None else self.total_steps
+        epoch = self.plan.steps(1) if dataset.stream is None else self.total_steps
         self.validate_every = min(config.trainer.validate_every_steps or epoch, self.total_steps)
         """Steps between validations."""
 
     def _total_steps(self) -> int:
         trainer = self.config.trainer
-        if self.text.stream is not None:
+        if self.dataset.stream is not None:
             assert trainer.max_steps is not None
             return trainer.max_steps
         limits = [trainer.max_steps, None if trainer.max_epochs is None else self.plan.steps(trainer.max_epochs)]
@@ -62,21 +62,21 @@ class DataModule(lightning.LightningDataModule):
     @property
     def longest_input(self) -> int:
         """Tokens of the longest input text of any split."""
-        splits = self.text.splits.values()
-        if self.text.encoding.translates:
+        splits = self.dataset.splits.values()
+        if self.dataset.encoding.translates:
             return max(int(max(split.second.max(), (split.inputs - split.second).max())) for split in splits)  # type: ignore[union-attr]
         return max(int(split.inputs.max()) for split in splits)
 
     def train_dataloader(self) -> DataLoader[Step]:
         assert self.trainer is not None
         start, rank, world = self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size
-        if self.text.stream is not None:
-            return self._loader(self._build_streamed_steps(self.text.stream, start, rank, world))
+        if self.dataset.stream is not None:
+            return self._loader(self._build_streamed_steps(self.dataset.stream, start, rank, world))
         return self._loader(self.training_steps(rank, world), sampler=FromStep(start, self.total_steps))
 
     def training_steps(self, rank: int, world: int) -> TrainingSteps:
         """Return a rank's parts of all steps of training text that is not streamed."""
-        return TrainingSteps(self.text.splits["train"], self.plan, self.spec, self.collator, self.total_steps, rank, world)
+        return TrainingSteps(self.dataset.splits["train"], self.plan, self.spec, self.collator, self.total_steps, rank, world)
 
     def _build_streamed_steps(self, stream: Stream, start: int, rank: int, world: int) -> StreamedSteps:
         block, spec, seed = self.config.data.block_size, self.spec, self.config.seed
@@ -87,7 +87,7 @@ class DataModule(lightning.LightningDataModule):
                 f"{count} now; use as many again."
             )
         self._reader_count = count
-        encoder = type(self.text.encoding)(self.text.tokenizer, self.config.data)
+        encoder = type(self.dataset.encoding)(self.dataset.tokenizer, self.config.data)
         return StreamedSteps(stream, encoder, self.collator, block, spec, seed, start, self.total_steps, rank, world, self._readers)
 
     # ---- the state of streamed data; the plan needs none ----
@@ -100,7 +100,7 @@ class DataModule(lightning.LightningDataModule):
     def gather(self) -> None:
         """Gather the states of the readers of all ranks, before a checkpoint is saved. A collective."""
         assert self.trainer is not None
-        if self.text.stream is not None:
+        if self.dataset.stream is not None:
             rank, workers = self.trainer.global_rank, max(self.workers, 1)
             local_states = {index: state for index, state in self._readers.items() if index // workers == rank}
             self._readers = {index: state for states in distributed.gather(local_states) for index, state in states.items()}
@@ -116,7 +116,7 @@ class DataModule(lightning.LightningDataModule):
         return self._loader(self.evaluation_batches(split, rank, world))
 
     def evaluation_batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
-        part = self.text.splits[split]
+        part = self.dataset.splits[split]
         return EvaluationBatches(part, evaluation(part.inputs, self.plan.spec, self.row_size), self.collator, rank, world)
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:
@@ -137,7 +137,7 @@ class DataModule(lightning.LightningDataModule):
             rows = list(np.argsort(-self.plan.lengths, kind="stable")[:count, None])
         else:
             rows = self.plan.epoch(0)[0][:count]  # packed rows are nearly full, one like the other
-        return self.collator(self.text.splits["train"], rows, 0)
+        return self.collator(self.dataset.splits["train"], rows, 0)
 
     def _loader(self, items: Any, **options: Any) -> DataLoader[Any]:
         workers = self.workers

@@ -29,10 +29,10 @@ def evaluate_splits(
     metrics: dict[str, float] = {}
     details: dict[str, dict[str, Any]] = {}
     objective.final = True
-    for split in data.text.splits:
+    for split in data.dataset.splits:
         if split != "train":
             metrics |= evaluate_split(engine, objective, data, split)
-            details[split] = objective.details() | {"rows": data.text.rows[split].fingerprint}
+            details[split] = objective.details() | {"rows": data.dataset.rows[split].fingerprint}
     objective.final = False
     return metrics, details
 

@@ -58,18 +58,18 @@ class Predictor(Loaded):
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
-        return self.objective.text.encoding.extra_columns
+        return self.objective.dataset.encoding.extra_columns
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         """Return a prediction for each row. A bad row has `error` with data.on_bad_row=skip, else it raises UserError."""
-        examples, results = usable(rows, self._example, self.objective.text.encoding.data)
+        examples, results = usable(rows, self._example, self.objective.dataset.encoding.data)
         if examples:
             answered = self._parts(list(examples.values()))
             results |= {example.row: self.objective.answer_row(example, parts) for example, parts in answered}
         return [results.get(number, {"error": "the text has no token of the tokenizer's"}) for number in range(len(rows))]
 
     def _example(self, number: int, row: Row) -> Example:
-        encoding = self.objective.text.encoding
+        encoding = self.objective.dataset.encoding
         columns = encoding.data.columns
         pair = None if columns.text_pair is None else row.get(columns.text_pair)
         extra = {name: row[name] for name in encoding.extra_columns if row.get(name) is not None}
@@ -79,7 +79,7 @@ class Predictor(Loaded):
 
     def _parts(self, examples: list[Example]) -> Iterator[tuple[Example, list[Any]]]:
         """Yield (example, the predictions of its sequences)."""
-        sequences = self.objective.text.encoding(examples, None)
+        sequences = self.objective.dataset.encoding(examples, None)
         if not sequences.tokens:
             return
         parts = self.each(sequences, self.objective.predict)

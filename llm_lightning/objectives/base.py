@@ -47,10 +47,10 @@ class Objective(lightning.LightningModule):
     """The validation metric that decides which weights are the best; an objective may choose it by its data."""
     maximize: ClassVar[bool]
 
-    def __init__(self, text: TokenizedDataset) -> None:
+    def __init__(self, dataset: TokenizedDataset) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.text = text
+        self.dataset = dataset
         self.model: PreTrainedModel
         self.clip_norm: float | None = None
         self.seed = 0
@@ -72,7 +72,7 @@ class Objective(lightning.LightningModule):
 
     def head(self) -> dict[str, Any]:
         """Return the entries of the model's config for its head: the names of the classes, if the data has classes."""
-        names = self.text.label_names
+        names = self.dataset.label_names
         return {} if names is None else build.classes(names)
 
     def adapt(self, model: PreTrainedModel) -> None:
@@ -189,7 +189,7 @@ class Objective(lightning.LightningModule):
 
     def rows(self, batch: MicroBatch) -> np.ndarray:
         """Return (sequences,) the row of `self.split` that each sequence of a batch comes from."""
-        rows = self.text.splits[self.split].rows
+        rows = self.dataset.splits[self.split].rows
         assert rows is not None
         numbers: np.ndarray = rows[batch.indices.cpu().numpy()].astype(np.int64)
         return numbers

@@ -152,7 +152,7 @@ class Monitor(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, Objective)
         self._unpadded = is_unpadded(module.model)
-        self.flops = Flops.of(module.model, module.text.splits["train"].inputs)
+        self.flops = Flops.of(module.model, module.dataset.splits["train"].inputs)
         self.peak, self.devices = Peak.of(module.device, str(trainer.precision), self.cache), trainer.world_size
         if self.progress and trainer.is_global_zero:
             self._bar = tqdm(total=self.total_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, mininterval=0.5)

@@ -27,8 +27,8 @@ class Scaled(Classification):
     labelled = True
     whole_sequences = True
 
-    def __init__(self, text: TokenizedDataset, *, factor: Annotated[float, Range(0)] = 2.0) -> None:
-        super().__init__(text)
+    def __init__(self, dataset: TokenizedDataset, *, factor: Annotated[float, Range(0)] = 2.0) -> None:
+        super().__init__(dataset)
         self.factor = factor
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:

@@ -168,10 +168,10 @@ def test_export_gives_the_logits_of_the_best_weights(finetuned: tuple[Path, dict
 
     folder = finetuned[0]
     config = load_config(["task=evaluate", f"run={folder}"])
-    text, objective, data = prepare(config, transformers.AutoTokenizer.from_pretrained(folder / "hf"))
+    dataset, objective, data = prepare(config, transformers.AutoTokenizer.from_pretrained(folder / "hf"))
     objective.model = build.reload(folder / "hf", objective.auto_class, False).eval()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "hf").eval()
-    split = text.splits["validation"]
+    split = dataset.splits["validation"]
     with torch.no_grad():
         for batch in (data.evaluation_batches("validation")[i] for i in range(len(data.evaluation_batches("validation")))):
             ours = objective.score(batch)[1]
