@@ -39,8 +39,8 @@ from llm_lightning.machine import bf16_unit
 from llm_lightning.objectives.base import Objective
 from llm_lightning.run import build_and_connect, prepare
 from llm_lightning.tracking import loggers
+from llm_lightning.training import meter as training_meter
 from llm_lightning.training import preflight, trainer
-from llm_lightning.training.monitor import Monitor
 from llm_lightning.training.throughput import Flops, Peak
 
 if TYPE_CHECKING:
@@ -326,9 +326,11 @@ def train_ours(shared: Prepared, meter: Meter, **settings: Any) -> None:
         model = build_and_connect(config, dataset, objective, data)
     meter.flops = Flops.of(model, dataset.splits["train"].inputs)
     with tempfile.TemporaryDirectory() as folder:
-        monitor = Monitor(config.trainer.log_every_steps, data.total_steps, progress=False, cache=cache_folder(config))
+        throughput = training_meter.Meter(config.trainer.log_every_steps, data.total_steps, cache_folder(config))
         sinks = loggers.build_loggers(config.logger, Path(folder), {}, [], None, objective.monitor, objective.maximize)
-        engine = trainer.build_trainer(config.trainer, Path(folder), data.total_steps, data.total_steps, sinks, [monitor, Timing()])
+        engine = trainer.build_trainer(
+            config.trainer, Path(folder), data.total_steps, data.total_steps, sinks, [throughput, Timing()]
+        )
         engine.limit_val_batches = 0  # Lightning would validate when it is stopped
         meter.note = tuned(Path(folder), data, objective, engine)
         engine.fit(objective, data)

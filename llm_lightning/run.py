@@ -49,7 +49,9 @@ from llm_lightning.tracking.energy import Energy
 from llm_lightning.training import preflight, trainer
 from llm_lightning.training.checkpoints import Checkpoints, resume_point
 from llm_lightning.training.custom_callbacks import build_custom_callbacks
-from llm_lightning.training.monitor import Monitor
+from llm_lightning.training.divergence import DivergenceGuard
+from llm_lightning.training.meter import Meter
+from llm_lightning.training.progress_bar import ProgressBar
 from llm_lightning.training.samples import Samples
 from llm_lightning.training.signals import StopOnSignal, raise_interrupts
 
@@ -134,14 +136,14 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     if distributed.is_rank_zero():
         write_config(folder, config)
         recover(best.folder)
-    shown = config.trainer.progress == "bar"
-    monitor = Monitor(config.trainer.log_every_steps, data.total_steps, shown, cache_folder(config), energy)
+    meter = Meter(config.trainer.log_every_steps, data.total_steps, cache_folder(config), energy)
+    bars = [ProgressBar(meter)] if config.trainer.progress == "bar" else []
     checkpoints = Checkpoints(
         config.checkpoint,
         folder,
         identity,
         data,
-        monitor,
+        meter,
         best.folder,
         best.keep,
         patience=config.callbacks.patience,
@@ -152,7 +154,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     settings = plain(config) | {"configuration": configuration(plain(config), dataset.fingerprints), "facts": facts}
     sinks = loggers.build_loggers(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
     custom = build_custom_callbacks(config.callbacks.custom)
-    callbacks = [energy, monitor, Samples(folder, monitor), *custom, checkpoints, stop]
+    callbacks = [energy, meter, DivergenceGuard(meter), *bars, Samples(folder, meter), *custom, checkpoints, stop]
     engine = trainer.build_trainer(config.trainer, folder, data.total_steps, data.validate_every, sinks, callbacks)
 
     try:
@@ -163,11 +165,11 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
         engine.fit(objective, data, ckpt_path=resume, weights_only=True)
         if checkpoints.decided_step != engine.global_step:  # training ended between two validations
             evaluate_split(engine, objective, data, "validation")
-            monitor.emit(engine, objective.latest, None)
+            meter.emit(engine, objective.latest, None)
             checkpoints.decide(engine, objective)
         if not checkpoints.is_saved(engine.global_step):
             checkpoints.save(engine)
-        trained = monitor.earlier + time.perf_counter() - started - setup
+        trained = meter.earlier + time.perf_counter() - started - setup
 
         best.complete(lambda: build_for_data(replace(config.model, adapter=AdapterConfig()), dataset, objective, data))
         distributed.barrier()
@@ -176,7 +178,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
         objective.model = build.reload(folder / "hf", objective.auto_class, config.model.trust_remote_code)
         metrics, details = evaluate_splits(engine, objective, data)
         latency = latency_ms(engine, objective, data)
-        total = monitor.earlier + time.perf_counter() - started
+        total = meter.earlier + time.perf_counter() - started
         summary = {
             "task": config.task,
             "objective": config.choices["objective"],
@@ -185,10 +187,10 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             "monitor": {"name": objective.monitor, "maximize": objective.maximize},
             "steps": engine.global_step,
             "best_step": checkpoints.best_step,
-            "tokens_seen": monitor.tokens,
-            "throughput": monitor.throughput() | {"latency_ms": latency},
+            "tokens_seen": meter.tokens,
+            "throughput": meter.throughput() | {"latency_ms": latency},
             "seconds": {"setup": setup - compiling, "compile": compiling, "train": trained, "total": total},
-            "energy": energy.stop(monitor.tokens),
+            "energy": energy.stop(meter.tokens),
             "seed": config.seed,
             "weights": identity["weights"],
             "machine": about.machine(engine),

@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.fsdp import FSDPModule
 
 from llm_lightning.objectives.base import Objective
-from llm_lightning.training.monitor import Monitor
+from llm_lightning.training.meter import Meter
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 class Samples(Callback):
     """Callback that writes lines of `step`, `tokens`, `prompt`, `text`, and `reference` if the prompt has one."""
 
-    def __init__(self, folder: Path, monitor: Monitor) -> None:
-        self.file, self.monitor = folder / "samples.jsonl", monitor
+    def __init__(self, folder: Path, meter: Meter) -> None:
+        self.file, self.meter = folder / "samples.jsonl", meter
         self._failed = False
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -49,7 +49,7 @@ class Samples(Callback):
             torch.manual_seed(0)
             samples = self._write_samples(module)
         if samples:
-            self._append([{"step": trainer.global_step, "tokens": self.monitor.tokens, **sample} for sample in samples])
+            self._append([{"step": trainer.global_step, "tokens": self.meter.tokens, **sample} for sample in samples])
 
     def _write_samples(self, module: Objective) -> list[dict[str, str]]:
         """Return the samples of a model; on an error, log it with the place in the code and write no more samples in this run."""

@@ -306,7 +306,7 @@ def test_a_failed_check_stops_the_run(reviews: Path, run: Runner, tmp_path: Path
 
 
 def test_a_diverged_run_stops(corpus: Path, run: Runner, tmp_path: Path) -> None:
-    from llm_lightning.training.monitor import Diverged
+    from llm_lightning.training.divergence import Diverged
 
     with pytest.raises(Diverged, match=r"Lower optimizer\.lr"):
         run(*PRETRAIN, *TINY_GPT, f"data.train={corpus}", "trainer.max_steps=50", "optimizer.lr=1e20", f"run_dir={tmp_path}")

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from llm_lightning.config.schema import AdapterConfig
 from llm_lightning.models import adapter
-from llm_lightning.training import monitor as module
-from llm_lightning.training.monitor import Monitor
+from llm_lightning.training import meter as module
+from llm_lightning.training.meter import Meter
 from llm_lightning.training.throughput import Flops
 
 from ..models.test_padding_free import VOCABULARY, made
@@ -122,7 +122,7 @@ def test_seconds_are_those_of_training_alone(monkeypatch: pytest.MonkeyPatch) ->
     """Neither a validation nor a state that is saved counts, as a step or as waiting for data."""
     clock = Clock()
     monkeypatch.setattr(module.time, "perf_counter", clock)
-    monitor = Monitor(every=100, total_steps=100, progress=False, cache=None)  # type: ignore[arg-type]
+    meter = Meter(every=100, total_steps=100, cache=None)  # type: ignore[arg-type]
 
     def reduced(sums: torch.Tensor, reduce_op: str) -> torch.Tensor:
         clock.now += 0.5  # until the device, and the other rank, are as far
@@ -137,27 +137,27 @@ def test_seconds_are_those_of_training_alone(monkeypatch: pytest.MonkeyPatch) ->
 
     def step() -> None:
         clock.now += 1  # the batch is read
-        monitor.on_train_batch_start()
+        meter.on_train_batch_start()
         clock.now += 2
         trainer.global_step += 1
-        monitor.on_train_batch_end(trainer, None, outputs, batch, 0)
+        meter.on_train_batch_end(trainer, None, outputs, batch, 0)
 
     step()
-    monitor.pause(trainer)
+    meter.pause(trainer)
     clock.now += 50  # a state is saved
     step()
     clock.now += 30  # the validation's loader is made
-    monitor.on_validation_start(trainer, None)  # type: ignore[arg-type]
+    meter.on_validation_start(trainer, None)  # type: ignore[arg-type]
     clock.now += 70
     step()
     step()
-    monitor.gather(trainer)
-    assert monitor.interval["seconds"] == 3.5 + 2.5 + 2 + 3.5  # the first batch after a pause is read in it
-    assert monitor.interval["waited"] == 2
-    assert monitor._percentile(1.0) == pytest.approx(3.5, rel=0.02)
-    assert monitor._percentile(0.25) == pytest.approx(2, rel=0.02)
-    again = Monitor(every=100, total_steps=100, progress=False, cache=None)  # type: ignore[arg-type]
-    again.load_state_dict(monitor.state_dict())  # of a run that has nothing left to train
-    assert again.throughput() == monitor.throughput()
+    meter.gather(trainer)
+    assert meter.interval["seconds"] == 3.5 + 2.5 + 2 + 3.5  # the first batch after a pause is read in it
+    assert meter.interval["waited"] == 2
+    assert meter._percentile(1.0) == pytest.approx(3.5, rel=0.02)
+    assert meter._percentile(0.25) == pytest.approx(2, rel=0.02)
+    again = Meter(every=100, total_steps=100, cache=None)  # type: ignore[arg-type]
+    again.load_state_dict(meter.state_dict())  # of a run that has nothing left to train
+    assert again.throughput() == meter.throughput()
     assert again.throughput()["tokens_per_second"] == 40 / 11.5
     assert again.throughput()["peak_memory_gib"] > 0
