@@ -16,10 +16,10 @@ from typing import Any
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.compression import ending
 from llm_lightning.data.lines import find_damage, lines
+from llm_lightning.data.surrogates import find_surrogate
 from llm_lightning.errors import UserError, join_names
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_values(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
@@ -86,12 +86,12 @@ def has_escaped_surrogate(text: str) -> bool:
 def find_half_character(value: Any) -> str | None:
     """Return the problem with a JSON value whose text holds a lone surrogate, which no tokenizer can read; None without one."""
     try:
-        match = _SURROGATE.search(json.dumps(value, ensure_ascii=False))
+        half = find_surrogate(value)
     except RecursionError:
         return "JSON that cannot be read (too many brackets inside each other)"
-    if match is None:
+    if half is None:
         return None
-    code = ord(match[0])
+    code = ord(half)
     byte = f", or byte 0x{code - 0xDC00:02x} cannot be decoded" if 0xDC80 <= code <= 0xDCFF else ""  # as `lines` keeps it
     return f"half a character (\\u{code:04x}): a pair of surrogates was cut in two{byte}"
 

@@ -30,9 +30,10 @@ from llm_lightning.data.paths import ending, expand, match
 from llm_lightning.data.rows import LINE, PROBLEM
 from llm_lightning.data.sentences import group_rows
 from llm_lightning.data.sources import conll, files, squad
+from llm_lightning.data.surrogates import find_surrogate
 from llm_lightning.errors import UserError, join_names
 from llm_lightning.inference.loaded import Loaded
-from llm_lightning.inference.text_rows import EMPTY, STANDARD_INPUT, has_half_surrogate, read_plain_text, read_stream
+from llm_lightning.inference.text_rows import EMPTY, STANDARD_INPUT, read_plain_text, read_stream
 
 CHUNK = 4096
 FORMAT = 2  # version of how rows are counted: a partial output of another version is not resumed
@@ -102,7 +103,7 @@ def usable(rows: list[Row], read: Callable[[int, Row], Any], data: DataConfig) -
             errors[number] = {"error": "the row is empty"}
             continue
         try:
-            if has_half_surrogate(row):
+            if find_surrogate(row) is not None:
                 raise BadRow(
                     "it holds half of a surrogate pair (\\ud83d, for example, without its second half), which is no character"
                 )
