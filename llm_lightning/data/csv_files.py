@@ -45,7 +45,7 @@ csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, refuses long documents
 
 
 @dataclass(frozen=True)
-class Layout:
+class CsvLayout:
     """How the fields of a file are written, and their names."""
 
     delimiter: str
@@ -107,7 +107,7 @@ class _Text:
         return _Text(path, data, tuple(front))
 
 
-def detect_layout(path: Path, data: DataConfig, configured: list[str], is_to_predict: bool = False) -> Layout:
+def detect_layout(path: Path, data: DataConfig, configured: list[str], is_to_predict: bool = False) -> CsvLayout:
     """Return the layout of a file; `configured` are the columns that the config names. Raises UserError if no layout fits."""
     layout = _read_header(path, data, configured)
     text = _read_front(path, data, layout) if data.streaming else _Text(path, data)
@@ -119,7 +119,7 @@ def detect_layout(path: Path, data: DataConfig, configured: list[str], is_to_pre
     return replace(layout, notes=tuple(f"{note} (seen at its front)" if text.is_cut else note for note in layout.notes))
 
 
-def _read_front(path: Path, data: DataConfig, layout: Layout) -> _Text:
+def _read_front(path: Path, data: DataConfig, layout: CsvLayout) -> _Text:
     """Return the front of a streamed file. Raises UserError for a quote that is not closed in `LONGEST_FRONT` characters."""
     size = FRONT
     while (text := _Text.of_front(path, data, size)).is_cut and (line := _find_long_field(text, layout)):
@@ -131,13 +131,13 @@ def _read_front(path: Path, data: DataConfig, layout: Layout) -> _Text:
     return text
 
 
-def _find_long_field(text: _Text, layout: Layout) -> int:
+def _find_long_field(text: _Text, layout: CsvLayout) -> int:
     """Return the line of a row that begins in the first half of a file's front and ends after it; 0 if no row does."""
     sizes, line = [len(row) for row in text.lines()], _try(text, layout).open_line
     return line if 2 * sum(sizes[: max(line - 1, 0)]) < sum(sizes) else 0
 
 
-def _has_row_names(text: _Text, layout: Layout) -> bool:
+def _has_row_names(text: _Text, layout: CsvLayout) -> bool:
     """Return whether each row has one field more than the header, and the first fields count the rows, from 0 or 1."""
     first = None
     for number, (_, _, fields, error) in enumerate(row for row in _rows(text, layout) if row[2] or row[3]):
@@ -149,7 +149,7 @@ def _has_row_names(text: _Text, layout: Layout) -> bool:
     return first is not None
 
 
-def _detect_quoting(text: _Text, layout: Layout, configured: list[str]) -> Layout:
+def _detect_quoting(text: _Text, layout: CsvLayout, configured: list[str]) -> CsvLayout:
     path, trial = text.path, _try(text, layout)
     if trial.problems:
         first, notes = trial.first, layout.notes
@@ -174,7 +174,7 @@ def _detect_quoting(text: _Text, layout: Layout, configured: list[str]) -> Layou
     return replace(layout, notes=(*layout.notes, *_describe(path, layout, trial, configured)))
 
 
-def _require_one_reading(text: _Text, layout: Layout) -> list[str]:
+def _require_one_reading(text: _Text, layout: CsvLayout) -> list[str]:
     """Return a note on backslashes at the ends of fields, which Spark would have doubled.
 
     Raises UserError if reading a backslash before a quote as a quote gives other rows without a problem.
@@ -195,7 +195,7 @@ def _require_one_reading(text: _Text, layout: Layout) -> list[str]:
     return [f"{doubled:,} rows have fields that end with backslashes, which are taken as they stand"] if doubled else []
 
 
-def _advice(text: _Text, layout: Layout) -> str:
+def _advice(text: _Text, layout: CsvLayout) -> str:
     """Return advice on quotes that cannot be parsed. It suggests a setting only if that works."""
     plain = _try(text, replace(layout, quoting="plain"))
     if not plain.problems and not plain.enclosed:
@@ -223,7 +223,7 @@ class _Trial:
     """The first line of the row that ends after the file's front; 0 if no row does."""
 
 
-def _try(text: _Text, layout: Layout) -> _Trial:
+def _try(text: _Text, layout: CsvLayout) -> _Trial:
     trial = _Trial()
     enclosed, apostrophes = set(range(len(layout.names))), set(range(len(layout.names)))
     for record in _records(text, layout):
@@ -253,7 +253,7 @@ def _is_enclosed(field: str, quote: str = '"') -> bool:
     return len(field) > 1 and field[0] == field[-1] == quote
 
 
-def _describe(path: Path, layout: Layout, trial: _Trial, configured: list[str]) -> Iterator[str]:
+def _describe(path: Path, layout: CsvLayout, trial: _Trial, configured: list[str]) -> Iterator[str]:
     """Yield notes on a file that was read. Raises UserError if quotes would become part of the values."""
     for i in sorted(trial.enclosed):
         if layout.names[i] in configured and layout.quoting == "plain":
@@ -272,7 +272,7 @@ def _describe(path: Path, layout: Layout, trial: _Trial, configured: list[str]) 
         yield f"{trial.gaps:,} field{'s hold' if trial.gaps > 1 else ' holds'} {MISSING}, taken as empty"
 
 
-def _read_header(path: Path, data: DataConfig, configured: list[str]) -> Layout:
+def _read_header(path: Path, data: DataConfig, configured: list[str]) -> CsvLayout:
     """Return the layout by the config, the file's ending and its first line. Raises UserError for repeated names."""
     delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if ending(path) in (".tsv", ".tab") else ",")
     quoting, start, notes = "quotes" if data.quotes else "plain", 0, []
@@ -290,7 +290,7 @@ def _read_header(path: Path, data: DataConfig, configured: list[str]) -> Layout:
         raise UserError(f"{path}: this is a web page and no table; the download may have failed.")
     if _JSON_LINE.match(front[start]):
         raise UserError(f"{path}: this is JSON, not csv: give the file the ending .jsonl (an object a line) or .json.")
-    layout = Layout(delimiter, tuple(data.column_names or ()), quoting, start)
+    layout = CsvLayout(delimiter, tuple(data.column_names or ()), quoting, start)
     separators = [delimiter] if data.delimiter is not None else [delimiter, *(s for s in SEPARATORS if s != delimiter)]
     fitting = [s for s in separators if _fits(front, start, s, quoting, data, configured)]
     if not fitting and len(configured) > 1 and data.column_names is None:
@@ -329,7 +329,7 @@ def _read_header(path: Path, data: DataConfig, configured: list[str]) -> Layout:
     if len(rule) == len(names) > 1 and any("-" in field for field in rule) and all(map(_RULE.fullmatch, rule)):
         notes.append(f"line {start + size + 1}, of dashes under the header, is left out")
         size += height
-    return Layout(layout.delimiter, tuple(names), quoting, start + size, header, strip_blanks=strip_blanks, notes=tuple(notes))
+    return CsvLayout(layout.delimiter, tuple(names), quoting, start + size, header, strip_blanks=strip_blanks, notes=tuple(notes))
 
 
 def _fits(front: list[str], start: int, delimiter: str, quoting: str, data: DataConfig, configured: list[str]) -> bool:
@@ -360,7 +360,7 @@ def _split(front: list[str], start: int, delimiter: str, quoting: str) -> tuple[
     return fields, reader.line_num
 
 
-def read_records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Record]:
+def read_records(path: Path, data: DataConfig, layout: CsvLayout) -> Iterator[Record]:
     """Yield the rows of a file. A row whose number of fields is not the number of columns has a problem."""
     for record in _records(_Text(path, data), layout):
         if record.problem is None and layout.drops_headers and tuple(record.fields) == layout.header:
@@ -368,7 +368,7 @@ def read_records(path: Path, data: DataConfig, layout: Layout) -> Iterator[Recor
         yield record
 
 
-def _records(text: _Text, layout: Layout) -> Iterator[Record]:
+def _records(text: _Text, layout: CsvLayout) -> Iterator[Record]:
     width, names = len(layout.names), layout.names
     header = None if layout.header is None else sorted(layout.header)
     for line, number_of_lines, fields, error in _rows(text, layout):
@@ -404,7 +404,7 @@ def _records(text: _Text, layout: Layout) -> Iterator[Record]:
             yield Record(line, fields)
 
 
-def _rows(text: _Text, layout: Layout) -> Iterator[tuple[int, int, list[str], str | None]]:
+def _rows(text: _Text, layout: CsvLayout) -> Iterator[tuple[int, int, list[str], str | None]]:
     """Yield (first line, number of lines, fields, problem) of each row after the header, including blank lines."""
     source: Iterator[str] = islice(text.lines(), layout.start, None)
     if layout.quoting == "backslashes":
@@ -448,7 +448,7 @@ def _double_quotes(line: str) -> str:
     return _BACKSLASHES.sub(double, line)
 
 
-def _escaped_rows(source: Iterator[str], layout: Layout) -> Iterator[tuple[int, int, list[str], str | None]]:
+def _escaped_rows(source: Iterator[str], layout: CsvLayout) -> Iterator[tuple[int, int, list[str], str | None]]:
     """Yield the rows, as `_rows` does, of a file in which a backslash escapes the separator or line end after it."""
     line, first, row = layout.start, layout.start + 1, ""
     for text in source:

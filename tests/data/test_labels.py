@@ -501,7 +501,12 @@ def test_rows_that_cannot_be_read_are_why_there_are_no_labels() -> None:
 
 
 def test_choices_of_label_studio_are_labels() -> None:
-    assert label_sets.split_labels('{"choices": ["joy", "fear"]}', label_sets.Layout()) == ["joy", "fear"]
+    assert label_sets.split_labels('{"choices": ["joy", "fear"]}', label_sets.LabelSetLayout()) == ["joy", "fear"]
+
+
+def test_a_cache_key_has_the_same_notation_of_labels_in_every_version() -> None:
+    notation = label_sets.LabelSetLayout(separator="|", missing=("",))
+    assert repr(notation) == "Layout(separator='|', missing=('',), indicators=0)"
 
 
 @pytest.mark.parametrize("value", ["['B-PER' 'O' ... 'O']", "[0 1 ... 0]", "['B-PER', 'O"])

@@ -22,7 +22,7 @@ import datasets
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import csv_files, json_files, prodigy
 from llm_lightning.data.alignment import align
-from llm_lightning.data.csv_files import MISSING, Layout
+from llm_lightning.data.csv_files import MISSING, CsvLayout
 from llm_lightning.data.label_values import canonical
 from llm_lightning.data.lines import describe_damage, detect_format, lines
 from llm_lightning.data.parquet_files import ColumnarFile
@@ -61,7 +61,7 @@ class Survey:
     nested: list[str] = field(default_factory=list)
     """Columns in which a value is a list or an object."""
     notes: list[str] = field(default_factory=list)
-    layout: Layout | None = None
+    layout: CsvLayout | None = None
     """The layout of a csv file; not cached, as only reading the file needs it."""
     items: list[tuple[int, Any, str | None]] | None = None
     """The values of a file that is one list, as `json_files.read_items` yields them; not cached either."""
@@ -273,7 +273,9 @@ def read_rows(
                 yield _from_value(value, problem, data, number, used, survey.nested, text_labels)
 
 
-def _csv_rows(path: Path, data: DataConfig, used: list[str], layout: Layout, left_out: Collection[str]) -> Iterator[dict[str, Any]]:
+def _csv_rows(
+    path: Path, data: DataConfig, used: list[str], layout: CsvLayout, left_out: Collection[str]
+) -> Iterator[dict[str, Any]]:
     extra = set(used) - set(_list_configured_columns(data))
     places = [(name, layout.names.index(name)) for name in used]
     answer = layout.names.index(prodigy.ANSWER) if left_out else 0
