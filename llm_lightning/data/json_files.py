@@ -17,7 +17,7 @@ from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.compression import ending
 from llm_lightning.data.lines import find_damage, lines
 from llm_lightning.data.surrogates import find_surrogate
-from llm_lightning.errors import UserError, join_names
+from llm_lightning.errors import UserError, first_line, join_names
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -57,7 +57,7 @@ def parse(text: str) -> tuple[Any, str | None]:
             return None, "a comma stands behind the object; lines have none"
         return None, f"not valid JSON ({error.msg}, column {error.colno})"
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
-        return None, f"JSON that cannot be read ({str(error).splitlines()[0]})"
+        return None, f"JSON that cannot be read ({first_line(error)})"
     problem = find_half_character(value) if has_escaped_surrogate(text) else None
     return (value, None) if problem is None else (None, problem)
 
@@ -75,7 +75,7 @@ def parse_document(path: Path, text: str) -> Any:
         )
         raise UserError(f"{path}, line {error.lineno}: {what}; one object a line belongs in a .jsonl file.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: JSON that cannot be read ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"{path}: JSON that cannot be read ({first_line(error)}).") from None
 
 
 def has_escaped_surrogate(text: str) -> bool:

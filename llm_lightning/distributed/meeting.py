@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from llm_lightning.distributed.launchers import LOOPBACK, Launch, read_launch, write_variables
-from llm_lightning.errors import RunError
+from llm_lightning.errors import RunError, first_line
 
 
 @dataclass
@@ -63,7 +63,7 @@ def connect(timeout: timedelta, arrival: timedelta, cuda: bool, look_at_children
         _wait_for_arrival(store, launch, arrival, look_at_children)
     except (RuntimeError, TimeoutError) as error:  # torch's errors of the store are RuntimeErrors
         raise RunError(
-            f"rank {launch.rank} cannot reach the other processes of the run ({str(error).splitlines()[0]}): it waited at "
+            f"rank {launch.rank} cannot reach the other processes of the run ({first_line(error)}): it waited at "
             f"{launch.address}, port {launch.port}. Look at their logs, and whether that machine can be reached."
         ) from error
     torch.distributed.init_process_group(

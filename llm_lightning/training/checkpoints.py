@@ -24,7 +24,7 @@ from llm_lightning import distributed
 from llm_lightning.config.schema import CheckpointConfig, expand_home
 from llm_lightning.data.collate import Step
 from llm_lightning.data.datamodule import DataModule
-from llm_lightning.errors import Pruned, UserError
+from llm_lightning.errors import Pruned, UserError, first_line
 from llm_lightning.objectives.base import Objective
 from llm_lightning.runs.identity import require_same_run
 from llm_lightning.training.checkpoint_io import damage
@@ -210,7 +210,7 @@ def _read_run(state: Path) -> dict[str, Any]:
         run: dict[str, Any] = torch.load(state, weights_only=True, mmap=True)["run"]
         return run
     except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{state}: this is no checkpoint of a run of ours ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"{state}: this is no checkpoint of a run of ours ({first_line(error)}).") from error
 
 
 def newest(folder: Path) -> Path | None:
