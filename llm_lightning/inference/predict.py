@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import xxhash
 from tqdm import tqdm
 
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.config.validation import OUT
 from llm_lightning.data.compression import open_file
@@ -254,12 +255,10 @@ def _to_parquet(lines: Path, out: Path) -> None:
                 yield pa.table({key: pa.array([row.get(key) for row in part]) for key in keys})
 
     schema = pa.unify_schemas([chunk.schema for chunk in chunks()], promote_options="permissive")
-    partial = out.with_name(f".{out.name}.partial")
-    with pq.ParquetWriter(partial, schema) as writer:
+    with write_atomically(out) as partial, pq.ParquetWriter(partial, schema) as writer:
         for chunk in chunks():
             columns = [chunk[name] if name in chunk.column_names else pa.nulls(len(chunk)) for name in schema.names]
             writer.write_table(pa.table(columns, names=schema.names).cast(schema))
-    partial.replace(out)
 
 
 def without_label(data: DataConfig) -> DataConfig:

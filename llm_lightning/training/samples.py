@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.fsdp import FSDPModule
 
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training.meter import Meter
 
@@ -65,8 +66,6 @@ class Samples(Callback):
         """Append to the lines of earlier steps; drop lines that a resumed run writes again."""
         earlier_lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if self.file.is_file() else []
         earlier_lines = [line for line in earlier_lines if json.loads(line)["step"] < lines[0]["step"]]
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(
-            "".join(earlier_lines) + "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8"
-        )
-        partial.replace(self.file)
+        new_lines = [f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines]
+        with write_atomically(self.file) as file:
+            file.write_text("".join([*earlier_lines, *new_lines]), encoding="utf-8")

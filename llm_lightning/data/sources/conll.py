@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ from typing import Any
 
 import datasets
 
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.conll_layout import ConllLayout, decide_layout
 from llm_lightning.data.conll_survey import DOCSTART, NOT_A_WORD, NUMBER, Survey, is_blank, looks_like_conll, survey_file
@@ -91,10 +91,9 @@ def _load_layout(path: Path, data: DataConfig, file: Path, like: tuple[Path, Con
         return ConllLayout(**stored | values | {key: tuple(stored[key]) for key in ("names", "notes")})
     except (OSError, ValueError, KeyError, TypeError):
         layout = _with_counts(path, data, decide_layout(path, _survey(path, data), data.columns, True, like))
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(asdict(layout)), encoding="utf-8")
-    partial.replace(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(file) as partial:
+        partial.write_text(json.dumps(asdict(layout)), encoding="utf-8")
     return layout
 
 

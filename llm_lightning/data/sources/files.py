@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import Any
 
 import datasets
 
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import csv_files, json_files, prodigy
 from llm_lightning.data.alignment import align
@@ -226,10 +226,9 @@ def _load_survey(folder: Path) -> Survey | None:
 def _store(survey: Survey, folder: Path) -> None:
     file = folder / "survey.json"
     if not file.is_file():
-        partial = folder / f"survey.{os.getpid()}.partial"
         content = {"columns": survey.columns, "nested": survey.nested, "notes": survey.notes, "answers": survey.answers}
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        partial.replace(file)
+        with write_atomically(file) as partial:
+            partial.write_text(json.dumps(content), encoding="utf-8")
 
 
 def rows(path: Path, data: DataConfig, extra_columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
