@@ -22,8 +22,13 @@ def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path: Path) -> None:
 def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     target = tmp_path / "summary.json"
     target.write_text("old")
-    with pytest.raises(KeyboardInterrupt), write_atomically(target) as partial:
-        partial.write_text("ne")
-        raise KeyboardInterrupt
+
+    def write_half() -> None:
+        with write_atomically(target) as partial:
+            partial.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
