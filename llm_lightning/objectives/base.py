@@ -183,7 +183,7 @@ class Objective(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         assert self._pass is not None
         self.latest = {f"{self.split}/{name}": value for name, value in self._pass.finish().items()}
-        self.log_dict(self.latest, logger=False)  # for callbacks that monitor a metric; the monitor writes them to the loggers
+        self.log_dict(self.latest, logger=False)  # for callbacks that monitor a metric; the meter writes them to the loggers
         losses, self._pass = self._pass.losses, None
         self._batches = {"batches": losses.table()} if self.final else {}
 

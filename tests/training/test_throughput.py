@@ -15,7 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from llm_lightning.config.schema import AdapterConfig
 from llm_lightning.models import adapter
 from llm_lightning.training import meter as module
+from llm_lightning.training.divergence import Diverged, DivergenceGuard
 from llm_lightning.training.meter import Meter
+from llm_lightning.training.progress_bar import ProgressBar
 from llm_lightning.training.throughput import Flops
 
 from ..models.test_padding_free import VOCABULARY, made
@@ -161,3 +163,46 @@ def test_seconds_are_those_of_training_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert again.throughput() == meter.throughput()
     assert again.throughput()["tokens_per_second"] == 40 / 11.5
     assert again.throughput()["peak_memory_gib"] > 0
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_not_logged_and_ends_the_run(loss: float) -> None:
+    """At the end of an interval, before a validation, and before a state is saved."""
+    rows: list[dict[str, float]] = []
+    logger = SimpleNamespace(log_metrics=lambda values, step: rows.append(values))
+    trainer: Any = SimpleNamespace(world_size=1, global_step=0, loggers=[logger], state=SimpleNamespace(fn=TrainerFn.FITTING))
+    batch: Any = SimpleNamespace(tokens=10, positions=10, padded=10, sequences=1, epoch=0.0)
+    meter = Meter(every=2, total_steps=100, cache=None)  # type: ignore[arg-type]
+    guard = DivergenceGuard(meter)
+
+    def step(value: float) -> None:
+        trainer.global_step += 1
+        outputs = {"loss_sum": torch.tensor(value), "targets": torch.tensor(1.0), "learning_rate": 0.1, "gradient_norm": 1.0}
+        meter.on_train_batch_end(trainer, None, outputs, batch, 0)
+        guard.on_train_batch_end(trainer)
+
+    step(1.0)
+    step(3.0)
+    assert [row["train/loss"] for row in rows] == [2.0]
+    step(loss)  # it is on the device still
+    meter.pause(trainer)
+    for check in (guard.on_validation_start, guard.on_save_checkpoint):
+        with pytest.raises(Diverged, match=f"training loss is {loss} at step 3"):
+            check(trainer)
+    with pytest.raises(Diverged, match="at step 4"):
+        step(1.0)
+    assert len(rows) == 1
+
+
+def test_the_bar_shows_the_values_of_the_last_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    meter = Meter(every=2, total_steps=4, cache=None)  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0)
+    bar = ProgressBar(meter)
+    bar.on_train_start(trainer, None)  # type: ignore[arg-type]
+    meter.values = {"train/loss": 2.5, "train/learning_rate": 1e-3, "train/tokens_per_second": 1234.0, "train/mfu": 0.25}
+    for trainer.global_step in (1, 2, 3):
+        bar.on_train_batch_end(trainer)
+    bar.on_train_end()
+    shown = capsys.readouterr().err.rpartition("\r")[2]
+    assert "2/4" in shown
+    assert "loss 2.500 · lr 1.0e-03 · 1,234 tokens/s · MFU 25%" in shown
