@@ -1,4 +1,4 @@
-"""Read CoNLL files: a word and its tag a line, in columns, and a blank line between sentences. conll_layout.py decides on the columns."""
+"""Read CoNLL files: a word and its tag a line, in columns, and a blank line between sentences. `conll_layout` decides on the columns."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import datasets
 
 from llm_lightning.atomic_files import write_atomically
 from llm_lightning.config.schema import DataConfig
-from llm_lightning.data import csv_files, json_files, prodigy
+from llm_lightning.data import csv_files, csv_layout, json_files, prodigy
 from llm_lightning.data.alignment import align
 from llm_lightning.data.csv_files import MISSING, CsvLayout
 from llm_lightning.data.label_values import canonical
@@ -167,7 +167,7 @@ def _survey(path: Path, data: DataConfig, kind: str, is_to_predict: bool = False
     """
     notes = [*detect_format(path, data.encoding, data.streaming).notes, *describe_damage(path, data)]
     if kind == "csv":
-        layout = csv_files.detect_layout(path, data, _list_configured_columns(data), is_to_predict)
+        layout = csv_layout.detect_layout(path, data, _list_configured_columns(data), is_to_predict)
         require_columns(str(path), data, list(layout.names))
         return Survey(list(layout.names), [], [*notes, *layout.notes], layout)
     columns: dict[str, None] = {}
@@ -199,7 +199,7 @@ def _with_answers(path: Path, data: DataConfig, kind: str, survey: Survey) -> Su
     if kind == "columnar":
         values = (row[prodigy.ANSWER] for row in ColumnarFile(path).rows([prodigy.ANSWER]))
     elif kind == "csv":
-        layout = survey.layout or csv_files.detect_layout(path, data, _list_configured_columns(data))
+        layout = survey.layout or csv_layout.detect_layout(path, data, _list_configured_columns(data))
         place = layout.names.index(prodigy.ANSWER)
         values = (record.fields[place] for record in csv_files.read_records(path, data, layout) if record.problem is None)
     else:
@@ -264,7 +264,7 @@ def read_rows(
             if not left_out or row.pop(prodigy.ANSWER) not in left_out:
                 yield row | {LINE: number, PROBLEM: None}
     elif kind == "csv":
-        layout = survey.layout or csv_files.detect_layout(path, data, _list_configured_columns(data))
+        layout = survey.layout or csv_layout.detect_layout(path, data, _list_configured_columns(data))
         yield from _csv_rows(path, data, used, layout, left_out)
     else:
         for number, value, problem in json_files.read_values(path, data) if survey.items is None else survey.items:
