@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lightning.config.schema import DataConfig
-from llm_lightning.data.lines import find_damage, lines
+from llm_lightning.data.lines import find_damage, open_lines
 from llm_lightning.errors import UserError, join_names
 
 MISSING = "\\N"
@@ -74,23 +74,18 @@ class CsvText:
     """Whether the file has more lines after `front`."""
 
     def lines(self) -> Iterator[str]:
-        return read_lines(self.path, self.data) if self.front is None else iter(self.front)
+        return open_lines(self.path, self.data) if self.front is None else iter(self.front)
 
     @staticmethod
     def of_front(path: Path, data: DataConfig, size: int) -> CsvText:
         """Return the first `size` characters of a file, up to the end of a line."""
         front: list[str] = []
-        for line in read_lines(path, data):
+        for line in open_lines(path, data):
             if size <= 0:
                 return CsvText(path, data, tuple(front), is_cut=True)
             front.append(line)
             size -= len(line)
         return CsvText(path, data, tuple(front))
-
-
-def read_lines(path: Path, data: DataConfig) -> Iterator[str]:
-    """Yield the lines of a file; lines that are not text only with `data.on_bad_row=skip`."""
-    return lines(path, data.encoding, data.streaming, keeps_damage=data.on_bad_row == "skip")
 
 
 def read_records(path: Path, data: DataConfig, layout: CsvLayout) -> Iterator[Record]:

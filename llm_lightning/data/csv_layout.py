@@ -25,11 +25,10 @@ from llm_lightning.data.csv_files import (
     CsvLayout,
     CsvText,
     Record,
-    read_lines,
     split_records,
     split_rows,
 )
-from llm_lightning.data.lines import find_damage
+from llm_lightning.data.lines import find_damage, open_lines
 from llm_lightning.errors import UserError, join_names
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -60,7 +59,7 @@ def _read_header(path: Path, data: DataConfig, configured: list[str]) -> CsvLayo
     """Return the layout by the config, the file's ending and its first line. Raises UserError for repeated names."""
     delimiter = (data.delimiter or "").replace("\\t", "\t") or ("\t" if ending(path) in (".tsv", ".tab") else ",")
     quoting, start, notes = "quotes" if data.quotes else "plain", 0, []
-    front = list(islice(read_lines(path, data), 200))
+    front = list(islice(open_lines(path, data), 200))
     while start < len(front) and not front[start].strip():
         start += 1
     if start < len(front) and (match := _SEP_LINE.fullmatch(front[start])):

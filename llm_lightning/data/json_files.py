@@ -15,7 +15,7 @@ from typing import Any
 
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.compression import ending
-from llm_lightning.data.lines import find_damage, lines
+from llm_lightning.data.lines import find_damage, open_lines
 from llm_lightning.data.surrogates import find_surrogate
 from llm_lightning.errors import UserError, first_line, join_names
 
@@ -33,15 +33,10 @@ def read_values(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | 
 
 def read_lines(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
     """Yield (line, value, problem) of every line that is not blank."""
-    for number, line in enumerate(_lines(path, data), 1):
+    for number, line in enumerate(open_lines(path, data), 1):
         if line.strip():
             value, problem = parse(line.lstrip("\ufeff"))
             yield number, value, problem
-
-
-def _lines(path: Path, data: DataConfig) -> Iterator[str]:
-    """Yield the lines of a file; lines that are not text only with `data.on_bad_row=skip`: `parse` refuses them."""
-    return lines(path, data.encoding, data.streaming, keeps_damage=data.on_bad_row == "skip")
 
 
 def parse(text: str) -> tuple[Any, str | None]:
@@ -101,7 +96,7 @@ def read_items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | N
 
     Raises UserError for a value that is not a list of objects.
     """
-    filled = list(islice((line for line in _lines(path, data) if line.strip()), 2))
+    filled = list(islice((line for line in open_lines(path, data) if line.strip()), 2))
     if not filled:
         return None
     first, is_json = filled[0].lstrip("\ufeff \t"), ending(path) == ".json"
@@ -115,7 +110,7 @@ def read_items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | N
 
 
 def _items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
-    text = "".join(_lines(path, data)).lstrip("\ufeff")
+    text = "".join(open_lines(path, data)).lstrip("\ufeff")
     values = parse_document(path, text)
     if isinstance(values, dict) and _is_row(values, data):
         values = [values]
