@@ -22,7 +22,7 @@ from settings import pick
 def encode(arguments: list[str]) -> None:
     """Encode the data that the arguments name, and print [seconds, peak GiB, peak GiB with mapped files, tokens]."""
     from llm_lightning.config.compose import load_config
-    from llm_lightning.data.module import prepare_dataset
+    from llm_lightning.data.prepare import prepare_dataset
 
     peak, done = [0], threading.Event()
 
@@ -34,10 +34,10 @@ def encode(arguments: list[str]) -> None:
     threading.Thread(target=watch, daemon=True).start()
     config = load_config(arguments)
     started = time.perf_counter()
-    text = prepare_dataset(config, "stream", None)
+    dataset = prepare_dataset(config, "stream", None)
     seconds = time.perf_counter() - started
     done.set()
-    tokens = int(text.splits["train"].lengths.sum(dtype="int64"))
+    tokens = int(dataset.splits["train"].lengths.sum(dtype="int64"))
     print(json.dumps([seconds, peak[0] / 2**20, getrusage(RUSAGE_SELF).ru_maxrss / 2**20, tokens]))
 
 

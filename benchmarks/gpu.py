@@ -3,7 +3,7 @@
 Without a case it takes those of `DEFAULT`, in four minutes at most; `CASES` has more. The peers of a case train one after the other
 in one process, on the same sequences and with weights of the same shape:
 
-- ours: the trainer of `train.py` with its monitor and its CSV logger, after the part of preflight that decides how steps are computed;
+- ours: the trainer of `train.py` with its meter and its CSV logger, after the part of preflight that decides how steps are computed;
 - ours_eager, ours_recomputed: the same kernel by kernel, and with layers that run again in the backward pass (trainer.recompute);
 - hf: Hugging Face's Trainer with bf16, fused AdamW and, for sentences, batches of like lengths; loader processes, no NaN filter;
 - hf_no_cudnn: the same without cuDNN's attention, which builds a plan for each new shape;

@@ -33,13 +33,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import AdapterConfig, Config, cache_folder
-from llm_lightning.data.module import DataModule, TokenizedDataset
+from llm_lightning.data.datamodule import DataModule
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.machine import bf16_unit
 from llm_lightning.objectives.base import Objective
 from llm_lightning.run import build_and_connect, prepare
 from llm_lightning.tracking import loggers
+from llm_lightning.training import meter as training_meter
 from llm_lightning.training import preflight, trainer
-from llm_lightning.training.monitor import Monitor
 from llm_lightning.training.throughput import Flops, Peak
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class Prepared:
     case: Case
     config: Config
     tokenizer: Any
-    text: TokenizedDataset
+    dataset: TokenizedDataset
     source: str
     """What the text is."""
 
@@ -318,16 +319,18 @@ def train_ours(shared: Prepared, meter: Meter, **settings: Any) -> None:
             trainer.should_stop = meter.step()
 
     config = replace(shared.config, trainer=replace(shared.config.trainer, **settings))
-    text, objective, data = prepare(config, shared.tokenizer)
+    dataset, objective, data = prepare(config, shared.tokenizer)
     kind = find_auto_class(shared.case)
     draw = kind.from_config
     with mock.patch.object(kind, "from_config", lambda settings, **_: draw_model(shared.case, settings, draw)):
-        model = build_and_connect(config, text, objective, data)
-    meter.flops = Flops.of(model, text.splits["train"].inputs)
+        model = build_and_connect(config, dataset, objective, data)
+    meter.flops = Flops.of(model, dataset.splits["train"].inputs)
     with tempfile.TemporaryDirectory() as folder:
-        monitor = Monitor(config.trainer.log_every_steps, data.total_steps, progress=False, cache=cache_folder(config))
+        throughput = training_meter.Meter(config.trainer.log_every_steps, data.total_steps, cache_folder(config))
         sinks = loggers.build_loggers(config.logger, Path(folder), {}, [], None, objective.monitor, objective.maximize)
-        engine = trainer.build_trainer(config.trainer, Path(folder), data.total_steps, data.total_steps, sinks, [monitor, Timing()])
+        engine = trainer.build_trainer(
+            config.trainer, Path(folder), data.total_steps, data.total_steps, sinks, [throughput, Timing()]
+        )
         engine.limit_val_batches = 0  # Lightning would validate when it is stopped
         meter.note = tuned(Path(folder), data, objective, engine)
         engine.fit(objective, data)
@@ -361,13 +364,13 @@ def build_model(shared: Prepared, meter: Meter) -> Any:
         kinds = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         settings = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=kinds, task_type="CAUSAL_LM")
         trained = peft.get_peft_model(model, settings)
-    meter.flops = Flops.of(model, shared.text.splits["train"].inputs)
+    meter.flops = Flops.of(model, shared.dataset.splits["train"].inputs)
     return trained.train()
 
 
 def list_sequences(shared: Prepared) -> list[dict[str, Any]]:
     """Return the training sequences, with the class of each where it has one."""
-    case, split = shared.case, shared.text.splits["train"]
+    case, split = shared.case, shared.dataset.splits["train"]
     if case.length is None:
         assert split.labels is not None
         return [{"input_ids": split[i].tolist(), "labels": int(split.labels[i])} for i in range(len(split))]

@@ -36,13 +36,13 @@ def peer(name: str, size: str) -> None:
     from llm_lightning.training.precision import in_bf16
 
     config = load_config([*arguments, "trainer=cpu"])
-    text, objective, data = prepare(config)
-    model = build_and_connect(config, text, objective, data)
+    dataset, objective, data = prepare(config)
+    model = build_and_connect(config, dataset, objective, data)
     (optimizer,), (scheduler,) = objective.configure_optimizers()
     keep_freed_pages()
     keep_kernels()
     bf16 = bf16_unit("cpu") is not None
-    steps = TrainingSteps(text.splits["train"], data.plan, config.batch, data.collator, 10**6, 0, 1)
+    steps = TrainingSteps(dataset.splits["train"], data.plan, config.batch, data.collator, 10**6, 0, 1)
     turn.begin()
     for i in range(10**6):
         step = steps[i]

@@ -54,11 +54,11 @@ def hugging_face(name: str, arguments: list[str]) -> None:
     from llm_lightning.machine import bf16_unit
     from llm_lightning.run import prepare
 
-    text = prepare(load_config(arguments))[0]
-    data = text.splits["train"]
+    dataset = prepare(load_config(arguments))[0]
+    data = dataset.splits["train"]
     rows = [{"input_ids": data[i].tolist(), "length": len(data[i])} for i in range(len(data))]
-    collate = transformers.DataCollatorForLanguageModeling(text.tokenizer, mlm=False)
-    network = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(text.tokenizer), **SIZE))
+    collate = transformers.DataCollatorForLanguageModeling(dataset.tokenizer, mlm=False)
+    network = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(dataset.tokenizer), **SIZE))
     options: dict[str, Any] = {
         "per_device_train_batch_size": TEXTS,
         "learning_rate": 1e-3,

@@ -13,7 +13,7 @@ from common import report
 from settings import CORPUS, DATA, TINY
 
 from llm_lightning.config.compose import load_config
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.run import prepare
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else DATA

@@ -57,7 +57,7 @@ def hugging_face(name: str, arguments: list[str], turn: Turn, **options: Any) ->
     from llm_lightning.machine import bf16_unit
     from llm_lightning.run import prepare
 
-    text = prepare(load_config(arguments))[0]
+    dataset = prepare(load_config(arguments))[0]
 
     def blocks(split: TokenizedSplit) -> torch.Tensor:
         return torch.from_numpy(split.tokens[: len(split.tokens) // 512 * 512].astype("int64")).view(-1, 512)
@@ -67,7 +67,7 @@ def hugging_face(name: str, arguments: list[str], turn: Turn, **options: Any) ->
         return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
 
     def validation_loss() -> float:
-        held_out = blocks(text.splits["validation"]).split(8)
+        held_out = blocks(dataset.splits["validation"]).split(8)
         network.eval()
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16 and name != "hf_default"):
             losses = [float(network(input_ids=ids, labels=ids).loss) * len(ids) for ids in held_out]
@@ -75,13 +75,13 @@ def hugging_face(name: str, arguments: list[str], turn: Turn, **options: Any) ->
         return sum(losses) / sum(len(ids) for ids in held_out)
 
     bf16 = bf16_unit("cpu") is not None
-    network = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(text.tokenizer), **SIZE))
+    network = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(dataset.tokenizer), **SIZE))
     options = {"per_device_train_batch_size": 8, "learning_rate": 1e-3, **options}
     if name != "hf_default":
         options |= {"bf16": bf16, "optim": "adamw_torch_fused", "torch_compile": name == "hf_best_compiled"}
     turn.score = validation_loss
     train_hugging_face(
-        network, [{"input_ids": ids, "labels": ids} for ids in blocks(text.splits["train"])], collate, turn, **options
+        network, [{"input_ids": ids, "labels": ids} for ids in blocks(dataset.splits["train"])], collate, turn, **options
     )
 
 

@@ -130,7 +130,7 @@ def train_ours(arguments: list[str], turn: Turn) -> None:
     from llm_lightning.run import build_and_connect, prepare
     from llm_lightning.tracking import loggers
     from llm_lightning.training import trainer
-    from llm_lightning.training.monitor import Monitor
+    from llm_lightning.training.meter import Meter
 
     class Waiting(Callback):
         def on_train_start(self, *_: Any) -> None:
@@ -150,14 +150,12 @@ def train_ours(arguments: list[str], turn: Turn) -> None:
     turn.score = score
     trainer.quiet_libraries()
     config = load_config(["trainer.max_steps=1000000", "trainer.max_epochs=1000", *arguments, "logger=csv", "trainer=cpu"])
-    text, objective, data = prepare(config)
-    build_and_connect(config, text, objective, data)
+    dataset, objective, data = prepare(config)
+    build_and_connect(config, dataset, objective, data)
     with tempfile.TemporaryDirectory() as folder:
-        monitor = Monitor(config.trainer.log_every_steps, data.total_steps, progress=False, cache=cache_folder(config))
+        meter = Meter(config.trainer.log_every_steps, data.total_steps, cache_folder(config))
         sinks = loggers.build_loggers(config.logger, Path(folder), {}, [], None, objective.monitor, objective.maximize)
-        engine = trainer.build_trainer(
-            config.trainer, Path(folder), data.total_steps, data.total_steps, sinks, [monitor, Waiting()]
-        )
+        engine = trainer.build_trainer(config.trainer, Path(folder), data.total_steps, data.total_steps, sinks, [meter, Waiting()])
         engine.fit(objective, data)
 
 

@@ -13,12 +13,13 @@ from llm_lightning.config.saved_runs import load_saved_config
 from llm_lightning.config.schema import Config
 from llm_lightning.config.validation import check_generate
 from llm_lightning.data.rows import take
+from llm_lightning.data.surrogates import find_surrogate
 from llm_lightning.errors import UserError, join_names
 from llm_lightning.inference import use
 from llm_lightning.inference.generate import Generator
 from llm_lightning.inference.likelihood import Likelihood
 from llm_lightning.inference.predict import Predictor
-from llm_lightning.inference.text_rows import EMPTY, has_half_surrogate
+from llm_lightning.inference.text_rows import EMPTY
 from llm_lightning.run import run
 from llm_lightning.training import trainer
 
@@ -61,7 +62,7 @@ class Model:
         for number, row in enumerate(rows):
             if not isinstance(row, str | Mapping):
                 raise UserError(f"predict, row {number}: expected a text or a dictionary, and found {type(row).__name__}.")
-        column = self._predictor.objective.text.encoding.data.columns.text
+        column = self._predictor.objective.dataset.encoding.data.columns.text
         for number, row in enumerate(rows):
             if isinstance(row, Mapping) and column not in row and take(row, column) is None:
                 raise UserError(
@@ -80,7 +81,7 @@ class Model:
         """
         if not isinstance(prompt, str | list):
             raise UserError(f"generate: expected a text or a list of messages, and found {type(prompt).__name__}.")
-        if has_half_surrogate(prompt):
+        if find_surrogate(prompt) is not None:
             raise UserError("the prompt holds half of a surrogate pair, which is no character.")
         default_settings = vars(self._generator.settings)
         if unknown := settings.keys() - default_settings.keys():

@@ -48,6 +48,7 @@ def join_names(names: Iterable[str], most: int = 12) -> str:
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
-    """Return the message of another library's exception in one line of at most `most` characters; its type if the message is empty."""
+    """Return the first line of an exception's message, cut after `most` characters; its type if the message is empty."""
     lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".")[:most] if lines else type(error).__name__
+    line = lines[0].strip().rstrip(".") if lines else type(error).__name__
+    return line if len(line) <= most else f"{line[:most]}…"

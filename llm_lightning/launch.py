@@ -145,30 +145,23 @@ def _start_children(config: Config, sweep: str | None, count: int) -> Iterator[l
     with socket.socket() as probe:
         probe.bind((distributed.LOOPBACK, 0))
         port = probe.getsockname()[1]
-    common = {
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": distributed.LOOPBACK,
-        "MASTER_PORT": str(port),
-    }
-    common["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")  # as in cli.main
-    common["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # also where torchrun has started this process, alone
-    before = {name: os.environ.get(name) for name in (*common, "RANK", "LOCAL_RANK")}
+    level = {"TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}  # as in cli.main
+    launches = [distributed.Launch("torchrun", rank, rank, count, count, port=port) for rank in range(count)]
+    variables = [distributed.write_variables(launch) | level for launch in launches]
+    before = {name: os.environ.get(name) for name in variables[0]}
     children: list[subprocess.Popen[bytes]] = []
     task = pickle.dumps((sys.path, sys.argv, config, sweep))
     command = [sys.executable, "-c", "from llm_lightning.cli import work; work()"]
     try:
         for rank in range(1, count):
-            environment = (
-                os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": os.pathsep.join(sys.path)}
-            )
+            environment = os.environ | variables[rank] | {"PYTHONPATH": os.pathsep.join(sys.path)}
             child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
             children.append(child)
             assert child.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # it has ended already: the wait for it will notice
                 child.stdin.write(task)
                 child.stdin.close()
-        os.environ.update(common | {"RANK": "0", "LOCAL_RANK": "0"})
+        os.environ.update(variables[0])
         yield children
     finally:
         _set_variables(before)

@@ -20,7 +20,8 @@ from llm_lightning.config.checks.trainer_flags import shorten
 from llm_lightning.config.schema import AdapterConfig, Config, ModelConfig, cache_folder, expand_home, plain
 from llm_lightning.config.targets import import_target, instantiate, instantiate_all
 from llm_lightning.data import tokenizers
-from llm_lightning.data.module import DataModule, TokenizedDataset, prepare_dataset
+from llm_lightning.data.datamodule import DataModule
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.data.preview import show_rows
 from llm_lightning.errors import OtherRankFailed, Stopped, UserError
 from llm_lightning.inference import use
@@ -52,7 +53,9 @@ from llm_lightning.tracking import loggers
 from llm_lightning.tracking.energy import Energy
 from llm_lightning.training import preflight, trainer
 from llm_lightning.training.checkpoints import Checkpoints, resume_point
-from llm_lightning.training.monitor import Monitor
+from llm_lightning.training.divergence import DivergenceGuard
+from llm_lightning.training.meter import Meter
+from llm_lightning.training.progress_bar import ProgressBar
 from llm_lightning.training.samples import Samples
 from llm_lightning.training.signals import StopOnSignal, raise_interrupts
 
@@ -131,14 +134,14 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     """Pretrain or fine-tune, then evaluate the best weights and write the results."""
     started = time.perf_counter()
     energy = Energy(config.callbacks)
-    text, objective, data = prepare(config)
-    model = build_and_connect(config, text, objective, data)
-    facts = about.describe(config, text, data, model)
+    dataset, objective, data = prepare(config)
+    model = build_and_connect(config, dataset, objective, data)
+    facts = about.describe(config, dataset, data, model)
     show_rows(data)
 
     shared = distributed.is_shared(folder)
     identity = run_identity(config) | {
-        "data": text.fingerprints,
+        "data": dataset.fingerprints,
         "weights": fingerprint_weights(build.checkpoint(config.model)) if distributed.is_rank_zero() else None,
         "precision": trainer.resolve_precision(config.trainer),
         "total_steps": data.total_steps,
@@ -149,19 +152,19 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     if done is not None:  # with the same files elsewhere
         announce_finished(folder)
         return done
-    best = Best(folder, model, text.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
+    best = Best(folder, model, dataset.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
     resume = resume_point(config.resume, folder, shared, identity)
     if distributed.is_rank_zero():
         write_config(folder, config)
         recover(best.folder)
-    shown = config.trainer.progress == "bar"
-    monitor = Monitor(config.trainer.log_every_steps, data.total_steps, shown, cache_folder(config), energy)
+    meter = Meter(config.trainer.log_every_steps, data.total_steps, cache_folder(config), energy)
+    bars = [ProgressBar(meter)] if config.trainer.progress == "bar" else []
     checkpoints = Checkpoints(
         config.checkpoint,
         folder,
         identity,
         data,
-        monitor,
+        meter,
         best.folder,
         best.keep,
         patience=config.callbacks.patience,
@@ -169,10 +172,10 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     )
     stop = StopOnSignal(checkpoints.save, f"to go on: {resume_command(config, folder)}")
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
-    settings = plain(config) | {"configuration": configuration(plain(config), text.fingerprints), "facts": facts}
+    settings = plain(config) | {"configuration": configuration(plain(config), dataset.fingerprints), "facts": facts}
     sinks = loggers.build_loggers(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
     custom = instantiate_all("callbacks", config.callbacks.custom, Callback)
-    callbacks = [energy, monitor, Samples(folder, monitor), *custom, checkpoints, stop]
+    callbacks = [energy, meter, DivergenceGuard(meter), *bars, Samples(folder, meter), *custom, checkpoints, stop]
     engine = trainer.build_trainer(config.trainer, folder, data.total_steps, data.validate_every, sinks, callbacks)
 
     try:
@@ -183,20 +186,20 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
         engine.fit(objective, data, ckpt_path=resume, weights_only=True)
         if checkpoints.decided_step != engine.global_step:  # training ended between two validations
             evaluate_split(engine, objective, data, "validation")
-            monitor.emit(engine, objective.latest, None)
+            meter.emit(engine, objective.latest, None)
             checkpoints.decide(engine, objective)
         if not checkpoints.is_saved(engine.global_step):
             checkpoints.save(engine)
-        trained = monitor.earlier + time.perf_counter() - started - setup
+        trained = meter.earlier + time.perf_counter() - started - setup
 
-        best.complete(lambda: build_for_data(replace(config.model, adapter=AdapterConfig()), text, objective, data))
+        best.complete(lambda: build_for_data(replace(config.model, adapter=AdapterConfig()), dataset, objective, data))
         distributed.barrier()
         if not shared:
             distributed.send_folder(folder / "hf")
         objective.model = build.reload(folder / "hf", objective.auto_class, config.model)
         metrics, details = evaluate_splits(engine, objective, data)
         latency = latency_ms(engine, objective, data)
-        total = monitor.earlier + time.perf_counter() - started
+        total = meter.earlier + time.perf_counter() - started
         summary = {
             "task": config.task,
             "objective": config.choices["objective"],
@@ -205,10 +208,10 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             "monitor": {"name": objective.monitor, "maximize": objective.maximize},
             "steps": engine.global_step,
             "best_step": checkpoints.best_step,
-            "tokens_seen": monitor.tokens,
-            "throughput": monitor.throughput() | {"latency_ms": latency},
+            "tokens_seen": meter.tokens,
+            "throughput": meter.throughput() | {"latency_ms": latency},
             "seconds": {"setup": setup - compiling, "compile": compiling, "train": trained, "total": total},
-            "energy": energy.stop(monitor.tokens),
+            "energy": energy.stop(meter.tokens),
             "seed": config.seed,
             "weights": identity["weights"],
             "machine": about.machine(engine),
@@ -218,7 +221,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             "export": str(folder / "hf"),
         }
         if distributed.is_rank_zero():
-            write_json(folder / "data.json", data_card(text))
+            write_json(folder / "data.json", data_card(dataset))
             write_results(folder, summary, details)
     except BaseException as error:
         loggers.fail(sinks, error)
@@ -231,8 +234,8 @@ def check(config: Config) -> dict[str, Any]:
     """Check everything that could fail later, and leave no files behind."""
     with scratch_folder(config) as folder:
         start_log(folder)
-        text, objective, data = prepare(config)
-        about.describe(config, text, data, build_and_connect(config, text, objective, data))
+        dataset, objective, data = prepare(config)
+        about.describe(config, dataset, data, build_and_connect(config, dataset, objective, data))
         show_rows(data)
         engine = trainer.build_trainer(config.trainer, folder, data.total_steps, data.validate_every, [], [])
         return {"checks": [vars(outcome) for outcome in preflight.run(folder, data, objective, engine, thorough=True)]}
@@ -243,10 +246,10 @@ def evaluate(config: Config) -> dict[str, Any]:
     folder = expand_home(str(config.run))
     start_log(folder)
     log.info("evaluate: %s", folder)
-    text, objective, data = prepare(config, tokenizer=tokenizers.load(str(folder / "hf"), config.model.trust_remote_code))
+    dataset, objective, data = prepare(config, tokenizer=tokenizers.load(str(folder / "hf"), config.model.trust_remote_code))
     objective.model = build.reload(folder / "hf", objective.auto_class, config.model)
     objective.adapt(objective.model)
-    require_same_labels(objective.model, text.label_names)
+    require_same_labels(objective.model, dataset.label_names)
     engine = trainer.build_trainer(config.trainer, folder, 1, 1, [], [])
     metrics = evaluate_splits(engine, objective, data)[0] | objective.summary()
     log.info("%s", "\n".join(f"  {name:<32} {value:.9g}" for name, value in metrics.items()))
@@ -263,15 +266,15 @@ def prepare(config: Config, tokenizer: Any | None = None) -> tuple[TokenizedData
     cache = cache_folder(config)
     cache.mkdir(parents=True, exist_ok=True)
     with distributed.rank_zero_first(distributed.is_shared(cache)):
-        text = prepare_dataset(config, objective_class.encoding, tokenizer)
-    require_same_data(text)
-    objective: Objective = instantiate("objective", config.objective, text)
-    return text, objective, DataModule(config, text, objective.masking(config.seed))
+        dataset = prepare_dataset(config, objective_class.encoding, tokenizer)
+    require_same_data(dataset)
+    objective: Objective = instantiate("objective", config.objective, dataset)
+    return dataset, objective, DataModule(config, dataset, objective.masking(config.seed))
 
 
-def require_same_data(text: TokenizedDataset) -> None:
+def require_same_data(dataset: TokenizedDataset) -> None:
     """Raise UserError if a machine has other data than rank 0. A collective."""
-    fingerprints = {name: split.fingerprint for name, split in text.splits.items()}
+    fingerprints = {name: split.fingerprint for name, split in dataset.splits.items()}
     everyone = distributed.gather((distributed.read_launch().node_rank, fingerprints))
     for machine, machine_fingerprints in everyone:
         for split, fingerprint in machine_fingerprints.items():
@@ -279,16 +282,16 @@ def require_same_data(text: TokenizedDataset) -> None:
                 raise UserError(f"data: the {split} split on machine {machine} is not that of machine 0; give all the same files.")
 
 
-def build_for_data(config: ModelConfig, text: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
+def build_for_data(config: ModelConfig, dataset: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
     """Build the model that the objective needs for the data."""
-    model = build.build_model(config, objective.auto_class, text.tokenizer, data.longest_input, objective.head())
+    model = build.build_model(config, objective.auto_class, dataset.tokenizer, data.longest_input, objective.head())
     objective.adapt(model)
     return model
 
 
-def build_and_connect(config: Config, text: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
+def build_and_connect(config: Config, dataset: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
     """Build the model, and connect it to the objective with its optimizer and schedule."""
-    model = build_for_data(config.model, text, objective, data)
+    model = build_for_data(config.model, dataset, objective, data)
     agree_on_batch_form(model)
     factor = build_schedule(config.scheduler, data.total_steps, float(config.optimizer.get("lr", 1.0)))
     make_optimizer = partial(build_optimizer, config.optimizer)

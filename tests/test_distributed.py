@@ -6,15 +6,16 @@ import multiprocessing
 import os
 from datetime import timedelta
 from multiprocessing.queues import Queue
-from pathlib import Path
 
 import pytest
 
 from llm_lightning import distributed
 from llm_lightning.config.schema import TrainerConfig
-from llm_lightning.distributed import Launch, read_launch
+from llm_lightning.distributed import Launch, read_launch, write_variables
 from llm_lightning.errors import UserError
 from llm_lightning.launch import _require_agreement, _require_gpus
+
+from .conftest import ROOT
 
 TORCHRUN = {
     "RANK": "3",
@@ -62,6 +63,11 @@ def test_a_process_knows_how_it_was_started(variables: dict[str, str], expected:
     assert read_launch(variables) == expected
 
 
+def test_a_process_that_is_started_reads_what_its_starter_wrote() -> None:
+    launch = Launch("torchrun", 3, 1, 4, 2, 1, "10.0.0.1", 1234, has_store=True)
+    assert read_launch(write_variables(launch)) == launch
+
+
 def test_under_srun_ranks_meet_at_the_first_machine() -> None:
     launch = read_launch(SRUN)
     assert (launch.launcher, launch.rank, launch.local_rank, launch.world_size, launch.local_world_size) == ("srun", 3, 1, 4, 2)
@@ -77,10 +83,10 @@ def test_under_srun_ranks_meet_at_the_first_machine() -> None:
 
 
 def test_the_program_reads_variables_of_launchers_in_one_place() -> None:
-    package = Path(distributed.__file__).parent
+    package = ROOT / "llm_lightning"
     names = ("LOCAL_RANK", "SLURM_", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_")
     readers = [f.name for f in package.rglob("*.py") if any(name in f.read_text(encoding="utf-8") for name in names)]
-    assert sorted(readers) == ["distributed.py", "launch.py"]  # the second sets them, for the processes that it starts
+    assert sorted(readers) == ["launch.py", "launchers.py"]  # the first restores them
 
 
 def _meet(port: int, rank: int, results: Queue[tuple[int, list[str], bool]]) -> None:

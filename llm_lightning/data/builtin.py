@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import inspect
 import logging
-import os
 import re
 import sys
 import sysconfig
@@ -26,6 +25,7 @@ import pyarrow as pa
 import xxhash
 from pyarrow import parquet
 
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.machine import cores
 
 log = logging.getLogger(__name__)
@@ -67,9 +67,8 @@ def documents(cache_dir: Path) -> datasets.Dataset:
         columns = zip(*distinct(collect(source_files())), strict=True)
         table = pa.table(dict(zip(("text", "package", "module", "name"), map(list, columns), strict=True)))
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        parquet.write_table(table, partial)
-        partial.replace(file)
+        with write_atomically(file) as partial:
+            parquet.write_table(table, partial)
     return datasets.Dataset(parquet.read_table(file, memory_map=True))
 
 

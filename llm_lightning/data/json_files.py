@@ -15,11 +15,11 @@ from typing import Any
 
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.compression import ending
-from llm_lightning.data.lines import find_damage, lines
-from llm_lightning.errors import UserError, join_names
+from llm_lightning.data.lines import find_damage, open_lines
+from llm_lightning.data.surrogates import find_surrogate
+from llm_lightning.errors import UserError, first_line, join_names
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_values(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
@@ -33,15 +33,10 @@ def read_values(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | 
 
 def read_lines(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
     """Yield (line, value, problem) of every line that is not blank."""
-    for number, line in enumerate(_lines(path, data), 1):
+    for number, line in enumerate(open_lines(path, data), 1):
         if line.strip():
             value, problem = parse(line.lstrip("\ufeff"))
             yield number, value, problem
-
-
-def _lines(path: Path, data: DataConfig) -> Iterator[str]:
-    """Yield the lines of a file; lines that are not text only with `data.on_bad_row=skip`: `parse` refuses them."""
-    return lines(path, data.encoding, data.streaming, keeps_damage=data.on_bad_row == "skip")
 
 
 def parse(text: str) -> tuple[Any, str | None]:
@@ -57,7 +52,7 @@ def parse(text: str) -> tuple[Any, str | None]:
             return None, "a comma stands behind the object; lines have none"
         return None, f"not valid JSON ({error.msg}, column {error.colno})"
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
-        return None, f"JSON that cannot be read ({str(error).splitlines()[0]})"
+        return None, f"JSON that cannot be read ({first_line(error)})"
     problem = find_half_character(value) if has_escaped_surrogate(text) else None
     return (value, None) if problem is None else (None, problem)
 
@@ -75,7 +70,7 @@ def parse_document(path: Path, text: str) -> Any:
         )
         raise UserError(f"{path}, line {error.lineno}: {what}; one object a line belongs in a .jsonl file.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: JSON that cannot be read ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"{path}: JSON that cannot be read ({first_line(error)}).") from None
 
 
 def has_escaped_surrogate(text: str) -> bool:
@@ -86,12 +81,12 @@ def has_escaped_surrogate(text: str) -> bool:
 def find_half_character(value: Any) -> str | None:
     """Return the problem with a JSON value whose text holds a lone surrogate, which no tokenizer can read; None without one."""
     try:
-        match = _SURROGATE.search(json.dumps(value, ensure_ascii=False))
+        half = find_surrogate(value)
     except RecursionError:
         return "JSON that cannot be read (too many brackets inside each other)"
-    if match is None:
+    if half is None:
         return None
-    code = ord(match[0])
+    code = ord(half)
     byte = f", or byte 0x{code - 0xDC00:02x} cannot be decoded" if 0xDC80 <= code <= 0xDCFF else ""  # as `lines` keeps it
     return f"half a character (\\u{code:04x}): a pair of surrogates was cut in two{byte}"
 
@@ -101,7 +96,7 @@ def read_items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | N
 
     Raises UserError for a value that is not a list of objects.
     """
-    filled = list(islice((line for line in _lines(path, data) if line.strip()), 2))
+    filled = list(islice((line for line in open_lines(path, data) if line.strip()), 2))
     if not filled:
         return None
     first, is_json = filled[0].lstrip("\ufeff \t"), ending(path) == ".json"
@@ -115,7 +110,7 @@ def read_items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | N
 
 
 def _items(path: Path, data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
-    text = "".join(_lines(path, data)).lstrip("\ufeff")
+    text = "".join(open_lines(path, data)).lstrip("\ufeff")
     values = parse_document(path, text)
     if isinstance(values, dict) and _is_row(values, data):
         values = [values]

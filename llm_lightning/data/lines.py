@@ -88,6 +88,11 @@ def lines(path: Path, encoding: str | None = None, is_stream: bool = False, keep
         yield line
 
 
+def open_lines(path: Path, data: DataConfig) -> Iterator[str]:
+    """Yield the lines of a file as `lines` does; lines that are not text only with `data.on_bad_row=skip`."""
+    return lines(path, data.encoding, data.streaming, keeps_damage=data.on_bad_row == "skip")
+
+
 def find_damage(text: str) -> str | None:
     """Return the problem with a line, or a part of it, that `lines` yields with `keeps_damage`; None if it is text."""
     if not text.isascii() and (match := _UNDECODED.search(text)):

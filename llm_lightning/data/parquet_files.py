@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from llm_lightning.data.compression import compression, ending
 from llm_lightning.data.rows import take
-from llm_lightning.errors import UserError
+from llm_lightning.errors import UserError, first_line
 
 AT_ONCE = 1000  # rows
 
@@ -78,7 +78,7 @@ class ColumnarFile:
         return pa.ipc.open_file(mapped) if self._head.startswith(b"ARROW1") else pa.ipc.open_stream(mapped)
 
     def _error(self, error: Exception) -> UserError:
-        return UserError(f"{self.path}: cannot be read as {self.kind} ({str(error).splitlines()[0]}).")
+        return UserError(f"{self.path}: cannot be read as {self.kind} ({first_line(error)}).")
 
 
 def _find_inner(features: Any, name: str) -> Any:

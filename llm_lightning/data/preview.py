@@ -17,7 +17,7 @@ from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.masking import IGNORED
 
 if TYPE_CHECKING:
-    from llm_lightning.data.module import DataModule
+    from llm_lightning.data.datamodule import DataModule
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ COUNTED = 100_000
 
 def show_rows(data: DataModule) -> None:
     """Log the first rows of train, and only to the log file those of the other splits."""
-    for split, encoded in data.text.splits.items():
+    for split, encoded in data.dataset.splits.items():
         shown = "\n".join(f"  {number}. {row}" for number, row in enumerate(decode_rows(data, split), 1))
         log.info(
             "%s, as the model learns it%s:\n%s", split, _count_targets(encoded, data), shown, extra={"file_only": split != "train"}
@@ -43,7 +43,7 @@ def show_rows(data: DataModule) -> None:
 
 def decode_rows(data: DataModule, split: str, count: int = ROWS) -> list[str]:
     """Return the first rows of a split as text, with special tokens and targets, and one sequence of each row."""
-    encoded = data.text.splits[split]
+    encoded = data.dataset.splits[split]
     return [_decode_sequence(data, encoded, index) for index in _choose(encoded, count)]
 
 
@@ -68,7 +68,7 @@ def _is_span(encoded: TokenizedSplit) -> bool:
 
 
 def _decode_sequence(data: DataModule, encoded: TokenizedSplit, index: int) -> str:
-    names, encoding = data.text.label_names, data.text.encoding
+    names, encoding = data.dataset.label_names, data.dataset.encoding
     tokens = encoded[index].astype(np.int64)
     if encoding.translates:
         assert encoded.second is not None
@@ -97,7 +97,7 @@ def _decode(data: DataModule, tokens: Iterable[int]) -> str:
     ids = [int(token) for token in tokens]
     if len(ids) > 2 * DECODED:
         ids = ids[:DECODED] + ids[-DECODED:]  # the middle is not shown
-    text: str = data.text.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text: str = data.dataset.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text.replace("\r", "␍").replace("\n", "⏎")
 
 
@@ -148,7 +148,7 @@ def _tag_words(data: DataModule, tokens: np.ndarray, targets: np.ndarray, names:
     """Yield word/tag of each word. A word begins with the token that has its tag."""
     bounds = [*(int(i) for i in np.flatnonzero(targets != IGNORED)), len(tokens)]
     yield from [_decode(data, tokens[: bounds[0]])] if bounds[0] > 0 else []
-    special = set(data.text.tokenizer.all_special_ids)
+    special = set(data.dataset.tokenizer.all_special_ids)
     for start, end in pairwise(bounds):
         stop = next((i for i in range(start + 1, end) if int(tokens[i]) in special), end)
         yield f"{_decode(data, tokens[start:stop]).strip()}/{names[targets[start]]}"
@@ -157,7 +157,7 @@ def _tag_words(data: DataModule, tokens: np.ndarray, targets: np.ndarray, names:
 
 def _count_targets(encoded: TokenizedSplit, data: DataModule) -> str:
     """Return a clause on the share of learnt tokens; empty if all tokens are learnt."""
-    if encoded.token_targets is None or not data.text.encoding.next_token:
+    if encoded.token_targets is None or not data.dataset.encoding.next_token:
         return ""
     sample = encoded.token_targets[:COUNTED]
     of = "" if len(sample) == len(encoded.token_targets) else f" of the first {COUNTED:,}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +10,8 @@ from typing import Any
 
 import datasets
 from datasets.arrow_writer import ArrowWriter
+
+from llm_lightning.atomic_files import write_atomically
 
 AT_ONCE = 1000  # rows
 
@@ -30,13 +30,8 @@ def generate_table(
     file = folder / f"{identity}.arrow"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{identity}.{os.getpid()}.partial"
-        try:
+        with write_atomically(file) as partial:
             _write(rows(**arguments), features, partial)
-            partial.replace(file)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                partial.unlink()
     return datasets.Dataset.from_file(str(file))
 
 

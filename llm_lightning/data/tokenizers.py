@@ -16,6 +16,7 @@ import xxhash
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.config.schema import TokenizerConfig, expand_home
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError, first_line
@@ -40,9 +41,8 @@ def train(config: TokenizerConfig, rows: Rows, columns: list[str], cache_dir: Pa
     if not file.is_file():
         tokenizer = {"bpe": _train_bpe, "wordpiece": _train_wordpiece}[config.kind](config, lambda: _texts(rows, columns))
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        tokenizer.save(str(partial))
-        partial.replace(file)
+        with write_atomically(file) as partial:
+            tokenizer.save(str(partial))
     return _wrap(config.kind, Tokenizer.from_file(str(file)))
 
 

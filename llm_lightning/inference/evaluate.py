@@ -7,7 +7,7 @@ from typing import Any
 import lightning
 from transformers import PreTrainedModel
 
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.errors import UserError, join_names
 from llm_lightning.objectives.base import Objective
 
@@ -33,10 +33,10 @@ def evaluate_splits(
     details: dict[str, dict[str, Any]] = {}
     objective.final = True
     engine.limit_val_batches = data.config.trainer.flags.get("limit_test_batches", 1.0)
-    for split in data.text.splits:
+    for split in data.dataset.splits:
         if split != "train":
             metrics |= evaluate_split(engine, objective, data, split)
-            details[split] = objective.details() | {"rows": data.text.rows[split].fingerprint}
+            details[split] = objective.details() | {"rows": data.dataset.rows[split].fingerprint}
     objective.final = False
     return metrics, details
 

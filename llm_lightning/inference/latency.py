@@ -9,7 +9,7 @@ import lightning
 import numpy as np
 
 from llm_lightning.data.collate import EVALUATION
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training import parallel
 
@@ -21,7 +21,7 @@ def latency_ms(engine: lightning.Trainer, objective: Objective, data: DataModule
     """Return the median milliseconds from a validation example to its prediction (language models: to its loss); None on several ranks."""
     if engine.world_size > 1:
         return None
-    part, device = data.text.splits["validation"], engine.strategy.root_device
+    part, device = data.dataset.splits["validation"], engine.strategy.root_device
     predicts = type(objective).predict is not Objective.predict
     objective.to(device).eval()
     engine.precision_plugin.convert_module(objective)

@@ -29,7 +29,7 @@ class Likelihood(Loaded):
 
     def of_text(self, pieces: Iterable[tuple[str, bool]], window: int, stride: int) -> dict[str, float]:
         """Return perplexity per token and bits per byte of pieces (text, whether it continues the piece before). See `windows`."""
-        encoding, tokens, size, documents, total = self.objective.text.encoding, 0, 0, 0, 0.0
+        encoding, tokens, size, documents, total = self.objective.dataset.encoding, 0, 0, 0, 0.0
         start: int = encoding.start  # type: ignore[attr-defined]
         history, waiting, waiting_tokens = [start], [], 0
         for text, continues in pieces:
@@ -97,7 +97,7 @@ class Likelihood(Loaded):
 
     def join_choice(self, context: str, choice: str) -> Scored:
         """Return context and choice as tokens of one text; tokens that reach behind the end of the context belong to the choice."""
-        tokenizer, start = self.objective.text.tokenizer, self.objective.text.encoding.start  # type: ignore[attr-defined]
+        tokenizer, start = self.objective.dataset.tokenizer, self.objective.dataset.encoding.start  # type: ignore[attr-defined]
         text = context + choice if context[-1:].isspace() or choice[:1].isspace() else f"{context} {choice}"
         if not tokenizer.is_fast:
             raise UserError(

@@ -28,7 +28,7 @@ class Loaded:
 
     def each(self, sequences: Sequences, say: Callable[[MicroBatch], Sequence[Any]]) -> list[Any]:
         """Return the value of each sequence, in their order. `say` returns the values of a batch of similar lengths, in its order."""
-        encoding = self.objective.text.encoding
+        encoding = self.objective.dataset.encoding
         data = encode.in_memory(sequences, encoding.next_token)
         types = "token_type_ids" in encoding.tokenizer.model_input_names
         collate = Collator(encoding.next_token, encoding.translates, None, types)

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import xxhash
 from tqdm import tqdm
 
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.config.checks.files import OUT
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.compression import open_file
@@ -30,9 +31,10 @@ from llm_lightning.data.paths import ending, expand, match
 from llm_lightning.data.rows import LINE, PROBLEM
 from llm_lightning.data.sentences import group_rows
 from llm_lightning.data.sources import conll, files, squad
+from llm_lightning.data.surrogates import find_surrogate
 from llm_lightning.errors import UserError, join_names
 from llm_lightning.inference.loaded import Loaded
-from llm_lightning.inference.text_rows import EMPTY, STANDARD_INPUT, has_half_surrogate, read_plain_text, read_stream
+from llm_lightning.inference.text_rows import EMPTY, STANDARD_INPUT, read_plain_text, read_stream
 
 CHUNK = 4096
 FORMAT = 2  # version of how rows are counted: a partial output of another version is not resumed
@@ -58,18 +60,18 @@ class Predictor(Loaded):
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
-        return self.objective.text.encoding.extra_columns
+        return self.objective.dataset.encoding.extra_columns
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         """Return a prediction for each row. A bad row has `error` with data.on_bad_row=skip, else it raises UserError."""
-        examples, results = usable(rows, self._example, self.objective.text.encoding.data)
+        examples, results = usable(rows, self._example, self.objective.dataset.encoding.data)
         if examples:
             answered = self._parts(list(examples.values()))
             results |= {example.row: self.objective.answer_row(example, parts) for example, parts in answered}
         return [results.get(number, {"error": "the text has no token of the tokenizer's"}) for number in range(len(rows))]
 
     def _example(self, number: int, row: Row) -> Example:
-        encoding = self.objective.text.encoding
+        encoding = self.objective.dataset.encoding
         columns = encoding.data.columns
         pair = None if columns.text_pair is None else row.get(columns.text_pair)
         extra = {name: row[name] for name in encoding.extra_columns if row.get(name) is not None}
@@ -79,7 +81,7 @@ class Predictor(Loaded):
 
     def _parts(self, examples: list[Example]) -> Iterator[tuple[Example, list[Any]]]:
         """Yield (example, the predictions of its sequences)."""
-        sequences = self.objective.text.encoding(examples, None)
+        sequences = self.objective.dataset.encoding(examples, None)
         if not sequences.tokens:
             return
         parts = self.each(sequences, self.objective.predict)
@@ -102,7 +104,7 @@ def usable(rows: list[Row], read: Callable[[int, Row], Any], data: DataConfig) -
             errors[number] = {"error": "the row is empty"}
             continue
         try:
-            if has_half_surrogate(row):
+            if find_surrogate(row) is not None:
                 raise BadRow(
                     "it holds half of a surrogate pair (\\ud83d, for example, without its second half), which is no character"
                 )
@@ -253,12 +255,10 @@ def _to_parquet(lines: Path, out: Path) -> None:
                 yield pa.table({key: pa.array([row.get(key) for row in part]) for key in keys})
 
     schema = pa.unify_schemas([chunk.schema for chunk in chunks()], promote_options="permissive")
-    partial = out.with_name(f".{out.name}.partial")
-    with pq.ParquetWriter(partial, schema) as writer:
+    with write_atomically(out) as partial, pq.ParquetWriter(partial, schema) as writer:
         for chunk in chunks():
             columns = [chunk[name] if name in chunk.column_names else pa.nulls(len(chunk)) for name in schema.names]
             writer.write_table(pa.table(columns, names=schema.names).cast(schema))
-    partial.replace(out)
 
 
 def without_label(data: DataConfig) -> DataConfig:

@@ -135,15 +135,6 @@ def _require_text_bytes(first: bytes, place: str) -> None:
         raise UserError(f"{place}: this is no text (there is a NUL byte in line 1).")
 
 
-def has_half_surrogate(value: Any) -> bool:
-    """Return whether a text, or a text in a list or a mapping, holds half of a surrogate pair, which no tokenizer can read."""
-    if isinstance(value, str):
-        return not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)
-    if isinstance(value, dict):
-        return any(has_half_surrogate(item) for item in value.values())
-    return isinstance(value, list | tuple) and any(has_half_surrogate(item) for item in value)
-
-
 def read_prompt(key: str, source: str) -> str:
     """Return all of a file, or of standard input for -, as a prompt, without a byte order mark. Raises UserError if it is not UTF-8."""
     is_standard = source in STANDARD_INPUT

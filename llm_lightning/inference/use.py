@@ -17,8 +17,8 @@ from transformers import AutoConfig
 from llm_lightning.config.schema import ColumnsConfig, Config, ModelConfig, expand_home
 from llm_lightning.config.targets import import_target, instantiate
 from llm_lightning.data import encodings, tokenizers
-from llm_lightning.data.module import TokenizedDataset
 from llm_lightning.data.paths import expand
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.data.rows import CONTINUES
 from llm_lightning.data.sources import text
 from llm_lightning.errors import UserError

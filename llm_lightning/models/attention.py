@@ -78,36 +78,23 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     window = -1 if sliding_window is None else sliding_window - 1  # how far a token looks; transformers counts the token itself
-    parts, changes = (cu_seq_lens_q, max_length_q), (softcap, s_aux)
+    lengths, longest, options = cu_seq_lens_q, max_length_q, (dropout, causal, window, scale)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return (tokens, heads, dim) attention by the function that suits the device and the arguments."""
+        if softcap is not None or s_aux is not None:
+            return with_changed_logits(q, k, v, lengths, *options, softcap, s_aux)
+        if q.device.type == "cpu":
+            return by_length(q, k, v, lengths, *options)
+        if has_kernel(q, v):
+            return by_flash_attention(q, k, v, lengths, longest, *options)
+        return in_rows(q, k, v, lengths, longest, *options)
+
     if not torch.is_autocast_enabled(q.device.type):
-        return _attend(q, k, v, *parts, dropout, causal, window, scale, *changes)[None], None
+        return attend(q, k, v)[None], None
     kind = torch.get_autocast_dtype(q.device.type)
     with torch.autocast(q.device.type, enabled=False):  # it would cast tensors that are written in place, or are in fp32 on purpose
-        q, k, v = (x.to(kind) for x in (q, k, v))
-        return _attend(q, k, v, *parts, dropout, causal, window, scale, *changes)[None], None
-
-
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    longest: int,
-    dropout: float,
-    causal: bool,
-    window: int,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """Return (tokens, heads, dim) attention by the function that suits the device and the arguments."""
-    if softcap is not None or sinks is not None:
-        return with_changed_logits(q, k, v, cu_seqlens, dropout, causal, window, scale, softcap, sinks)
-    if q.device.type == "cpu":
-        return by_length(q, k, v, cu_seqlens, dropout, causal, window, scale)
-    if has_kernel(q, v):
-        return by_flash_attention(q, k, v, cu_seqlens, longest, dropout, causal, window, scale)
-    return in_rows(q, k, v, cu_seqlens, longest, dropout, causal, window, scale)
+        return attend(*(x.to(kind) for x in (q, k, v)))[None], None
 
 
 _lengths: tuple[Tensor, int] | None = None

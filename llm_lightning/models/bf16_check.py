@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm_lightning import distributed
+from llm_lightning.errors import first_line
 from llm_lightning.models import flat_check, forward
 from llm_lightning.models.batch_form import batch_form, set_batch_form
 from llm_lightning.models.small_copy import build_small_copies, quiet
@@ -105,7 +106,7 @@ def _first_way(
         try:
             errors[name] = float((_run(small, context) - expected).norm() / expected.norm())
         except Exception as error:
-            errors[name], problems[name] = math.inf, flat_check.first_line(error)
+            errors[name], problems[name] = math.inf, first_line(error, flat_check.MESSAGE)
     limit = max(ERROR, FACTOR * errors["autocast"]) if errors["autocast"] < math.inf else ERROR
     if errors["copies"] <= limit:
         return "copies", ""

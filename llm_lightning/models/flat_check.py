@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from llm_lightning import distributed
 from llm_lightning.data.collate import MicroBatch
+from llm_lightning.errors import first_line
 from llm_lightning.models import forward
 from llm_lightning.models.attention import LengthsMissing
 from llm_lightning.models.batch_form import BatchForm, batch_form, is_unpadded, set_batch_form
@@ -39,6 +40,7 @@ TOLERANCE = 2e-4
 
 NAMES = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version", "quantization_config")
 """Entries of a config that change with an export and a load, and do not influence any result."""
+MESSAGE = 120  # characters of an error's message
 POOLINGS = ("first", "last", "mean", "late")
 
 _decided: dict[str, BatchForm] = {}
@@ -90,9 +92,9 @@ def _try_copies(model: PreTrainedModel) -> BatchForm:
             try:
                 return _try_forms(small)
             except Exception as error:  # any error of a model's code
-                problem = f"a small copy of it cannot be run ({first_line(error)})"
+                problem = f"a small copy of it cannot be run ({first_line(error, MESSAGE)})"
     except Exception as error:
-        problem = f"no small copy of it could be made ({first_line(error)})"
+        problem = f"no small copy of it could be made ({first_line(error, MESSAGE)})"
     return BatchForm(problem)
 
 
@@ -131,7 +133,7 @@ def _try_forms(reference: PreTrainedModel) -> BatchForm:
             else:
                 forms.insert(0, dataclasses.replace(form, lengths_at_hand=True))
         except Exception as error:  # any error of a model's code
-            problems.append((math.inf, f"it fails on a flat batch ({first_line(error)})"))
+            problems.append((math.inf, f"it fails on a flat batch ({first_line(error, MESSAGE)})"))
     return BatchForm(min(problems, key=lambda problem: problem[0])[1])
 
 
@@ -244,9 +246,3 @@ def _is_plain_head(flat: PreTrainedModel, reference: PreTrainedModel, form: Batc
 
 def _as_list(ids: Any) -> Any:
     return ids if isinstance(ids, list) else [ids]
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error, short."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if len(text) <= 120 else f"{text[:120]}…"

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from llm_lightning.data.collate import MicroBatch, Step
 from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import Masking
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.errors import RunError, UserError
 from llm_lightning.metrics.state import States
 from llm_lightning.models import build
@@ -51,11 +51,11 @@ class Objective(lightning.LightningModule):
     """The validation metric that decides which weights are the best; an objective may choose it by its data."""
     maximize: ClassVar[bool]
 
-    def __init__(self, text: TokenizedDataset) -> None:
+    def __init__(self, dataset: TokenizedDataset) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["text"], logger=False)  # the settings of the subclass, for `load_from_checkpoint`
+        self.save_hyperparameters(ignore=["dataset"], logger=False)  # the settings of the subclass, for `load_from_checkpoint`
         self.automatic_optimization = False
-        self.text = text
+        self.dataset = dataset
         self.model: PreTrainedModel
         self.clip_norm: float | None = None
         self.seed = 0
@@ -77,7 +77,7 @@ class Objective(lightning.LightningModule):
 
     def head(self) -> dict[str, Any]:
         """Return the entries of the model's config for its head: the names of the classes, if the data has classes."""
-        names = self.text.label_names
+        names = self.dataset.label_names
         return {} if names is None else build.classes(names)
 
     def adapt(self, model: PreTrainedModel) -> None:
@@ -196,13 +196,13 @@ class Objective(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         assert self._pass is not None
         self.latest = {f"{self.split}/{name}": value for name, value in self._pass.finish().items()}
-        self.log_dict(self.latest, logger=False)  # for callbacks that monitor a metric; the monitor writes them to the loggers
+        self.log_dict(self.latest, logger=False)  # for callbacks that monitor a metric; the meter writes them to the loggers
         losses, self._pass = self._pass.losses, None
         self._batches = {"batches": losses.table()} if self.final else {}
 
     def rows(self, batch: MicroBatch) -> np.ndarray:
         """Return (sequences,) the row of `self.split` that each sequence of a batch comes from."""
-        rows = self.text.splits[self.split].rows
+        rows = self.dataset.splits[self.split].rows
         assert rows is not None
         numbers: np.ndarray = rows[batch.indices.cpu().numpy()].astype(np.int64)
         return numbers

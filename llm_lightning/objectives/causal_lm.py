@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import token_loss
 from llm_lightning.models.generate import continue_prompts
@@ -28,9 +28,9 @@ class CausalLM(Objective):
     monitor = "validation/loss"
     maximize = False
 
-    def __init__(self, text: TokenizedDataset, *, chunked_loss: bool = True) -> None:
+    def __init__(self, dataset: TokenizedDataset, *, chunked_loss: bool = True) -> None:
         """`chunked_loss`: hold a part of the logits in memory at a time, if the head allows it."""
-        super().__init__(text)
+        super().__init__(dataset)
         self.chunked_loss = chunked_loss
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
@@ -38,7 +38,7 @@ class CausalLM(Objective):
         return token_loss(self.model, batch, self.chunked_loss), None
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
-        size = self.text.splits[self.split].facts.bytes
+        size = self.dataset.splits[self.split].facts.bytes
         return {
             "loss": mean_loss,
             "perplexity": perplexity(mean_loss),
@@ -47,7 +47,7 @@ class CausalLM(Objective):
 
     def samples(self) -> list[dict[str, str]]:
         """Return continuations of the beginnings of validation texts, drawn at a temperature of 0.8 with the same seed each time."""
-        validation, tokenizer = self.text.splits["validation"], self.text.tokenizer
+        validation, tokenizer = self.dataset.splits["validation"], self.dataset.tokenizer
         places = np.linspace(0, len(validation) - 1, min(SAMPLES, len(validation))).astype(int)
         prompts = [validation[i][: min(PROMPT, len(validation[i]) // 2)].tolist() for i in places if len(validation[i]) > 1]
         room = (positions_of(self.model.config) or PROMPT + SAMPLED) - max(map(len, prompts), default=0)
@@ -57,7 +57,7 @@ class CausalLM(Objective):
         return [{"prompt": prompt, "text": text} for prompt, text in zip(*decoded, strict=False)]
 
     def summary(self) -> dict[str, float]:
-        validation = self.text.splits["validation"]
+        validation = self.dataset.splits["validation"]
         # the first token of a sequence may also be the last target of the sequence before
         shared = np.append(False, validation.starts[1:] < validation.starts[:-1] + validation.lengths[:-1])
         target = np.ones(len(validation.tokens), dtype=bool)

@@ -12,7 +12,7 @@ from torch import Tensor
 from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.errors import UserError, join_names
 from llm_lightning.metrics.counts import Calibration, ClassCounts, Confusion
 from llm_lightning.metrics.ranking import CURVES, LabelScores
@@ -40,17 +40,17 @@ class Classification(Objective):
 
     def __init__(
         self,
-        text: TokenizedDataset,
+        dataset: TokenizedDataset,
         *,
         label_smoothing: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
         class_weights: Literal["none", "balanced"] | list[Annotated[float, Range(0)]] = "none",
         focal_gamma: Annotated[float, Range(0)] = 0.0,
     ) -> None:
         """`class_weights=balanced` weighs a class by the inverse of its share of train; a list gives the weights in label order."""
-        super().__init__(text)
+        super().__init__(dataset)
         self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
         self.weights: Tensor | None
-        self.register_buffer("weights", _weights(class_weights, text), persistent=False)
+        self.register_buffer("weights", _weights(class_weights, dataset), persistent=False)
         self._details: dict[str, Any] = {}
         self._drawn = np.empty(0, int)
         """The classes whose precision-recall curves are drawn: the most frequent ones of the split."""
@@ -75,7 +75,7 @@ class Classification(Objective):
         return {"label": label, "score": scores[label], "scores": scores}
 
     def build_states(self) -> States:
-        names, split = self.text.label_names or (), self.text.splits[self.split]
+        names, split = self.dataset.label_names or (), self.dataset.splits[self.split]
         states: States = {"counts": ClassCounts(len(names)), "calibration": Calibration(len(split))}
         if self.final:
             assert split.labels is not None
@@ -96,7 +96,7 @@ class Classification(Objective):
         states["calibration"].update(confidence, predicted == true)
         if not self.final:
             return
-        rows, names = self.rows(batch), self.text.label_names or ()
+        rows, names = self.rows(batch), self.dataset.label_names or ()
         states["confusion"].update(rows, true, predicted)
         drawn = probabilities[:, torch.from_numpy(self._drawn).to(probabilities.device)].cpu().numpy()
         states["scores"].update(rows, drawn, true[:, None] == self._drawn)
@@ -114,10 +114,10 @@ class Classification(Objective):
 
     def summary(self) -> dict[str, float]:
         """Return the accuracy of always answering the most frequent class of train."""
-        train = self.text.splits["train"].labels
+        train = self.dataset.splits["train"].labels
         assert train is not None
         most_frequent = np.bincount(train).argmax()
-        labels_by_split = {name: split.labels for name, split in self.text.splits.items() if name != "train"}
+        labels_by_split = {name: split.labels for name, split in self.dataset.splits.items() if name != "train"}
         return {
             f"{name}/majority_accuracy": float(np.mean(np.equal(labels, most_frequent)))  # type: ignore[arg-type]
             for name, labels in labels_by_split.items()
@@ -128,7 +128,7 @@ class Classification(Objective):
 
     def _tables(self, states: States) -> dict[str, Any]:
         """Return the tables of an evaluation; rows of the confusion matrix are true classes; mistakes are the surest ones."""
-        names, confusion = self.text.label_names or (), states["confusion"]
+        names, confusion = self.dataset.label_names or (), states["confusion"]
         tables: dict[str, Any] = {
             "classes": len(names),
             "per_class": states["counts"].per_class(names),
@@ -137,7 +137,7 @@ class Classification(Objective):
         if confusion.is_dense:
             tables |= {"labels": list(names), "confusion_matrix": confusion.matrix.tolist()}
         mistakes = [
-            {"text": self.text.shown(self.split, row), "true": true, "said": predicted, "probability": probability}
+            {"text": self.dataset.shown(self.split, row), "true": true, "said": predicted, "probability": probability}
             for row, (true, predicted, probability) in states["mistakes"].rows()
         ]
         return tables | {
@@ -149,15 +149,15 @@ class Classification(Objective):
         }
 
 
-def _weights(setting: str | list[float], text: TokenizedDataset) -> Tensor | None:
-    if setting == "none" or text.labels is None:
+def _weights(setting: str | list[float], dataset: TokenizedDataset) -> Tensor | None:
+    if setting == "none" or dataset.labels is None:
         return None
-    if isinstance(setting, list) and len(setting) != len(text.labels.names):
+    if isinstance(setting, list) and len(setting) != len(dataset.labels.names):
         raise UserError(
-            f"objective.class_weights has {len(setting)} weights, and there are {len(text.labels.names)} classes "
-            f"({join_names(text.labels.names)}): give one for each, in this order."
+            f"objective.class_weights has {len(setting)} weights, and there are {len(dataset.labels.names)} classes "
+            f"({join_names(dataset.labels.names)}): give one for each, in this order."
         )
     if setting == "balanced":
-        counts = np.bincount(text.splits["train"].labels, minlength=len(text.labels.names))  # type: ignore[arg-type]
+        counts = np.bincount(dataset.splits["train"].labels, minlength=len(dataset.labels.names))  # type: ignore[arg-type]
         return torch.from_numpy(counts.sum() / (len(counts) * np.maximum(counts, 1))).float()
     return torch.tensor(setting, dtype=torch.float32)

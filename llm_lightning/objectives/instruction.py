@@ -17,7 +17,7 @@ from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.conversations import Conversation
 from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow, Example
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.metrics.text import rouge_l
@@ -45,14 +45,14 @@ class Instruction(Objective):
 
     def __init__(
         self,
-        text: TokenizedDataset,
+        dataset: TokenizedDataset,
         *,
         answered: Annotated[int, Range(0)] = 50,
         max_answer: Annotated[int, Range(1)] = 256,
         chunked_loss: bool = True,
     ) -> None:
         """`max_answer` is the longest answer that is generated, in tokens; `chunked_loss`: hold a part of the logits at a time."""
-        super().__init__(text)
+        super().__init__(dataset)
         self.chunked_loss = chunked_loss
         self.answered, self.max_answer = answered, max_answer
         self._tables: dict[str, Any] = {"samples": [], "examples": {}}
@@ -114,7 +114,7 @@ class Instruction(Objective):
     def describe_writing(self) -> str | None:
         """Return how many conversations will be answered; log for how many of them the model has too few positions."""
         parts = []
-        for split in self.text.splits:
+        for split in self.dataset.splits:
             if split == "train" or not self.answered:
                 continue
             prompts, examples = self._prompts(split, self.answered)
@@ -133,7 +133,7 @@ class Instruction(Objective):
 
         `shared`: every rank calls it with the same prompts, and answers its share of them.
         """
-        encoder, tokenizer = self._encoder(), self.text.tokenizer
+        encoder, tokenizer = self._encoder(), self.dataset.tokenizer
         settings = {"max_new_tokens": self.max_answer, "do_sample": False, **settings}
         ends, keys = encoder.ends(), list(prompts)
         fitted = self._fit(prompts, settings["max_new_tokens"]).prompts
@@ -158,17 +158,17 @@ class Instruction(Objective):
 
     def _read_used(self, split: str) -> Iterator[Example]:
         """Yield the conversations of a split that became sequences; a template may refuse others."""
-        rows = self.text.splits[split].rows
+        rows = self.dataset.splits[split].rows
         assert rows is not None
         used = set(rows[: self.answered + SAMPLES].tolist())
-        return (example for example in self.text.examples(split) if example.row in used)
+        return (example for example in self.dataset.examples(split) if example.row in used)
 
     def _fit(self, prompts: dict[int, list[int]], new_tokens: int) -> Fitted:
-        return fit(self.model.config, list(prompts.values()), new_tokens, self.text.encoding.data.block_size)
+        return fit(self.model.config, list(prompts.values()), new_tokens, self.dataset.encoding.data.block_size)
 
     def _encoder(self) -> Encoder:
-        assert isinstance(self.text.encoding, Encoder)
-        return self.text.encoding
+        assert isinstance(self.dataset.encoding, Encoder)
+        return self.dataset.encoding
 
 
 def _last_question(conversation: Conversation) -> str:

@@ -11,7 +11,7 @@ from llm_lightning.config.signatures import Range
 from llm_lightning.data import tokenizers
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.masking import Masking
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.errors import UserError
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import token_loss
@@ -31,17 +31,17 @@ class MaskedLM(Objective):
 
     def __init__(
         self,
-        text: TokenizedDataset,
+        dataset: TokenizedDataset,
         *,
         mask_probability: Annotated[float, Range(0, 1, open=True)] = 0.15,
         whole_words: bool = False,
     ) -> None:
         """`mask_probability` of the tokens are targets; `whole_words` masks all pieces of a word together."""
-        super().__init__(text)
+        super().__init__(dataset)
         self.mask_probability, self.whole_words = mask_probability, whole_words
 
     def masking(self, seed: int) -> Masking:
-        tokenizer = self.text.tokenizer
+        tokenizer = self.dataset.tokenizer
         if tokenizer.mask_token_id is None:
             raise UserError(
                 "objective=masked_lm: the model's tokenizer has no mask token; choose an encoder such as model=bert_tiny."
@@ -64,12 +64,12 @@ class MaskedLM(Objective):
         return {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
 
     def summary(self) -> dict[str, float]:
-        tokens = self.text.splits["validation"].tokens
+        tokens = self.dataset.splits["validation"].tokens
         return {"validation/unigram_entropy": unigram_entropy(tokens[~self._special()[tokens]])}
 
     def _special(self) -> np.ndarray:
         """Return (vocabulary,) bool: the tokens that are never masked; the unknown token may be masked."""
-        tokenizer = self.text.tokenizer
+        tokenizer = self.dataset.tokenizer
         special = np.zeros(len(tokenizer), dtype=bool)
         special[[i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]] = True
         return special

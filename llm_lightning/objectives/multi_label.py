@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.metrics.counts import DENSE, Calibration, Sums, per_class
 from llm_lightning.metrics.ranking import CURVES, LabelScores
 from llm_lightning.metrics.rows import SHOWN, Rows, TopRows
@@ -35,8 +35,8 @@ class MultiLabel(Objective):
     monitor = "validation/micro_f1"
     maximize = True
 
-    def __init__(self, text: TokenizedDataset) -> None:
-        super().__init__(text)
+    def __init__(self, dataset: TokenizedDataset) -> None:
+        super().__init__(dataset)
         self._details: dict[str, Any] = {}
         self._threshold = 0.5
 
@@ -59,7 +59,7 @@ class MultiLabel(Objective):
         return {"labels": [name for name, score in scores.items() if score >= getattr(config, "threshold", 0.5)], "scores": scores}
 
     def build_states(self) -> States:
-        labels, rows = len(self.text.label_names or ()), len(self.text.splits[self.split])
+        labels, rows = len(self.dataset.label_names or ()), len(self.dataset.splits[self.split])
         self._threshold = float(getattr(self.model.config, "threshold", 0.5))
         states: States = {"scores": LabelScores(labels, rows), "counts": Sums(right=labels, reached=labels, true=labels)}
         return states | ({"calibration": Calibration(rows * labels)} if self.final else {})
@@ -82,7 +82,7 @@ class MultiLabel(Objective):
             config.threshold = self._threshold
             reached, right = states["scores"].counts_at(self._threshold)
         if self.final:
-            names = self.text.label_names or ()
+            names = self.dataset.label_names or ()
             self._details = {"labels": list(names)} if len(names) <= DENSE else {}
             self._details |= {"classes": len(names), "per_class": per_class(names, right, true, reached)}
             self._details |= self._examples(names, np.argsort(-true, kind="stable")[:CURVES], states)
@@ -126,7 +126,12 @@ class MultiLabel(Objective):
                 names[i]: curve.points() for i, curve in ((i, scores.curve(i)) for i in drawn.tolist()) if curve.positives
             },
             "mistakes": [
-                {"text": self.text.shown(self.split, row), "true": true_names, "said": predicted_names, "probability": probability}
+                {
+                    "text": self.dataset.shown(self.split, row),
+                    "true": true_names,
+                    "said": predicted_names,
+                    "probability": probability,
+                }
                 for row, (true_names, predicted_names, probability) in mistakes.rows()
             ],
             "examples": examples.table(),

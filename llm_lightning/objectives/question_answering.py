@@ -16,7 +16,7 @@ from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.encodings.spans import Encoder, Window
 from llm_lightning.data.examples import Example
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.metrics.rows import SCORED, Rows, TopRows
 from llm_lightning.metrics.state import States, merge_over_ranks
 from llm_lightning.metrics.text import SAMPLE, answer_agreements
@@ -46,15 +46,15 @@ class QuestionAnswering(Objective):
     monitor = "validation/f1"
     maximize = True
 
-    def __init__(self, text: TokenizedDataset, *, max_answer: Annotated[int, Range(1)] = 30) -> None:
+    def __init__(self, dataset: TokenizedDataset, *, max_answer: Annotated[int, Range(1)] = 30) -> None:
         """`max_answer` is the longest answer, in tokens."""
-        super().__init__(text)
+        super().__init__(dataset)
         self.max_answer = max_answer
         self._details: dict[str, Any] = {}
 
     def head(self) -> dict[str, Any]:
         """Return the config of the head. `unanswerable`: whether train has questions without an answer."""
-        return {"num_labels": 2, "unanswerable": any(not example.label for example in self.text.examples("train"))}
+        return {"num_labels": 2, "unanswerable": any(not example.label for example in self.dataset.examples("train"))}
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return (summed loss, logits (tokens, 2) of beginning and end). Each window has its own softmax."""
@@ -69,11 +69,11 @@ class QuestionAnswering(Objective):
         return ((largest + sums.log())[: len(batch.indices)].sum() - target_logits.sum()) / 2, logits
 
     def build_states(self) -> States:
-        return {"windows": Rows(len(self.text.splits[self.split]), SCORED)}
+        return {"windows": Rows(len(self.dataset.splits[self.split]), SCORED)}
 
     def update_states(self, states: States, batch: MicroBatch, outputs: Tensor) -> None:
         """Store the best span and the score for no answer of each window: the answer depends on nothing else."""
-        second = self.text.splits[self.split].second
+        second = self.dataset.splits[self.split].second
         assert second is not None
         bests = [
             best_of(logits, int(second[index]), len(logits) - self._behind, self.max_answer)
@@ -99,7 +99,7 @@ class QuestionAnswering(Objective):
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         """Return the metrics. Each rank answers its share of the questions and scores the answers."""
-        windows, split = states["windows"].columns(), self.text.splits[self.split]
+        windows, split = states["windows"].columns(), self.dataset.splits[self.split]
         assert split.rows is not None
         order = np.argsort(windows["window"], kind="stable")
         windows = {name: values[order] for name, values in windows.items()}
@@ -109,7 +109,7 @@ class QuestionAnswering(Objective):
         places = np.flatnonzero(is_complete)[distributed.rank() :: distributed.world_size()]
         answers: States = {"scores": Rows(len(rows), SCORED), "mistakes": TopRows()}
         for chunk in (places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)):
-            examples = [self.text.example(self.split, int(row)) for row in rows[chunk]]
+            examples = [self.dataset.example(self.split, int(row)) for row in rows[chunk]]
             predictions = []
             for place, example, parts in zip(chunk, examples, self._encoder.windows(examples), strict=True):
                 inside = slice(starts[place], starts[place] + counts[place])
@@ -119,7 +119,7 @@ class QuestionAnswering(Objective):
         merge_over_ranks(answers.values(), self.device)
         columns = answers["scores"].columns()
         if self.final:
-            sample = (text for example in islice(self.text.examples(self.split), SAMPLE) for _, text in example.label)
+            sample = (text for example in islice(self.dataset.examples(self.split), SAMPLE) for _, text in example.label)
             compared = describe_words(sample)
             log.info("%s: F1 and exact match compare %s", self.split, compared)
             self._details = {
@@ -149,11 +149,11 @@ class QuestionAnswering(Objective):
     def summary(self) -> dict[str, float]:
         """Return the F1 of random spans of 1 to 5 words from anywhere in the text."""
         scores = {}
-        for split in self.text.splits:
+        for split in self.dataset.splits:
             if split == "train":
                 continue
             rng, random_answers, references = np.random.default_rng(0), [], []
-            for example in self.text.examples(split):
+            for example in self.dataset.examples(split):
                 context = example.text_pair
                 words = context.split() if is_latin([context]) else split_words(context) or context.split()
                 start = int(rng.integers(len(words)))
@@ -164,8 +164,8 @@ class QuestionAnswering(Objective):
 
     @cached_property
     def _encoder(self) -> Encoder:
-        assert isinstance(self.text.encoding, Encoder)
-        return self.text.encoding
+        assert isinstance(self.dataset.encoding, Encoder)
+        return self.dataset.encoding
 
     @cached_property
     def _behind(self) -> int:

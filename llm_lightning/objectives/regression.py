@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.metrics.correlation import correlation, ranks
 from llm_lightning.metrics.rows import SCORED, Rows, TopRows
 from llm_lightning.metrics.state import States
@@ -31,8 +31,8 @@ class Regression(Objective):
     monitor = "validation/pearson"
     maximize = True
 
-    def __init__(self, text: TokenizedDataset) -> None:
-        super().__init__(text)
+    def __init__(self, dataset: TokenizedDataset) -> None:
+        super().__init__(dataset)
         self._details: dict[str, Any] = {}
 
     def head(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class Regression(Objective):
         """Start a new head at the mean of train's scores: steps of the learning rate's size would take long to get there."""
         super().connect(model, *others)
         bias = next((m.bias for m in reversed(list(model.modules())) if isinstance(m, nn.Linear) and m.out_features == 1), None)
-        labels = self.text.splits["train"].labels
+        labels = self.dataset.splits["train"].labels
         if bias is not None and labels is not None and not bias.any():
             with torch.no_grad():
                 bias.fill_(float(labels.mean()))
@@ -60,7 +60,7 @@ class Regression(Objective):
         return {"score": predictions[0]}
 
     def build_states(self) -> States:
-        return {"rows": Rows(len(self.text.splits[self.split]), SCORED)}
+        return {"rows": Rows(len(self.dataset.splits[self.split]), SCORED)}
 
     def update_states(self, states: States, batch: MicroBatch, outputs: Tensor) -> None:
         targets = batch.targets.to(outputs.dtype)
@@ -89,13 +89,13 @@ class Regression(Objective):
         worst = TopRows()
         worst.update(numbers, np.abs(prediction - target), prediction != target, lambda i: (target[i], prediction[i]))
         mistakes = [
-            {"text": self.text.shown(self.split, number), "true": f"{true:.3g}", "said": f"{predicted:.3g}"}
+            {"text": self.dataset.shown(self.split, number), "true": f"{true:.3g}", "said": f"{predicted:.3g}"}
             for number, (true, predicted) in worst.rows()
         ]
         return {"mistakes": mistakes, "examples": rows.table(), **rows.describe_sample()}
 
     def summary(self) -> dict[str, float]:
         """Return the squared error of always answering the mean of train's scores."""
-        mean = self.text.splits["train"].labels.mean()  # type: ignore[union-attr]
-        labels_by_split = {name: split.labels for name, split in self.text.splits.items() if name != "train"}
+        mean = self.dataset.splits["train"].labels.mean()  # type: ignore[union-attr]
+        labels_by_split = {name: split.labels for name, split in self.dataset.splits.items() if name != "train"}
         return {f"{name}/mean_loss": float(((labels - mean) ** 2).mean()) for name, labels in labels_by_split.items()}

@@ -16,7 +16,7 @@ from torch import Tensor
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import IGNORED
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.data.tag_schemes import TagScheme, count_transitions, recognize, refine
 from llm_lightning.data.word_lists import read_words
 from llm_lightning.errors import join_names
@@ -45,15 +45,15 @@ class Tagging(Objective):
     monitor = "validation/f1"
     maximize = True
 
-    def __init__(self, text: TokenizedDataset) -> None:
-        super().__init__(text)
+    def __init__(self, dataset: TokenizedDataset) -> None:
+        super().__init__(dataset)
         self._details: dict[str, Any] = {}
         self._is_whole = np.empty(0, dtype=bool)
         """(sequences,) whether a sequence of the current split holds a whole sentence."""
         self.scheme: TagScheme | None = None
         """How the tags mark spans; None if they mark none."""
-        if text.labels is not None:
-            self.scheme = _find_scheme(text)
+        if dataset.labels is not None:
+            self.scheme = _find_scheme(dataset)
             if self.scheme is None:
                 self.monitor = "validation/accuracy"
 
@@ -64,12 +64,12 @@ class Tagging(Objective):
         return F.cross_entropy(logits, batch.targets, reduction="sum"), logits
 
     def build_states(self) -> States:
-        rows = self.text.splits[self.split].rows
+        rows = self.dataset.splits[self.split].rows
         assert rows is not None
         changes = rows[1:] != rows[:-1]
         self._is_whole = np.append(True, changes) & np.append(changes, True)
-        assert self.text.label_names is not None
-        states: States = {"spans": Tally(), "tags": ClassCounts(len(self.text.label_names)), "parts": Parts()}
+        assert self.dataset.label_names is not None
+        states: States = {"spans": Tally(), "tags": ClassCounts(len(self.dataset.label_names)), "parts": Parts()}
         return states | ({"examples": Rows(1 + int(changes.sum())), "mistakes": TopRows()} if self.final else {})
 
     def update_states(self, states: States, batch: MicroBatch, outputs: Tensor) -> None:
@@ -95,7 +95,7 @@ class Tagging(Objective):
         A word without a token is outside of spans. Its score is None, and so is its tag without a scheme.
         """
         config: Any = self.model.config
-        scheme = recognize(list(map(str, config.id2label.values())), self.text.encoding.data.tags)
+        scheme = recognize(list(map(str, config.id2label.values())), self.dataset.encoding.data.tags)
         by_word = {word: (config.id2label[tag], score) for part in predictions for word, tag, score in part}
         nothing = (None if scheme is None else scheme.outside, None)
         tags, scores = ([by_word.get(i, nothing)[k] for i in range(len(example.text))] for k in (0, 1))
@@ -110,7 +110,7 @@ class Tagging(Objective):
 
     def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         self._count(states, self._join_parts(states["parts"].arrays))
-        spans, tags, names = states["spans"], states["tags"], self.text.label_names
+        spans, tags, names = states["spans"], states["tags"], self.dataset.label_names
         assert names is not None
         if self.scheme is None:
             per_class = tags.per_class(names)
@@ -130,7 +130,7 @@ class Tagging(Objective):
 
     def _join_parts(self, parts: dict[int, np.ndarray]) -> list[Sentence]:
         """Return the sentences that are cut, joined from their parts by sequence."""
-        rows = self.text.splits[self.split].rows
+        rows = self.dataset.splits[self.split].rows
         assert rows is not None
         sentences: dict[int, list[np.ndarray]] = {}
         for index in sorted(parts):
@@ -139,7 +139,7 @@ class Tagging(Objective):
 
     def _count(self, states: States, sentences: list[Sentence]) -> None:
         """Add sentences to the states."""
-        names = self.text.label_names
+        names = self.dataset.label_names
         assert names is not None
         counts, written = [], []
         for _, true, tags in sentences:
@@ -162,7 +162,7 @@ class Tagging(Objective):
     def _examples(self, states: States) -> dict[str, Any]:
         """Return the numbers of right, found and true spans of each sentence (without a scheme, of words), and the sentences with the most
         mistakes."""
-        table, column = self.text.rows[self.split].table, self.text.encoding.data.columns.text
+        table, column = self.dataset.rows[self.split].table, self.dataset.encoding.data.columns.text
         mistakes = []
         for row, (true, predicted) in states["mistakes"].rows():
             words = read_words(table[row][column])
@@ -178,39 +178,39 @@ def _by_sequence(batch: MicroBatch, values: Tensor) -> list[Tensor]:
     return list(values.cpu().split(torch.bincount(sequence, minlength=len(batch.indices)).tolist()))
 
 
-def _find_scheme(text: TokenizedDataset) -> TagScheme | None:
+def _find_scheme(dataset: TokenizedDataset) -> TagScheme | None:
     """Return the scheme of the training tags. Log it, and how often a tag follows one that it cannot follow, as an I- without a B-."""
-    assert text.label_names is not None
-    setting = text.encoding.data.tags
-    scheme = recognize(text.label_names, setting)
+    assert dataset.label_names is not None
+    setting = dataset.encoding.data.tags
+    scheme = recognize(dataset.label_names, setting)
     if scheme is None:
         reason = "data.tags=none" if setting == "none" else "no scheme was recognised; data.tags sets one"
         log.info(
             "tags: %s (%s) mark no spans (%s): accuracy decides which weights are the best",
-            len(text.label_names),
-            join_names(text.label_names, 8),
+            len(dataset.label_names),
+            join_names(dataset.label_names, 8),
             reason,
         )
-        _warn_of_numbers(text.label_names, setting)
+        _warn_of_numbers(dataset.label_names, setting)
         return None
-    transitions = count_transitions(scheme, text.label_names, *_tags_of(text, "train"))
+    transitions = count_transitions(scheme, dataset.label_names, *_tags_of(dataset, "train"))
     if setting == "auto":
         scheme = refine(scheme, transitions)
     log.info(
         "tags: %s, spans %s; F1 of spans decides which weights are the best%s",
         scheme.title,
-        f"of {types}" if (types := join_names(scheme.types(text.label_names), 8)) else "without a type",
+        f"of {types}" if (types := join_names(scheme.types(dataset.label_names), 8)) else "without a type",
         " (neighbours of one type are one span)" if scheme.name == "io" else "",
     )
-    if malformed := [name for name in text.label_names if scheme.parse(name) is None]:
+    if malformed := [name for name in dataset.label_names if scheme.parse(name) is None]:
         log.warning(
             "tags: %s do not have the form of %s and count as outside of spans (%s)",
             join_names(malformed),
             scheme.title,
             scheme.outside,
         )
-    for split in text.splits:
-        invalid = count_transitions(scheme, text.label_names, *_tags_of(text, split)).count_invalid(scheme.name)
+    for split in dataset.splits:
+        invalid = count_transitions(scheme, dataset.label_names, *_tags_of(dataset, split)).count_invalid(scheme.name)
         if invalid:
             log.warning(
                 "%s: %s times a tag follows one that it cannot follow in %s (such as an inside without a beginning); it is taken for the "
@@ -230,9 +230,9 @@ def _warn_of_numbers(names: tuple[str, ...], setting: str) -> None:
         )
 
 
-def _tags_of(text: TokenizedDataset, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _tags_of(dataset: TokenizedDataset, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (words,) the tags of a split, and (words,) the row of each."""
-    encoded = text.splits[split]
+    encoded = dataset.splits[split]
     assert encoded.token_targets is not None
     assert encoded.rows is not None
     is_word = encoded.token_targets != IGNORED

@@ -16,7 +16,7 @@ from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import EVALUATION, Collator, MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.languages import has_languages, language_id
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.errors import UserError, join_names
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
@@ -48,20 +48,20 @@ class Translation(Objective):
 
     def __init__(
         self,
-        text: TokenizedDataset,
+        dataset: TokenizedDataset,
         *,
         label_smoothing: Annotated[float, Range(0, 1, open_high=True)] = 0.1,
         beams: Annotated[int, Range(1)] = 4,
         length_penalty: float = 1.0,
     ) -> None:
         """`beams` is the number of translations that beam search follows; a `length_penalty` above 0 favours long ones."""
-        super().__init__(text)
+        super().__init__(dataset)
         self.label_smoothing, self.beams, self.length_penalty = label_smoothing, beams, length_penalty
         self._tables: dict[str, Any] = {}
 
     def adapt(self, model: PreTrainedModel) -> None:
         """Make the model begin its text with the token of the target language, in exports too."""
-        tokenizer, generation = self.text.tokenizer, model.generation_config
+        tokenizer, generation = self.dataset.tokenizer, model.generation_config
         assert generation is not None
         if has_languages(tokenizer):
             language = language_id(tokenizer, tokenizer.tgt_lang)
@@ -87,11 +87,11 @@ class Translation(Objective):
 
     def _name_prefixes(self, model: PreTrainedModel) -> None:
         """Log the prefixes that the checkpoint expects before each source, if data.prefix is not set."""
-        if self.text.encoding.data.prefix is not None:
+        if self.dataset.encoding.data.prefix is not None:
             return
         tasks = getattr(model.config, "task_specific_params", None) or {}
         prefixes = [task["prefix"] for task in tasks.values() if isinstance(task, dict) and task.get("prefix")]
-        codes = getattr(self.text.tokenizer, "supported_language_codes", None) or []  # of Marian's models for several languages
+        codes = getattr(self.dataset.tokenizer, "supported_language_codes", None) or []  # of Marian's models for several languages
         if prefixes or codes:
             log.warning(
                 "data.prefix is not set, and the checkpoint was trained with %s before each source: \"data.prefix='%s'\" for example",
@@ -111,7 +111,7 @@ class Translation(Objective):
             return {}
         return {
             "scores": CorpusScores(self._references()),
-            "examples": Rows(len(self.text.splits[self.split])),
+            "examples": Rows(len(self.dataset.splits[self.split])),
             "samples": TopRows(SHOWN),
         }
 
@@ -124,7 +124,7 @@ class Translation(Objective):
         if not self.final:
             return
         rows = self.rows(batch)
-        examples = [self.text.example(self.split, int(row)) for row in rows]
+        examples = [self.dataset.example(self.split, int(row)) for row in rows]
         chrf = states["scores"].update(outputs, [example.label for example in examples])
         states["examples"].update(rows, chrf=chrf)
 
@@ -141,8 +141,8 @@ class Translation(Objective):
 
     def translate(self, batch: MicroBatch) -> list[str]:
         """Return the best translation that beam search finds for each source."""
-        tokenizer = self.text.tokenizer
-        most = min(2 * batch.longest + 10, self.text.encoding.data.block_size)
+        tokenizer = self.dataset.tokenizer
+        most = min(2 * batch.longest + 10, self.dataset.encoding.data.block_size)
         if (limit := positions_of(self.model.config)) is not None:
             most = min(most, limit)
         settings: dict[str, Any] = {"num_beams": self.beams, "max_new_tokens": most, "do_sample": False}
@@ -172,21 +172,21 @@ class Translation(Objective):
 
     def _references(self) -> list[str]:
         """Return the first references of the split, the same on every rank."""
-        column = self.text.encoding.data.columns.label
-        return [text for text in self.text.rows[self.split].table[:SAMPLE][column] if isinstance(text, str)]
+        column = self.dataset.encoding.data.columns.label
+        return [text for text in self.dataset.rows[self.split].table[:SAMPLE][column] if isinstance(text, str)]
 
     def details(self) -> dict[str, Any]:
         return super().details() | self._tables
 
     def samples(self) -> list[dict[str, str]]:
-        validation = self.text.splits["validation"]
+        validation = self.dataset.splits["validation"]
         assert validation.rows is not None
         first = np.arange(min(SAMPLES, len(validation)))
         batch = Collator(translates=True)(validation, [first], EVALUATION)
         translations = self.translate(self.transfer_batch_to_device(batch, self.model.device, 0))
         by_index = dict(zip(batch.indices.tolist(), translations, strict=True))
         numbers = {int(validation.rows[i]): int(i) for i in first}
-        examples = (example for example in self.text.examples("validation") if example.row in numbers)
+        examples = (example for example in self.dataset.examples("validation") if example.row in numbers)
         return [
             {"prompt": example.text, "reference": example.label, "text": by_index[numbers[example.row]]}
             for example in islice(examples, len(numbers))

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from llm_lightning import distributed
 from llm_lightning.config.schema import Config
 from llm_lightning.data import tokenizers
-from llm_lightning.data.module import DataModule, TokenizedDataset
+from llm_lightning.data.datamodule import DataModule
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.machine import cores
 from llm_lightning.models import build
 from llm_lightning.models.batch_form import batch_form, is_unpadded
@@ -48,20 +49,20 @@ def _cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def describe(config: Config, text: TokenizedDataset, data: DataModule, model: PreTrainedModel) -> dict[str, Any]:
+def describe(config: Config, dataset: TokenizedDataset, data: DataModule, model: PreTrainedModel) -> dict[str, Any]:
     """Log data, tokenizer, model, plan and disk use of the run. Return the entries for the summary."""
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    counted_splits = {split: part for split, part in text.splits.items() if split != "train" or text.stream is None}
+    counted_splits = {split: part for split, part in dataset.splits.items() if split != "train" or dataset.stream is None}
     rows = {split: part.facts.rows for split, part in counted_splits.items()}
     tokens = {split: int(part.lengths.sum()) for split, part in counted_splits.items()}
     sizes = " · ".join(f"{split} {rows[split]:,} rows, {tokens[split]:,} tokens" for split in counted_splits)
-    sizes = sizes if text.stream is None else f"train streamed · {sizes}"
+    sizes = sizes if dataset.stream is None else f"train streamed · {sizes}"
     name, source = config.choices.get("data", config.data.source), build.checkpoint(config.model)
     log.info("data: %s · %s", name, sizes)
     log.info(
         "tokenizer: %s entries, %s",
-        f"{len(text.tokenizer):,}",
+        f"{len(dataset.tokenizer):,}",
         f"from {source}" if source else f"{config.model.tokenizer.kind}, trained on train",
     )
     log.info(
@@ -84,12 +85,12 @@ def describe(config: Config, text: TokenizedDataset, data: DataModule, model: Pr
     log.info(
         "plan: %s optimizer steps%s, validation every %s",
         f"{data.total_steps:,}",
-        f" ({epochs:.2f} epochs{sooner})" if text.stream is None else "",
+        f" ({epochs:.2f} epochs{sooner})" if dataset.stream is None else "",
         f"{data.validate_every:,}",
     )
     if (
         config.choices.get("objective") == "causal_lm"
-        and text.stream is None
+        and dataset.stream is None
         and epochs > MANY
         and config.callbacks.patience is None
     ):
@@ -106,11 +107,11 @@ def describe(config: Config, text: TokenizedDataset, data: DataModule, model: Pr
             "parameters": parameters,
             "trained": trained,
         },
-        "tokenizer": tokenizers.statistics(text.tokenizer, text.rows["validation"], _columns(config)),
+        "tokenizer": tokenizers.statistics(dataset.tokenizer, dataset.rows["validation"], _columns(config)),
         "data": {
             "name": data_name(config),
-            "fingerprint": text.fingerprint,
-            "fingerprints": text.fingerprints,
+            "fingerprint": dataset.fingerprint,
+            "fingerprints": dataset.fingerprints,
             "rows": rows,
             "tokens": tokens,
         },

@@ -8,18 +8,18 @@ import numpy as np
 import xxhash
 
 from llm_lightning.data.encode import TokenizedSplit, label_counts
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 
 COMPARED = 200_000  # sequences of a split that are searched for duplicates; hashing them takes a third of a second
 BARS = 24
 
 
-def data_card(text: TokenizedDataset) -> dict[str, dict[str, Any]]:
+def data_card(dataset: TokenizedDataset) -> dict[str, dict[str, Any]]:
     """Return, for each split: rows, tokens, lengths, labels, truncated and skipped rows, duplicates, and sequences also in train."""
-    hashes_by_split = {split: _hashes(part) for split, part in text.splits.items()}
+    hashes_by_split = {split: _hashes(part) for split, part in dataset.splits.items()}
     train = set(hashes_by_split.get("train") or ())
     cards = {}
-    for split, part in text.splits.items():
+    for split, part in dataset.splits.items():
         lengths, hashes = np.asarray(part.lengths), hashes_by_split[split]
         counts, edges = np.histogram(lengths, BARS)
         card: dict[str, Any] = {
@@ -35,13 +35,13 @@ def data_card(text: TokenizedDataset) -> dict[str, dict[str, Any]]:
                 "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
             },
         }
-        if text.label_names is not None:
-            counted = label_counts(part, len(text.label_names))
-            card["labels"] = dict(zip(text.label_names, map(int, counted), strict=True))
+        if dataset.label_names is not None:
+            counted = label_counts(part, len(dataset.label_names))
+            card["labels"] = dict(zip(dataset.label_names, map(int, counted), strict=True))
         if hashes is not None:
             card |= {"compared": len(hashes), "duplicates": len(hashes) - len(set(hashes))}
             card |= {} if split == "train" else {"in_train": sum(value in train for value in hashes)}
-        if split == "train" and text.stream is not None:
+        if split == "train" and dataset.stream is not None:
             card["sample"] = True  # from the start of the stream
         cards[split] = card
     return cards

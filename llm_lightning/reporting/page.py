@@ -19,6 +19,7 @@ from typing import Any
 
 import jinja2
 
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.reporting.table import Table
 
 log = logging.getLogger(__name__)
@@ -71,9 +72,8 @@ def write_page(target: Path, title: str, lead: str, page_sections: list[Section]
     script = files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
     template = environment.get_template("page.html.j2")
     page = template.render(title=title, lead=lead, sections=page_sections, figures_json=drawn, plotly=script)
-    partial_file = target.with_name(f".{target.name}.partial")
-    partial_file.write_text(page, encoding="utf-8")
-    partial_file.replace(target)
+    with write_atomically(target) as file:
+        file.write_text(page, encoding="utf-8")
     return target
 
 

@@ -17,6 +17,7 @@ import xxhash
 import yaml
 
 from llm_lightning import distributed
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.config.redaction import redact
 from llm_lightning.config.schema import Config, expand_home, plain
 from llm_lightning.errors import UserError
@@ -143,9 +144,8 @@ def write_config(folder: Path, config: Config) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write plain containers as JSON; a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with write_atomically(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _launch_note(config: Config) -> Path | None:

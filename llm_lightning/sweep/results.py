@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.config.redaction import redact
 from llm_lightning.reporting.table import Table
 from llm_lightning.sweep.process import Outcome
@@ -77,9 +77,7 @@ class Results:
 
     def write(self) -> None:
         """Write results.csv."""
-        target = self.folder / "results.csv"
-        partial = target.with_name(f".results.{os.getpid()}.partial")  # several processes may work on one search
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with write_atomically(self.folder / "results.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(["job", *self.keys, "status", "metric", "value", "seconds", "message"])
             for result in self._by_name.values():
@@ -89,7 +87,6 @@ class Results:
                 rows.writerow(
                     [job.name, *values, outcome.status, result.metric, result.value, f"{outcome.seconds:.1f}", outcome.message]
                 )
-        partial.replace(target)
 
     def table(self) -> Table:
         metric = next((result.metric for result in self._by_name.values() if result.metric), "metric")

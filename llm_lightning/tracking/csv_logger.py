@@ -13,6 +13,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from llm_lightning.atomic_files import write_atomically
+
 AXES = ["step", "tokens", "epoch", "seconds"]
 
 
@@ -64,9 +66,7 @@ class CSVLogger(Logger):
             return list(csv.DictReader(file))
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        partial = self.file.with_suffix(".partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with write_atomically(self.file) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
-        partial.replace(self.file)

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from llm_lightning.config.redaction import redact
 from llm_lightning.config.schema import LoggerConfig, flat
-from llm_lightning.errors import Pruned, Stopped
+from llm_lightning.errors import Pruned, Stopped, first_line
 from llm_lightning.tracking import wandb_artifacts, wandb_charts
 from llm_lightning.tracking.wandb_mode import read_mode
 
@@ -89,7 +89,7 @@ class WandbLogger(Logger):
         try:
             self.run.log({"step": step} | values | self._samples())
         except Exception as error:
-            log.warning("wandb: cannot log (%s); training goes on without", _first_line(error))
+            log.warning("wandb: cannot log (%s); training goes on without", first_line(error))
             self._failed = True
             self._end(1)
 
@@ -116,7 +116,7 @@ class WandbLogger(Logger):
             try:
                 self.run = self._start_run(mode)
             except Exception as error:
-                log.warning("wandb: no %s run can be started (%s)", mode, _first_line(error))
+                log.warning("wandb: no %s run can be started (%s)", mode, first_line(error))
                 self._forget_attempt()
                 for leftover in set(self.folder.glob("wandb/run-*-*")) - before:  # nothing is in it
                     shutil.rmtree(leftover, ignore_errors=True)
@@ -212,18 +212,14 @@ class WandbLogger(Logger):
             run.finish(exit_code=exit_code)
         except Exception as error:
             where = run.settings.sync_dir
-            log.warning("wandb: not everything is uploaded (%s); do it with: wandb sync %s", _first_line(error), where)
+            log.warning("wandb: not everything is uploaded (%s); do it with: wandb sync %s", first_line(error), where)
 
     @contextlib.contextmanager
     def _never_in_the_way(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            log.warning("wandb: the run's end there is not complete (%s); its folder has it all", _first_line(error))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+            log.warning("wandb: the run's end there is not complete (%s); its folder has it all", first_line(error))
 
 
 @contextlib.contextmanager

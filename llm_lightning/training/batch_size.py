@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.errors import UserError
 from llm_lightning.objectives.base import Objective
 

@@ -23,12 +23,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from llm_lightning import distributed
 from llm_lightning.config.schema import CheckpointConfig, expand_home
 from llm_lightning.data.collate import Step
-from llm_lightning.data.module import DataModule
-from llm_lightning.errors import Pruned, UserError
+from llm_lightning.data.datamodule import DataModule
+from llm_lightning.errors import Pruned, UserError, first_line
 from llm_lightning.objectives.base import Objective
 from llm_lightning.runs.identity import require_same_run
 from llm_lightning.training.checkpoint_io import damage
-from llm_lightning.training.monitor import Diverged, Monitor
+from llm_lightning.training.divergence import Diverged
+from llm_lightning.training.meter import Meter
 from llm_lightning.watchdog import no_time_limit
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Checkpoints(Callback):
         folder: Path,
         run: dict[str, Any],
         data: DataModule,
-        monitor: Monitor,
+        meter: Meter,
         best: Path,
         keep: Callable[[], None],
         patience: int | None,
@@ -55,7 +56,7 @@ class Checkpoints(Callback):
         whether to continue; progress runs from 0 to 1000.
         """
         self.config, self.folder, self.run = config, folder / "checkpoints", run
-        self.data, self.monitor, self.weights, self.keep, self.patience, self.judge = data, monitor, best, keep, patience, judge
+        self.data, self.meter, self.weights, self.keep, self.patience, self.judge = data, meter, best, keep, patience, judge
         self.best: float | None = None
         """The score of the best validation; NaN if none had a score so far."""
         self.best_loss: float | None = None
@@ -102,8 +103,8 @@ class Checkpoints(Callback):
             self.best, self.best_loss, self.best_step = value, loss, trainer.global_step
             self.keep()
             distributed.barrier()  # the other ranks read what rank 0 wrote
-        over = trainer.global_step == self.monitor.total_steps
-        done = 1000 * trainer.global_step // self.monitor.total_steps
+        over = trainer.global_step == self.meter.total_steps
+        done = 1000 * trainer.global_step // self.meter.total_steps
         continues = self.judge is None or over or math.isnan(value) or self.judge(done, value)  # rank 0 alone has it
         if not distributed.broadcast(continues):
             raise Pruned(f"pruned after step {trainer.global_step}: {module.monitor} {value:.4f}")
@@ -140,7 +141,7 @@ class Checkpoints(Callback):
 
     def save(self, trainer: lightning.Trainer) -> Path:
         """Save the full state at the current step, then delete the oldest ones."""
-        self.monitor.pause(trainer)
+        self.meter.pause(trainer)
         self.data.gather()
         path = self.path(trainer.global_step)
         with no_time_limit():
@@ -209,7 +210,7 @@ def _read_run(state: Path) -> dict[str, Any]:
         run: dict[str, Any] = torch.load(state, weights_only=True, mmap=True)["run"]
         return run
     except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{state}: this is no checkpoint of a run of ours ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"{state}: this is no checkpoint of a run of ours ({first_line(error)}).") from error
 
 
 def newest(folder: Path) -> Path | None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.models.layers import layers
 from llm_lightning.training.throughput import Flops
 
@@ -22,11 +22,11 @@ def pays(model: PreTrainedModel, data: DataModule, device: torch.device) -> bool
     """Return whether the run is long enough to regain the time that compiling takes."""
     if device.type not in PAYS:
         return False
-    if data.text.stream is None:
+    if data.dataset.stream is None:
         tokens = float(data.plan.lengths.sum()) * data.total_steps / len(data.plan.epoch(0))
     else:
         tokens = float(data.spec.tokens or data.spec.sequences * data.config.data.block_size) * data.total_steps
-    return Flops.of(model, data.text.splits["train"].inputs).token * tokens >= PAYS[device.type]
+    return Flops.of(model, data.dataset.splits["train"].inputs).token * tokens >= PAYS[device.type]
 
 
 def keep_compiled_kernels(folder: Path) -> None:

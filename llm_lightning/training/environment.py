@@ -1,4 +1,4 @@
-"""Tell Lightning and its callbacks what `distributed.py` knows of the launcher."""
+"""Tell Lightning and its callbacks what `distributed/launchers.py` knows of the launcher."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from llm_lightning import distributed
 from llm_lightning.config.schema import cache_folder
 from llm_lightning.data.collate import EVALUATION, MicroBatch
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.data.encode import label_counts
-from llm_lightning.data.module import DataModule
 from llm_lightning.errors import UserError
 from llm_lightning.models import embedding
 from llm_lightning.models.forward import token_logits
@@ -75,9 +75,9 @@ class Preflight:
 
     def data_checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         yield "tokenizer", self.tokenizer
-        for split in self.data.text.splits:
+        for split in self.data.dataset.splits:
             yield f"{split} batch", lambda split=split: self.batch(split)  # type: ignore[misc]
-            if self.data.text.label_names is not None:
+            if self.data.dataset.label_names is not None:
                 yield f"{split} labels", lambda split=split: self.labels(split)  # type: ignore[misc]
         yield "disk", self.disk
         yield "optimizer", self.optimizer
@@ -95,14 +95,14 @@ class Preflight:
 
     def tokenizer(self) -> str:
         """Check that every token id in the data is in the model's vocabulary."""
-        tokenizer = self.data.text.tokenizer
-        largest = max(int(split.tokens.max()) for split in self.data.text.splits.values())
+        tokenizer = self.data.dataset.tokenizer
+        largest = max(int(split.tokens.max()) for split in self.data.dataset.splits.values())
         rows = embedding.count_rows(self.objective.model)
         if rows is not None and largest >= rows:
             raise UserError(f"the data holds token {largest}, and the model has embeddings for {rows}")
         unknown = 0.0
         if tokenizer.unk_token_id is not None:
-            unknown = float((self.data.text.splits["train"].tokens[:SAMPLE] == tokenizer.unk_token_id).mean())
+            unknown = float((self.data.dataset.splits["train"].tokens[:SAMPLE] == tokenizer.unk_token_id).mean())
         if unknown > 0.5:
             raise UserError(
                 f"{unknown:.0%} of the tokens are unknown to it: its files are missing, or it belongs to another language"
@@ -119,13 +119,13 @@ class Preflight:
 
     def unknown_examples(self) -> str:
         """Return a few words of the training texts with unknown tokens, worded for a message."""
-        split, tokenizer = self.data.text.splits["train"], self.data.text.tokenizer
+        split, tokenizer = self.data.dataset.splits["train"], self.data.dataset.tokenizer
         words: dict[str, None] = {}
         if split.rows is not None:
             places = np.flatnonzero(split.tokens[:SAMPLE] == tokenizer.unk_token_id)
             sequences = np.unique(np.searchsorted(split.starts, places, side="right") - 1)[:20]
             for row in np.unique(np.asarray(split.rows)[sequences]):
-                text = self.data.text.shown("train", int(row))
+                text = self.data.dataset.shown("train", int(row))
                 words |= dict.fromkeys(
                     word
                     for word in text.split()
@@ -135,7 +135,7 @@ class Preflight:
 
     def batch(self, split: str) -> str:
         """Check that a batch of the split has targets."""
-        encoded = self.data.text.splits[split]
+        encoded = self.data.dataset.splits[split]
         batch = self.data.collator(encoded, list(np.arange(min(4, len(encoded)))[:, None]), 0)
         if batch.target_count == 0:
             raise UserError(f"the first sequences of {split} have no target")
@@ -143,11 +143,11 @@ class Preflight:
 
     def labels(self, split: str) -> str:
         """Check that labels are in range, and return how they are distributed."""
-        names = self.data.text.label_names
+        names = self.data.dataset.label_names
         assert names is not None
-        counts = label_counts(self.data.text.splits[split], len(names))
+        counts = label_counts(self.data.dataset.splits[split], len(names))
         missing = [name for name, count in zip(names, counts, strict=True) if count == 0]
-        if split == "train" and missing and self.data.text.encoding.one_label:
+        if split == "train" and missing and self.data.dataset.encoding.one_label:
             raise UserError(f"no training row has the label {', '.join(missing)}")
         spread = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
         return spread if len(names) <= 12 else f"{len(names)} labels, {counts.min():,} to {counts.max():,} times"
@@ -183,7 +183,7 @@ class Preflight:
         objective = self.objective
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             return "left out: the model is cut up over the devices only when training starts"
-        batch = self.data.collator(self.data.text.splits["train"], self.data.plan.epoch(0)[0][:1], 0)
+        batch = self.data.collator(self.data.dataset.splits["train"], self.data.plan.epoch(0)[0][:1], 0)
         batch = objective.transfer_batch_to_device(batch, objective.model.device, 0)
         batch = replace(batch, target_places=None)  # every token's prediction is compared
         place, end = batch.longest // 2, batch.longest  # the middle of the first sequence, which is the longest
@@ -191,7 +191,7 @@ class Preflight:
         unseen = (positions < place) | (positions >= end)
         changed = copy.copy(batch)
         changed.input_ids = batch.input_ids.clone()
-        changed.input_ids[place] = (batch.input_ids[place] + 1) % len(self.data.text.tokenizer)
+        changed.input_ids[place] = (batch.input_ids[place] + 1) % len(self.data.dataset.tokenizer)
         objective.eval()
         with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
             before, after = (token_logits(objective.model, b).float() for b in (batch, changed))
@@ -349,7 +349,7 @@ class Preflight:
         """
         if not isinstance(self.trainer.strategy, ModelParallelStrategy):
             return self.data.evaluation_batches("validation")[0]
-        encoded = self.data.text.splits["validation"]
+        encoded = self.data.dataset.splits["validation"]
         return self.data.collator(encoded, [np.array([int(encoded.inputs.argmin())])], EVALUATION)
 
 

@@ -17,8 +17,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.fsdp import FSDPModule
 
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.objectives.base import Objective
-from llm_lightning.training.monitor import Monitor
+from llm_lightning.training.meter import Meter
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 class Samples(Callback):
     """Callback that writes lines of `step`, `tokens`, `prompt`, `text`, and `reference` if the prompt has one."""
 
-    def __init__(self, folder: Path, monitor: Monitor) -> None:
-        self.file, self.monitor = folder / "samples.jsonl", monitor
+    def __init__(self, folder: Path, meter: Meter) -> None:
+        self.file, self.meter = folder / "samples.jsonl", meter
         self._failed = False
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -49,7 +50,7 @@ class Samples(Callback):
             torch.manual_seed(0)
             samples = self._write_samples(module)
         if samples:
-            self._append([{"step": trainer.global_step, "tokens": self.monitor.tokens, **sample} for sample in samples])
+            self._append([{"step": trainer.global_step, "tokens": self.meter.tokens, **sample} for sample in samples])
 
     def _write_samples(self, module: Objective) -> list[dict[str, str]]:
         """Return the samples of a model; on an error, log it with the place in the code and write no more samples in this run."""
@@ -65,8 +66,6 @@ class Samples(Callback):
         """Append to the lines of earlier steps; drop lines that a resumed run writes again."""
         earlier_lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if self.file.is_file() else []
         earlier_lines = [line for line in earlier_lines if json.loads(line)["step"] < lines[0]["step"]]
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(
-            "".join(earlier_lines) + "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8"
-        )
-        partial.replace(self.file)
+        new_lines = [f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines]
+        with write_atomically(self.file) as file:
+            file.write_text("".join([*earlier_lines, *new_lines]), encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.models.layers import layers
 
 
@@ -111,9 +111,8 @@ class Peak:
         best = max(Peak.measure(device, precision).flops or 0.0, stored_peaks.get(key, 0.0))
         if best > stored_peaks.get(key, 0.0):
             cache.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f"{file.name}.{os.getpid()}")
-            partial.write_text(json.dumps(stored_peaks | {key: best}, indent=2))
-            partial.replace(file)
+            with write_atomically(file) as partial:
+                partial.write_text(json.dumps(stored_peaks | {key: best}, indent=2))
         return Peak(best)
 
     @staticmethod

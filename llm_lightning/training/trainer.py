@@ -31,7 +31,7 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
-        ".*training batches .* is smaller than the logging interval.*",  # the monitor logs, not Lightning
+        ".*training batches .* is smaller than the logging interval.*",  # the meter logs, not Lightning
         ".*your dataloader is not resumable.*",  # the plan resumes from the step
         ".*lr_scheduler.step.*",
         ".*isinstance.treespec.*",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llm_lightning.data.buckets import fill
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.errors import first_line
 from llm_lightning.models.dropout import drops
 from llm_lightning.objectives.base import Objective
@@ -93,7 +93,7 @@ def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trai
 
 def _batches(data: DataModule, world: int) -> list[MicroBatch]:
     """Return micro-batches of the first steps, one of each shape that they are padded to; of streamed data the longest rows."""
-    if data.text.stream is not None:
+    if data.dataset.stream is not None:
         return [data.longest(world)]
     steps = data.training_steps(0, world)
     batch_by_shape = {

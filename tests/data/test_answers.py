@@ -13,12 +13,11 @@ import pytest
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import DataConfig
-from llm_lightning.data import module
 from llm_lightning.data.answers import read_answers
 from llm_lightning.data.encodings import spans
 from llm_lightning.data.examples import BadRow
 from llm_lightning.data.labels import Labels
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import rows_of
 
@@ -44,7 +43,7 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
             (tmp_path / f"{split}.{ending if split in splits else 'json'}").write_text(text, encoding="utf-8")
         files = [f"data.{split}={tmp_path}/{split}.{ending if split in splits else 'json'}" for split in {"validation", *splits}]
         given = ["task=finetune", "objective=question_answering", "data=squad", *tiny, *files, f"cache_dir={tmp_path}/cache"]
-        return module.prepare_dataset(load_config([*given, "data.block_size=64", *overrides]), "spans", None)
+        return prepare_dataset(load_config([*given, "data.block_size=64", *overrides]), "spans", None)
 
     return start
 
@@ -59,12 +58,12 @@ def articles(questions: list[dict[str, Any]], context: str = BRIDGE, count: int 
     return {"version": "x", "data": [{"title": f"t{k}", "paragraphs": [{"context": context, "qas": qas[k]}]} for k in range(count)]}
 
 
-def learnt(text: TokenizedDataset, split: str = "train") -> list[str]:
+def learnt(dataset: TokenizedDataset, split: str = "train") -> list[str]:
     """What each sequence of a split learns, decoded from its tokens; empty where there is no answer."""
-    encoded = text.splits[split]
+    encoded = dataset.splits[split]
     assert encoded.labels is not None
     pairs = zip(range(len(encoded)), encoded.labels.tolist(), strict=True)
-    return [text.tokenizer.decode(encoded[i][first : last + 1]).strip() if last else "" for i, (first, last) in pairs]
+    return [dataset.tokenizer.decode(encoded[i][first : last + 1]).strip() if last else "" for i, (first, last) in pairs]
 
 
 EDGES = [
@@ -92,12 +91,14 @@ def test_invisible_edges_of_an_answer_are_not_learnt(in_context: bool, tiny: lis
         marked = edge.format("Ada Lint")
         context = BRIDGE.replace("Ada Lint", marked) if in_context else BRIDGE
         pages += articles([asked([{"text": marked, "answer_start": BRIDGE.index("Ada")}])], context, 1)["data"]
-    text = prepare(train={"data": pages}, tiny=tiny)
-    plain = learnt(text, "validation")[0]
+    dataset = prepare(train={"data": pages}, tiny=tiny)
+    plain = learnt(dataset, "validation")[0]
     assert plain.lower() == "ada lint"
-    shown = [answer.strip("\u200b\ufeff\u061c\u200e\u200f \u3000\u00a0") for answer in learnt(text)]  # a piece of BPE may hold one
+    shown = [
+        answer.strip("\u200b\ufeff\u061c\u200e\u200f \u3000\u00a0") for answer in learnt(dataset)
+    ]  # a piece of BPE may hold one
     assert shown == [plain] * len(EDGES)
-    assert all(example.label[0][1] == "Ada Lint" for example in text.examples("train"))
+    assert all(example.label[0][1] == "Ada Lint" for example in dataset.examples("train"))
 
 
 @pytest.mark.parametrize("word", ["café", "ضوءٌ", "नमस्ते", "巴黎", "👍🏽"])
@@ -258,8 +259,8 @@ def test_what_is_no_squad_file_is_refused(content: Any, ending: str, expected: l
 
 def test_what_is_not_read_is_counted(prepare: Prepare, caplog: pytest.LogCaptureFixture) -> None:
     plausible = asked([], "When?", is_impossible=True, plausible_answers=[{"text": "Ghent", "answer_start": 44}])
-    text = prepare(train=articles([asked(), plausible, asked([ADA, {"text": "Ada", "answer_start": 32}])]))
-    assert learnt(text) == ["ada lint", "", "ada lint"] * 10
+    dataset = prepare(train=articles([asked(), plausible, asked([ADA, {"text": "Ada", "answer_start": 32}])]))
+    assert learnt(dataset) == ["ada lint", "", "ada lint"] * 10
     for start in ("cold", "warm"):
         assert "train.json: keys of questions that are not read, with their number: plausible_answers (10)." in caplog.text, start
         assert (
@@ -276,8 +277,8 @@ def test_skipped_answers_are_counted_and_no_question_becomes_unanswerable(
     prepare: Prepare, caplog: pytest.LogCaptureFixture
 ) -> None:
     off = {"text": "Ada Lint", "answer_start": 30}
-    text = prepare("data.on_bad_row=skip", train=articles([asked(), asked([off])]))
-    assert learnt(text) == ["ada lint"] * 10
+    dataset = prepare("data.on_bad_row=skip", train=articles([asked(), asked([off])]))
+    assert learnt(dataset) == ["ada lint"] * 10
     assert "train: skipped 10 of 20 rows" in caplog.text
     assert "which is at 32" in caplog.text
 
@@ -304,11 +305,11 @@ def test_a_split_without_answers_is_not_scored(question: Any, prepare: Prepare, 
     train = articles([asked(), asked([], "When?")])
     with pytest.raises(UserError, match=r"data\.validation: .*validation\.json, question 0-0: column 'answers' is empty"):
         prepare(train=train, validation=articles([question]))
-    text = prepare(train=train, validation=train, test=articles([question]))
-    assert list(text.splits) == ["train", "validation"]
+    dataset = prepare(train=train, validation=train, test=articles([question]))
+    assert list(dataset.splits) == ["train", "validation"]
     assert "test has no labels (column 'answers' is empty)" in caplog.text
-    text = prepare(train=train, validation=articles([question | {"answers": [], "is_impossible": True}]))
-    assert learnt(text, "validation") == [""] * 10  # which is what the file says
+    dataset = prepare(train=train, validation=articles([question | {"answers": [], "is_impossible": True}]))
+    assert learnt(dataset, "validation") == [""] * 10  # which is what the file says
 
 
 def test_a_compressed_file_is_no_other_file(tmp_path: Path) -> None:

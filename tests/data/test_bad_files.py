@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_lightning.config.compose import load_config
-from llm_lightning.data import module
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.errors import UserError
 
 GOOD = "text,label\n" + "".join(f"a fine film {i},good\na dull film {i},bad\n" for i in range(10))
@@ -116,7 +115,7 @@ BAD: list[tuple[str, Files, list[str], list[str]]] = [  # name, files, command l
 
 def prepare(arguments: list[str], cache: Path) -> TokenizedDataset:
     config = load_config([*arguments, f"cache_dir={cache}", "model.tokenizer.vocab_size=300"])
-    return module.prepare_dataset(config, "texts" if config.task == "finetune" else "stream", None)
+    return prepare_dataset(config, "texts" if config.task == "finetune" else "stream", None)
 
 
 @pytest.fixture
@@ -150,10 +149,10 @@ def test_skipped_rows_are_counted_and_named(
     written({"train.csv": GOOD + "alone\n ,good\n", "validation.csv": GOOD + "a film,ugly\n"})
     for start in ("cold", "warm cache"):
         caplog.clear()
-        text = prepare([*TABLE, "data.on_bad_row=skip"], tmp_path / "cache")
-        assert text.splits["train"].facts.skipped == 2, start
-        assert text.splits["train"].facts.rows == len(text.splits["train"]) == 20
-        assert text.splits["validation"].facts.skipped == 1
+        dataset = prepare([*TABLE, "data.on_bad_row=skip"], tmp_path / "cache")
+        assert dataset.splits["train"].facts.skipped == 2, start
+        assert dataset.splits["train"].facts.rows == len(dataset.splits["train"]) == 20
+        assert dataset.splits["validation"].facts.skipped == 1
         assert "train: skipped 2 of 22 rows" in caplog.text
         assert "train.csv, line 22: 1 field" in caplog.text
         assert "validation.csv, line 22: column 'label' has the label 'ugly'" in caplog.text
@@ -168,19 +167,19 @@ def test_a_file_without_bad_rows_is_the_same_content(written: Callable[[Files], 
     ]
     assert all(found == fingerprints[0] for found in fingerprints)
     for _ in ("cold", "warm cache"):
-        text = prepare([*TABLE, skip], tmp_path / "a")
-        assert text.splits["validation"].facts.skipped == 1
-        assert text.fingerprints["train"] == fingerprints[0]["train"]
-        assert text.fingerprints["validation"] != fingerprints[0]["validation"]
+        dataset = prepare([*TABLE, skip], tmp_path / "a")
+        assert dataset.splits["validation"].facts.skipped == 1
+        assert dataset.fingerprints["train"] == fingerprints[0]["train"]
+        assert dataset.fingerprints["validation"] != fingerprints[0]["validation"]
         with pytest.raises(UserError, match=r"validation\.csv, line 22"):
             prepare(TABLE, tmp_path / "a")
 
 
 def test_words_that_look_like_gaps_are_text(written: Callable[[Files], None], tmp_path: Path) -> None:
     written({"train.csv": GOOD + "NA,null\nnull,null\nNone,null\n", "validation.csv": GOOD})
-    text = prepare(TABLE, tmp_path / "cache")
-    assert text.splits["train"].facts.rows == 23
-    assert text.label_names == ("bad", "good", "null")
+    dataset = prepare(TABLE, tmp_path / "cache")
+    assert dataset.splits["train"].facts.rows == 23
+    assert dataset.label_names == ("bad", "good", "null")
 
 
 def test_byte_order_mark_is_no_part_of_a_name(written: Callable[[Files], None], tmp_path: Path) -> None:
@@ -191,7 +190,7 @@ def test_byte_order_mark_is_no_part_of_a_name(written: Callable[[Files], None], 
 def test_labels_that_are_numbers_keep_their_order(written: Callable[[Files], None], tmp_path: Path) -> None:
     rows = "text,label\n" + "".join(f"text {i},{i}\n" * 3 for i in range(12))
     written({"train.csv": rows, "validation.csv": rows})
-    text = prepare(TABLE, tmp_path / "cache")
-    assert text.label_names == tuple(map(str, range(12)))
-    assert text.splits["train"].labels is not None
-    assert text.splits["train"].labels[::3].tolist() == list(range(12))
+    dataset = prepare(TABLE, tmp_path / "cache")
+    assert dataset.label_names == tuple(map(str, range(12)))
+    assert dataset.splits["train"].labels is not None
+    assert dataset.splits["train"].labels[::3].tolist() == list(range(12))

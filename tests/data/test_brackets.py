@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
-from llm_lightning.data import module
 from llm_lightning.data.brackets import convert_brackets, convert_sentence, is_bracketed
 from llm_lightning.data.examples import BadRow
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.data.rows import PROBLEM, Rows
 from llm_lightning.errors import UserError
 from llm_lightning.objectives.tagging import Tagging
@@ -137,7 +136,7 @@ def prepare(folder: Path, *arguments: str) -> TokenizedDataset:
             *(f"cache_dir={folder / 'cache'}", "model.tokenizer.vocab_size=300", f"run_dir={folder / 'run'}"),
         ]
     )
-    return module.prepare_dataset(config, "words", None)
+    return prepare_dataset(config, "words", None)
 
 
 @pytest.mark.parametrize("columns", [["data.columns.words=4", "data.columns.tags=11"], ["data.columns.tags=ner"], []])
@@ -149,9 +148,9 @@ def test_a_file_of_conll_2012_is_read_as_people_have_it(
     for start in ("cold", "warm cache"):
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            text = prepare(tmp_path, *given_columns)
-            scheme = Tagging(text).scheme
-        table = text.rows["train"].table
+            dataset = prepare(tmp_path, *given_columns)
+            scheme = Tagging(dataset).scheme
+        table = dataset.rows["train"].table
         assert table["words"][:3] == [[line.split()[0] for line in s] for s in (WORDS_2012, WITHOUT_PREDICATE, TWO_PREDICATES)], (
             start
         )
@@ -159,7 +158,7 @@ def test_a_file_of_conll_2012_is_read_as_people_have_it(
         assert table[PROBLEM][:] == [None] * 6
         assert scheme is not None
         assert scheme.name == "iob2"
-        assert scheme.types(text.label_names or ()) == ["DATE", "LOC", "ORG", "PERSON"]
+        assert scheme.types(dataset.label_names or ()) == ["DATE", "LOC", "ORG", "PERSON"]
         assert "train: the tags are brackets such as (PERSON*, * and *)" in caplog.text
         assert "2 of 10 spans are inside others and are left out" in caplog.text
         assert "4 comment lines" in caplog.text
@@ -205,11 +204,11 @@ def test_unbalanced_brackets_are_counted_with_their_line(tmp_path: Path, caplog:
         UserError, match=r"train\.conll, line 13: the bracket '\(PER' that word 1 opens is not closed.*on_bad_row=skip"
     ):
         prepare(tmp_path, *files)
-    text = prepare(tmp_path, *files, "data.on_bad_row=skip")
-    assert text.splits["train"].facts.skipped == 3
+    dataset = prepare(tmp_path, *files, "data.on_bad_row=skip")
+    assert dataset.splits["train"].facts.skipped == 3
     assert "train.conll, line 16: the tag '*)' of word 1 closes a bracket that none opens" in caplog.text
     assert "validation.conll, line 4: column 'tags' has the label 'B-LOC', which train does not have" in caplog.text
-    assert text.label_names == ("B-PER", "I-PER", "O")
+    assert dataset.label_names == ("B-PER", "I-PER", "O")
 
 
 ROWS: list[tuple[Any, str]] = [
@@ -243,17 +242,17 @@ def test_brackets_in_tables(kind: str, setting: str, tmp_path: Path) -> None:
                 json.dumps(dict(zip(["tokens", "ner"], row, strict=True))) + "\n"
             )
     columns = ["data.columns.text=tokens", "data.columns.label=ner"]
-    text = prepare(tmp_path, "data=files", f"data.train={path}", f"data.validation={path}", f"data.tags={setting}", *columns)
-    assert [" ".join(tags) for tags in text.rows["train"].table["ner"]] == [expected for _, expected in ROWS] * 4
-    assert text.label_names == ("B-DATE", "B-ORG", "B-PER", "I-DATE", "I-ORG", "I-PER", "O")
+    dataset = prepare(tmp_path, "data=files", f"data.train={path}", f"data.validation={path}", f"data.tags={setting}", *columns)
+    assert [" ".join(tags) for tags in dataset.rows["train"].table["ner"]] == [expected for _, expected in ROWS] * 4
+    assert dataset.label_names == ("B-DATE", "B-ORG", "B-PER", "I-DATE", "I-ORG", "I-PER", "O")
 
 
 def test_brackets_in_a_word_a_row(tmp_path: Path) -> None:
     rows = "".join(f"{i},Ann,(PER*\n,Lee,*)\n,left,*\n" for i in range(6))
     (tmp_path / "train.csv").write_text(f"Sentence,Word,Tag\n{rows}")
     columns = ["data.columns.text=Word", "data.columns.label=Tag", "data.columns.sentence=Sentence"]
-    text = prepare(tmp_path, "data=files", f"data.train={tmp_path / 'train.csv'}", *columns)
-    assert text.rows["train"].table["Tag"][0] == ["B-PER", "I-PER", "O"]
+    dataset = prepare(tmp_path, "data=files", f"data.train={tmp_path / 'train.csv'}", *columns)
+    assert dataset.rows["train"].table["Tag"][0] == ["B-PER", "I-PER", "O"]
 
 
 def test_brackets_that_are_names_of_numbers(tmp_path: Path) -> None:
@@ -272,7 +271,7 @@ def test_brackets_that_are_names_of_numbers(tmp_path: Path) -> None:
 def test_the_setting_decides(tmp_path: Path) -> None:
     (tmp_path / "a.conll").write_text("Ann (PER*)\nleft *\n\n" * 8)
     (tmp_path / "b.conll").write_text("Ann B-PER\nleft O\n\n" * 8)
-    text = prepare(tmp_path, "data=conll", f"data.train={tmp_path / 'a.conll'}", "data.tags=none")
-    assert text.label_names == ("(PER*)", "*")
+    dataset = prepare(tmp_path, "data=conll", f"data.train={tmp_path / 'a.conll'}", "data.tags=none")
+    assert dataset.label_names == ("(PER*)", "*")
     with pytest.raises(UserError, match=r"data\.tags=brackets: the tags of column 'tags' of train \(B-PER, O\) are not"):
         prepare(tmp_path, "data=conll", f"data.train={tmp_path / 'b.conll'}", "data.tags=brackets")

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
-from llm_lightning.data.conll_layout import decide, looks_like_conll, survey_file
+from llm_lightning.data.conll_layout import ConllLayout, decide_layout
+from llm_lightning.data.conll_survey import looks_like_conll, survey_file
 from llm_lightning.data.rows import LINE, PROBLEM, Rows
 from llm_lightning.data.sources import conll
 from llm_lightning.errors import UserError
@@ -270,13 +271,21 @@ def test_what_is_written_is_read(
     (tmp_path / "x.conll").write_bytes(end.join(parts).encode())
     data = DataConfig(source="conll", columns=ColumnsConfig(text="words", label="tags"))
     path = tmp_path / "x.conll"
-    layout = decide(path, survey_file(path), data.columns, True)
+    layout = decide_layout(path, survey_file(path), data.columns, True)
     found = list(conll.rows(path, data, layout))
     assert [[*zip(row["words"], row["tags"], strict=True)] for row in found] == sentences
     assert all(row[PROBLEM] is None for row in found)
     passed_over: Counter[str] = Counter()
     list(conll.sentences(path, data, layout, passed_over))
     assert sum(passed_over.values()) == has_comments * len(sentences)
+
+
+def test_a_cache_key_has_the_same_layout_in_every_version() -> None:
+    layout = ConllLayout(columns=2, has_tabs=True, words=0, tags=1)
+    assert repr(layout) == (
+        "Layout(columns=2, has_tabs=True, words=0, tags=1, index=None, attribute=None, header=0, varies=False, misses=None, closed=(), "
+        "names=(), others=(), notes=())"
+    )
 
 
 TO_PREDICT = [

@@ -24,7 +24,7 @@ from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import IGNORED
-from llm_lightning.data.module import TokenizedDataset, prepare_dataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError
 
@@ -676,9 +676,9 @@ def prepared(tmp_path: Path, cache: Path, rows: list[dict[str, Any]], *overrides
     return prepare_dataset(load_config(["task=finetune", "objective=instruction", *settings, *overrides]), "chat", None)
 
 
-def train_targets(text: TokenizedDataset) -> list[str]:
+def train_targets(dataset: TokenizedDataset) -> list[str]:
     """What is learnt of each training sequence."""
-    train, decode = text.splits["train"], text.tokenizer.decode
+    train, decode = dataset.splits["train"], dataset.tokenizer.decode
     assert train.token_targets is not None
     parts = [train.token_targets[start : start + size] for start, size in zip(train.starts, train.lengths, strict=True)]
     return [decode(part[part != IGNORED].tolist()).replace("<|endoftext|>", "|") for part in parts]
@@ -701,11 +701,11 @@ def test_files_of_conversations(tmp_path: Path, cache: Path, row: dict[str, Any]
 
 def test_columns_beside_the_messages_reach_the_template(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     row = {"messages": [m | {"mood": "good"} for m in HI], "system": "Answer in Latin.", "tools": json.dumps(TOOLS)}
-    text = prepared(tmp_path, cache, [row] * 20, "data=chat", ending="parquet")
-    assert text.tokenizer.decode(text.splits["train"][0]).startswith(
+    dataset = prepared(tmp_path, cache, [row] * 20, "data=chat", ending="parquet")
+    assert dataset.tokenizer.decode(dataset.splits["train"][0]).startswith(
         f"<|tools|>\n{json.dumps(TOOLS[0])}\n<|system|>\nAnswer in Latin.\n<|user|>\nhi"
     )
-    assert train_targets(text) == ["hello|"] * 18
+    assert train_targets(dataset) == ["hello|"] * 18
     note = "train: in 18 of 18 rows a message has the field 'mood', which is not used"
     assert note in caplog.text
     caplog.clear()
@@ -754,9 +754,12 @@ def test_a_role_that_there_is_not_is_refused(tmp_path: Path, cache: Path) -> Non
 
 def test_a_wordpiece_tokenizer_knows_who_speaks(tmp_path: Path, cache: Path) -> None:
     rows = [{"messages": talk("Welcome. ", "thanks", "bye\n", first="assistant")}] * 20
-    text = prepared(tmp_path, cache, rows, "data=chat", "model.tokenizer.kind=wordpiece")
-    assert text.tokenizer.decode(text.splits["train"][0]) == "<|assistant|> welcome. [SEP] <|user|> thanks <|assistant|> bye [SEP]"
-    assert train_targets(text) == ["welcome. [SEP] bye [SEP]"] * 18
+    dataset = prepared(tmp_path, cache, rows, "data=chat", "model.tokenizer.kind=wordpiece")
+    assert (
+        dataset.tokenizer.decode(dataset.splits["train"][0])
+        == "<|assistant|> welcome. [SEP] <|user|> thanks <|assistant|> bye [SEP]"
+    )
+    assert train_targets(dataset) == ["welcome. [SEP] bye [SEP]"] * 18
 
 
 JSON = st.recursive(

@@ -21,7 +21,7 @@ from llm_lightning.data.examples import BadRow
 from llm_lightning.data.label_values import canonical
 from llm_lightning.data.labelled import drop_unlabelled
 from llm_lightning.data.labels import Labels
-from llm_lightning.data.module import prepare_dataset
+from llm_lightning.data.prepare import prepare_dataset
 from llm_lightning.data.rows import Rows
 from llm_lightning.errors import UserError
 
@@ -344,12 +344,12 @@ def test_a_label_that_only_the_held_out_rows_have_is_known(tmp_path: Path) -> No
     """Of 40 labels with a row each, four lie in the part of train that becomes validation."""
     (tmp_path / "train.jsonl").write_text("".join(f'{{"text": "a b {i}", "label": ["l{i}", "all"]}}\n' for i in range(40)))
     given = ["task=finetune", "objective=multi_label", "data=files", f"data.dir={tmp_path}", "data.columns.label=label"]
-    text = prepare_dataset(
+    dataset = prepare_dataset(
         load_config([*given, f"cache_dir={tmp_path}/cache", "model.tokenizer.vocab_size=300"]), "label_sets", None
     )
-    assert len(text.label_names or ()) == 41
-    assert [len(text.splits[split]) for split in ("train", "validation")] == [36, 4]
-    assert all(part.labels.sum(1).tolist() == [2] * len(part) for part in text.splits.values())  # type: ignore[union-attr]
+    assert len(dataset.label_names or ()) == 41
+    assert [len(dataset.splits[split]) for split in ("train", "validation")] == [36, 4]
+    assert all(part.labels.sum(1).tolist() == [2] * len(part) for part in dataset.splits.values())  # type: ignore[union-attr]
 
 
 def test_numbers_of_labels_are_no_lists_of_0_and_1() -> None:
@@ -440,14 +440,14 @@ def test_a_test_file_without_the_column_of_labels(tmp_path: Path, caplog: pytest
         (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "validation.jsonl").write_text('{"text": "b a", "rain": true, "snow": 0}\n')
     given = ["task=finetune", "objective=multi_label", "data=files", f"data.dir={tmp_path}", "data.columns.label=[rain,snow]"]
-    text = prepare_dataset(
+    dataset = prepare_dataset(
         load_config([*given, f"cache_dir={tmp_path}/cache", "model.tokenizer.vocab_size=300"]), "label_sets", None
     )
-    assert set(text.splits) == {"train", "validation"}
-    assert text.label_names == ("rain", "snow")
-    assert text.splits["train"].labels.tolist() == [[1, 0], [0, 1]]  # type: ignore[union-attr]
-    assert text.splits["validation"].labels.tolist() == [[1, 0]]  # type: ignore[union-attr]
-    assert text.example("train", 1).label == [0, 1]
+    assert set(dataset.splits) == {"train", "validation"}
+    assert dataset.label_names == ("rain", "snow")
+    assert dataset.splits["train"].labels.tolist() == [[1, 0], [0, 1]]  # type: ignore[union-attr]
+    assert dataset.splits["validation"].labels.tolist() == [[1, 0]]  # type: ignore[union-attr]
+    assert dataset.example("train", 1).label == [0, 1]
     assert "test has no labels (there is no column 'rain', 'snow'): it is not evaluated" in caplog.text
     assert "test.csv: there is no column 'rain' (data.columns.label); the columns are text" in caplog.text
 
@@ -458,8 +458,8 @@ def test_text_needs_no_labels(tmp_path: Path) -> None:
     config = load_config(
         ["task=pretrain", "data=files", f"data.train={tmp_path}/t.csv", "data.columns.label=label", f"cache_dir={tmp_path}/cache"]
     )
-    text = prepare_dataset(config, "stream", None)
-    assert text.splits["train"].facts.rows + text.splits["validation"].facts.rows == 30
+    dataset = prepare_dataset(config, "stream", None)
+    assert dataset.splits["train"].facts.rows + dataset.splits["validation"].facts.rows == 30
 
 
 def test_the_index_is_looked_up_and_not_searched_for() -> None:
@@ -501,7 +501,12 @@ def test_rows_that_cannot_be_read_are_why_there_are_no_labels() -> None:
 
 
 def test_choices_of_label_studio_are_labels() -> None:
-    assert label_sets.split_labels('{"choices": ["joy", "fear"]}', label_sets.Layout()) == ["joy", "fear"]
+    assert label_sets.split_labels('{"choices": ["joy", "fear"]}', label_sets.LabelSetLayout()) == ["joy", "fear"]
+
+
+def test_a_cache_key_has_the_same_notation_of_labels_in_every_version() -> None:
+    notation = label_sets.LabelSetLayout(separator="|", missing=("",))
+    assert repr(notation) == "Layout(separator='|', missing=('',), indicators=0)"
 
 
 @pytest.mark.parametrize("value", ["['B-PER' 'O' ... 'O']", "[0 1 ... 0]", "['B-PER', 'O"])

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from llm_lightning.config.compose import load_config
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.data.masking import IGNORED
-from llm_lightning.data.module import DataModule
 from llm_lightning.data.preview import decode_rows, show_rows
 from llm_lightning.run import prepare
 
@@ -90,9 +90,9 @@ def test_masked_tokens_are_shown_with_their_targets(tmp_path: Path) -> None:
     data = prepare_files("masked_lm", tmp_path, "objective.mask_probability=0.5")
     for index, row in enumerate(decode_rows(data, "train")):
         assert data.collator.masking is not None
-        encoded = data.text.splits["train"][index].astype(np.int64)
+        encoded = data.dataset.splits["train"][index].astype(np.int64)
         _, targets = data.collator.masking(encoded, 0, index)
-        learnt = [data.text.tokenizer.decode([token]) for token in targets if token != IGNORED]
+        learnt = [data.dataset.tokenizer.decode([token]) for token in targets if token != IGNORED]
         marked = [word for part in row.split("«")[1:] for word in part.split("»")[0].split()]
         assert marked == learnt != []
 
@@ -100,9 +100,9 @@ def test_masked_tokens_are_shown_with_their_targets(tmp_path: Path) -> None:
 def test_what_is_shown_is_what_the_arrays_hold(tmp_path: Path) -> None:
     """Wrong targets would show: none of the text comes from the rows."""
     data = prepare_files("classification", tmp_path)
-    train = data.text.splits["train"]
+    train = data.dataset.splits["train"]
     assert train.labels is not None
-    data.text.splits["train"] = replace(train, labels=1 - train.labels)
+    data.dataset.splits["train"] = replace(train, labels=1 - train.labels)
     assert decode_rows(data, "train")[0] == "[CLS] a fine day [SEP] → bad"
 
 

@@ -11,8 +11,7 @@ import pytest
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
-from llm_lightning.data import module
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.data.sources import files
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import rows_of, without_label
@@ -54,7 +53,7 @@ def prepare(folder: Path, file: Path, *arguments: str) -> TokenizedDataset:
             *(f"cache_dir={folder / 'cache'}", "model.tokenizer.vocab_size=300", f"run_dir={folder / 'run'}"),
         ]
     )
-    return module.prepare_dataset(config, "words" if config.choices["objective"] == "tagging" else "texts", None)
+    return prepare_dataset(config, "words" if config.choices["objective"] == "tagging" else "texts", None)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
@@ -62,13 +61,13 @@ def test_what_was_not_accepted_is_left_out(kind: str, tmp_path: Path, caplog: py
     file = write(tmp_path / f"t.{kind}", ROWS)
     for start in ("cold", "warm cache"):
         caplog.clear()
-        text = prepare(tmp_path, file)
-        assert [example.text for example in text.examples("train")] == ACCEPTED, start
+        dataset = prepare(tmp_path, file)
+        assert [example.text for example in dataset.examples("train")] == ACCEPTED, start
         assert (
             f"t.{kind}: this is a file of Prodigy, and 2 rejected and 1 ignored annotations (column 'answer') are left out"
             in caplog.text
         )
-    assert text.rows["train"].where(2).endswith("row 5" if kind == "parquet" else "line 6" if kind == "csv" else "line 5")
+    assert dataset.rows["train"].where(2).endswith("row 5" if kind == "parquet" else "line 6" if kind == "csv" else "line 5")
 
 
 def test_words_with_tags(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -76,8 +75,8 @@ def test_words_with_tags(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
         {"tokens": [f"Ann{i}", "left"], "tags": ["B-PER", "O"], "spans": [], "answer": answer} for i, answer in enumerate(ANSWERS)
     ]
     file = write(tmp_path / "t.jsonl", rows)
-    text = prepare(tmp_path, file, "objective=tagging", "data.columns.text=tokens", "data.columns.label=tags")
-    assert [example.text[0] for example in text.examples("train")] == ["Ann0", "Ann2", "Ann4", "Ann6", "Ann7"]
+    dataset = prepare(tmp_path, file, "objective=tagging", "data.columns.text=tokens", "data.columns.label=tags")
+    assert [example.text[0] for example in dataset.examples("train")] == ["Ann0", "Ann2", "Ann4", "Ann6", "Ann7"]
     assert "2 rejected and 1 ignored" in caplog.text
 
 
@@ -93,8 +92,8 @@ OTHERS: list[tuple[str, list[dict[str, Any]], str]] = [
 def test_other_rows_stay(
     name: str, rows: list[dict[str, Any]], label: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text = prepare(tmp_path, write(tmp_path / "t.jsonl", rows), f"data.columns.label={label}")
-    assert text.splits["train"].facts.rows == len(rows)
+    dataset = prepare(tmp_path, write(tmp_path / "t.jsonl", rows), f"data.columns.label={label}")
+    assert dataset.splits["train"].facts.rows == len(rows)
     assert "Prodigy" not in caplog.text
 
 
@@ -130,8 +129,8 @@ def test_streamed_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
             f"run_dir={tmp_path / 'run'}",
         ]
     )
-    text = module.prepare_dataset(config, "documents", None)
-    assert {row["text"].partition(" round")[0] for row in text.rows["validation"].table} == set(ACCEPTED)
+    dataset = prepare_dataset(config, "documents", None)
+    assert {row["text"].partition(" round")[0] for row in dataset.rows["validation"].table} == set(ACCEPTED)
     assert (
         "rejected and 125 ignored annotations (column 'answer') are left out (of its first 1,000 rows; later ones too)"
         in caplog.text

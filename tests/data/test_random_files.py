@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import Config
 from llm_lightning.data.masking import IGNORED
-from llm_lightning.data.module import TokenizedDataset, prepare_dataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.errors import UserError
 
 FILES = [pytest.param(40, id="40"), pytest.param(400, id="400", marks=pytest.mark.nightly)]
@@ -80,11 +80,11 @@ def decode(tokens: Sequence[int]) -> str:
     return TOKENIZER.decode(list(map(int, tokens)), skip_special_tokens=False)
 
 
-def learnt_texts(text: TokenizedDataset) -> list[tuple[str, str]]:
-    train = text.splits["train"]
+def learnt_texts(dataset: TokenizedDataset) -> list[tuple[str, str]]:
+    train = dataset.splits["train"]
     assert train.labels is not None
-    assert text.labels is not None
-    return [(decode(train[i]), text.labels.names[train.labels[i]]) for i in range(len(train))]
+    assert dataset.labels is not None
+    return [(decode(train[i]), dataset.labels.names[train.labels[i]]) for i in range(len(train))]
 
 
 def labelled(value: Any, label: Any) -> Any:
@@ -188,8 +188,8 @@ def read_conversation(line: str) -> Any:
     return answers if answers and all(answer.strip() for answer in answers) else BAD
 
 
-def learnt_answers(text: TokenizedDataset) -> list[list[str]]:
-    train = text.splits["train"]
+def learnt_answers(dataset: TokenizedDataset) -> list[list[str]]:
+    train = dataset.splits["train"]
     assert train.token_targets is not None
     rows = []
     for i in range(len(train)):
@@ -230,14 +230,14 @@ def read_conll(content: bytes) -> list[Any] | None:
     return rows
 
 
-def learnt_tags(text: TokenizedDataset) -> list[tuple[str, list[str]]]:
-    train = text.splits["train"]
+def learnt_tags(dataset: TokenizedDataset) -> list[tuple[str, list[str]]]:
+    train = dataset.splits["train"]
     assert train.token_targets is not None
-    assert text.labels is not None
+    assert dataset.labels is not None
     rows = []
     for i in range(len(train)):
         targets = train.token_targets[train.starts[i] : train.starts[i] + train.lengths[i]]
-        tags = [text.labels.names[target] for target in targets if target != IGNORED]
+        tags = [dataset.labels.names[target] for target in targets if target != IGNORED]
         rows.append((decode(train[i]).removeprefix("<|end|>").removesuffix("<|end|>"), tags))
     return rows
 
@@ -304,8 +304,8 @@ def read_answer(context: Any, question: Any, answers: list[dict[str, Any]] | Non
     return (question, visible(text)) if placed and visible(text) else BAD
 
 
-def learnt_spans(text: TokenizedDataset) -> list[tuple[str, str]]:
-    train = text.splits["train"]
+def learnt_spans(dataset: TokenizedDataset) -> list[tuple[str, str]]:
+    train = dataset.splits["train"]
     assert train.labels is not None
     assert train.second is not None
     rows = []
@@ -389,20 +389,20 @@ def outcome(kind: Kind, content: bytes, skip: bool) -> tuple[TokenizedDataset | 
 def require_right(kind: Kind, content: bytes, skip: bool, whole: bool) -> None:
     """Assert that the outcome of a file is one of those that may happen; a `whole` file has to be learnt as it stands."""
     rows = kind.read(content)
-    text, message = outcome(kind, content, skip)
-    if text is None:
+    dataset, message = outcome(kind, content, skip)
+    if dataset is None:
         assert "random" in message or "train" in message, message
         assert not whole, message
         return
-    notes = text.rows["train"].notes
+    notes = dataset.rows["train"].notes
     if rows is None:
         assert notes, "a file that cannot be read was read without a word"
         return
     good = [row for row in rows if row is not BAD]
     if not whole and not all("bytes that are not UTF-8" in note for note in notes):
         return
-    assert kind.learnt(text) == good
-    assert text.splits["train"].facts.skipped == (len(rows) - len(good) if skip else 0)
+    assert kind.learnt(dataset) == good
+    assert dataset.splits["train"].facts.skipped == (len(rows) - len(good) if skip else 0)
     assert skip or len(good) == len(rows)
 
 

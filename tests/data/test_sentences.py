@@ -35,9 +35,9 @@ def prepare_files(path: Path, cache: Path, *arguments: str) -> Objective:
 
 def read(objective: Objective) -> list[tuple[list[str], list[str]]]:
     """Words and tags as they are learnt."""
-    names = objective.text.label_names
+    names = objective.dataset.label_names
     assert names is not None
-    return [(example.text, [names[tag] for tag in example.label]) for example in objective.text.examples("train")]
+    return [(example.text, [names[tag] for tag in example.label]) for example in objective.dataset.examples("train")]
 
 
 def columns(text: str, label: str, sentence: str | None = None) -> list[str]:
@@ -57,9 +57,9 @@ def test_rows_of_a_word_become_sentences(
         prepare_files(tmp_path / name, cache, *columns("Word", "Tag"))
     objective = prepare_files(tmp_path / name, cache, *columns("Word", "Tag", sentence))
     assert read(objective) == [(WORDS, TAGS), (["He", "slept"], ["O", "O"])]
-    assert objective.text.rows["train"].where(1) == f"{tmp_path / name}, line 5"
+    assert objective.dataset.rows["train"].where(1) == f"{tmp_path / name}, line 5"
     assert f"5 rows of a word are 2 sentences, by column '{sentence}'" in caplog.text
-    data = objective.text.encoding.data
+    data = objective.dataset.encoding.data
     assert [row[data.columns.text] for row in rows_of(tmp_path / name, data)] == [WORDS, ["He", "slept"]]
     (tmp_path / "plain.txt").write_text("Anna left\nHe slept\n")
     assert [row[data.columns.text] for row in rows_of(tmp_path / "plain.txt", data)] == ["Anna left", "He slept"]

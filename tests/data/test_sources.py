@@ -10,8 +10,7 @@ import datasets
 import pytest
 
 from llm_lightning.config.compose import load_config
-from llm_lightning.data import module
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.errors import UserError
 
 ROWS = [(f"a {'fine' if i % 2 else 'dull'} film, number {i}", i % 2) for i in range(40)]
@@ -42,18 +41,18 @@ def _arrow(path: Path) -> None:
 
 def prepare(*arguments: str, encoding: str = "texts") -> TokenizedDataset:
     config = load_config([*arguments, "model.tokenizer.vocab_size=320"])
-    return module.prepare_dataset(config, encoding, None)
+    return prepare_dataset(config, encoding, None)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_table_is_the_same_in_every_format(kind: str, tmp_path: Path) -> None:
     WRITERS[kind](tmp_path / f"train.{kind}")
     given = ["task=finetune", "data=files", "data.columns.label=label", f"cache_dir={tmp_path}/cache"]
-    text = prepare(*given, f"data.dir={tmp_path}")
-    assert text.label_names == ("0", "1")
-    assert {split: len(part) for split, part in text.splits.items()} == {"train": 36, "validation": 4}
-    train = text.splits["train"]
-    said = [text.tokenizer.decode(train[i], skip_special_tokens=True) for i in range(len(train))]
+    dataset = prepare(*given, f"data.dir={tmp_path}")
+    assert dataset.label_names == ("0", "1")
+    assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 36, "validation": 4}
+    train = dataset.splits["train"]
+    said = [dataset.tokenizer.decode(train[i], skip_special_tokens=True) for i in range(len(train))]
     assert train.labels is not None
     assert all(("fine" in sentence) == bool(label) for sentence, label in zip(said, train.labels, strict=True))
     assert sorted(said) == sorted(set(said))
@@ -100,13 +99,13 @@ def test_a_document_longer_than_a_piece_is_one_document(tmp_path: Path, monkeypa
         found = []
         for pieces, size in (("whole", 1 << 20), ("pieces", 500)):
             monkeypatch.setattr(source, "LARGE", size)
-            text = prepare(*given, f"data.packing={packing}", f"cache_dir={tmp_path}/{packing}-{pieces}", encoding="stream")
-            train = text.splits["train"]
-            end = text.tokenizer.eos_token_id
+            dataset = prepare(*given, f"data.packing={packing}", f"cache_dir={tmp_path}/{packing}-{pieces}", encoding="stream")
+            train = dataset.splits["train"]
+            end = dataset.tokenizer.eos_token_id
             targets = [int(token) for i in range(len(train)) for token in train[i][1:]]
             assert train.facts.rows == 1
             assert targets.count(end) == 1
-            found.append((train.facts.bytes, text.tokenizer.decode(targets)))
+            found.append((train.facts.bytes, dataset.tokenizer.decode(targets)))
         assert found[0] == found[1]
 
 
@@ -129,9 +128,9 @@ HUB = ["task=finetune", "data=hub", "data.name=some/films", "data.columns.label=
 def test_a_hub_data_set_brings_its_names_and_hides_its_test_labels(
     hub: datasets.DatasetDict, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text = prepare(*HUB, f"cache_dir={tmp_path}")
-    assert text.label_names == ("dull", "fine")
-    assert set(text.splits) == {"train", "validation"}
+    dataset = prepare(*HUB, f"cache_dir={tmp_path}")
+    assert dataset.label_names == ("dull", "fine")
+    assert set(dataset.splits) == {"train", "validation"}
     assert "test has no labels" in caplog.text
 
 

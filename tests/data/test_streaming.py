@@ -23,7 +23,7 @@ from pyarrow import feather
 from torch.utils.data import DataLoader
 
 from llm_lightning.config.schema import BatchConfig, DataConfig
-from llm_lightning.data import csv_files, streaming
+from llm_lightning.data import csv_layout, streaming
 from llm_lightning.data.collate import Collator, Step
 from llm_lightning.data.encodings.stream import Encoder
 from llm_lightning.data.reader_state import ReaderState
@@ -321,8 +321,8 @@ def test_files_are_streamed_as_they_are_read(name: str, tmp_path: Path) -> None:
 def test_a_quote_that_is_not_closed_is_refused_before_all_of_the_file_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csv_files, "FRONT", 1000)
-    monkeypatch.setattr(csv_files, "LONGEST_FRONT", 8000)
+    monkeypatch.setattr(csv_layout, "FRONT", 1000)
+    monkeypatch.setattr(csv_layout, "LONGEST_FRONT", 8000)
     (tmp_path / "a.tsv").write_text('text\tid\none\t1\n"two\t2\n' + "three\t3\n" * 10_000)
     data = DataConfig(source="files", train=str(tmp_path / "a.tsv"), validation=str(tmp_path / "a.tsv"), streaming=True)
     with pytest.raises(UserError, match=r"a.tsv, line 3: .* not closed for 8,000 characters; .* set data.quotes=false"):

@@ -17,7 +17,7 @@ import pytest
 
 from llm_lightning.config import compose
 from llm_lightning.config.schema import ColumnsConfig, DataConfig
-from llm_lightning.data import module
+from llm_lightning.data.prepare import prepare_dataset
 from llm_lightning.data.rows import PROBLEM, Rows
 from llm_lightning.data.sources import files, parallel, self_instruct, text
 from llm_lightning.errors import UserError
@@ -280,7 +280,7 @@ def test_labels_that_are_text_stay_as_json_writes_them(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "t.jsonl", [{"prompt": "a", "completion": value} for value in values])
     overrides = [f"data.train={tmp_path}/t.jsonl", f"data.validation={tmp_path}/t.jsonl", f"cache_dir={tmp_path}/cache"]
     overrides += ["data.columns.text=prompt", "data.columns.label=completion", *TINY_GPT]
-    prepared = module.prepare_dataset(
+    prepared = prepare_dataset(
         compose.load_config(["task=finetune", "objective=instruction", "data=chat", *overrides]), "chat", None
     )
     answers = [example.text.messages[-1]["content"] for example in prepared.examples("train")]
@@ -360,16 +360,14 @@ def test_values_inside_of_objects_are_columns(kind: str, tmp_path: Path, monkeyp
     )
     command = ["task=finetune", "objective=translation", *files, f"cache_dir={tmp_path}/cache", "model.tokenizer.vocab_size=300"]
     with pytest.raises(UserError, match=r"no column 'en'.* Set data\.columns\.text=translation\.en\."):
-        module.prepare_dataset(
-            compose.load_config([*command, "data.columns.text=en", "data.columns.label=de"]), "translation", None
-        )
+        prepare_dataset(compose.load_config([*command, "data.columns.text=en", "data.columns.label=de"]), "translation", None)
     with pytest.raises(UserError, match=r"no column 'translation\.fr'"):
-        module.prepare_dataset(
+        prepare_dataset(
             compose.load_config([*command, "data.columns.text=translation.fr", "data.columns.label=translation.de"]),
             "translation",
             None,
         )
-    learnt = module.prepare_dataset(
+    learnt = prepare_dataset(
         compose.load_config([*command, "data.columns.text=translation.en", "data.columns.label=translation.de"]),
         "translation",
         None,

@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_lightning.config.compose import load_config
-from llm_lightning.data import module
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.errors import UserError
 
 ROWS = [(f"{'good' if i % 2 else 'dull'} café number {i}", str(i % 2)) for i in range(12)]
@@ -64,7 +63,7 @@ def prepare(folder: Path, file: Path, *arguments: str) -> TokenizedDataset:
             *(f"cache_dir={folder / 'cache'}", "model.tokenizer.vocab_size=300", f"run_dir={folder / 'run'}"),
         ]
     )
-    return module.prepare_dataset(config, "texts", None)
+    return prepare_dataset(config, "texts", None)
 
 
 @pytest.mark.parametrize("place", [0, 5, 11])
@@ -80,9 +79,9 @@ def test_the_row_is_left_out_and_named(kind: str, place: int, tmp_path: Path, ca
         prepare(tmp_path, file)
     for start in ("cold", "warm cache"):
         caplog.clear()
-        text = prepare(tmp_path, file, "data.on_bad_row=skip")
-        assert [example.text for example in text.examples("train")] == [*whole[:place], *whole[place + 1 :]], start
-        assert text.splits["train"].facts.skipped == 1
+        dataset = prepare(tmp_path, file, "data.on_bad_row=skip")
+        assert [example.text for example in dataset.examples("train")] == [*whole[:place], *whole[place + 1 :]], start
+        assert dataset.splits["train"].facts.skipped == 1
         assert f"{name}, line {line}: byte 0xe9 cannot be decoded" in caplog.text
         assert f"{name}: 1 lines have bytes that are not UTF-8; rows with them are left out (data.on_bad_row=skip)" in caplog.text
         assert "mend these lines" in caplog.text or kind == "json"  # which is one line
@@ -93,16 +92,16 @@ def test_the_row_is_left_out_and_named(kind: str, place: int, tmp_path: Path, ca
 def test_a_byte_that_another_encoding_does_not_have(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "t.csv"
     file.write_bytes(write_csv(ROWS).decode().encode("cp1252") + b"broken \x81 and caf\xe9,1\n")
-    text = prepare(tmp_path, file, "data.encoding=cp1252", "data.on_bad_row=skip")
-    assert [example.text for example in text.examples("train")] == [text for text, _ in ROWS]
+    dataset = prepare(tmp_path, file, "data.encoding=cp1252", "data.on_bad_row=skip")
+    assert [example.text for example in dataset.examples("train")] == [text for text, _ in ROWS]
     assert "t.csv, line 14: byte 0x81 cannot be decoded" in caplog.text
 
 
 def test_a_nul_byte_is_one_row_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "t.csv"
     file.write_bytes(write_csv(ROWS) + b"a \0 byte,1\n")
-    text = prepare(tmp_path, file, "data.on_bad_row=skip")
-    assert [example.text for example in text.examples("train")] == [text for text, _ in ROWS]
+    dataset = prepare(tmp_path, file, "data.on_bad_row=skip")
+    assert [example.text for example in dataset.examples("train")] == [text for text, _ in ROWS]
     assert "t.csv, line 14: a NUL byte" in caplog.text
     assert "t.csv: there are NUL bytes in it" in caplog.text
 
@@ -141,9 +140,9 @@ def test_other_rows_are_read_as_they_stand(
     )
     body = content if is_json else content.partition(b"\n")[2]
     file.write_bytes(head + body.replace("§".encode(), b"\xff"))
-    text = prepare(folder, file, "data.on_bad_row=skip")
+    dataset = prepare(folder, file, "data.on_bad_row=skip")
     expected = [text for i, text in enumerate(rows) if i not in bad]
-    assert [example.text for example in text.examples("train")] == ["first", "second", *expected]
+    assert [example.text for example in dataset.examples("train")] == ["first", "second", *expected]
 
 
 def read(folder: Path, file: Path, *arguments: str) -> list[str]:
@@ -157,9 +156,9 @@ def read(folder: Path, file: Path, *arguments: str) -> list[str]:
     kind = {"tagging": "words", "question_answering": "spans", "instruction": "chat", "translation": "translation"}[
         config.choices["objective"]
     ]
-    text = module.prepare_dataset(config, kind, None)
-    assert text.splits["train"].facts.skipped == 1
-    return [str(example.text) for example in text.examples("train")]
+    dataset = prepare_dataset(config, kind, None)
+    assert dataset.splits["train"].facts.skipped == 1
+    return [str(example.text) for example in dataset.examples("train")]
 
 
 def test_a_sentence_of_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,15 +20,15 @@ from typing import Annotated
 from torch import Tensor
 from llm_lightning.config.signatures import Range
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.module import TokenizedDataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.objectives.classification import Classification
 
 
 class Scaled(Classification):
     encoding = "my_package.encoding.Choosy"
 
-    def __init__(self, text: TokenizedDataset, *, factor: Annotated[float, Range(0)] = 2.0) -> None:
-        super().__init__(text)
+    def __init__(self, dataset: TokenizedDataset, *, factor: Annotated[float, Range(0)] = 2.0) -> None:
+        super().__init__(dataset)
         self.factor = factor
 
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:

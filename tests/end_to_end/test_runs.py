@@ -168,10 +168,10 @@ def test_export_gives_the_logits_of_the_best_weights(finetuned: tuple[Path, dict
 
     folder = finetuned[0]
     config = load_config(["task=evaluate", f"run={folder}"])
-    text, objective, data = prepare(config, transformers.AutoTokenizer.from_pretrained(folder / "hf"))
+    dataset, objective, data = prepare(config, transformers.AutoTokenizer.from_pretrained(folder / "hf"))
     objective.model = build.reload(folder / "hf", objective.auto_class, config.model).eval()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "hf").eval()
-    split = text.splits["validation"]
+    split = dataset.splits["validation"]
     with torch.no_grad():
         for batch in (data.evaluation_batches("validation")[i] for i in range(len(data.evaluation_batches("validation")))):
             ours = objective.score(batch)[1]
@@ -306,7 +306,7 @@ def test_a_failed_check_stops_the_run(reviews: Path, run: Runner, tmp_path: Path
 
 
 def test_a_diverged_run_stops(corpus: Path, run: Runner, tmp_path: Path) -> None:
-    from llm_lightning.training.monitor import Diverged
+    from llm_lightning.training.divergence import Diverged
 
     with pytest.raises(Diverged, match=r"Lower optimizer\.lr"):
         run(*PRETRAIN, *TINY_GPT, f"data.train={corpus}", "trainer.max_steps=50", "optimizer.lr=1e20", f"run_dir={tmp_path}")

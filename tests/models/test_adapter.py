@@ -41,7 +41,7 @@ def pretrained(cache: Path, tmp_path: Path) -> Callable[[str], list[str]]:
         whole = source.model if objective in ("translation", "instruction") else source.model.base_model
         weights = {name: value for name, value in whole.state_dict().items() if "pooler" not in name}
         whole.save_pretrained(tmp_path / "base", state_dict=weights)
-        module.text.tokenizer.save_pretrained(tmp_path / "base")
+        module.dataset.tokenizer.save_pretrained(tmp_path / "base")
         return [*data, f"model.name_or_path={tmp_path}/base"]
 
     return save

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.data.collate import EVALUATION
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.inference.evaluate import evaluate_split
 from llm_lightning.models import build
 from llm_lightning.objectives.base import Objective
@@ -63,8 +63,8 @@ def make(corpus: Path, cache: Path, tmp_path: Path) -> Maker:
         config = load_config(
             [*QUIET, f"cache_dir={cache}", "task=pretrain", *CASES[case], *files, "data.block_size=32", "batch.sequences=5"]
         )
-        text, objective, data = prepare(config)
-        model = build.build_model(config.model, objective.auto_class, text.tokenizer, data.longest_input, None).double().eval()
+        dataset, objective, data = prepare(config)
+        model = build.build_model(config.model, objective.auto_class, dataset.tokenizer, data.longest_input, None).double().eval()
         objective.model = model
         return data, objective, published(model)
 
@@ -82,7 +82,7 @@ def log_p(model: PreTrainedModel, inputs: np.ndarray) -> np.ndarray:
 
 def expected_loss(data: DataModule, model: PreTrainedModel, index: int) -> tuple[float, int]:
     """(Σ -log p of a validation sequence's targets, how many there are)"""
-    tokens = data.text.splits["validation"][index].astype(np.int64)
+    tokens = data.dataset.splits["validation"][index].astype(np.int64)
     masking = data.collator.masking
     if masking is None:
         inputs, wanted = tokens[:-1], tokens[1:]
@@ -103,13 +103,13 @@ def test_summed_loss_of_a_batch_is_the_negative_log_likelihood_of_its_targets(ca
         with torch.no_grad():
             loss = float(objective.loss_sum(batch))
         assert loss == pytest.approx(sum(loss for loss, _ in expected), rel=1e-5)
-        assert loss > 1.2 * math.log(len(data.text.tokenizer)) * sum(n for _, n in expected)  # far from a flat guess
+        assert loss > 1.2 * math.log(len(data.dataset.tokenizer)) * sum(n for _, n in expected)  # far from a flat guess
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_metrics_of_a_split_follow_from_its_likelihood(case: str, make: Maker) -> None:
     data, objective, model = make(case)
-    expected = [expected_loss(data, model, i) for i in range(len(data.text.splits["validation"]))]
+    expected = [expected_loss(data, model, i) for i in range(len(data.dataset.splits["validation"]))]
     total, count = sum(loss for loss, _ in expected), sum(n for _, n in expected)
     engine = lightning.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
@@ -133,7 +133,7 @@ def entropy(tokens: Iterable[int]) -> float:
 def test_unigram_entropy_is_the_loss_of_the_best_guess_from_frequencies_alone(case: str, make: Maker) -> None:
     """H = -Σ p log p of the tokens that can be targets: what the model is compared with, on the targets that it has."""
     data, objective, _ = make(case)
-    tokenizer, split = data.text.tokenizer, data.text.splits["validation"]
+    tokenizer, split = data.dataset.tokenizer, data.dataset.splits["validation"]
     ids = [token for line in LINES for token in tokenizer(line, add_special_tokens=False)["input_ids"]]
     if case == "masked":
         assert ids.count(tokenizer.unk_token_id) >= 3  # guessed as any other token

@@ -97,7 +97,7 @@ def test_batches_and_loss_are_those_of_hugging_face(
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / kind)
     tokenizer.src_lang, tokenizer.tgt_lang = KINDS[kind]
     theirs = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / kind)
-    batch = data.collator(data.text.splits["validation"], [[i] for i in range(4)], EVALUATION)
+    batch = data.collator(data.dataset.splits["validation"], [[i] for i in range(4)], EVALUATION)
     sources = [part.tolist() for part in batch.input_ids.split(batch.cu_seqlens.diff().tolist())]
     assert batch.cu_targets is not None
     targets = [part.tolist() for part in batch.targets.split(batch.cu_targets.diff().tolist())]
@@ -165,8 +165,8 @@ def test_short_codes_are_those_of_nllb() -> None:
 def test_a_long_target_keeps_its_end(translator: Callable[[str], list[str]], cache: Path) -> None:
     arguments = [*translator("mbart"), "data.languages={source: en, target: de}", "data.block_size=8"]
     _, data = made(cache, *arguments)
-    split = data.text.splits["train"]
-    tokenizer = data.text.tokenizer
+    split = data.dataset.splits["train"]
+    tokenizer = data.dataset.tokenizer
     for i in range(len(split)):
         source, target = split[i][: split.second[i]].tolist(), split[i][split.second[i] :].tolist()
         assert max(len(source), len(target)) <= 8
@@ -192,6 +192,6 @@ def test_the_prefix_of_a_checkpoint_is_named_and_put_before_each_source(
     with caplog.at_level(logging.WARNING):
         _, data = made(cache, *arguments, "data.prefix='translate English to German: '")
     assert "data.prefix" not in caplog.text
-    first = data.text.splits["train"]
+    first = data.dataset.splits["train"]
     assert first[0][: first.second[0]].tolist() == tokenizer(f"translate English to German: {TEXTS[0][0]}")["input_ids"]
-    assert data.text.example("train", 0).text == TEXTS[0][0]  # reports show the source as it is in the file
+    assert data.dataset.example("train", 0).text == TEXTS[0][0]  # reports show the source as it is in the file

@@ -18,7 +18,7 @@ from torch import Tensor
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import Config
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.models import build
 from llm_lightning.run import prepare
 
@@ -53,7 +53,7 @@ def labels_of(batch: MicroBatch, data: DataModule) -> dict[str, Tensor]:
     """What Hugging Face's forward is given for the loss that we compute."""
     sizes = batch.cu_seqlens.diff().tolist()
     parts = batch.input_ids.split(sizes)
-    if data.text.encoding.next_token:  # Hugging Face shifts: it wants the n+1 tokens that the n targets come from
+    if data.dataset.encoding.next_token:  # Hugging Face shifts: it wants the n+1 tokens that the n targets come from
         parts = tuple(
             torch.cat([part, part.new_tensor([t[-1]])]) for part, t in zip(parts, batch.targets.split(sizes), strict=True)
         )
@@ -63,7 +63,7 @@ def labels_of(batch: MicroBatch, data: DataModule) -> dict[str, Tensor]:
     else:
         labels = padded(torch.full_like(batch.input_ids, -100).scatter(0, batch.target_places, batch.targets).split(sizes), -100)
     mask = padded([torch.ones_like(part) for part in parts], 0)
-    return {"input_ids": padded(parts, data.text.tokenizer.pad_token_id), "attention_mask": mask, "labels": labels}
+    return {"input_ids": padded(parts, data.dataset.tokenizer.pad_token_id), "attention_mask": mask, "labels": labels}
 
 
 def padded(parts: Sequence[Tensor], filler: int) -> Tensor:
@@ -72,8 +72,10 @@ def padded(parts: Sequence[Tensor], filler: int) -> Tensor:
 
 def plain_loop(config: Config) -> tuple[torch.nn.Module, float]:
     """(model after STEPS, mean validation loss over targets)"""
-    text, objective, data = prepare(config)
-    model = published(build.build_model(config.model, objective.auto_class, text.tokenizer, data.longest_input, objective.head()))
+    dataset, objective, data = prepare(config)
+    model = published(
+        build.build_model(config.model, objective.auto_class, dataset.tokenizer, data.longest_input, objective.head())
+    )
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=3e-3)
@@ -83,7 +85,7 @@ def plain_loop(config: Config) -> tuple[torch.nn.Module, float]:
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * ((step + 1) / 2 if step < 2 else decay)
         epoch, inside = data.plan.locate(step)
-        batch = data.collator(text.splits["train"], data.plan.epoch(epoch)[inside], epoch)
+        batch = data.collator(dataset.splits["train"], data.plan.epoch(epoch)[inside], epoch)
         model(**labels_of(batch, data)).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
@@ -91,9 +93,9 @@ def plain_loop(config: Config) -> tuple[torch.nn.Module, float]:
     model.eval()
     total, count = 0.0, 0
     with torch.no_grad():
-        for i in range(len(text.splits["validation"])):
-            given = labels_of(data.collator(text.splits["validation"], [np.array([i])], -1), data)  # type: ignore[arg-type]
-            shifted = given["labels"][:, 1:] if text.encoding.next_token else given["labels"]
+        for i in range(len(dataset.splits["validation"])):
+            given = labels_of(data.collator(dataset.splits["validation"], [np.array([i])], -1), data)  # type: ignore[arg-type]
+            shifted = given["labels"][:, 1:] if dataset.encoding.next_token else given["labels"]
             targets = int((shifted != -100).sum())
             total += float(model(**given).loss) * targets
             count += targets
@@ -115,7 +117,7 @@ def test_run_equals_plain_loop(case: str, corpus: Path, reviews: Path, run: Runn
 def test_weights_move_enough_for_parity_to_mean_something(corpus: Path, reviews: Path, cache: Path) -> None:
     given = load_config([*QUIET, f"cache_dir={cache}", *arguments("causal stream", corpus, reviews)])
     trained, _ = plain_loop(given)
-    text, objective, _ = prepare(given)
-    fresh = build.build_model(given.model, objective.auto_class, text.tokenizer, 48, None)
+    dataset, objective, _ = prepare(given)
+    fresh = build.build_model(given.model, objective.auto_class, dataset.tokenizer, 48, None)
     moved = max(float((a - b).detach().abs().max()) for a, b in zip(trained.parameters(), fresh.parameters(), strict=True))
     assert moved > 100 * 2e-5

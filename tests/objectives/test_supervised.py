@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.data.collate import MicroBatch
-from llm_lightning.data.module import DataModule
+from llm_lightning.data.datamodule import DataModule
 from llm_lightning.data.tag_schemes import TagScheme
 from llm_lightning.errors import UserError
 from llm_lightning.metrics.ranking import best_threshold
@@ -86,8 +86,8 @@ TINY_MARIAN = [
 
 def made(cache: Path, *arguments: str) -> tuple[Objective, DataModule]:
     config = load_config([*QUIET, f"cache_dir={cache}", *arguments, "trainer.precision=32-true"])
-    text, objective, data = prepare(config)
-    build_and_connect(config, text, objective, data)
+    dataset, objective, data = prepare(config)
+    build_and_connect(config, dataset, objective, data)
     return objective, data
 
 
@@ -122,7 +122,7 @@ def hugging_face_loss(model: Any, objective: str, batch: MicroBatch) -> Tensor:
 def test_loss_and_gradients_are_those_of_hugging_face(objective: str, model: str, cache: Path, tmp_path: Path) -> None:
     tiny = TINY_BERT if model == "bert" else TINY_GPT
     ours, data = made(cache, *write(tmp_path, objective), *tiny)
-    batch = data.collator(data.text.splits["train"], [np.array([i]) for i in range(16)], 0)
+    batch = data.collator(data.dataset.splits["train"], [np.array([i]) for i in range(16)], 0)
     twin = published(ours.model.eval())
     loss, expected = ours.loss_sum(batch), hugging_face_loss(twin, objective, batch)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
@@ -154,7 +154,7 @@ def test_a_run_learns_and_its_evaluation_is_repeated(objective: str, score: str,
 def test_binary_cross_entropy_is_its_formula_in_fp64(cache: Path, tmp_path: Path) -> None:
     objective, data = made(cache, *write(tmp_path, "multi_label"), *TINY_BERT)
     objective.model.double().eval()
-    batch = data.collator(data.text.splits["train"], [np.array([i]) for i in range(20)], 0)
+    batch = data.collator(data.dataset.splits["train"], [np.array([i]) for i in range(20)], 0)
     loss, logits = objective.score(batch)
     p, y = 1 / (1 + np.exp(-logits.detach().numpy())), batch.targets.numpy()
     assert float(loss.detach()) == pytest.approx(-(y * np.log(p) + (1 - y) * np.log(1 - p)).sum(), rel=1e-12)
@@ -165,7 +165,7 @@ def test_focal_loss_is_its_formula(cache: Path, tmp_path: Path) -> None:
     objective, data = made(cache, *given)
     assert isinstance(objective, Classification)
     objective.model.eval()
-    batch = data.collator(data.text.splits["train"], [np.array([i]) for i in range(20)], 0)
+    batch = data.collator(data.dataset.splits["train"], [np.array([i]) for i in range(20)], 0)
     loss, logits = objective.score(batch)
     p = torch.softmax(logits.detach().double(), -1)[range(20), batch.targets]
     assert float(loss.detach()) == pytest.approx(float(-((1 - p) ** 2 * p.log()).sum()), rel=1e-5)
@@ -219,7 +219,7 @@ def test_translation_has_the_loss_and_the_gradients_of_hugging_face(architecture
     if architecture == "bart":
         arguments.append("model.architecture=bart")
     if architecture == "t5":  # as a checkpoint, with the tokenizer that another model would get
-        tokenizer = made(cache, *arguments)[1].text.tokenizer
+        tokenizer = made(cache, *arguments)[1].dataset.tokenizer
         special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
         size = {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 2, "d_kv": 16, "vocab_size": len(tokenizer)}
         start = {"decoder_start_token_id": tokenizer.pad_token_id}
@@ -229,7 +229,7 @@ def test_translation_has_the_loss_and_the_gradients_of_hugging_face(architecture
     ours, data = made(cache, *arguments)
     model: Any = ours.model.eval()
     ours.eval()  # without smoothing, as Hugging Face has none
-    batch = data.collator(data.text.splits["train"], [np.array([i]) for i in range(20)], 0)
+    batch = data.collator(data.dataset.splits["train"], [np.array([i]) for i in range(20)], 0)
     parts = batch.input_ids.split(batch.cu_seqlens.diff().tolist())
     assert batch.cu_targets is not None
     labels = padded(batch.targets.split(batch.cu_targets.diff().tolist()), -100)
@@ -283,7 +283,7 @@ def tasks(folder: Path) -> list[str]:
 
 def test_instruction_has_the_loss_of_hugging_face_on_the_assistants_tokens(cache: Path, tmp_path: Path) -> None:
     ours, data = made(cache, *tasks(tmp_path))
-    train = data.text.splits["train"]
+    train = data.dataset.splits["train"]
     batch = data.collator(train, data.plan.epoch(0)[0], 0)
     assert train.token_targets is not None
     assert len(batch.indices) > 1
@@ -321,7 +321,7 @@ def test_a_row_with_nothing_to_learn_is_an_error_or_counted(cache: Path, tmp_pat
     with pytest.raises(UserError, match=r"tasks.jsonl, line 13: the assistant says nothing"):
         made(cache, *arguments)
     _, data = made(cache, *arguments, "data.on_bad_row=skip")
-    assert data.text.splits["train"].facts.skipped == 1
+    assert data.dataset.splits["train"].facts.skipped == 1
 
 
 def long_tasks(folder: Path, sizes: list[int]) -> list[str]:
@@ -349,7 +349,7 @@ def test_answers_are_as_long_as_the_models_positions_allow_and_it_is_said(
     prompts, examples = ours._prompts("validation", 50)
     assert [len(example.text.messages) for example in examples] == [2] * 5
     twin = published(ours.model.eval())
-    tokenizer, answers = ours.text.tokenizer, ours.answer(prompts)
+    tokenizer, answers = ours.dataset.tokenizer, ours.answer(prompts)
     longest = max(map(len, prompts.values()))
     for number, prompt in prompts.items():
         settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id, "max_new_tokens": 64 - longest}
@@ -386,7 +386,7 @@ def test_translations_are_as_long_as_the_models_positions_allow(cache: Path, tmp
     task += ["data.columns.text=en", "data.columns.label=de", *TINY_MARIAN]
     small, data = made(cache, *task, "++model.config.max_position_embeddings=40", "data.block_size=40")
     small.model.save_pretrained(tmp_path / "small")
-    data.text.tokenizer.save_pretrained(tmp_path / "small")
+    data.dataset.tokenizer.save_pretrained(tmp_path / "small")
     ours, data = made(cache, *task, f"model.name_or_path={tmp_path}/small", "data.block_size=128")
     batch = data.longest_rows(2)
     assert 2 * batch.longest + 10 > 40  # tokens that would be written, were there positions for them
@@ -395,7 +395,7 @@ def test_translations_are_as_long_as_the_models_positions_allow(cache: Path, tmp
 
 def test_an_exported_model_ends_its_answers_where_the_template_does(cache: Path, tmp_path: Path) -> None:
     _, data = made(cache, *long_tasks(tmp_path, [1, 5, 20]))
-    tokenizer = data.text.tokenizer
+    tokenizer = data.dataset.tokenizer
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(tmp_path / "model")

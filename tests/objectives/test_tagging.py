@@ -118,7 +118,7 @@ def test_scores_are_those_of_a_loop(content: str, cache: Path, tmp_path: Path) -
     (tmp_path / "x.conll").write_text(content)
     objective = prepare(load_config([*QUIET, f"cache_dir={cache}", *files(tmp_path / "x.conll"), *TINY_BERT]))[1]
     assert isinstance(objective, Tagging)
-    names = objective.text.label_names
+    names = objective.dataset.label_names
     assert names is not None
     rng = np.random.default_rng(0)
     states = objective.build_states()

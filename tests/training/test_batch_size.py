@@ -28,8 +28,8 @@ def arguments(corpus: Path, *more: str) -> list[str]:
 
 def test_the_plan_is_what_autograd_keeps(corpus: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config([*QUIET, f"cache_dir={cache}", *arguments(corpus, "batch.micro_tokens=auto")])
-    text, objective, data = prepare(config)
-    build_and_connect(config, text, objective, data)
+    dataset, objective, data = prepare(config)
+    build_and_connect(config, dataset, objective, data)
     engine = trainer.build_trainer(config.trainer, tmp_path, 3, 3, [], [])
     states = 16 * sum(p.numel() for p in objective.model.parameters())
     small, large = (batch_size._count_saved_bytes(objective, data.longest_rows(n), engine) for n in (2, 12))

@@ -20,7 +20,7 @@ from llm_lightning.errors import RunError, Stopped, UserError
 from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO, damage
 from llm_lightning.training.checkpoints import Checkpoints, list_checkpoints, newest
-from llm_lightning.training.monitor import Diverged
+from llm_lightning.training.divergence import Diverged
 
 from ..conftest import TINY_BERT, TINY_GPT, Runner
 from ..end_to_end.test_runs import losses, same_weights
@@ -263,9 +263,9 @@ class Scripted:
         self.written: list[int] = []
         self.trainer: Any = SimpleNamespace(global_step=0, should_stop=False, is_global_zero=True)
         self.module: Any = SimpleNamespace(monitor="validation/score", maximize=maximize, latest={})
-        monitor: Any = SimpleNamespace(total_steps=validations)
+        meter: Any = SimpleNamespace(total_steps=validations)
         config = CheckpointConfig(every_steps=10**6)
-        self.checkpoints = Checkpoints(config, folder, {}, None, monitor, folder, self.write, patience)  # type: ignore[arg-type]
+        self.checkpoints = Checkpoints(config, folder, {}, None, meter, folder, self.write, patience)  # type: ignore[arg-type]
 
     def write(self) -> None:
         self.written.append(self.trainer.global_step)

@@ -14,8 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from llm_lightning.config.schema import AdapterConfig
 from llm_lightning.models import adapter
-from llm_lightning.training import monitor as module
-from llm_lightning.training.monitor import Monitor
+from llm_lightning.training import meter as module
+from llm_lightning.training.divergence import Diverged, DivergenceGuard
+from llm_lightning.training.meter import Meter
+from llm_lightning.training.progress_bar import ProgressBar
 from llm_lightning.training.throughput import Flops
 
 from ..models.test_padding_free import VOCABULARY, made
@@ -122,7 +124,7 @@ def test_seconds_are_those_of_training_alone(monkeypatch: pytest.MonkeyPatch) ->
     """Neither a validation nor a state that is saved counts, as a step or as waiting for data."""
     clock = Clock()
     monkeypatch.setattr(module.time, "perf_counter", clock)
-    monitor = Monitor(every=100, total_steps=100, progress=False, cache=None)  # type: ignore[arg-type]
+    meter = Meter(every=100, total_steps=100, cache=None)  # type: ignore[arg-type]
 
     def reduced(sums: torch.Tensor, reduce_op: str) -> torch.Tensor:
         clock.now += 0.5  # until the device, and the other rank, are as far
@@ -137,27 +139,70 @@ def test_seconds_are_those_of_training_alone(monkeypatch: pytest.MonkeyPatch) ->
 
     def step() -> None:
         clock.now += 1  # the batch is read
-        monitor.on_train_batch_start()
+        meter.on_train_batch_start()
         clock.now += 2
         trainer.global_step += 1
-        monitor.on_train_batch_end(trainer, None, outputs, batch, 0)
+        meter.on_train_batch_end(trainer, None, outputs, batch, 0)
 
     step()
-    monitor.pause(trainer)
+    meter.pause(trainer)
     clock.now += 50  # a state is saved
     step()
     clock.now += 30  # the validation's loader is made
-    monitor.on_validation_start(trainer, None)  # type: ignore[arg-type]
+    meter.on_validation_start(trainer, None)  # type: ignore[arg-type]
     clock.now += 70
     step()
     step()
-    monitor.gather(trainer)
-    assert monitor.interval["seconds"] == 3.5 + 2.5 + 2 + 3.5  # the first batch after a pause is read in it
-    assert monitor.interval["waited"] == 2
-    assert monitor._percentile(1.0) == pytest.approx(3.5, rel=0.02)
-    assert monitor._percentile(0.25) == pytest.approx(2, rel=0.02)
-    again = Monitor(every=100, total_steps=100, progress=False, cache=None)  # type: ignore[arg-type]
-    again.load_state_dict(monitor.state_dict())  # of a run that has nothing left to train
-    assert again.throughput() == monitor.throughput()
+    meter.gather(trainer)
+    assert meter.interval["seconds"] == 3.5 + 2.5 + 2 + 3.5  # the first batch after a pause is read in it
+    assert meter.interval["waited"] == 2
+    assert meter._percentile(1.0) == pytest.approx(3.5, rel=0.02)
+    assert meter._percentile(0.25) == pytest.approx(2, rel=0.02)
+    again = Meter(every=100, total_steps=100, cache=None)  # type: ignore[arg-type]
+    again.load_state_dict(meter.state_dict())  # of a run that has nothing left to train
+    assert again.throughput() == meter.throughput()
     assert again.throughput()["tokens_per_second"] == 40 / 11.5
     assert again.throughput()["peak_memory_gib"] > 0
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_not_logged_and_ends_the_run(loss: float) -> None:
+    """At the end of an interval, before a validation, and before a state is saved."""
+    rows: list[dict[str, float]] = []
+    logger = SimpleNamespace(log_metrics=lambda values, step: rows.append(values))
+    trainer: Any = SimpleNamespace(world_size=1, global_step=0, loggers=[logger], state=SimpleNamespace(fn=TrainerFn.FITTING))
+    batch: Any = SimpleNamespace(tokens=10, positions=10, padded=10, sequences=1, epoch=0.0)
+    meter = Meter(every=2, total_steps=100, cache=None)  # type: ignore[arg-type]
+    guard = DivergenceGuard(meter)
+
+    def step(value: float) -> None:
+        trainer.global_step += 1
+        outputs = {"loss_sum": torch.tensor(value), "targets": torch.tensor(1.0), "learning_rate": 0.1, "gradient_norm": 1.0}
+        meter.on_train_batch_end(trainer, None, outputs, batch, 0)
+        guard.on_train_batch_end(trainer)
+
+    step(1.0)
+    step(3.0)
+    assert [row["train/loss"] for row in rows] == [2.0]
+    step(loss)  # it is on the device still
+    meter.pause(trainer)
+    for check in (guard.on_validation_start, guard.on_save_checkpoint):
+        with pytest.raises(Diverged, match=f"training loss is {loss} at step 3"):
+            check(trainer)
+    with pytest.raises(Diverged, match="at step 4"):
+        step(1.0)
+    assert len(rows) == 1
+
+
+def test_the_bar_shows_the_values_of_the_last_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    meter = Meter(every=2, total_steps=4, cache=None)  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0)
+    bar = ProgressBar(meter)
+    bar.on_train_start(trainer, None)  # type: ignore[arg-type]
+    meter.values = {"train/loss": 2.5, "train/learning_rate": 1e-3, "train/tokens_per_second": 1234.0, "train/mfu": 0.25}
+    for trainer.global_step in (1, 2, 3):
+        bar.on_train_batch_end(trainer)
+    bar.on_train_end()
+    shown = capsys.readouterr().err.rpartition("\r")[2]
+    assert "2/4" in shown
+    assert "loss 2.500 · lr 1.0e-03 · 1,234 tokens/s · MFU 25%" in shown

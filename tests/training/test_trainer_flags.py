@@ -33,8 +33,8 @@ class Look(lightning.Callback):
             deterministic=torch.are_deterministic_algorithms_enabled(),
             benchmark=torch.backends.cudnn.benchmark,
             validated=[],
-            train_rows=len(module.text.splits["train"]),
-            validation_rows=len(module.text.splits["validation"]),
+            train_rows=len(module.dataset.splits["train"]),
+            validation_rows=len(module.dataset.splits["validation"]),
             module=module,
             folder=trainer.default_root_dir,
         )
@@ -93,7 +93,7 @@ def test_callbacks_of_lightning_see_metrics_and_change_training(train: Runner, t
         *(f"callbacks.timer._target_={where}.Timer", "trainer.max_steps=20"),
     )
     assert summary["steps"] == 4, "EarlyStopping ends training after the second validation"
-    loaded = Classification.load_from_checkpoint(tmp_path / "best" / "best.ckpt", text=SEEN["module"].text)
+    loaded = Classification.load_from_checkpoint(tmp_path / "best" / "best.ckpt", dataset=SEEN["module"].dataset)
     assert loaded.label_smoothing == 0.2
     exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "hf").state_dict()
     for name, weight in loaded.model.state_dict().items():

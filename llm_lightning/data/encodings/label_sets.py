@@ -36,7 +36,7 @@ DIGITS = re.compile(r"(?:[01](?:\.0)?|true|false)(?:[\s,;|]+(?:[01](?:\.0)?|true
 
 
 @dataclass(frozen=True)
-class Layout:
+class LabelSetLayout:
     """The notation of labels in rows."""
 
     separator: str = ","
@@ -46,12 +46,16 @@ class Layout:
     indicators: int = 0
     """The length of lists of 0 and 1; 0 if rows name their labels."""
 
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"Layout({values})"  # cache keys hold it: it stays when the class is renamed
+
 
 @dataclass(frozen=True)
 class LabelSets(Labels):
     """The labels of a data set, and their notation in rows."""
 
-    layout: Layout = Layout()
+    layout: LabelSetLayout = LabelSetLayout()
 
 
 class Encoder(texts.Encoder):
@@ -75,7 +79,7 @@ class Encoder(texts.Encoder):
         return not is_unlabelled(parse_structure(value))
 
     def label(self, classes: Labels, value: Any) -> list[int]:
-        layout = classes.layout if isinstance(classes, LabelSets) else Layout()
+        layout = classes.layout if isinstance(classes, LabelSets) else LabelSetLayout()
         column = self.data.columns.label
         if layout.indicators:
             return read_indicators(value, layout.indicators, column, classes.values)
@@ -90,7 +94,7 @@ class Encoder(texts.Encoder):
         return applies
 
 
-def split_labels(value: Any, layout: Layout) -> list[Any]:
+def split_labels(value: Any, layout: LabelSetLayout) -> list[Any]:
     """Return the labels that a row names in a list, in an object {label: whether it applies}, or in text with separators.
 
     Raises BadRow if an object has another value than 0 or 1 for a label, or if the text begins a list that it does not end.
@@ -148,7 +152,7 @@ def _are_measures(items: list[Any]) -> bool:
     return len(set(numbers)) < len(numbers) or None in numbers or any(number % 1 for number in numbers if number is not None)
 
 
-def find_layout(data: DataConfig, train: Rows) -> Layout:
+def find_layout(data: DataConfig, train: Rows) -> LabelSetLayout:
     """Return the notation of labels in the column: lists of 0 and 1, or names with a separator.
 
     Of several separators that occur, the one that gives the fewest different labels wins. Any other notation than a plain list is
@@ -197,7 +201,7 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
             f"({str(measured)[:60]}); objective=multi_label learns lists of 0 and 1, or lists of the labels that apply."
         )
     if not are_names and size > 1 and min(same, binary) >= MOSTLY * rows and (repeats or len(sizes) == 1):
-        return Layout(missing=missing, indicators=size)
+        return LabelSetLayout(missing=missing, indicators=size)
     present = [separator for separator in SEPARATORS if with_separator[separator]]
     separator = min(present, key=lambda s: len(pieces[s]), default=",")
     if absent:
@@ -220,10 +224,10 @@ def find_layout(data: DataConfig, train: Rows) -> Layout:
             f"{with_separator[separator]:,}",
             "".join(f"; {other}" for other in others),
         )
-    return Layout(separator=separator, missing=missing)
+    return LabelSetLayout(separator=separator, missing=missing)
 
 
-def _name_indicators(data: DataConfig, train: Rows, columns: list[str] | None, layout: Layout | None = None) -> LabelSets:
+def _name_indicators(data: DataConfig, train: Rows, columns: list[str] | None, layout: LabelSetLayout | None = None) -> LabelSets:
     """Return the labels of lists of 0 and 1, in their order; `columns` are the names if each label is a column."""
     if columns is None:
         assert layout is not None
@@ -247,4 +251,4 @@ def _name_indicators(data: DataConfig, train: Rows, columns: list[str] | None, l
     named_labels = labels.make_labels(classes, {}, name)
     if [values for _, values in classes] != [[column] for column in columns]:
         raise UserError(f"data.labels: give each of {join_names(columns)} one name, in this order.")
-    return LabelSets(named_labels.names, named_labels.values, named_labels.spellings, Layout(indicators=len(columns)))
+    return LabelSets(named_labels.names, named_labels.values, named_labels.spellings, LabelSetLayout(indicators=len(columns)))

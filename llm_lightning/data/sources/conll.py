@@ -1,10 +1,9 @@
-"""Read CoNLL files: a word and its tag a line, in columns, and a blank line between sentences. conll_layout.py decides on the columns."""
+"""Read CoNLL files: a word and its tag a line, in columns, and a blank line between sentences. `conll_layout` decides on the columns."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -13,9 +12,10 @@ from typing import Any
 
 import datasets
 
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.config.schema import DataConfig
-from llm_lightning.data import conll_layout
-from llm_lightning.data.conll_layout import DOCSTART, NOT_A_WORD, NUMBER, Layout
+from llm_lightning.data.conll_layout import ConllLayout, decide_layout
+from llm_lightning.data.conll_survey import DOCSTART, NOT_A_WORD, NUMBER, Survey, is_blank, looks_like_conll, survey_file
 from llm_lightning.data.lines import describe_damage, find_damage, lines
 from llm_lightning.data.paths import content_hash, ending, split_files
 from llm_lightning.data.rows import LINE, PROBLEM, Rows, concatenate
@@ -58,7 +58,7 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
     have to be alike. The columns of a file with another number of columns are decided separately.
     """
     splits: dict[str, Rows] = {}
-    like: tuple[Path, Layout] | None = None
+    like: tuple[Path, ConllLayout] | None = None
     for split, files in split_files(data, ENDINGS).items():
         parts = []
         for path in files:
@@ -69,7 +69,7 @@ def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ())
     return splits
 
 
-def _read(path: Path, data: DataConfig, cache_dir: Path, like: tuple[Path, Layout] | None) -> tuple[Rows, Layout]:
+def _read(path: Path, data: DataConfig, cache_dir: Path, like: tuple[Path, ConllLayout] | None) -> tuple[Rows, ConllLayout]:
     identity = content_hash([path], "conll", FORMAT, data.columns, data.encoding, like and replace(like[1], notes=()))
     folder = cache_dir / "rows" / identity
     layout = _load_layout(path, data, folder / "layout.json", like)
@@ -83,26 +83,25 @@ def _read(path: Path, data: DataConfig, cache_dir: Path, like: tuple[Path, Layou
     return Rows(table=table, fingerprint=identity, where=lambda i: f"{path}, line {starts[i].as_py()}", notes=notes), layout
 
 
-def _load_layout(path: Path, data: DataConfig, file: Path, like: tuple[Path, Layout] | None) -> Layout:
+def _load_layout(path: Path, data: DataConfig, file: Path, like: tuple[Path, ConllLayout] | None) -> ConllLayout:
     """Return the layout of a file, with notes that count its lines without words; from the cache if it was found before."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         values = {key: tuple((column, tuple(values)) for column, values in stored[key]) for key in ("closed", "others")}
-        return Layout(**stored | values | {key: tuple(stored[key]) for key in ("names", "notes")})
+        return ConllLayout(**stored | values | {key: tuple(stored[key]) for key in ("names", "notes")})
     except (OSError, ValueError, KeyError, TypeError):
-        layout = _with_counts(path, data, conll_layout.decide(path, _survey(path, data), data.columns, True, like))
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(asdict(layout)), encoding="utf-8")
-    partial.replace(file)
+        layout = _with_counts(path, data, decide_layout(path, _survey(path, data), data.columns, True, like))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(file) as partial:
+        partial.write_text(json.dumps(asdict(layout)), encoding="utf-8")
     return layout
 
 
-def _survey(path: Path, data: DataConfig) -> conll_layout.Survey:
-    return conll_layout.survey_file(path, data.encoding, keeps_damage=data.on_bad_row == "skip")
+def _survey(path: Path, data: DataConfig) -> Survey:
+    return survey_file(path, data.encoding, keeps_damage=data.on_bad_row == "skip")
 
 
-def _with_counts(path: Path, data: DataConfig, layout: Layout) -> Layout:
+def _with_counts(path: Path, data: DataConfig, layout: ConllLayout) -> ConllLayout:
     passed_over: Counter[str] = Counter()
     for _ in sentences(path, data, layout, passed_over):
         pass
@@ -110,7 +109,7 @@ def _with_counts(path: Path, data: DataConfig, layout: Layout) -> Layout:
     return replace(layout, notes=(*layout.notes, *([f"left out as no words: {join_names(counts)}"] if counts else [])))
 
 
-def rows(path: Path, data: DataConfig, layout: Layout) -> Iterator[dict[str, Any]]:
+def rows(path: Path, data: DataConfig, layout: ConllLayout) -> Iterator[dict[str, Any]]:
     """Yield a row for each sentence; without data.columns.label it has only words."""
     for start, tagged_words, problem in sentences(path, data, layout, Counter(), data.columns.label is not None):
         row: dict[str, Any] = {data.columns.text: [word for word, _ in tagged_words], LINE: start, PROBLEM: problem}
@@ -122,7 +121,7 @@ Sentence = tuple[int, list[tuple[str, str | None]], str | None]
 
 
 def sentences(
-    path: Path, data: DataConfig, layout: Layout, passed_over: Counter[str], needs_tags: bool = True
+    path: Path, data: DataConfig, layout: ConllLayout, passed_over: Counter[str], needs_tags: bool = True
 ) -> Iterator[Sentence]:
     """Yield the sentences of a file. `passed_over` counts lines without a word, by their kind."""
     words: list[tuple[str, str | None]] = []
@@ -135,7 +134,7 @@ def sentences(
             start = start if is_open else number
             problem = problem or f"line {number}: {damage}"
             continue
-        fields = [] if conll_layout.is_blank(line) else layout.split(line)
+        fields = [] if is_blank(line) else layout.split(line)
         is_docstart = DOCSTART in fields[:2]
         if not fields or is_docstart:
             passed_over["-DOCSTART- lines"] += is_docstart
@@ -173,7 +172,7 @@ def sentences(
         yield start, words, problem
 
 
-def _fault(fields: list[str], layout: Layout, width: int, needs_tags: bool) -> str | None:
+def _fault(fields: list[str], layout: ConllLayout, width: int, needs_tags: bool) -> str | None:
     """Return the problem with a line's columns; None if they are a word (and its tag)."""
     expected = width if layout.varies else layout.columns
     is_word_alone = not needs_tags and len(fields) == layout.words + 1
@@ -205,7 +204,7 @@ def is_to_predict(path: Path, data: DataConfig) -> bool:
         return False
     if suffix not in PLAIN:
         return True
-    is_conll = conll_layout.looks_like_conll(_survey(path, data))
+    is_conll = looks_like_conll(_survey(path, data))
     reading = "a word a line, blank lines between sentences" if is_conll else "a sentence a line"
     log.warning("data.predict: %s is read as %s (the ending .conll always means a word a line)", path, reading)
     return is_conll
@@ -213,7 +212,7 @@ def is_to_predict(path: Path, data: DataConfig) -> bool:
 
 def rows_to_predict(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield a row for each sentence of a file that needs no tags."""
-    layout = _with_counts(path, data, conll_layout.decide(path, _survey(path, data), data.columns, False))
+    layout = _with_counts(path, data, decide_layout(path, _survey(path, data), data.columns, False))
     for note in layout.notes:
         log.warning("data.predict: %s: %s", path, note)
     yield from rows(path, data, layout)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,10 +18,11 @@ from typing import Any
 
 import datasets
 
+from llm_lightning.atomic_files import write_atomically
 from llm_lightning.config.schema import DataConfig
-from llm_lightning.data import csv_files, json_files, prodigy
+from llm_lightning.data import csv_files, csv_layout, json_files, prodigy
 from llm_lightning.data.alignment import align
-from llm_lightning.data.csv_files import MISSING, Layout
+from llm_lightning.data.csv_files import MISSING, CsvLayout
 from llm_lightning.data.label_values import canonical
 from llm_lightning.data.lines import describe_damage, detect_format, lines
 from llm_lightning.data.parquet_files import ColumnarFile
@@ -61,7 +61,7 @@ class Survey:
     nested: list[str] = field(default_factory=list)
     """Columns in which a value is a list or an object."""
     notes: list[str] = field(default_factory=list)
-    layout: Layout | None = None
+    layout: CsvLayout | None = None
     """The layout of a csv file; not cached, as only reading the file needs it."""
     items: list[tuple[int, Any, str | None]] | None = None
     """The values of a file that is one list, as `json_files.read_items` yields them; not cached either."""
@@ -167,7 +167,7 @@ def _survey(path: Path, data: DataConfig, kind: str, is_to_predict: bool = False
     """
     notes = [*detect_format(path, data.encoding, data.streaming).notes, *describe_damage(path, data)]
     if kind == "csv":
-        layout = csv_files.detect_layout(path, data, _list_configured_columns(data), is_to_predict)
+        layout = csv_layout.detect_layout(path, data, _list_configured_columns(data), is_to_predict)
         require_columns(str(path), data, list(layout.names))
         return Survey(list(layout.names), [], [*notes, *layout.notes], layout)
     columns: dict[str, None] = {}
@@ -199,7 +199,7 @@ def _with_answers(path: Path, data: DataConfig, kind: str, survey: Survey) -> Su
     if kind == "columnar":
         values = (row[prodigy.ANSWER] for row in ColumnarFile(path).rows([prodigy.ANSWER]))
     elif kind == "csv":
-        layout = survey.layout or csv_files.detect_layout(path, data, _list_configured_columns(data))
+        layout = survey.layout or csv_layout.detect_layout(path, data, _list_configured_columns(data))
         place = layout.names.index(prodigy.ANSWER)
         values = (record.fields[place] for record in csv_files.read_records(path, data, layout) if record.problem is None)
     else:
@@ -226,10 +226,9 @@ def _load_survey(folder: Path) -> Survey | None:
 def _store(survey: Survey, folder: Path) -> None:
     file = folder / "survey.json"
     if not file.is_file():
-        partial = folder / f"survey.{os.getpid()}.partial"
         content = {"columns": survey.columns, "nested": survey.nested, "notes": survey.notes, "answers": survey.answers}
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        partial.replace(file)
+        with write_atomically(file) as partial:
+            partial.write_text(json.dumps(content), encoding="utf-8")
 
 
 def rows(path: Path, data: DataConfig, extra_columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
@@ -265,7 +264,7 @@ def read_rows(
             if not left_out or row.pop(prodigy.ANSWER) not in left_out:
                 yield row | {LINE: number, PROBLEM: None}
     elif kind == "csv":
-        layout = survey.layout or csv_files.detect_layout(path, data, _list_configured_columns(data))
+        layout = survey.layout or csv_layout.detect_layout(path, data, _list_configured_columns(data))
         yield from _csv_rows(path, data, used, layout, left_out)
     else:
         for number, value, problem in json_files.read_values(path, data) if survey.items is None else survey.items:
@@ -273,7 +272,9 @@ def read_rows(
                 yield _from_value(value, problem, data, number, used, survey.nested, text_labels)
 
 
-def _csv_rows(path: Path, data: DataConfig, used: list[str], layout: Layout, left_out: Collection[str]) -> Iterator[dict[str, Any]]:
+def _csv_rows(
+    path: Path, data: DataConfig, used: list[str], layout: CsvLayout, left_out: Collection[str]
+) -> Iterator[dict[str, Any]]:
     extra = set(used) - set(_list_configured_columns(data))
     places = [(name, layout.names.index(name)) for name in used]
     answer = layout.names.index(prodigy.ANSWER) if left_out else 0

@@ -15,7 +15,7 @@ from llm_lightning.data.paths import SPLITS
 from llm_lightning.data.rows import Rows, unused_columns
 from llm_lightning.data.sources import files
 from llm_lightning.data.tables import generate_table
-from llm_lightning.errors import UserError, join_names, nearest
+from llm_lightning.errors import UserError, first_line, join_names, nearest
 
 
 def load(data: DataConfig, cache_dir: Path, extra_columns: tuple[str, ...] = ()) -> dict[str, Rows]:
@@ -77,7 +77,7 @@ def _download(data: DataConfig) -> datasets.DatasetDict:
         return datasets.load_dataset(data.name, data.config)
     except (ConnectionError, FileNotFoundError, OSError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"data.name={data.name}: cannot be loaded from the Hugging Face hub ({str(error).splitlines()[0]}). "
+            f"data.name={data.name}: cannot be loaded from the Hugging Face hub ({first_line(error)}). "
             f"Without a connection, give a local copy: data.dir=<folder with train.csv, validation.csv, …>, "
             f"or data=files data.train=<file>."
         ) from error

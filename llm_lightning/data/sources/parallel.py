@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lightning.config.schema import DataConfig
-from llm_lightning.data.lines import describe_damage, detect_format, find_damage, lines
+from llm_lightning.data.lines import describe_damage, detect_format, find_damage, open_lines
 from llm_lightning.data.paths import SPLITS, content_hash, resolve_path, with_compressed
 from llm_lightning.data.rows import LINE, PROBLEM, Rows
 from llm_lightning.data.tables import generate_table
@@ -47,7 +47,7 @@ def _read(pair: list[Path], data: DataConfig, cache_dir: Path) -> Rows:
 
 def _pairs(source: Path, target: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     is_skipped = data.on_bad_row == "skip"
-    texts = [partial(lines, path, data.encoding, keeps_damage=is_skipped) for path in (source, target)]
+    texts = [partial(open_lines, path, data) for path in (source, target)]
     counts = [sum(1 for _ in read()) for read in texts]
     if counts[0] != counts[1]:
         raise UserError(f"{source} has {counts[0]:,} lines and {target} {counts[1]:,}: they are no translation of each other.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.json_files import parse
-from llm_lightning.data.lines import lines
+from llm_lightning.data.lines import open_lines
 from llm_lightning.data.paths import content_hash, split_files
 from llm_lightning.data.rows import LINE, PROBLEM, Rows, concatenate
 from llm_lightning.data.tables import generate_table
@@ -32,7 +32,7 @@ def _read(path: Path, data: DataConfig, cache_dir: Path) -> Rows:
 
 def _instances(path: Path, data: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield a row for each instance of each line; an invalid line or instance has a problem."""
-    for number, line in enumerate(lines(path, data.encoding, keeps_damage=data.on_bad_row == "skip"), 1):
+    for number, line in enumerate(open_lines(path, data), 1):
         if not line.strip():
             continue
         row = {"instruction": None, "input": None, "output": None, LINE: number, PROBLEM: None}

@@ -22,7 +22,7 @@ import numpy as np
 
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data import json_files
-from llm_lightning.data.lines import describe_damage, lines
+from llm_lightning.data.lines import describe_damage, open_lines
 from llm_lightning.data.paths import content_hash, ending, split_files
 from llm_lightning.data.rows import PROBLEM, Rows, concatenate
 from llm_lightning.data.sources.files import TABLES
@@ -130,9 +130,9 @@ def _documents(path: Path, data: DataConfig) -> Iterator[tuple[int | None, Any, 
     Raises UserError if such a file is not JSON. A line that is not JSON is one bad row.
     """
     if ending(path) not in (".jsonl", ".ndjson") and not _has_a_document_a_line(path, data):
-        yield None, json_files.parse_document(path, "".join(_lines(path, data)).lstrip("\ufeff")), None
+        yield None, json_files.parse_document(path, "".join(open_lines(path, data)).lstrip("\ufeff")), None
         return
-    for number, text in enumerate(_lines(path, data), 1):
+    for number, text in enumerate(open_lines(path, data), 1):
         if not text.strip():
             continue
         value, problem = json_files.parse(text.lstrip("\ufeff"))
@@ -141,14 +141,9 @@ def _documents(path: Path, data: DataConfig) -> Iterator[tuple[int | None, Any, 
         yield number, value, problem
 
 
-def _lines(path: Path, data: DataConfig) -> Iterator[str]:
-    """Yield the lines of a file; lines that are not text only with `data.on_bad_row=skip`."""
-    return lines(path, data.encoding, keeps_damage=data.on_bad_row == "skip")
-
-
 def _has_a_document_a_line(path: Path, data: DataConfig) -> bool:
     """Return whether a file has several lines, and the first is a whole JSON object."""
-    front = list(islice((line for line in _lines(path, data) if line.strip()), 2))
+    front = list(islice((line for line in open_lines(path, data) if line.strip()), 2))
     return len(front) > 1 and isinstance(json_files.parse(front[0].lstrip("\ufeff"))[0], dict)
 
 

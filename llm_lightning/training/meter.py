@@ -1,4 +1,4 @@
-"""Report loss, learning rate, norms, tokens per second and energy while a run trains, and the totals for its summary.
+"""Meter a training: count tokens, seconds and losses, log them with learning rate, norms and energy, and total them for the summary.
 
 Values are summed on the device and read every `log_every_steps`, and before a state is saved: in between, nothing waits for the device.
 The logged loss is the mean over the targets of the interval, not that of the last step. A checkpoint inside an interval stores its sums,
@@ -18,41 +18,32 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.tensor import DTensor
-from tqdm.auto import tqdm
 
 from llm_lightning.data.collate import Step
-from llm_lightning.errors import RunError
 from llm_lightning.models.batch_form import is_unpadded
 from llm_lightning.objectives.base import Objective
 from llm_lightning.tracking.energy import Energy
 from llm_lightning.training.memory import peak, release, settle
 from llm_lightning.training.throughput import Flops, Peak
 
-
-class Diverged(RunError):
-    """The loss has become NaN or infinite."""
-
-    def __init__(self, what: str, value: float, step: int) -> None:
-        super().__init__(
-            f"the {what} is {value} at step {step}: training has diverged. Lower optimizer.lr, lengthen scheduler.warmup, or set "
-            f"trainer.precision=32-true; the last good state is in the run's checkpoints/."
-        )
-
-
 SUMMED = ("tokens", "positions", "sequences", "seconds", "waited", "loss", "targets")
 BIN = math.log(1.02)  # of the histogram of step times: percentiles are known to 2 %
 
 
-class Monitor(Callback):
-    """Callback that meters training. Tokens exclude padding; seconds are those of training steps, without validation."""
+class Meter(Callback):
+    """Callback that counts and times training steps. Tokens exclude padding; seconds are those of training steps, without validation."""
 
-    def __init__(self, every: int, total_steps: int, progress: bool, cache: Path, energy: Energy | None = None) -> None:
-        """`cache` is the folder that stores the device's peak FLOP/s."""
-        self.every, self.total_steps, self.progress, self.cache, self.energy = every, total_steps, progress, cache, energy
+    state_key = "Monitor"  # as in the states of earlier versions
+
+    def __init__(self, every: int, total_steps: int, cache: Path, energy: Energy | None = None) -> None:
+        """`every` is the number of steps in an interval, `cache` the folder that stores the device's peak FLOP/s."""
+        self.every, self.total_steps, self.cache, self.energy = every, total_steps, cache, energy
         self.totals = dict.fromkeys(SUMMED, 0.0)
         """Sums over all closed intervals and all ranks."""
         self.interval = dict.fromkeys(SUMMED, 0.0)
         """Sums over the open interval and all ranks, up to the last `gather`."""
+        self.values: dict[str, float] = {}
+        """The logged values of the last closed interval."""
         self._mine = dict.fromkeys(("tokens", "positions", "sequences"), 0)  # of this rank since the last `gather`
         self._loss = self._targets = torch.zeros(())
         self._times: list[float] = []  # seconds of this rank's steps since then
@@ -69,7 +60,6 @@ class Monitor(Callback):
         self.begun = self.since = time.perf_counter()
         self.flops = Flops(0.0, 0.0)
         self.peak, self.devices = Peak(), 1
-        self._bar: tqdm[Any] | None = None
 
     # ---- totals ----
 
@@ -80,6 +70,11 @@ class Monitor(Callback):
     @property
     def seconds(self) -> float:
         return self.totals["seconds"] + self.interval["seconds"]
+
+    @property
+    def loss(self) -> float:
+        """The sum of all losses up to the last `gather`; not finite if one of them is not."""
+        return self.totals["loss"] + self.interval["loss"]
 
     def throughput(self) -> dict[str, Any]:
         """Return the throughput of the whole run, as `summary.json` holds it."""
@@ -112,7 +107,7 @@ class Monitor(Callback):
         return self.flops(sums["tokens"], sums["targets"]) / most or None if most else None
 
     def gather(self, trainer: lightning.Trainer) -> None:
-        """Add the counts of all ranks to the open interval. A collective. Raises Diverged if the loss is not a number.
+        """Add the counts of all ranks to the open interval. A collective.
 
         Losses are added in fp64, which is exact for them: so it does not matter how often this is called.
         """
@@ -134,8 +129,6 @@ class Monitor(Callback):
         self._loss, self._targets = torch.zeros_like(self._loss), torch.zeros_like(self._targets)
         self._times, self._waited = [], 0.0
         self.memory = max(self.memory, peak(device))
-        if not math.isfinite(self.interval["loss"]):
-            raise Diverged("training loss", self.interval["loss"], trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         elapsed = self.earlier + time.perf_counter() - self.begun
@@ -152,10 +145,8 @@ class Monitor(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, Objective)
         self._unpadded = is_unpadded(module.model)
-        self.flops = Flops.of(module.model, module.text.splits["train"].inputs)
+        self.flops = Flops.of(module.model, module.dataset.splits["train"].inputs)
         self.peak, self.devices = Peak.of(module.device, str(trainer.precision), self.cache), trainer.world_size
-        if self.progress and trainer.is_global_zero:
-            self._bar = tqdm(total=self.total_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, mininterval=0.5)
         kind = torch.float32 if module.device.type == "mps" else torch.float64  # MPS has no fp64
         self._loss = self._targets = torch.zeros((), dtype=kind, device=module.device)
         settle(module.device)
@@ -169,31 +160,36 @@ class Monitor(Callback):
         self._mine["sequences"] += batch.sequences
         self._loss = self._loss + outputs["loss_sum"]
         self._targets = self._targets + outputs["targets"]
-        step = trainer.global_step
-        if step % self.every == 0 or step == self.total_steps:
-            self._report(trainer, outputs, batch.epoch)
-            self.since = time.perf_counter()
+        if self.closes_interval(trainer.global_step):
+            self._close_interval(trainer, outputs, batch.epoch)
+            self.restart_clock()
 
-    def _report(self, trainer: lightning.Trainer, outputs: Any, epoch: float) -> None:
+    def closes_interval(self, step: int) -> bool:
+        """Return whether an interval ends with a step: every `every` steps, and at the end of the run."""
+        return step % self.every == 0 or step == self.total_steps
+
+    def restart_clock(self) -> None:
+        """Exclude the time since the last step, which reports took."""
+        self.since = time.perf_counter()
+
+    def _close_interval(self, trainer: lightning.Trainer, outputs: Any, epoch: float) -> None:
+        """Log the means of the interval and begin the next. A loss that is not finite is not logged: the guard then ends the run."""
         self.gather(trainer)
         closed, self.interval = self.interval, dict.fromkeys(SUMMED, 0.0)
         self.totals = {name: self.totals[name] + value for name, value in closed.items()}
-        mean, rate = closed["loss"] / max(closed["targets"], 1.0), outputs["learning_rate"]
-        speed = closed["tokens"] / max(closed["seconds"], 1e-9)
-        values = {
-            "train/loss": mean,
-            "train/learning_rate": rate,
+        if not math.isfinite(closed["loss"]):
+            return
+        self.values = {
+            "train/loss": closed["loss"] / max(closed["targets"], 1.0),
+            "train/learning_rate": outputs["learning_rate"],
             "train/gradient_norm": float(outputs["gradient_norm"]),
-            "train/tokens_per_second": speed,
+            "train/tokens_per_second": closed["tokens"] / max(closed["seconds"], 1e-9),
             "train/padding_fraction": 1 - closed["tokens"] / max(closed["positions"], 1),
             "train/data_wait_fraction": closed["waited"] / max(closed["seconds"], 1e-9),
         }
-        mfu = self._mfu(closed)
-        self.emit(trainer, values | ({} if mfu is None else {"train/mfu": mfu}), epoch)
-        if self._bar is not None:
-            used = "" if mfu is None else f" · MFU {mfu:.0%}"
-            self._bar.set_postfix_str(f"loss {mean:.3f} · lr {rate:.1e} · {speed:,.0f} tokens/s{used}", refresh=False)
-            self._bar.update(trainer.global_step - self._bar.n)
+        if (mfu := self._mfu(closed)) is not None:
+            self.values["train/mfu"] = mfu
+        self.emit(trainer, self.values, epoch)
 
     def pause(self, trainer: lightning.Trainer) -> None:
         """Gather the counts so far, and stop the clock until the next step. A collective."""
@@ -211,16 +207,11 @@ class Monitor(Callback):
         used = {} if self.energy is None else self.energy.usage()
         values = module.latest | {"train/weight_norm": _weight_norm(module)}
         self.emit(trainer, values | {f"energy/{name}": used[name] for name in ("kwh", "co2eq_kg") if name in used}, None)
-        if self._bar is not None:
-            shown = {name.split("/")[1]: value for name, value in module.latest.items()}
-            best = module.monitor.split("/")[1]
-            self._bar.write(
-                f"  step {trainer.global_step}: " + " · ".join(f"{n} {v:.4g}" for n, v in shown.items() if n in ("loss", best))
-            )
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self._paused:
-            self._paused, self.since = False, time.perf_counter()
+            self._paused = False
+            self.restart_clock()
         self._waited += time.perf_counter() - self.since
 
     def emit(self, trainer: lightning.Trainer, values: dict[str, float], epoch: float | None) -> None:
@@ -229,17 +220,11 @@ class Monitor(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(axes | values, step=trainer.global_step)
 
-    def close(self) -> None:
-        release()
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
     def on_train_end(self, *_: Any) -> None:
-        self.close()
+        release()
 
     def on_exception(self, *_: Any) -> None:
-        self.close()
+        release()
 
 
 def _weight_norm(module: Objective) -> float:
