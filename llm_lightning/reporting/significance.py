@@ -44,7 +44,8 @@ def half_width(values: Sequence[float]) -> float | None:
     """Return half of the 95% interval of the mean of a few values, by Student's t; None for a single value."""
     if len(values) < 2:
         return None
-    from scipy.special import stdtrit  # late: a training compares no runs, and scipy.special takes 0.1 s to import, scipy.stats 0.4 s
+    # late: a training compares no runs, and scipy.special takes 0.1 s to import (scipy.stats 0.4 s)
+    from scipy.special import stdtrit
 
     return float(stdtrit(len(values) - 1, BOUNDS[1])) * stdev(values) / math.sqrt(len(values))
 
