@@ -118,8 +118,8 @@ def test_the_spans_of_broken_tags_are_those_of_seqeval() -> None:
 
 
 RANDOM_F1 = {
-    "iob2": (np.float64(0.5796761323632951), np.float64(0.43988711194731894)),
-    "iobes": (np.float64(0.5840168736817437), np.float64(0.4302932182047131)),
+    "iob2": (0.5796761323632951, 0.43988711194731894),
+    "iobes": (0.5840168736817437, 0.4302932182047131),
 }
 """Of seqeval 1.2.2 for the sentences of `draw_sentences`: with valid tags in strict mode, and with broken tags in the default mode."""
 
