@@ -19,7 +19,7 @@ from llm_lightning.config.messages import OF_HYDRA, explain, is_from_hydra, unkn
 from llm_lightning.config.model_settings import resolve_settings
 from llm_lightning.config.overrides import quote_overrides
 from llm_lightning.config.saved_runs import STORED, load_saved_config
-from llm_lightning.config.schema import CONF, CallbacksConfig, Config, plain, to_dataclass
+from llm_lightning.config.schema import CONF, CallbacksConfig, Config, child_sections, plain, to_dataclass
 from llm_lightning.errors import RunError, UserError
 
 
@@ -92,12 +92,12 @@ def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
     """Yield the keys that `+key=value` has added and the schema does not have."""
     kind: Any = OmegaConf.get_type(node)
     field_names = {field.name for field in fields(kind)} if is_dataclass(kind) else None
+    sections = dict(child_sections(node))
     for name in map(str, node):
-        child = node._get_node(name)
         if field_names is not None and name not in field_names:
             yield f"{prefix}{name}"
-        elif isinstance(child, DictConfig) and not child._is_none():
-            yield from _unknown_keys(child, f"{prefix}{name}.")
+        elif name in sections:
+            yield from _unknown_keys(sections[name], f"{prefix}{name}.")
 
 
 def default_config(task: str) -> dict[str, Any]:
