@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_lightning.metrics.correlation import ranks
 from llm_lightning.reporting.runs import Run
 
 DRAWS = 1000
@@ -150,11 +151,11 @@ def _score_counts(right: np.ndarray, predicted: np.ndarray, true: np.ndarray, rn
 
 def _score_numbers(predicted: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> Draws:
     """Return correlations and mean absolute error; ranks are those among all examples."""
-    ranks = [np.unique(values, return_inverse=True)[1].astype(float) for values in (predicted, true)]
+    predicted_ranks, true_ranks = ranks(predicted), ranks(true)
     draws: dict[str, list[np.ndarray]] = {"pearson": [], "spearman": [], "mae": []}
     for places in _places(len(predicted), rng):
         draws["pearson"].append(_correlations(predicted[places], true[places]))
-        draws["spearman"].append(_correlations(ranks[0][places], ranks[1][places]))
+        draws["spearman"].append(_correlations(predicted_ranks[places], true_ranks[places]))
         draws["mae"].append(np.abs(predicted - true)[places].mean(1))
     return {name: np.concatenate(parts) for name, parts in draws.items()}
 

@@ -99,6 +99,16 @@ def test_intervals_hold_what_a_run_came_to(tmp_path: Path) -> None:
     z, width = np.arctanh(pearson), 1.96 / np.sqrt(297)  # Fisher's interval
     assert (low, high) == pytest.approx((np.tanh(z - width), np.tanh(z + width)), abs=0.03)
 
+    target = np.minimum(rng.exponential(size=300) ** 2, 40).round()  # most of them are equal
+    said = np.sqrt(target) + rng.normal(0, 0.3, 300)
+    spearman = float(scipy.stats.spearmanr(said, target).statistic)
+    run = run_of(
+        tmp_path / "ties", 0, {"test/spearman": spearman}, examples={"prediction": said.tolist(), "target": target.tolist()}
+    )
+    low, high = intervals(run)["test/spearman"]
+    assert low < spearman < high
+    assert high - low < 0.1
+
     loss, targets = rng.uniform(50, 70, 40), np.full(40, 20)
     mean = float(loss.sum() / targets.sum())
     metrics = {"test/loss": mean, "test/perplexity": float(np.exp(mean)), "test/bits_per_byte": 0.5 * mean}
