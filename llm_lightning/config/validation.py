@@ -257,14 +257,6 @@ def _adapter(config: Config) -> Iterator[str]:
         yield "model.adapter.quantize: needs bitsandbytes; pip install 'llm_lightning[qlora]'."
 
 
-def _is_text_encoding(name: str) -> bool:
-    try:
-        "a".encode(name)
-    except LookupError:  # of a codec that is no text encoding too
-        return False
-    return True
-
-
 def _data(config: Config) -> Iterator[str]:
     data = config.data
     sources = sorted(p.stem for p in SOURCES.glob("*.py") if p.stem != "__init__")
