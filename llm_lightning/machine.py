@@ -16,6 +16,7 @@ def bf16_unit(accelerator: str) -> str | None:
 
     if accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "the GPU"
+    # private, as is `_is_avx512_bf16_supported`; read in torch 2.13
     if accelerator == "cpu" and torch.cpu._is_amx_tile_supported():
         return "the CPU's AMX"
     if accelerator == "cpu" and torch.cpu._is_avx512_bf16_supported():

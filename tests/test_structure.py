@@ -64,7 +64,17 @@ ALLOWED = {
     "metrics": {"distributed", "errors"},
     "optim": {"config", "errors", "machine", "models"},
     "tracking": {"atomic_files", "config", "distributed", "errors", "reporting", "runs"},
-    "reporting": {"atomic_files", "config", "data", "distributed", "errors", "machine", "models", "runs"},
+    "reporting": {
+        "atomic_files",
+        "config",
+        "data",
+        "distributed",
+        "errors",
+        "llm_lightning.metrics.correlation",
+        "machine",
+        "models",
+        "runs",
+    },
     "models": {"config", "data", "distributed", "errors"},
     "data": {"atomic_files", "config", "distributed", "errors", "machine"},
 }

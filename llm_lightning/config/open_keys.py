@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from llm_lightning.config import schema, signatures
 from llm_lightning.config.checks.trainer_flags import TRAINER
-from llm_lightning.config.schema import CONF
+from llm_lightning.config.schema import CONF, child_sections
 from llm_lightning.errors import UserError, join_names, nearest
 
 
@@ -72,9 +72,9 @@ def _move(group: DictConfig, place: DictConfig, belongs: Any) -> None:
 def _list_unknown(node: DictConfig, prefix: str = "") -> Iterator[str]:
     kind: Any = OmegaConf.get_type(node)
     field_names = {field.name for field in fields(kind)} if is_dataclass(kind) else None
+    sections = dict(child_sections(node))
     for name in map(str, node):
-        child = node._get_node(name)
         if field_names is not None and name not in field_names:
             yield f"{prefix}{name}"
-        elif isinstance(child, DictConfig) and not child._is_none():
-            yield from _list_unknown(child, f"{prefix}{name}.")
+        elif name in sections:
+            yield from _list_unknown(sections[name], f"{prefix}{name}.")

@@ -8,6 +8,7 @@ file and one yaml. Nothing here imports torch: a wrong config is refused before 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -397,10 +398,16 @@ def schema() -> DictConfig:
 
 def _lift_readonly(node: DictConfig) -> None:
     OmegaConf.set_readonly(node, None)
-    for key in node:
-        child = node._get_node(key)
+    for _, child in child_sections(node):
+        _lift_readonly(child)
+
+
+def child_sections(node: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """Yield the name and the node of each child that has keys of its own. Interpolations, which may not resolve yet, are left out."""
+    for name in map(str, node):
+        child = node._get_node(name)  # private; read in OmegaConf 2.3.1, whose public access resolves interpolations
         if isinstance(child, DictConfig) and not child._is_none():
-            _lift_readonly(child)
+            yield name, child
 
 
 def to_dataclass(node: DictConfig) -> Config:

@@ -371,7 +371,7 @@ class StreamedSteps(IterableDataset[Step]):
         info = get_worker_info()
         if info is not None:  # a forked process has none of the tokenizer's threads: it would wait for them for ever
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
-            # private, as in torch 2.13: `datasets` asks for it, and would deal the documents of this reader out once more
+            # private; read in torch 2.13: `datasets` asks for it, and would deal the documents of this reader out once more
             torch.utils.data._utils.worker._worker_info = None
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
         steps = range(self.start + worker, self.total, workers)

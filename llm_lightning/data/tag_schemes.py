@@ -3,6 +3,9 @@
 A tag joins a letter and a type: `B-PER`, `PER-B`, `B_PER`, `B`. The letters differ by scheme, and each has one of five roles: a span's
 beginning (B), inside (I), end (E), a span of one word (S), and outside (O). Spans are read as CoNLL's scorer and seqeval's default mode
 read them: a tag that cannot continue the span before it begins a new one, so that every tag of a type counts.
+
+seqeval 1.2.2 finds the same spans (tests/data/test_tag_schemes.py). We do not use it: it takes three times as long, reads neither
+B_PER nor bare types, brings scikit-learn along, and has had no release since 2020. torchmetrics 1.9 scores no spans.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ def computing_every_expert(model: PreTrainedModel) -> Iterator[None]:
 def compute_experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Return (tokens, hidden) the sums of the chosen experts' outputs, weighted by the router. Its choice is (tokens, chosen experts).
 
-    The arguments are those of transformers' `ExpertsInterface`, and so are the attributes of `experts`.
+    The arguments are those of transformers' `ExpertsInterface`, and so are the attributes of `experts`
+    (`_apply_gate` is private; read in transformers 5.23).
     """
     shares = hidden_states.new_zeros(hidden_states.shape[0], experts.num_experts)  # len() would fix the number of tokens in a trace
     shares = shares.scatter_add(1, top_k_index, top_k_weights.to(shares.dtype))

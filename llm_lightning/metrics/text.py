@@ -40,6 +40,7 @@ class CorpusScores(Sums):
 
     def _statistics(self, name: str, texts: list[str], references: list[str]) -> np.ndarray:
         """Return (texts, counts) sacrebleu's counts of each text."""
+        # private, as is `_aggregate_and_compute`; read in sacrebleu 2.6, whose public scores need all texts
         return np.array(self.metrics[name]._extract_corpus_statistics(texts, [references]), dtype=np.int64)
 
     def update(self, texts: list[str], references: list[str]) -> np.ndarray:

@@ -203,7 +203,7 @@ class _Rectangles(torch.autograd.Function):
             slopes, dropped = torch.bmm(g, c.mT), probabilities
             if dropout_factors is not None:
                 slopes, dropped = slopes.mul_(dropout_factors), probabilities * dropout_factors
-            s = torch._softmax_backward_data(slopes, probabilities, -1, slopes.dtype)
+            s = torch._softmax_backward_data(slopes, probabilities, -1, slopes.dtype)  # private; read in torch 2.13
             none = s.new_empty(())
             into_q = torch.baddbmm(none, s, b, beta=0, alpha=ctx.scale)
             into_k = torch.baddbmm(none, s.mT, a, beta=0, alpha=ctx.scale)

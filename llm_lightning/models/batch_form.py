@@ -65,7 +65,7 @@ def _no_warning(input_ids: Any, attention_mask: Any) -> None:
 
 def is_unpadded(model: PreTrainedModel) -> bool:
     """Return whether the model takes flat batches."""
-    return bool(model.config._attn_implementation == attention.NAME)
+    return bool(model.config._attn_implementation == attention.NAME)  # private; read in transformers 5.23
 
 
 def published_attention(model: PreTrainedModel) -> str:

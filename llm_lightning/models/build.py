@@ -58,6 +58,7 @@ def build_model(
     model_config = _load_config(config, origin, settings) if origin else _new_config(config, tokenizer, settings)
     _check_end(model_config, auto_class, tokenizer)
     model_config.pad_token_id = tokenizer.pad_token_id  # decoder classifiers use it to find the last real token
+    # private; read in transformers 5.23
     if type(model_config) not in auto._model_mapping and auto_class not in getattr(model_config, "auto_map", {}):
         raise UserError(f"model type '{model_config.model_type}' has no {auto_class} head: choose another model or objective.")
     if origin is None:

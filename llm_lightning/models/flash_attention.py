@@ -48,7 +48,7 @@ def _by_flash(
         q, k, v = (F.pad(x, (0, 8 - remainder)) for x in (q, k, v))
     ahead = 0 if causal else window
     lengths = cu_seqlens, cu_seqlens, longest, longest
-    results = torch.ops.aten._flash_attention_forward(
+    results = torch.ops.aten._flash_attention_forward(  # private; read in torch 2.13
         q, k, v, *lengths, dropout, causal and window < 0, False, scale=scale, window_size_left=window, window_size_right=ahead
     )
     out: Tensor = results[0]
@@ -58,6 +58,7 @@ def _by_flash(
 def _by_cudnn(q: Tensor, k: Tensor, v: Tensor, count: int, dropout: float, causal: bool, scale: float) -> Tensor:
     """Return (tokens, heads, dim) attention inside `count` sequences of equal length."""
     a, b, c = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, *repeat_heads(q, k, v)))
+    # private; read in torch 2.13
     results = torch.ops.aten._scaled_dot_product_cudnn_attention(a, b, c, None, True, dropout, causal, False, scale=scale)
     out: Tensor = results[0]
     return out.transpose(1, 2).flatten(0, 1)

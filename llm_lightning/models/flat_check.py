@@ -63,7 +63,7 @@ def agree_on_batch_form(model: PreTrainedModel) -> None:
 def _decide(model: PreTrainedModel) -> BatchForm:
     if model.config.is_encoder_decoder:
         return BatchForm("an encoder-decoder is given two texts, each in padded rows")
-    if not model._can_set_attn_implementation():
+    if not model._can_set_attn_implementation():  # private, as is `_is_stateful`; read in transformers 5.23
         return BatchForm("its attention is code of its own, which no other function can replace (transformers' AttentionInterface)")
     if getattr(model, "_is_stateful", False):
         return BatchForm("its layers carry a state from token to token, and so from document to document")

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from llm_lightning import distributed
 from llm_lightning.data.collate import MicroBatch
+from llm_lightning.models import attention
 from llm_lightning.models.batch_form import is_unpadded, published_attention
 from llm_lightning.models.forward import padded
 from llm_lightning.models.positions import positions_of
@@ -131,9 +132,8 @@ def as_published(model: PreTrainedModel) -> Iterator[None]:
     if not is_unpadded(model):
         yield
         return
-    flat = model.config._attn_implementation
     model.set_attn_implementation(published_attention(model))
     try:
         yield
     finally:
-        model.set_attn_implementation(flat)
+        model.set_attn_implementation(attention.NAME)

@@ -93,7 +93,8 @@ def _initialize(model: PreTrainedModel, layer: nn.Linear) -> None:
     before = layer.weight.detach().clone()
     loaded: list[Any] = [layer, *layer.parameters()]
     for item in loaded:
-        item._is_hf_initialized = False  # else transformers leaves loaded weights unchanged
+        # else transformers leaves loaded weights unchanged (private, as is `_init_weights`; read in transformers 5.23)
+        item._is_hf_initialized = False
     with torch.no_grad():
         initialize: Any = model._init_weights
         initialize(layer)

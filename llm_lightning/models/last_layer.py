@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm_lightning.data.collate import rounded
-from llm_lightning.models.layers import layers
+from llm_lightning.models.layers import is_compiled, layers
 from llm_lightning.models.recompute import recomputes
 
 _BERT, _LLAMA = ("attention.self", "attention.self"), ("input_layernorm", "self_attn")
@@ -36,7 +36,7 @@ def only(model: PreTrainedModel, places: Tensor | None, tokens: int) -> Iterator
     """
     layer = layers(model.base_model)[-1]
     names = PARTS.get(model.config.model_type)
-    compiled = layer._compiled_call_impl is not None  # new hooks would recompile it at each step
+    compiled = is_compiled(layer)  # new hooks would recompile it at each step
     again = recomputes(model) and model.training  # the recomputation comes after the hooks are removed
     if places is None or names is None or compiled or again or 2 * len(places) > tokens:
         yield lambda hidden: hidden[0, :tokens] if places is None else hidden[0, places]

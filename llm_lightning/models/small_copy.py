@@ -198,7 +198,7 @@ def _copy(config: Any) -> Any:
     """Return a copy of a config without the settings of the model's weights: quantization, and our attention."""
     copied = copy.deepcopy(config)
     copied.__dict__.pop("quantization_config", None)
-    copied._attn_implementation_internal = None
+    copied._attn_implementation_internal = None  # private, as is `_from_config`; read in transformers 5.23
     return copied
 
 

@@ -4,6 +4,10 @@ If both have kept the score of each test example, these are compared in pairs: a
 permutation test that swaps the two at random in each example gives its probability by chance (Fisher 1935). If both have several seeds,
 the bootstrap also draws seeds, and the probability is at least that of its draws: other seeds could give another result. Without
 examples, seeds are compared in pairs by Student's t.
+
+The permutation test is ours: of a million examples that are right or wrong it takes 0.01 s, of 100,000 with scores that all differ 1.5 s
+and 44 MB. `scipy.stats.permutation_test` (1.17) takes 238 s and 222 MB for 100,000 of either. Neither it nor `scipy.stats.bootstrap`
+draws seeds beside examples, and Holm's correction is not in scipy.
 """
 
 from __future__ import annotations
@@ -20,7 +24,6 @@ from llm_lightning.reporting.intervals import AT_ONCE, BOUNDS
 from llm_lightning.reporting.runs import Group, Run
 
 DRAWS = 5000
-SHARE = 0.95
 
 
 @dataclass(frozen=True)
@@ -37,31 +40,14 @@ class Comparison:
     how: str
 
 
-def within(t: float, freedom: int) -> float:
-    """Return P(|T| ≤ t) of Student's distribution with whole degrees of freedom (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    square, odd = math.cos(angle) ** 2, freedom % 2
-    term, total = (math.cos(angle) if odd else 1.0), 0.0
-    for j in range(1, freedom // 2 + 1):
-        total += term
-        term *= square * (2 * j / (2 * j + 1) if odd else (2 * j - 1) / (2 * j))
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-
-
-def student_t(freedom: int, share: float = SHARE) -> float:
-    """Return the t within which the given share of Student's distribution lies."""
-    low, high = 0.0, 1e3
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle, freedom) < share else (low, middle)
-    return high
-
-
 def half_width(values: Sequence[float]) -> float | None:
     """Return half of the 95% interval of the mean of a few values, by Student's t; None for a single value."""
     if len(values) < 2:
         return None
-    return student_t(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    # late: a training compares no runs, and scipy.special takes 0.1 s to import (scipy.stats 0.4 s)
+    from scipy.special import stdtrit
+
+    return float(stdtrit(len(values) - 1, BOUNDS[1])) * stdev(values) / math.sqrt(len(values))
 
 
 def compare_groups(first: Group, second: Group, metric: str) -> Comparison | None:
@@ -142,11 +128,14 @@ def _resample(scores: np.ndarray, places: np.ndarray, rng: np.random.Generator) 
 def permutation(differences: np.ndarray, rng: np.random.Generator) -> float:
     """Return how often the mean would be as far from zero if the sign of each difference were random; equal sizes are drawn together."""
     sizes, counts = np.unique(np.abs(differences), return_counts=True)
-    observed = abs(float(differences.sum())) * (1 - 1e-9)
+    single = counts == 1  # a random bit is drawn in a quarter of a binomial's time
+    observed, total = abs(float(differences.sum())) * (1 - 1e-9), counts @ sizes
     rounds, as_far = max(1, min(DRAWS, (1 << 22) // len(sizes))), 0
     for start in range(0, DRAWS, rounds):
-        signs = 2 * rng.binomial(counts, 0.5, (min(rounds, DRAWS - start), len(sizes))) - counts
-        as_far += int((np.abs(signs @ sizes) >= observed).sum())
+        rows = min(rounds, DRAWS - start)
+        positive = rng.integers(0, 2, (rows, int(single.sum())), dtype=bool) @ sizes[single]
+        positive += rng.binomial(counts[~single], 0.5, (rows, int((~single).sum()))) @ sizes[~single]
+        as_far += int((np.abs(2 * positive - total) >= observed).sum())
     return (as_far + 1) / (DRAWS + 1)
 
 
@@ -156,8 +145,10 @@ def _pair_by_seed(first: Group, second: Group, metric: str) -> list[float]:
 
 
 def _compare_by_seeds(first: str, second: str, score: str, differences: list[float]) -> Comparison:
+    from scipy.special import stdtr
+
     average, half = mean(differences), half_width(differences)
     assert half is not None
     error = stdev(differences) / math.sqrt(len(differences))
-    p = 1 - within(abs(average) / error, len(differences) - 1) if error else float(average == 0)
+    p = 2 * float(stdtr(len(differences) - 1, -abs(average) / error)) if error else float(average == 0)
     return Comparison(first, second, score, average, average - half, average + half, p, f"{len(differences)} seeds, Student's t")

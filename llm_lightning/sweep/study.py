@@ -58,7 +58,7 @@ class Study:
         with self._alone():
             for unfinished in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if self._hold(unfinished.number):
-                    return Trial(self.study, unfinished._trial_id)
+                    return Trial(self.study, unfinished._trial_id)  # private; read in optuna 5.0
             count = len(self.study.get_trials(deepcopy=False))
             if count - len(self.replaced) >= self.most:
                 return None

@@ -111,6 +111,7 @@ class Sweep:
             if seconds is not None or (job_return is not None and job_return.status is JobStatus.COMPLETED):
                 self.results.add(job, Outcome("done", "", seconds or 0.0))
             else:
+                # private; read in Hydra 1.3: the public attribute raises the job's error
                 self.results.add(job, Outcome("failed", redact(str(job_return._return_value) if job_return else gave_up), 0.0))
 
     def run_study(self) -> list[dict[str, Any]]:

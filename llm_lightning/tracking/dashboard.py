@@ -130,7 +130,8 @@ def main() -> None:
         if read_mode().name != "online":
             preview = workspace(options.entity or "<entity>", options.project)
             print("no W&B key is configured: this is what would be sent", file=sys.stderr)
-            print(json.dumps(preview._spec, indent=2))  # built through W&B's own schema, which refuses what it does not know
+            # private; read in wandb-workspaces 0.4.13: built through W&B's own schema, which refuses what it does not know
+            print(json.dumps(preview._spec, indent=2))
             return
         import wandb
 

@@ -91,6 +91,7 @@ class Energy(Callback):
         try:
             if measure:
                 self._tracker.flush()
+            # private, as are `_hardware` and `_mode`; read in codecarbon 3.3
             data = self._tracker._prepare_emissions_data()
         except Exception as error:
             self._give_up(error)

@@ -28,7 +28,7 @@ def log(run: Any, which: str, summary: dict[str, Any], settings: dict[str, Any])
 
 def _log_input(run: Any, artifact: Any) -> None:
     """Log an input of the run. The public `use_artifact` refuses offline runs, and waits for the server in others."""
-    run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+    run._log_artifact(artifact, is_user_created=True, use_after_commit=True)  # private; read in wandb 0.31
 
 
 def _data(facts: dict[str, Any]) -> Any:

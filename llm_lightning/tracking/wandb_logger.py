@@ -74,7 +74,7 @@ class WandbLogger(Logger):
     def experiment(self) -> Any:
         """Return W&B's run, to log other things to; without a run, an object that accepts any call and does nothing."""
         self.begin()
-        return self.run or _DummyExperiment()
+        return self.run or _DummyExperiment()  # private; read in Lightning 2.6, whose loggers return it
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

@@ -157,7 +157,7 @@ class Checkpoints(Callback):
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = self.run
-        # Lightning counts the current batch as begun, not as done: a resumed run would be a batch behind
+        # Lightning counts the current batch as begun, not as done: a resumed run would be a batch behind (keys read in Lightning 2.6)
         step, loop = trainer.global_step, checkpoint["loops"]["fit_loop"]
         progress = loop["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):

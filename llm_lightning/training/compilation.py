@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llm_lightning.data.datamodule import DataModule
-from llm_lightning.models.layers import layers
+from llm_lightning.models.layers import layers, undo_compile
 from llm_lightning.training.throughput import Flops
 
 PAYS = {"cuda": 1e17}
@@ -36,7 +36,7 @@ def keep_compiled_kernels(folder: Path) -> None:
 
 def start(model: nn.Module) -> None:
     """Compile the layers at their next call."""
-    torch._dynamo.reset()  # a process compiles a function for a limited number of models
+    torch.compiler.reset()  # a process compiles a function for a limited number of models
     for layer in layers(model):
         layer.compile()
 
@@ -44,4 +44,4 @@ def start(model: nn.Module) -> None:
 def stop(model: nn.Module) -> None:
     """Run the layers without compilation again."""
     for layer in layers(model):
-        layer._compiled_call_impl = None
+        undo_compile(layer)

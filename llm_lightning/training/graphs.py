@@ -70,7 +70,7 @@ class Graphs:
     def _run(self, batch: MicroBatch, factor: Tensor, first: bool) -> Tensor:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if first and gradients:
-            torch._foreach_zero_(gradients)
+            torch._foreach_zero_(gradients)  # private; read in torch 2.13
         with self._context():
             return self._passes(batch, factor)
 

@@ -120,10 +120,10 @@ class HalfWeights(HalfPrecision):
 
     def _cast(self, model: Any) -> None:
         buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-        model.to(dtype=self._desired_input_dtype)
+        model.to(dtype=self._desired_input_dtype)  # private; read in Lightning 2.6
         for name, buffer in buffers.items():
             parent, _, child = name.rpartition(".")
-            model.get_submodule(parent)._buffers[child] = buffer.to(model.device)
+            setattr(model.get_submodule(parent), child, buffer.to(model.device))
 
     @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
@@ -154,8 +154,8 @@ def cast_adapter_base(model: Module) -> None:
     for module_name, module in model.named_modules():
         if isinstance(module, nn.Embedding) or "lora_" in module_name or "modules_to_save" in module_name:
             continue
-        for parameter in module._parameters.values():
-            if parameter is not None and not parameter.requires_grad and parameter.dtype == torch.float32:
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad and parameter.dtype == torch.float32:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
@@ -211,6 +211,7 @@ class WorkingWeights:
         """Return whether the places are unknown or outdated: the first time, and after the model was moved to another device."""
         if not self._places or self._places[0][2].device != self._device:
             return True
+        # private; read in torch 2.13: public access would find the copies that hide the masters
         return any(module._parameters.get(name) is not master for module, name, master in self._places)
 
     def _find_places(self) -> None:
@@ -240,6 +241,7 @@ class WorkingWeights:
         if self._groups:
             with torch.no_grad():
                 masters = [master for group in self._groups for master in group.masters]
+                # private, as is `_foreach_add_`; read in torch 2.13
                 torch._foreach_copy_([buffer for group in self._groups for buffer in group.buffers], masters)
             for group in self._groups:
                 copies.update(zip(map(id, group.masters), _Cast.apply(group, *group.masters), strict=True))
@@ -249,6 +251,7 @@ class WorkingWeights:
         return copies
 
     def _frozen_copy(self, master: nn.Parameter) -> Tensor:
+        # the version is private; read in torch 2.13: every change in place raises it
         state = master._version, master.device, master.data_ptr()
         copy, copied = self._frozen.get(master, (None, None))
         if copied != state:

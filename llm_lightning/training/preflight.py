@@ -279,7 +279,7 @@ class Preflight:
         try:
             for count in {len(longest.indices), len(longest.indices) // 2, 1} - {0}:
                 self._try_batch(device, self.data.longest_rows(count))
-        except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:  # no compiler, or a model that it cannot compile
+        except RuntimeError as error:  # no compiler, or a model that it cannot compile
             compilation.stop(model)
             if not auto:
                 raise UserError(f"trainer.compile=true is not possible here: {shorten(str(error))}") from error

@@ -51,7 +51,8 @@ class StopOnSignal(Callback):
         """Install the signal handlers. Lightning has installed its own before, and restores the earlier ones at the end."""
         if trainer.world_size > 1:
             self._ranks = torch.distributed.new_group(backend="gloo")
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]  # waits for the device
+            # Lightning's own exchange after each batch waits for the device (private; read in Lightning 2.6)
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():
             for number in HEEDED:
                 signal.signal(number, self._handle_signal)

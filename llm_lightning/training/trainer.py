@@ -75,7 +75,7 @@ def build_trainer(
             accelerator=accelerator,
             devices=launch.local_world_size,
             num_nodes=launch.world_size // launch.local_world_size,
-            strategy=_strategy(config, accelerator, launch.world_size),
+            strategy=_strategy(config, launch.world_size),
             precision=plain,  # type: ignore[arg-type]
             max_steps=steps,
             val_check_interval=validate_every,
@@ -129,7 +129,7 @@ def _precision(requested: str, accelerator: str) -> tuple[str, str]:
     return ("32-true", "nothing here multiplies bf16") if unit is None else ("bf16-mixed", f"{unit} multiplies it")
 
 
-def _strategy(config: TrainerConfig, accelerator: str, world_size: int) -> Any:
+def _strategy(config: TrainerConfig, world_size: int) -> Any:
     if config.strategy != "fsdp":
         return config.strategy
     from lightning.pytorch.strategies import ModelParallelStrategy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 
 import numpy as np
@@ -114,6 +115,45 @@ def test_the_spans_of_broken_tags_are_those_of_seqeval() -> None:
     tags = " ".join(BROKEN["iobes"][:1]).split()
     assert TagScheme("iobes").spans(tags) == {("PER", 0, 2), ("LOC", 3, 4), ("LOC", 4, 6)}
     assert TagScheme("iobes").spans(BROKEN["iobes"][1].split()) == {("ORG", 2, 3), ("ORG", 3, 4), ("ORG", 4, 5)}
+
+
+RANDOM_F1 = {
+    "iob2": (0.5796761323632951, 0.43988711194731894),
+    "iobes": (0.5840168736817437, 0.4302932182047131),
+}
+"""Of seqeval 1.2.2 for the sentences of `draw_sentences`: with valid tags in strict mode, and with broken tags in the default mode."""
+
+
+def draw_sentences(name: str) -> tuple[list[str], list[str], list[str]]:
+    """Return 500 random sentences of twelve tags: true tags, predicted ones with some other types and lengths, and broken ones."""
+    rng, types = random.Random(0), (None, "PER", "LOC", "ORG")
+    letters = ["O", *(f"{letter}-{kind}" for letter in LETTERS[name] for kind in types[1:])]
+
+    def write(spans: list[tuple[str | None, int]]) -> list[str]:
+        tags = []
+        for kind, length in spans:
+            roles = "B" + "I" * (length - 1) if name == "iob2" else "S" if length == 1 else "B" + "I" * (length - 2) + "E"
+            tags += ["O" if kind is None else f"{role}-{kind}" for role in roles]
+        return tags
+
+    rows: tuple[list[str], list[str], list[str]] = [], [], []
+    for _ in range(500):
+        spans = [(rng.choice(types), length) for length in rng.choice(((3, 1, 2, 3, 1, 2), (2, 2, 2, 3, 3), (1, 1, 1, 3, 3, 3)))]
+        changed = [(rng.choice(types) if rng.random() < 0.3 else kind, length) for kind, length in spans]
+        if rng.random() < 0.3:
+            rng.shuffle(changed)
+        true = write(spans)
+        broken = [rng.choice(letters) if rng.random() < 0.3 else tag for tag in true]
+        for row, tags in zip(rows, (true, write(changed), broken), strict=True):
+            row.append(" ".join(tags))
+    return rows
+
+
+@pytest.mark.parametrize("name", RANDOM_F1)
+def test_f1_of_random_sentences_is_that_of_seqeval(name: str) -> None:
+    true, predicted, broken = draw_sentences(name)
+    scores = f1(TagScheme(name), true, predicted), f1(TagScheme(name), true, broken)
+    assert scores == pytest.approx(RANDOM_F1[name], abs=1e-12)
 
 
 def test_spans_without_letters_are_runs_and_without_types_have_no_name() -> None:

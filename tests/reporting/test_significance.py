@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tracemalloc
 from itertools import product
 from math import comb
@@ -11,18 +12,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from llm_lightning.reporting.intervals import DRAWS, intervals, resample_confusion
 from llm_lightning.reporting.runs import Group, Run
-from llm_lightning.reporting.significance import Comparison, compare_groups, holm, permutation, student_t, within
+from llm_lightning.reporting.significance import Comparison, compare_groups, half_width, holm, permutation
 
 
 def test_student_t_is_that_of_the_tables() -> None:
-    """Abramowitz and Stegun 1964, table 26.10."""
-    for freedom, expected in {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, 30: 2.042, 120: 1.980}.items():
-        assert student_t(freedom) == pytest.approx(expected, abs=6e-4)
-    assert student_t(7, 0.99) == pytest.approx(3.499, abs=6e-4)
-    assert within(0.0, 5) == within(0.0, 6) == 0.0
+    """Abramowitz and Stegun 1964, table 26.10: the half width of n values ±1 is t / √(n - 1)."""
+    for freedom, expected in {1: 12.706, 3: 3.182, 5: 2.571, 119: 1.980}.items():
+        assert half_width([-1.0, 1.0] * ((freedom + 1) // 2)) == pytest.approx(expected / math.sqrt(freedom), rel=4e-4)
+    assert half_width([0.5]) is None
+
+
+def test_seeds_are_compared_by_the_paired_t_test(tmp_path: Path) -> None:
+    metrics = [[0.84, 0.86, 0.83, 0.88, 0.85], [0.83, 0.83, 0.84, 0.84, 0.84]]
+    groups = [
+        Group(str(i), [run_of(tmp_path / f"{i}-{seed}", seed, {"test/f1": value}) for seed, value in enumerate(values)])
+        for i, values in enumerate(metrics)
+    ]
+    comparison = compare_groups(groups[0], groups[1], "test/f1")
+    assert comparison is not None
+    expected = scipy.stats.ttest_rel(*metrics)
+    assert comparison.p == pytest.approx(expected.pvalue)
+    assert (comparison.low, comparison.high) == pytest.approx(tuple(expected.confidence_interval()))
 
 
 def test_permutation_is_exact() -> None:
@@ -31,6 +45,9 @@ def test_permutation_is_exact() -> None:
     exact = float(np.mean(np.array(sums) >= abs(differences.sum()) - 1e-9))
     assert permutation(differences, np.random.default_rng(0)) == pytest.approx(exact, abs=0.02)
     assert 0.05 < exact < 0.3  # a value that tells something
+    differences = np.array([0.5, -0.2, 0.9, 0.2, 0.2, -0.2, 0.7, 0.0])  # with sizes that occur several times
+    exact = scipy.stats.permutation_test((differences,), np.sum, permutation_type="samples").pvalue
+    assert permutation(differences, np.random.default_rng(0)) == pytest.approx(exact, abs=0.02)
     # right or wrong: McNemar's exact test of 26 against 12, whatever both had right
     differences = np.array([1] * 26 + [-1] * 12 + [0] * 500)
     exact = 2 * sum(comb(38, k) for k in range(13)) / 2**38
@@ -81,6 +98,16 @@ def test_intervals_hold_what_a_run_came_to(tmp_path: Path) -> None:
     low, high = intervals(run)["test/pearson"]
     z, width = np.arctanh(pearson), 1.96 / np.sqrt(297)  # Fisher's interval
     assert (low, high) == pytest.approx((np.tanh(z - width), np.tanh(z + width)), abs=0.03)
+
+    target = np.minimum(rng.exponential(size=300) ** 2, 40).round()  # most of them are equal
+    said = np.sqrt(target) + rng.normal(0, 0.3, 300)
+    spearman = float(scipy.stats.spearmanr(said, target).statistic)
+    run = run_of(
+        tmp_path / "ties", 0, {"test/spearman": spearman}, examples={"prediction": said.tolist(), "target": target.tolist()}
+    )
+    low, high = intervals(run)["test/spearman"]
+    assert low < spearman < high
+    assert high - low < 0.1
 
     loss, targets = rng.uniform(50, 70, 40), np.full(40, 20)
     mean = float(loss.sum() / targets.sum())
