@@ -39,9 +39,9 @@ from llm_lightning.runs.folder import (
     write_config,
     write_json,
 )
-from llm_lightning.runs.identity import configuration, load_finished, run_identity
+from llm_lightning.runs.identity import RunIdentity, configuration_hash, load_finished_by_content, load_finished_by_name
 from llm_lightning.runs.log import close_log, log_failure, start_log
-from llm_lightning.runs.versions import package_versions
+from llm_lightning.runs.versions import git_commit, package_versions
 from llm_lightning.runs.weights import fingerprint_weights
 from llm_lightning.tracking import loggers
 from llm_lightning.tracking.energy import Energy
@@ -86,7 +86,7 @@ def train_unless_finished(config: Config, sweep: str | None, judge: Callable[[in
     """Train in the run's folder, unless it holds the finished run."""
     folder = open_folder(config)
     start_log(folder)
-    done = load_finished(folder, config) if distributed.is_rank_zero() else None
+    done = load_finished_by_name(folder, config) if distributed.is_rank_zero() else None
     summary: dict[str, Any] | None = distributed.broadcast(done)
     if summary is None:
         log.info("run: %s", folder)
@@ -116,14 +116,16 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     show_rows(data)
 
     shared = distributed.is_shared(folder)
-    identity = run_identity(config) | {
-        "data": text.fingerprints,
-        "weights": fingerprint_weights(build.checkpoint(config.model)) if distributed.is_rank_zero() else None,
-        "precision": trainer.resolve_precision(config.trainer),
-        "total_steps": data.total_steps,
-    }
+    identity = RunIdentity(
+        config=plain(config),
+        data=text.fingerprints,
+        weights=fingerprint_weights(build.checkpoint(config.model)) if distributed.is_rank_zero() else None,
+        precision=trainer.resolve_precision(config.trainer),
+        total_steps=data.total_steps,
+    )
+    code = {"versions": package_versions(), "git": git_commit()}
     done: dict[str, Any] | None = distributed.broadcast(
-        load_finished(folder, config, identity) if distributed.is_rank_zero() else None
+        load_finished_by_content(folder, identity) if distributed.is_rank_zero() else None
     )
     if done is not None:  # with the same files elsewhere
         announce_finished(folder)
@@ -138,7 +140,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     checkpoints = Checkpoints(
         config.checkpoint,
         folder,
-        identity,
+        identity.to_record() | code,
         data,
         monitor,
         best.folder,
@@ -148,7 +150,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     )
     stop = StopOnSignal(checkpoints.save, f"to go on: {resume_command(config, folder)}")
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
-    settings = plain(config) | {"configuration": configuration(plain(config), text.fingerprints), "facts": facts}
+    settings = plain(config) | {"configuration": configuration_hash(plain(config), text.fingerprints), "facts": facts}
     sinks = loggers.build_loggers(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
     custom = build_custom_callbacks(config.callbacks.custom)
     callbacks = [energy, monitor, Samples(folder, monitor), *custom, checkpoints, stop]
@@ -189,10 +191,9 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             "seconds": {"setup": setup - compiling, "compile": compiling, "train": trained, "total": total},
             "energy": energy.stop(monitor.tokens),
             "seed": config.seed,
-            "weights": identity["weights"],
+            "weights": identity.weights,
             "machine": about.machine(engine),
-            "versions": identity["versions"],
-            "git": identity["git"],
+            **code,
             "checkpoint": str(checkpoints.path(engine.global_step)),
             "export": str(folder / "hf"),
         }

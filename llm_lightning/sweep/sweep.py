@@ -35,7 +35,7 @@ from llm_lightning.reporting.leaderboard import write_comparison
 from llm_lightning.reporting.runs import find, group_runs
 from llm_lightning.reporting.table import show
 from llm_lightning.runs.folder import lock
-from llm_lightning.runs.identity import load_finished
+from llm_lightning.runs.identity import load_finished_by_name
 from llm_lightning.sweep import space
 from llm_lightning.sweep.process import Judge, Outcome, Share, run_job, shares
 from llm_lightning.sweep.ranks import STOPPING, Ranks
@@ -212,7 +212,7 @@ class Sweep:
         if not (job.folder / "summary.json").is_file():
             return None
         with self._composing:  # Hydra composes one config at a time
-            summary = load_finished(job.folder, compose.load_config(job.overrides))
+            summary = load_finished_by_name(job.folder, compose.load_config(job.overrides))
         return None if summary is None else float(summary["seconds"]["total"])
 
     def stop(self, number: int, frame: Any) -> None:

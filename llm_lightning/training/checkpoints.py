@@ -26,7 +26,7 @@ from llm_lightning.data.collate import Step
 from llm_lightning.data.module import DataModule
 from llm_lightning.errors import Pruned, UserError
 from llm_lightning.objectives.base import Objective
-from llm_lightning.runs.identity import require_same_run
+from llm_lightning.runs.identity import RunIdentity, require_same_run
 from llm_lightning.training.checkpoint_io import damage
 from llm_lightning.training.monitor import Diverged, Monitor
 from llm_lightning.watchdog import no_time_limit
@@ -183,17 +183,17 @@ def order_key(score: float, loss: float | None, maximize: bool) -> tuple[bool, f
     return not math.isnan(score), signed, -math.inf if loss is None else -loss
 
 
-def resume_point(resume: str, folder: Path, shared: bool, run: dict[str, Any]) -> Path | None:
+def resume_point(resume: str, folder: Path, shared: bool, identity: RunIdentity) -> Path | None:
     """Return the checkpoint to continue from, if any, as a file of this machine. Rank 0 chooses it. A collective.
 
     `shared`: whether all ranks read rank 0's disk; otherwise the file is copied to theirs. Raises UserError if the checkpoint belongs to
-    another run than the config describes.
+    another run than `identity` describes.
     """
     state: Path | None = None
     if distributed.is_rank_zero() and resume != "never":
         state = newest(folder / "checkpoints") if resume == "auto" else expand_home(resume)
         if state is not None:
-            require_same_run(state, _read_run(state), run)
+            require_same_run(state, _read_record(state), identity)
             log.info("resume: continuing from %s", state)
     place = distributed.broadcast(None if state is None else str(state.absolute()))
     if place is None or shared:
@@ -203,11 +203,11 @@ def resume_point(resume: str, folder: Path, shared: bool, run: dict[str, Any]) -
     return Path(place) if distributed.is_rank_zero() else copied
 
 
-def _read_run(state: Path) -> dict[str, Any]:
+def _read_record(state: Path) -> dict[str, Any]:
     """Return a checkpoint's record of the run that wrote it. Raises UserError if the file has none."""
     try:
-        run: dict[str, Any] = torch.load(state, weights_only=True, mmap=True)["run"]
-        return run
+        record: dict[str, Any] = torch.load(state, weights_only=True, mmap=True)["run"]
+        return record
     except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(f"{state}: this is no checkpoint of a run of ours ({str(error).splitlines()[0]}).") from error
 
