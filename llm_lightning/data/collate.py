@@ -99,14 +99,15 @@ def rounded(tokens: int) -> int:
     return -(-tokens // ROUND) * ROUND
 
 
-def pieces(batch: MicroBatch, count: int) -> list[MicroBatch]:
+def split_micro_batch(batch: MicroBatch, count: int) -> list[MicroBatch]:
     """Return the batch in `count` parts (a power of two) of about as many tokens, or in single sequences if it has fewer."""
     sequences = len(batch.indices)
     if count == 1 or sequences == 1:
         return [batch]
     bounds = batch.cu_seqlens.tolist()
     first = min(max(bisect(bounds, bounds[-1] // 2), 1), sequences - 1)
-    return [half for part in (slice(0, first), slice(first, sequences)) for half in pieces(_part(batch, part, bounds), count // 2)]
+    halves = [_part(batch, part, bounds) for part in (slice(0, first), slice(first, sequences))]
+    return [piece for half in halves for piece in split_micro_batch(half, count // 2)]
 
 
 def _part(batch: MicroBatch, part: slice, bounds: list[int]) -> MicroBatch:
@@ -143,9 +144,10 @@ class Step:
     """One rank's part of an optimizer step."""
 
     micro_batches: list[MicroBatch]
-    step: int
+    index: int
+    """The number of the step in the run."""
     epoch: float
-    targets: int
+    rank_targets: int
     """Targets of this rank's part."""
     tokens: int
     """Real tokens of this rank's part."""
@@ -200,14 +202,14 @@ def _value(value: Any, tensors: dict[torch.dtype, Tensor]) -> Any:
     return tensors[value.dtype][value.start : value.start + math.prod(value.shape)].view(value.shape)
 
 
-def as_step(batches: list[MicroBatch], step: int, epoch: float, change: ReaderChange | None = None) -> Step:
+def build_step(batches: list[MicroBatch], index: int, epoch: float, change: ReaderChange | None = None) -> Step:
     """Build the rank's part of a step from its micro-batches. Blank micro-batches count for nothing."""
     real = [batch for batch in batches if not batch.blank]
     return Step(
         micro_batches=batches,
-        step=step,
+        index=index,
         epoch=epoch,
-        targets=sum(b.target_count for b in real),
+        rank_targets=sum(b.target_count for b in real),
         tokens=sum(b.tokens for b in real),
         positions=sum(rounded(len(b.input_ids)) for b in real),
         padded=sum(b.padded for b in real),
@@ -299,7 +301,7 @@ class TrainingSteps(Dataset[Step]):
         batches = [self.collator(self.data, [sequences], epoch) for sequences in parts]
         filler = schedule.row(int(schedule.steps[inside]))
         batches += [replace(self.collator(self.data, [filler], epoch), blank=True) for _ in range(count - len(parts))]
-        return as_step(batches, step, epoch + (inside + 1) / len(schedule))
+        return build_step(batches, step, epoch + (inside + 1) / len(schedule))
 
 
 class EvaluationBatches(Dataset[MicroBatch]):

@@ -31,7 +31,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 
 from llm_lightning.config.schema import BatchConfig, DataConfig
-from llm_lightning.data.collate import Collator, MicroBatch, Step, as_step
+from llm_lightning.data.collate import Collator, MicroBatch, Step, build_step
 from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import Example
 from llm_lightning.data.paths import split_files
@@ -394,12 +394,12 @@ class StreamedSteps(IterableDataset[Step]):
         groups = [np.arange(bounds[i], bounds[min(i + size, len(rows))]) for i in range(0, len(rows), size)]
         batches = [self.collator(data, [group], epoch) for group in groups]
         batches += self._blanks(data, np.arange(bounds[1]), self._micro_batches - len(batches))
-        return as_step(batches, step, float(epoch), reader.change())
+        return build_step(batches, step, float(epoch), reader.change())
 
     def _blank_step(self, step: int) -> Step:
         """Build the part of a rank that has no row: its tokens are token 0, which every vocabulary has."""
         data = StreamedSequences([np.zeros(2, np.int32)])
-        return as_step(self._blanks(data, np.arange(1), self._micro_batches), step, 0.0)
+        return build_step(self._blanks(data, np.arange(1), self._micro_batches), step, 0.0)
 
     @property
     def _micro_batches(self) -> int:

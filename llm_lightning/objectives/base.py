@@ -62,7 +62,7 @@ class Objective(lightning.LightningModule):
         """The metrics of the last evaluation: `split/metric` to a number."""
         self._make_optimizer: Callable[[nn.Module], Optimizer]
         self._factor: Callable[[int], float]
-        self.steps = OptimizerStep(self)
+        self.take_step = OptimizerStep(self)
         self._pass: EvaluationPass | None = None
         """The evaluation in progress."""
         self._batches: dict[str, Any] = {}
@@ -163,8 +163,8 @@ class Objective(lightning.LightningModule):
         """Return the batch on the device. A batch on a CPU stays: a walk through its parts takes a third of Lightning's time in a step."""
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def training_step(self, step: Step, batch_index: int) -> dict[str, Any]:
-        return self.steps(step)
+    def training_step(self, batch: Step, batch_index: int) -> dict[str, Any]:
+        return self.take_step(batch)
 
     def precision_context(self) -> contextlib.AbstractContextManager[Any]:
         """Return the Trainer's precision context, for calls of the model outside of a step, such as generation."""

@@ -86,7 +86,7 @@ def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trai
             chosen = way
     if not chosen.compiled:
         compilation.stop(objective.model)
-    objective.steps.use_graphs(trainer.precision_plugin.forward_context if chosen.graphs else None)
+    objective.take_step.use_graphs(trainer.precision_plugin.forward_context if chosen.graphs else None)
     times = ", ".join(f"{way.name} {1000 * value:.1f} ms" for way, value in seconds.items())
     return f"{chosen.name} (a micro-batch: {times})"
 

@@ -215,7 +215,7 @@ def test_every_rank_has_as_many_micro_batches(stream: Stream, spec: BatchConfig,
     for steps in zip(*ranks, strict=True):
         assert {len(step.micro_batches) for step in steps} == {max(counts)}
         assert [sum(not batch.blank for batch in step.micro_batches) for step in steps] == counts
-        assert 0.9 * rows * ROW < sum(step.targets for step in steps) <= rows * ROW
+        assert 0.9 * rows * ROW < sum(step.rank_targets for step in steps) <= rows * ROW
         assert all(len(batch.input_ids) == len(batch.targets) > 0 for step in steps for batch in step.micro_batches)
 
 

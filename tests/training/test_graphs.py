@@ -61,7 +61,7 @@ def test_steps_that_keep_their_gradients_train_as_those_that_throw_them_away(
     start = Objective.on_train_start
 
     def with_graphs(self: Objective) -> None:
-        self.steps.use_graphs(self.trainer.precision_plugin.forward_context)
+        self.take_step.use_graphs(self.trainer.precision_plugin.forward_context)
         start(self)
 
     monkeypatch.setattr(Objective, "on_train_start", with_graphs)

@@ -17,7 +17,7 @@ from llm_lightning.config.schema import TrainerConfig
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training import trainer
 from llm_lightning.training.precision import MasterWeights, WorkingWeights, in_bf16
-from llm_lightning.training.step import clip
+from llm_lightning.training.step import clip_gradients
 
 from ..conftest import TINY_BERT, TINY_GPT, Runner
 
@@ -169,7 +169,7 @@ def test_gradients_are_clipped_after_they_are_unscaled() -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     ids = torch.arange(24).view(2, 12)
     scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
-    norm = clip(model, optimizer, 0.01, scaler)
+    norm = clip_gradients(model, optimizer, 0.01, scaler)
     plain(input_ids=ids, labels=ids).loss.backward()
     torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.01))
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):

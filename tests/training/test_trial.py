@@ -41,7 +41,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
 
     def look(self: Objective) -> None:
         state["compiled"] = layers(self.model)[0]._compiled_call_impl is not None
-        state["graphs"] = self.steps._graphs is not None
+        state["graphs"] = self.take_step._graphs is not None
         start(self)
 
     monkeypatch.setattr(Objective, "on_train_start", look)
