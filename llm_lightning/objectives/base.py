@@ -26,7 +26,7 @@ from llm_lightning.metrics.state import States
 from llm_lightning.models import build
 from llm_lightning.objectives.evaluation import EvaluationPass
 from llm_lightning.training import parallel
-from llm_lightning.training.precision import choose_way
+from llm_lightning.training.precision import choose_bf16_mode
 from llm_lightning.training.step import OptimizerStep
 
 Evaluation = dict[str, float]
@@ -152,7 +152,7 @@ class Objective(lightning.LightningModule):
         """Shard the model if the strategy is FSDP2, before its weights go to the device."""
         if self.device_mesh is not None:
             precision = str(self.trainer.precision)
-            bf16_weights = precision != "bf16-mixed" or choose_way(self.model) == "copies"
+            bf16_weights = precision != "bf16-mixed" or choose_bf16_mode(self.model) == "copies"
             parallel.shard(self.model, self.device_mesh["data_parallel"], precision, bf16_weights)
 
     def configure_optimizers(self) -> Any:

@@ -69,7 +69,7 @@ class OptimizerStep:
             for i, micro_batch in enumerate(micro_batches):
                 loss_sum += self._graphs(micro_batch, loss_scale, first=i == 0)
             return loss_sum
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context():  # Lightning has entered that of its own plugins already; twice is the same
             for i, micro_batch in enumerate(micro_batches):
                 is_last = i == len(micro_batches) - 1
                 with parallel.gradient_sync(trainer.strategy, objective.model, is_last):

@@ -27,7 +27,7 @@ from llm_lightning.models.flat_check import use_flat_batches
 from llm_lightning.models.forward import token_logits, token_loss, written_logits
 from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.training import parallel, trainer
-from llm_lightning.training.precision import WorkingWeights, choose_way, in_bf16
+from llm_lightning.training.precision import WorkingWeights, choose_bf16_mode, in_bf16
 from llm_lightning.training.precision import plugin as plugin_of
 
 from ..conftest import TINY_GPT, Runner
@@ -234,7 +234,7 @@ def test_a_model_that_mixes_types_trains_in_bf16(architecture: str, is_sharded: 
     model = copy.deepcopy(exact)
     plugin: Any = plugin_of("bf16-mixed", sharded=is_sharded)
     if is_sharded:
-        parallel.shard(model, mesh, "bf16-mixed", bf16_weights=choose_way(model) == "copies")
+        parallel.shard(model, mesh, "bf16-mixed", bf16_weights=choose_bf16_mode(model) == "copies")
     plugin.convert_module(SimpleNamespace(model=model))
     run = written_logits if head == "Seq2SeqLM" else token_logits
     with plugin.forward_context():
