@@ -21,7 +21,7 @@ from llm_lightning.data.preview import show_rows
 from llm_lightning.errors import OtherRankFailed, Stopped, UserError
 from llm_lightning.inference import use
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
-from llm_lightning.inference.export import Best, recover
+from llm_lightning.inference.export import BestExport, recover
 from llm_lightning.inference.latency import latency_ms
 from llm_lightning.models import build, float8
 from llm_lightning.models.flat_check import agree_on_batch_form
@@ -119,7 +119,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     identity = RunIdentity(
         config=plain(config),
         data=text.fingerprints,
-        weights=fingerprint_weights(build.checkpoint(config.model)) if distributed.is_rank_zero() else None,
+        weights=fingerprint_weights(build.pretrained_origin(config.model)) if distributed.is_rank_zero() else None,
         precision=trainer.resolve_precision(config.trainer),
         total_steps=data.total_steps,
     )
@@ -130,7 +130,9 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     if done is not None:  # with the same files elsewhere
         announce_finished(folder)
         return done
-    best = Best(folder, model, text.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
+    best = BestExport(
+        folder, model, text.tokenizer, build.pretrained_origin(config.model) if config.model.adapter.kind != "none" else None
+    )
     resume = resume_point(config.resume, folder, shared, identity)
     if distributed.is_rank_zero():
         write_config(folder, config)
@@ -144,9 +146,9 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
         data,
         monitor,
         best.folder,
-        best.keep,
+        best.write,
         patience=config.callbacks.patience,
-        judge=judge,
+        should_continue=judge,
     )
     stop = StopOnSignal(checkpoints.save, f"to go on: {resume_command(config, folder)}")
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]

@@ -57,7 +57,7 @@ def describe(config: Config, text: TokenizedDataset, data: DataModule, model: Pr
     tokens = {split: int(part.lengths.sum()) for split, part in counted_splits.items()}
     sizes = " · ".join(f"{split} {rows[split]:,} rows, {tokens[split]:,} tokens" for split in counted_splits)
     sizes = sizes if text.stream is None else f"train streamed · {sizes}"
-    name, source = config.choices.get("data", config.data.source), build.checkpoint(config.model)
+    name, source = config.choices.get("data", config.data.source), build.pretrained_origin(config.model)
     log.info("data: %s · %s", name, sizes)
     log.info(
         "tokenizer: %s entries, %s",

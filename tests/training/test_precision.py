@@ -134,8 +134,8 @@ def test_in_bf16_true_only_weights_are_bf16(corpus: Path, run: Runner, tmp_path:
 
     def watch_step(self: Objective, batch: Any, index: int) -> Any:
         outputs = step(self, batch, index)
-        counts.append(batch.targets)
-        exact.append(float(outputs["targets"]) == batch.targets and outputs["loss_sum"].dtype == torch.float64)
+        counts.append(batch.rank_targets)
+        exact.append(float(outputs["targets"]) == batch.rank_targets and outputs["loss_sum"].dtype == torch.float64)
         return outputs
 
     def watch_loss(self: Objective, batch: Any) -> Tensor:
