@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from llm_lightning.config.schema import BatchConfig
 from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.masking import IGNORED, Masking
-from llm_lightning.data.plan import Plan, RowGroup
+from llm_lightning.data.plan import PackedRows, Plan
 from llm_lightning.data.reader_state import ReaderChange
 
 EVALUATION = -1
@@ -230,7 +230,7 @@ class Collator:
     token_types: bool = False
     """Whether the model's tokenizer distinguishes the texts of a pair by token types."""
 
-    def __call__(self, data: Any, rows: RowGroup, epoch: int) -> MicroBatch:
+    def __call__(self, data: Any, rows: PackedRows, epoch: int) -> MicroBatch:
         indices = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
         lengths = (data.second if self.translates else data.inputs)[indices]
         order = np.argsort(-lengths, kind="stable")
@@ -295,19 +295,20 @@ class TrainingSteps(Dataset[Step]):
         return self.total
 
     def __getitem__(self, step: int) -> Step:
-        epoch, inside = self.plan.locate(step)
-        schedule = self.plan.epoch(epoch)
-        parts, count = schedule.deal(inside, self.plan.lengths, self.spec, self.rank, self.world)
-        batches = [self.collator(self.data, [sequences], epoch) for sequences in parts]
-        filler = schedule.row(int(schedule.steps[inside]))
-        batches += [replace(self.collator(self.data, [filler], epoch), blank=True) for _ in range(count - len(parts))]
-        return build_step(batches, step, epoch + (inside + 1) / len(schedule))
+        epoch, step_of_epoch = self.plan.locate(step)
+        plan = self.plan.epoch_plan(epoch)
+        micro_batches, max_micro_batches = plan.micro_batches(step_of_epoch, self.plan.lengths, self.spec, self.rank, self.world)
+        batches = [self.collator(self.data, [sequences], epoch) for sequences in micro_batches]
+        first_row = plan.row_at(int(plan.steps[step_of_epoch]))
+        for _ in range(max_micro_batches - len(micro_batches)):
+            batches.append(replace(self.collator(self.data, [first_row], epoch), blank=True))
+        return build_step(batches, step, epoch + (step_of_epoch + 1) / len(plan))
 
 
 class EvaluationBatches(Dataset[MicroBatch]):
     """A map-style dataset: one pass over a split. Each sequence comes once over all ranks; every rank has as many batches."""
 
-    def __init__(self, data: TokenizedSplit, batches: list[RowGroup], collator: Collator, rank: int, world: int) -> None:
+    def __init__(self, data: TokenizedSplit, batches: list[PackedRows], collator: Collator, rank: int, world: int) -> None:
         self.data, self.batches, self.collator, self.rank, self.world = data, batches, collator, rank, world
 
     def __len__(self) -> int:

@@ -24,7 +24,7 @@ from llm_lightning.data.examples import BadRows, Example
 from llm_lightning.data.labelled import drop_unlabelled
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.masking import Masking
-from llm_lightning.data.plan import Plan, evaluation, most_rows
+from llm_lightning.data.plan import Plan, max_rows_at_once, plan_evaluation
 from llm_lightning.data.reader_state import ReaderState
 from llm_lightning.data.rows import Rows, label_columns, require_columns
 from llm_lightning.data.streaming import Stream, StreamedSteps, open_stream, reading_ranks
@@ -229,7 +229,7 @@ class DataModule(lightning.LightningDataModule):
 
     def evaluation_batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
         part = self.text.splits[split]
-        return EvaluationBatches(part, evaluation(part.inputs, self.plan.spec, self.row_size), self.collator, rank, world)
+        return EvaluationBatches(part, plan_evaluation(part.inputs, self.plan.spec, self.row_size), self.collator, rank, world)
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:
         assert self.trainer is not None
@@ -241,14 +241,14 @@ class DataModule(lightning.LightningDataModule):
 
     def longest(self, world: int) -> MicroBatch:
         """Build the micro-batch that takes the most memory: as many of the longest rows as may be on a device at once."""
-        return self.longest_rows(most_rows(self.spec, self.row_size or int(self.plan.lengths.max()), world))
+        return self.longest_rows(max_rows_at_once(self.spec, self.row_size or int(self.plan.lengths.max()), world))
 
     def longest_rows(self, count: int) -> MicroBatch:
         """Build a micro-batch of the `count` longest rows."""
         if self.row_size is None:
             rows = list(np.argsort(-self.plan.lengths, kind="stable")[:count, None])
         else:
-            rows = self.plan.epoch(0)[0][:count]  # packed rows are nearly full, one like the other
+            rows = self.plan.epoch_plan(0)[0][:count]  # packed rows are nearly full, one like the other
         return self.collator(self.text.splits["train"], rows, 0)
 
     def _loader(self, items: Any, **options: Any) -> DataLoader[Any]:

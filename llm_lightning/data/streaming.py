@@ -35,7 +35,7 @@ from llm_lightning.data.collate import Collator, MicroBatch, Step, build_step
 from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import Example
 from llm_lightning.data.paths import split_files
-from llm_lightning.data.plan import most_rows
+from llm_lightning.data.plan import max_rows_at_once
 from llm_lightning.data.prodigy import ANSWER
 from llm_lightning.data.reader_state import Piece, ReaderChange, ReaderState
 from llm_lightning.data.rows import LINE, PROBLEM, Rows, merge_notes, unused_columns
@@ -388,7 +388,7 @@ class StreamedSteps(IterableDataset[Step]):
 
     def _step(self, reader: Reader, rows: list[list[Piece]], step: int) -> Step:
         """Collate a rank's rows of a step, in the order of their packing."""
-        epoch, size = reader.state.epoch, most_rows(self.spec, self.row_size, self.world)
+        epoch, size = reader.state.epoch, max_rows_at_once(self.spec, self.row_size, self.world)
         data = StreamedSequences([piece for row in rows for piece in row])
         bounds = np.cumsum([0, *map(len, rows)])
         groups = [np.arange(bounds[i], bounds[min(i + size, len(rows))]) for i in range(0, len(rows), size)]
@@ -405,7 +405,7 @@ class StreamedSteps(IterableDataset[Step]):
     def _micro_batches(self) -> int:
         """The number of micro-batches of every rank in a step: that of rank 0, whose share of the rows is the largest."""
         share = -(-rows_per_step(self.spec, self.row_size) // self.world)
-        return -(-share // most_rows(self.spec, self.row_size, self.world))
+        return -(-share // max_rows_at_once(self.spec, self.row_size, self.world))
 
     def _blanks(self, data: StreamedSequences, sequences: np.ndarray, count: int) -> list[MicroBatch]:
         return [replace(self.collator(data, [sequences], 0), blank=True) for _ in range(count)]

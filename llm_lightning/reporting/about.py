@@ -80,7 +80,7 @@ def describe(config: Config, text: TokenizedDataset, data: DataModule, model: Pr
     sooner = (
         f", trainer.max_epochs comes before trainer.max_steps={max_steps}" if max_steps and data.total_steps < max_steps else ""
     )
-    epochs = data.total_steps / len(data.plan.epoch(0))
+    epochs = data.total_steps / len(data.plan.epoch_plan(0))
     log.info(
         "plan: %s optimizer steps%s, validation every %s",
         f"{data.total_steps:,}",
