@@ -282,26 +282,27 @@ class _Cast(torch.autograd.Function):
         return tuple(buffer.detach() for buffer in group.buffers)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *copy_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         masters: list[Tensor] = ctx.group.masters
-        pairs = zip(masters, slopes, strict=True)
+        pairs = zip(masters, copy_gradients, strict=True)
         # in the memory layout of the masters, which the optimizer wants
-        exact = [None if slope is None else torch.empty_like(master) for master, slope in pairs]
-        torch._foreach_copy_([e for e in exact if e is not None], [slope for slope in slopes if slope is not None])
+        gradients = [None if copy_gradient is None else torch.empty_like(master) for master, copy_gradient in pairs]
+        present = [gradient for gradient in gradients if gradient is not None]
+        torch._foreach_copy_(present, [copy_gradient for copy_gradient in copy_gradients if copy_gradient is not None])
         if world_size() > 1:
-            return None, *exact  # DDP learns of gradients where autograd adds them to the masters
-        sums: list[Tensor] = []
-        terms: list[Tensor] = []
-        for master, slope in zip(masters, exact, strict=True):
-            if slope is None:
+            return None, *gradients  # DDP learns of gradients where autograd adds them to the masters
+        earlier: list[Tensor] = []  # of micro-batches before
+        added: list[Tensor] = []
+        for master, gradient in zip(masters, gradients, strict=True):
+            if gradient is None:
                 continue
             if master.grad is None:
-                master.grad = slope
+                master.grad = gradient
             else:
-                sums.append(master.grad)
-                terms.append(slope)
-        if sums:
-            torch._foreach_add_(sums, terms)
+                earlier.append(master.grad)
+                added.append(gradient)
+        if earlier:
+            torch._foreach_add_(earlier, added)
         return (None,) * (len(masters) + 1)
 
 

@@ -88,7 +88,7 @@ def whole(tensor: Tensor | None) -> Tensor:
 @pytest.mark.parametrize("kind", ["tied", "untied"])
 def test_the_chunked_loss_of_a_sharded_model_is_that_of_a_plain_one(kind: str, mesh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit on one process, in chunks of three targets; and no logits of all targets are made."""
-    monkeypatch.setattr("llm_lightning.models.loss.LOGITS", {"cpu": 3 * 60})
+    monkeypatch.setattr("llm_lightning.models.loss.LOGITS_AT_ONCE", {"cpu": 3 * 60})
     plain, sharded, batch = model_of(kind), model_of(kind), batch_of(9, 7, 4)
     parallel.shard(sharded, mesh, "32-true")
     monkeypatch.setattr("llm_lightning.models.forward.token_logits", None)
