@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -79,16 +79,25 @@ class MicroBatch:
 
     def pin_memory(self) -> MicroBatch:
         """Return the batch in pinned memory, from which a GPU copies while the program runs."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})  # type: ignore[arg-type]
+        return self._map_tensors(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the batch with its tensors on a device. The copy to a GPU runs asynchronously."""
-        behind = device.type == "cuda"
-        return replace(self, **{name: tensor.to(device, non_blocking=behind) for name, tensor in self.tensors().items()})  # type: ignore[arg-type]
+        asynchronous = device.type == "cuda"
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=asynchronous))
+
+    def clone(self) -> MicroBatch:
+        """Return the batch with copies of its tensors."""
+        return self._map_tensors(lambda tensor: tensor.clone())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the fields that are tensors, by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def _map_tensors(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        """Return the batch with every tensor replaced by what `change` returns for it."""
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
 
 
 ROUND = 32
@@ -178,12 +187,16 @@ class Step:
                 tensors.setdefault(tensor.dtype, []).append(tensor.flatten())
                 ends[tensor.dtype] += tensor.numel()
             batches.append(values)
-        return {**vars(self), "micro_batches": batches, "tensors": {dtype: torch.cat(parts) for dtype, parts in tensors.items()}}
+        merged = {dtype: torch.cat(parts) for dtype, parts in tensors.items()}
+        return {**vars(self), "micro_batches": batches, "tensors": merged}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         tensors = state.pop("tensors")
-        batches = [{name: _value(value, tensors) for name, value in values.items()} for values in state["micro_batches"]]
-        self.__dict__.update(state, micro_batches=[MicroBatch(**values) for values in batches])
+        batches = []
+        for stored in state["micro_batches"]:
+            values = {name: _value(value, tensors) for name, value in stored.items()}
+            batches.append(MicroBatch(**values))
+        self.__dict__.update(state, micro_batches=batches)
 
 
 @dataclass(frozen=True)

@@ -177,9 +177,8 @@ def _name(run: Run, everyone: list[Run], most: int | None) -> str:
     preset = _preset(run) if len({_preset(other) for other in alike}) > 1 else None
     peers = [other for other in alike if preset is None or _preset(other) == preset]  # a preset has settings of its own
     others = [settings(other.config) for other in peers]
-    near = [
-        settings(other.config) for other in peers if other.summary["data"]["name"] == run.summary["data"]["name"]
-    ]  # so have data
+    # so have data
+    near = [settings(other.config) for other in peers if other.summary["data"]["name"] == run.summary["data"]["name"]]
     origin, origins = _origin(run_settings), {_origin(settings(other.config)) for other in alike}
 
     def differs(key: str) -> bool:

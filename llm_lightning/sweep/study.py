@@ -62,9 +62,8 @@ class Study:
             count = len(self.study.get_trials(deepcopy=False))
             if count - len(self.replaced) >= self.most:
                 return None
-            seed = (
-                self.seed + count
-            )  # each trial has its own: every process would draw the same values for it, and none draws it twice
+            # each trial has its own seed: every process would draw the same values for it, and none draws it twice
+            seed = self.seed + count
             self.study.sampler = optuna.samplers.RandomSampler(seed) if self.random else optuna.samplers.TPESampler(seed=seed)
             trial = self.study.ask()
             self._hold(trial.number)

@@ -66,9 +66,8 @@ def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trai
     limit = ERROR["bf16" in str(trainer.precision)]
     seconds: dict[StepVariant, float] = {}
     reference: _Result | None = None
-    objective.train(
-        not drops(objective.model)
-    )  # draws of dropout differ from variant to variant; without any, nothing is compiled twice
+    # draws of dropout differ from variant to variant; a model without any stays in training mode, and nothing is compiled twice
+    objective.train(not drops(objective.model))
     compilation.stop(objective.model)
     for variant in EAGER_VARIANTS + (COMPILED_VARIANTS if compiles else ()):
         if variant is COMPILED_VARIANTS[0]:
@@ -143,21 +142,21 @@ def _build_passes(objective: Objective, variant: StepVariant, context: Callable[
     """Return a function that runs forward and backward on a batch by one variant."""
     parameters = [p for p in objective.model.parameters() if p.requires_grad]
 
-    def factor_of(batch: MicroBatch) -> Tensor:
+    def scale_of(batch: MicroBatch) -> Tensor:
         return torch.full((), 1 / max(batch.target_count, 1), device=parameters[0].device)
 
-    def plain(batch: MicroBatch, factor: Tensor) -> Tensor:
+    def plain(batch: MicroBatch, loss_scale: Tensor) -> Tensor:
         loss = objective.loss_sum(batch)
-        (loss * factor.to(loss.dtype)).backward()
+        (loss * loss_scale.to(loss.dtype)).backward()
         return loss.detach()
 
     if variant.graphs:
         graphs = Graphs(plain, parameters, context)
 
         def run_captured(batch: MicroBatch, first: bool) -> Tensor:
-            loss = graphs(batch, factor_of(batch), first)
-            if graphs.failed is not None:
-                raise RuntimeError(graphs.failed)
+            loss = graphs(batch, scale_of(batch), first)
+            if graphs.failure is not None:
+                raise RuntimeError(graphs.failure)
             return loss
 
         return run_captured
@@ -166,7 +165,7 @@ def _build_passes(objective: Objective, variant: StepVariant, context: Callable[
         if first:
             objective.model.zero_grad(set_to_none=True)
         with context():
-            return plain(batch, factor_of(batch))
+            return plain(batch, scale_of(batch))
 
     return run_directly
 
@@ -178,8 +177,8 @@ def _compare(result: _Result, reference: _Result, limit: float) -> str | None:
     for loss, expected in zip(result.losses, reference.losses, strict=True):
         if not abs(loss - expected) <= limit * max(abs(expected), 1e-6):
             return f"a loss is {loss:.6g}, and {expected:.6g} kernel by kernel"
-    squares = [
-        (float((a - b).float().norm()), float(b.float().norm())) for a, b in zip(result.gradients, reference.gradients, strict=True)
-    ]
-    error = sum(x**2 for x, _ in squares) ** 0.5 / max(sum(y**2 for _, y in squares) ** 0.5, 1e-30)
+    pairs = list(zip(result.gradients, reference.gradients, strict=True))
+    difference = sum(float((gradient - expected).float().norm()) ** 2 for gradient, expected in pairs) ** 0.5
+    norm = sum(float(expected.float().norm()) ** 2 for _, expected in pairs) ** 0.5
+    error = difference / max(norm, 1e-30)
     return None if error <= limit else f"gradients are off by {error:.1%}"

@@ -285,9 +285,8 @@ def test_what_is_one_configuration() -> None:
     for change in ("optimizer.lr=0.7", "trainer.compile=true", "trainer.precision=bf16-mixed", "trainer.max_steps=7"):
         assert configuration_hash(plain(load_config([*given, change])), splits) != first, change
     assert configuration_hash(plain(load_config(given)), splits | {"validation": "3"}) != first
-    before = configuration_hash(
-        plain(load_config(given)), "1"
-    )  # of an earlier version's run, whose other splits are known by name only
+    # of an earlier version's run, whose other splits are known by name only
+    before = configuration_hash(plain(load_config(given)), "1")
     assert before != configuration_hash(plain(load_config([*given, "data.validation=b.txt"])), "1")
 
 

@@ -71,7 +71,7 @@ def test_steps_that_keep_their_gradients_train_as_those_that_throw_them_away(
 
 
 def test_the_least_used_graph_goes(monkeypatch: pytest.MonkeyPatch, without_gpu: list[tuple[Any, ...]]) -> None:
-    monkeypatch.setattr(graphs, "MOST", 2)
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
     passes = Graphs(lambda batch, factor: batch.input_ids.sum().float(), [], contextlib.nullcontext)
     batches = [collated("stream", *range(count)) for count in (1, 8, 3)]
     batches = [batch for batch in batches for _ in range(2)]  # the second time it is captured
