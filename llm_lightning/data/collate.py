@@ -149,7 +149,7 @@ def _part(batch: MicroBatch, part: slice, bounds: list[int]) -> MicroBatch:
 
 
 @dataclass
-class Step:
+class StepBatch:
     """One rank's part of an optimizer step."""
 
     micro_batches: list[MicroBatch]
@@ -168,10 +168,10 @@ class Step:
     change: ReaderChange | None = None
     """Of streamed data: the change that the step made in the state of its reader."""
 
-    def pin_memory(self) -> Step:
+    def pin_memory(self) -> StepBatch:
         return replace(self, micro_batches=[batch.pin_memory() for batch in self.micro_batches])
 
-    def to(self, device: torch.device) -> Step:
+    def to(self, device: torch.device) -> StepBatch:
         """Return the step with its micro-batches on a device. Lightning calls this, and uses no other part of the step."""
         return replace(self, micro_batches=[batch.to(device) for batch in self.micro_batches])
 
@@ -215,10 +215,10 @@ def _value(value: Any, tensors: dict[torch.dtype, Tensor]) -> Any:
     return tensors[value.dtype][value.start : value.start + math.prod(value.shape)].view(value.shape)
 
 
-def build_step(batches: list[MicroBatch], index: int, epoch: float, change: ReaderChange | None = None) -> Step:
+def build_step_batch(batches: list[MicroBatch], index: int, epoch: float, change: ReaderChange | None = None) -> StepBatch:
     """Build the rank's part of a step from its micro-batches. Blank micro-batches count for nothing."""
     real = [batch for batch in batches if not batch.blank]
-    return Step(
+    return StepBatch(
         micro_batches=batches,
         index=index,
         epoch=epoch,
@@ -295,7 +295,7 @@ class Collator:
         return tokens, targets if data.token_targets is not None else tokens[:0]
 
 
-class TrainingSteps(Dataset[Step]):
+class TrainingSteps(Dataset[StepBatch]):
     """A map-style dataset: item s is the rank's part of optimizer step s, from the plan alone."""
 
     def __init__(
@@ -307,7 +307,7 @@ class TrainingSteps(Dataset[Step]):
     def __len__(self) -> int:
         return self.total
 
-    def __getitem__(self, step: int) -> Step:
+    def __getitem__(self, step: int) -> StepBatch:
         epoch, step_of_epoch = self.plan.locate(step)
         plan = self.plan.epoch_plan(epoch)
         micro_batches, max_micro_batches = plan.micro_batches(step_of_epoch, self.plan.lengths, self.spec, self.rank, self.world)
@@ -315,7 +315,7 @@ class TrainingSteps(Dataset[Step]):
         first_row = plan.row_at(int(plan.steps[step_of_epoch]))
         for _ in range(max_micro_batches - len(micro_batches)):
             batches.append(replace(self.collator(self.data, [first_row], epoch), blank=True))
-        return build_step(batches, step, epoch + (step_of_epoch + 1) / len(plan))
+        return build_step_batch(batches, step, epoch + (step_of_epoch + 1) / len(plan))
 
 
 class EvaluationBatches(Dataset[MicroBatch]):

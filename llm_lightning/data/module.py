@@ -17,7 +17,7 @@ from llm_lightning import distributed
 from llm_lightning.config.schema import Config, cache_folder
 from llm_lightning.config.signatures import import_target
 from llm_lightning.data import encode, encodings, examples, sentences, splits, tokenizers
-from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, Step, TrainingSteps
+from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, StepBatch, TrainingSteps
 from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import BadRows, Example
@@ -179,7 +179,7 @@ class DataModule(lightning.LightningDataModule):
             return max(int(max(split.second.max(), (split.inputs - split.second).max())) for split in splits)  # type: ignore[union-attr]
         return max(int(split.inputs.max()) for split in splits)
 
-    def train_dataloader(self) -> DataLoader[Step]:
+    def train_dataloader(self) -> DataLoader[StepBatch]:
         assert self.trainer is not None
         start, rank, world = self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size
         if self.text.stream is not None:
@@ -204,7 +204,7 @@ class DataModule(lightning.LightningDataModule):
 
     # ---- the state of streamed data; the plan needs none ----
 
-    def consumed(self, step: Step) -> None:
+    def consumed(self, step: StepBatch) -> None:
         """Apply a trained step's change to the state of its reader."""
         if step.change is not None:
             self._readers.setdefault(step.change.reader, ReaderState()).apply(step.change)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from llm_lightning.data.collate import MicroBatch, Step
+from llm_lightning.data.collate import MicroBatch, StepBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.module import TokenizedDataset
@@ -163,7 +163,7 @@ class Objective(lightning.LightningModule):
         """Return the batch on the device. A batch on a CPU stays: a walk through its parts takes a third of Lightning's time in a step."""
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def training_step(self, batch: Step, batch_index: int) -> dict[str, Any]:
+    def training_step(self, batch: StepBatch, batch_index: int) -> dict[str, Any]:
         return self.take_step(batch)
 
     def precision_context(self) -> contextlib.AbstractContextManager[Any]:

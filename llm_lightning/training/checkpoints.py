@@ -22,7 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from llm_lightning import distributed
 from llm_lightning.config.schema import CheckpointConfig, expand_home
-from llm_lightning.data.collate import Step
+from llm_lightning.data.collate import StepBatch
 from llm_lightning.data.module import DataModule
 from llm_lightning.errors import Pruned, UserError
 from llm_lightning.objectives.base import Objective
@@ -76,7 +76,7 @@ class Checkpoints(Callback):
             self.best_score = self.best_loss = None  # the state is from a run with another folder: this one has no best weights
         trainer.should_stop = self._is_out_of_patience()
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Step, batch_index: int) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: StepBatch, batch_index: int) -> None:
         self.data.consumed(batch)
         if trainer.global_step % self.data.validate_every != 0 and self._is_due(trainer):  # else after the validation
             self.save(trainer)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from llm_lightning import distributed
-from llm_lightning.data.collate import MicroBatch, Step, split_micro_batch
+from llm_lightning.data.collate import MicroBatch, StepBatch, split_micro_batch
 from llm_lightning.errors import RunError
 from llm_lightning.training import parallel
 
@@ -46,7 +46,7 @@ class MemoryRetry:
             parts = [part + [replace(part[-1], blank=True)] * (self.pieces - len(part)) for part in parts]
         return [piece for part in parts for piece in part]
 
-    def run_in_pieces(self, batch: Step, accumulate_gradients: Callable[[list[MicroBatch]], Tensor]) -> Tensor:
+    def run_in_pieces(self, batch: StepBatch, accumulate_gradients: Callable[[list[MicroBatch]], Tensor]) -> Tensor:
         """Return what `accumulate_gradients` returns for the micro-batches of a step, cut so that memory suffices for them.
 
         Raises RunError if memory runs out and the step cannot restart.

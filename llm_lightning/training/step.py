@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from llm_lightning.data.collate import MicroBatch, Step
+from llm_lightning.data.collate import MicroBatch, StepBatch
 from llm_lightning.models import dropout, embedding
 from llm_lightning.training import parallel
 from llm_lightning.training.graphs import Graphs
@@ -36,7 +36,7 @@ class OptimizerStep:
         self._retry = MemoryRetry(objective, self._drop_graphs)
         self._graphs: Graphs | None = None
 
-    def __call__(self, batch: Step) -> dict[str, Any]:
+    def __call__(self, batch: StepBatch) -> dict[str, Any]:
         """Train on the batch of a step. Return this rank's `loss_sum`, all ranks' `targets`, `gradient_norm` and `learning_rate`.
 
         Raises RunError if memory runs out and smaller micro-batches cannot help.
