@@ -55,11 +55,11 @@ from llm_lightning.training.signals import StopOnSignal, raise_interrupts
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
+def run(config: Config, sweep: str | None = None, should_continue: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
     """Do the task of `config.task`. Return the run's summary.
 
-    `sweep`: the name of the sweep that the run is a job of. `judge(progress, metric)`: called after each validation; returns whether the
-    run should continue.
+    `sweep`: the name of the sweep that the run is a job of. `should_continue(progress, metric)`: called after each validation; progress
+    runs from 0 to 1000.
     """
     trainer.quiet_libraries()
     if config.task in use.TASKS and (config.task != "evaluate" or config.evaluate.weighs):
@@ -68,7 +68,7 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
         with launch.processes(config, sweep), raise_interrupts():
             if config.task == "evaluate":
                 return evaluate(config)
-            return check(config) if config.task == "check" else train_unless_finished(config, sweep, judge)
+            return check(config) if config.task == "check" else train_unless_finished(config, sweep, should_continue)
     except OtherRankFailed:
         raise
     except Stopped as stopped:
@@ -82,7 +82,9 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
         close_log()
 
 
-def train_unless_finished(config: Config, sweep: str | None, judge: Callable[[int, float], bool] | None) -> dict[str, Any]:
+def train_unless_finished(
+    config: Config, sweep: str | None, should_continue: Callable[[int, float], bool] | None
+) -> dict[str, Any]:
     """Train in the run's folder, unless it holds the finished run."""
     folder = open_folder(config)
     start_log(folder)
@@ -90,7 +92,7 @@ def train_unless_finished(config: Config, sweep: str | None, judge: Callable[[in
     summary: dict[str, Any] | None = distributed.broadcast(done)
     if summary is None:
         log.info("run: %s", folder)
-        summary = train(config, folder, sweep, judge)
+        summary = train(config, folder, sweep, should_continue)
     else:
         announce_finished(folder)
     if distributed.is_rank_zero():
@@ -106,7 +108,9 @@ def announce_finished(folder: Path) -> None:
             write_pages(folder)
 
 
-def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
+def train(
+    config: Config, folder: Path, sweep: str | None, should_continue: Callable[[int, float], bool] | None = None
+) -> dict[str, Any]:
     """Pretrain or fine-tune, then evaluate the best weights and write the results."""
     started = time.perf_counter()
     energy = Energy(config.callbacks)
@@ -148,7 +152,7 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
         best.folder,
         best.write,
         patience=config.callbacks.patience,
-        should_continue=judge,
+        should_continue=should_continue,
     )
     stop = StopOnSignal(checkpoints.save, f"to go on: {resume_command(config, folder)}")
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]

@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 MANY = 16  # passes over the text above which the log warns
 
 
-def machine(engine: lightning.Trainer) -> dict[str, Any]:
+def machine(trainer: lightning.Trainer) -> dict[str, Any]:
     """Return the system, the hardware and the precision that the run uses."""
-    device = engine.strategy.root_device
+    device = trainer.strategy.root_device
     return {
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu(),
         "cores": cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "devices": engine.world_size,
-        "precision": str(engine.precision),
+        "devices": trainer.world_size,
+        "precision": str(trainer.precision),
     }
 
 
