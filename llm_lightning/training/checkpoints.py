@@ -97,14 +97,7 @@ class Checkpoints(Callback):
         if not math.isfinite(loss) or math.isinf(score):
             raise Diverged("validation loss", loss, trainer.global_step)
         self.decided_step = trainer.global_step
-        self.validations += 1
-        best_score = self.best_score
-        self.is_constant &= best_score is None or score == best_score or (math.isnan(score) and math.isnan(best_score))
-        self.stale += 1
-        before = None if best_score is None else order_key(best_score, self.best_loss, module.maximize)
-        now = order_key(score, loss, module.maximize)
-        if before is None or now >= before:
-            self.stale = 0 if before is None or now > before else self.stale
+        if self._count_validation(score, loss, module.maximize):
             self.best_score, self.best_loss, self.best_step = score, loss, trainer.global_step
             self.export_best()
             distributed.barrier()  # the other ranks read what rank 0 wrote
@@ -121,6 +114,17 @@ class Checkpoints(Callback):
             self._report_constant(metric_name)
         if self.config.every_steps is None or self._is_due(trainer):
             self.save(trainer)
+
+    def _count_validation(self, score: float, loss: float, maximize: bool) -> bool:
+        """Count a validation, and return whether its weights are the best so far."""
+        best_score = self.best_score
+        self.validations += 1
+        self.is_constant &= best_score is None or score == best_score or (math.isnan(score) and math.isnan(best_score))
+        now = order_key(score, loss, maximize)
+        before = None if best_score is None else order_key(best_score, self.best_loss, maximize)
+        is_improvement = before is None or now > before
+        self.stale = 0 if is_improvement else self.stale + 1
+        return is_improvement or now == before
 
     def _report_constant(self, metric_name: str) -> None:
         """Warn if the score was the same in all validations."""
