@@ -52,7 +52,7 @@ def peer(name: str, size: str) -> None:
                 loss = objective.loss_sum(batch)
         else:
             loss = objective.loss_sum(batch)
-        (loss / step.targets).backward()
+        (loss / step.rank_targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

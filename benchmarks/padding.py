@@ -38,7 +38,7 @@ CASES: dict[str, tuple[list[str], Path | None]] = {
 
 
 def real_share(data: DataModule) -> float:
-    epoch = data.plan.epoch(0)
+    epoch = data.plan.epoch_plan(0)
     computed = 0
     for step in range(len(epoch)):
         rows = epoch[step]

@@ -31,7 +31,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()
 plan = Plan(lengths, spec, 0, 1024 if kind == "packed" else None)
 prepared = time.perf_counter()
-epoch = plan.epoch(0)
+epoch = plan.epoch_plan(0)
 done = time.perf_counter()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps([prepared - started, done - prepared, len(epoch), peak / 1024, (peak - before) / 1024]))
@@ -51,10 +51,10 @@ rows = []
 for row_size in (None, 1024):
     for bounds in ({"micro_sequences": 1}, {"micro_sequences": 8}, {"micro_tokens": 8192}):
         spec = BatchConfig(sequences=WORLD * ROWS, **bounds)
-        epoch, times = (plan := Plan(lengths, spec, 0, row_size)).epoch(0), []
+        epoch, times = (plan := Plan(lengths, spec, 0, row_size)).epoch_plan(0), []
         for step in list(range(len(epoch) - 1)) * 5:  # the last step is smaller
             started = time.perf_counter()
-            micro_batches, _ = epoch.deal(step, plan.lengths, spec, 13, WORLD)
+            micro_batches, _ = epoch.micro_batches(step, plan.lengths, spec, 13, WORLD)
             times.append(time.perf_counter() - started)
         kind = "packed" if row_size else "single sequences"
         rows.append([kind, str(bounds), len(micro_batches), float(1000 * np.median(times)), 1000 * max(times)])

@@ -64,27 +64,25 @@ def _use_utf8() -> None:
 
 def _job(node: DictConfig) -> None:
     hydra_config = HydraConfig.get()
-    elsewhere = hydra_config.mode is RunMode.MULTIRUN  # a job on another machine: its launcher reports errors to the sweep
-    with contextlib.nullcontext() if elsewhere else report_errors():  # here too, or Hydra prints its own line before ours
+    is_sweep_job = hydra_config.mode is RunMode.MULTIRUN  # on another machine: its launcher reports errors to the sweep
+    with contextlib.nullcontext() if is_sweep_job else report_errors():  # here too, or Hydra prints its own line before ours
         overrides = list(hydra_config.overrides.task)
         if node.task in STORED:
-            chosen = load_saved_config(node.task, node.run, overrides)
+            config = load_saved_config(node.task, node.run, overrides)
         else:
-            chosen = compose.build_config(node, dict(hydra_config.runtime.choices), overrides)
-            validation.check(chosen)
+            config = compose.build_config(node, dict(hydra_config.runtime.choices), overrides)
+            validation.check(config)
         sweep = None
-        if elsewhere and chosen.run_dir is not None:
-            sweep = Path(chosen.run_dir).parent.name
-        elif chosen.sweep != SweepConfig():
-            raise UserError(f"sweep={chosen.choices.get('sweep')}: a sweep is started with -m: python train.py -m …")
-        for chatty in (
-            "torchao",
-            "torch.utils._pytree",
-        ):  # transformers imports an installed torchao, which logs its incompatibilities
+        if is_sweep_job and config.run_dir is not None:
+            sweep = Path(config.run_dir).parent.name
+        elif config.sweep != SweepConfig():
+            raise UserError(f"sweep={config.choices.get('sweep')}: a sweep is started with -m: python train.py -m …")
+        # transformers imports an installed torchao, which logs its incompatibilities
+        for chatty in ("torchao", "torch.utils._pytree"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
         from llm_lightning.run import run  # torch and its friends: only once the config is known to be good
 
-        run(chosen, sweep)
+        run(config, sweep)
 
 
 @contextlib.contextmanager
@@ -100,16 +98,14 @@ def report_errors() -> Iterator[None]:
             raise
         if "debug=true" in (argument.lower() for argument in sys.argv[1:]):
             traceback.print_exc()
-        same_elsewhere = (
-            distributed.local_rank() > 0 and not distributed.has_met()
-        )  # every process of a machine sees the same mistake
-        if isinstance(error, OtherRankFailed) or (same_elsewhere and not isinstance(error, Stopped)):
-            sys.exit(error.exit_code if isinstance(error, RunError) else UserError.exit_code)
+        exit_code = error.exit_code if isinstance(error, RunError) else UserError.exit_code
+        # before the ranks meet, every process of a machine sees the same mistake: the first one reports it
+        is_reported_elsewhere = distributed.local_rank() > 0 and not distributed.has_met()
         if isinstance(error, Stopped):
             print(error, file=sys.stderr)
-            sys.exit(error.exit_code)
-        print(f"\nerror: {redact(explain(error))}", file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, RunError) else UserError.exit_code)
+        elif not isinstance(error, OtherRankFailed) and not is_reported_elsewhere:
+            print(f"\nerror: {redact(explain(error))}", file=sys.stderr)
+        sys.exit(exit_code)
 
 
 def work() -> None:

@@ -25,7 +25,7 @@ from llm_lightning.watchdog import Watchdog
 
 ARRIVAL = 600.0
 """Seconds that ranks wait for each other at the start, or `trainer.hang_timeout` if that is longer."""
-PATIENCE = 6
+TIMEOUT_FACTOR = 6
 """A collective may take this many times `trainer.hang_timeout`, and at least an hour: rank 0 may have much to prepare or to write, and
 the watchdog finds a hung rank long before."""
 
@@ -112,7 +112,7 @@ def _require_gpus(launch: distributed.Launch) -> None:
 @contextlib.contextmanager
 def _connect(config: TrainerConfig, children: list[subprocess.Popen[bytes]]) -> Iterator[Watchdog]:
     launch = distributed.read_launch()
-    timeout = timedelta(seconds=max(3600.0, PATIENCE * config.hang_timeout))
+    timeout = timedelta(seconds=max(3600.0, TIMEOUT_FACTOR * config.hang_timeout))
     arrival = timedelta(seconds=max(ARRIVAL, config.hang_timeout))
     uses_gpus = _uses_gpus(config)
     threads, interface = torch.get_num_threads(), os.environ.get("GLOO_SOCKET_IFNAME")

@@ -26,7 +26,7 @@ from llm_lightning.data.preview import show_rows
 from llm_lightning.errors import OtherRankFailed, Stopped, UserError
 from llm_lightning.inference import use
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
-from llm_lightning.inference.export import Best, recover
+from llm_lightning.inference.export import BestExport, recover
 from llm_lightning.inference.latency import latency_ms
 from llm_lightning.models import build, float8
 from llm_lightning.models.flat_check import agree_on_batch_form
@@ -45,9 +45,9 @@ from llm_lightning.runs.folder import (
     write_config,
     write_json,
 )
-from llm_lightning.runs.identity import configuration, load_finished, run_identity
+from llm_lightning.runs.identity import RunIdentity, configuration_hash, load_finished_by_content, load_finished_by_name
 from llm_lightning.runs.log import close_log, log_failure, start_log
-from llm_lightning.runs.versions import package_versions
+from llm_lightning.runs.versions import git_commit, package_versions
 from llm_lightning.runs.weights import fingerprint_weights
 from llm_lightning.tracking import loggers
 from llm_lightning.tracking.energy import Energy
@@ -62,11 +62,11 @@ from llm_lightning.training.signals import StopOnSignal, raise_interrupts
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
+def run(config: Config, sweep: str | None = None, should_continue: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
     """Do the task of `config.task`. Return the run's summary.
 
-    `sweep`: the name of the sweep that the run is a job of. `judge(progress, metric)`: called after each validation; returns whether the
-    run should continue.
+    `sweep`: the name of the sweep that the run is a job of. `should_continue(progress, metric)`: called after each validation; progress
+    runs from 0 to 1000.
     """
     trainer.quiet_libraries()
     if config.task in use.TASKS and (config.task != "evaluate" or config.evaluate.weighs):
@@ -79,7 +79,7 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
                 return check(config)
             if config.trainer.flags.get("fast_dev_run"):
                 return train_briefly(config)
-            return train_unless_finished(config, sweep, judge)
+            return train_unless_finished(config, sweep, should_continue)
     except OtherRankFailed:
         raise
     except Stopped as stopped:
@@ -93,15 +93,17 @@ def run(config: Config, sweep: str | None = None, judge: Callable[[int, float], 
         close_log()
 
 
-def train_unless_finished(config: Config, sweep: str | None, judge: Callable[[int, float], bool] | None) -> dict[str, Any]:
+def train_unless_finished(
+    config: Config, sweep: str | None, should_continue: Callable[[int, float], bool] | None
+) -> dict[str, Any]:
     """Train in the run's folder, unless it holds the finished run."""
     folder = open_folder(config)
     start_log(folder)
-    done = load_finished(folder, config) if distributed.is_rank_zero() else None
+    done = load_finished_by_name(folder, config) if distributed.is_rank_zero() else None
     summary: dict[str, Any] | None = distributed.broadcast(done)
     if summary is None:
         log.info("run: %s", folder)
-        summary = train(config, folder, sweep, judge)
+        summary = train(config, folder, sweep, should_continue)
     else:
         announce_finished(folder)
     if distributed.is_rank_zero():
@@ -130,7 +132,9 @@ def announce_finished(folder: Path) -> None:
             write_pages(folder)
 
 
-def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
+def train(
+    config: Config, folder: Path, sweep: str | None, should_continue: Callable[[int, float], bool] | None = None
+) -> dict[str, Any]:
     """Pretrain or fine-tune, then evaluate the best weights and write the results."""
     started = time.perf_counter()
     energy = Energy(config.callbacks)
@@ -140,19 +144,23 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     show_rows(data)
 
     shared = distributed.is_shared(folder)
-    identity = run_identity(config) | {
-        "data": dataset.fingerprints,
-        "weights": fingerprint_weights(build.checkpoint(config.model)) if distributed.is_rank_zero() else None,
-        "precision": trainer.resolve_precision(config.trainer),
-        "total_steps": data.total_steps,
-    }
+    identity = RunIdentity(
+        config=plain(config),
+        data=dataset.fingerprints,
+        weights=fingerprint_weights(build.pretrained_origin(config.model)) if distributed.is_rank_zero() else None,
+        precision=trainer.resolve_precision(config.trainer),
+        total_steps=data.total_steps,
+    )
+    code = {"versions": package_versions(), "git": git_commit()}
     done: dict[str, Any] | None = distributed.broadcast(
-        load_finished(folder, config, identity) if distributed.is_rank_zero() else None
+        load_finished_by_content(folder, identity) if distributed.is_rank_zero() else None
     )
     if done is not None:  # with the same files elsewhere
         announce_finished(folder)
         return done
-    best = Best(folder, model, dataset.tokenizer, build.checkpoint(config.model) if config.model.adapter.kind != "none" else None)
+    best = BestExport(
+        folder, model, dataset.tokenizer, build.pretrained_origin(config.model) if config.model.adapter.kind != "none" else None
+    )
     resume = resume_point(config.resume, folder, shared, identity)
     if distributed.is_rank_zero():
         write_config(folder, config)
@@ -162,17 +170,17 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
     checkpoints = Checkpoints(
         config.checkpoint,
         folder,
-        identity,
+        identity.to_record() | code,
         data,
         meter,
         best.folder,
-        best.keep,
+        best.write,
         patience=config.callbacks.patience,
-        judge=judge,
+        should_continue=should_continue,
     )
     stop = StopOnSignal(checkpoints.save, f"to go on: {resume_command(config, folder)}")
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
-    settings = plain(config) | {"configuration": configuration(plain(config), dataset.fingerprints), "facts": facts}
+    settings = plain(config) | {"configuration": configuration_hash(plain(config), dataset.fingerprints), "facts": facts}
     sinks = loggers.build_loggers(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
     custom = instantiate_all("callbacks", config.callbacks.custom, Callback)
     callbacks = [energy, meter, DivergenceGuard(meter), *bars, Samples(folder, meter), *custom, checkpoints, stop]
@@ -213,10 +221,9 @@ def train(config: Config, folder: Path, sweep: str | None, judge: Callable[[int,
             "seconds": {"setup": setup - compiling, "compile": compiling, "train": trained, "total": total},
             "energy": energy.stop(meter.tokens),
             "seed": config.seed,
-            "weights": identity["weights"],
+            "weights": identity.weights,
             "machine": about.machine(engine),
-            "versions": identity["versions"],
-            "git": identity["git"],
+            **code,
             "checkpoint": str(checkpoints.path(engine.global_step)),
             "export": str(folder / "hf"),
         }

@@ -154,7 +154,7 @@ def test_graphs_train_as_kernels_one_by_one(
     start, capture, captured = Objective.on_train_start, Graphs._capture, [0]
 
     def with_graphs(self: Objective) -> None:
-        self.steps.use_graphs(self.trainer.precision_plugin.forward_context)
+        self.take_step.use_graphs(self.trainer.precision_plugin.forward_context)
         start(self)
 
     def counted(self: Graphs, *arguments: Any) -> Any:

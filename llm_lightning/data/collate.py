@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from llm_lightning.config.schema import BatchConfig
 from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.masking import IGNORED, Masking
-from llm_lightning.data.plan import Plan, RowGroup
+from llm_lightning.data.plan import PackedRows, Plan
 from llm_lightning.data.reader_state import ReaderChange
 
 EVALUATION = -1
@@ -79,16 +79,25 @@ class MicroBatch:
 
     def pin_memory(self) -> MicroBatch:
         """Return the batch in pinned memory, from which a GPU copies while the program runs."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})  # type: ignore[arg-type]
+        return self._map_tensors(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the batch with its tensors on a device. The copy to a GPU runs asynchronously."""
-        behind = device.type == "cuda"
-        return replace(self, **{name: tensor.to(device, non_blocking=behind) for name, tensor in self.tensors().items()})  # type: ignore[arg-type]
+        asynchronous = device.type == "cuda"
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=asynchronous))
+
+    def clone(self) -> MicroBatch:
+        """Return the batch with copies of its tensors."""
+        return self._map_tensors(lambda tensor: tensor.clone())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the fields that are tensors, by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def _map_tensors(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        """Return the batch with every tensor replaced by what `change` returns for it."""
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
 
 
 ROUND = 32
@@ -99,14 +108,15 @@ def rounded(tokens: int) -> int:
     return -(-tokens // ROUND) * ROUND
 
 
-def pieces(batch: MicroBatch, count: int) -> list[MicroBatch]:
+def split_micro_batch(batch: MicroBatch, count: int) -> list[MicroBatch]:
     """Return the batch in `count` parts (a power of two) of about as many tokens, or in single sequences if it has fewer."""
     sequences = len(batch.indices)
     if count == 1 or sequences == 1:
         return [batch]
     bounds = batch.cu_seqlens.tolist()
     first = min(max(bisect(bounds, bounds[-1] // 2), 1), sequences - 1)
-    return [half for part in (slice(0, first), slice(first, sequences)) for half in pieces(_part(batch, part, bounds), count // 2)]
+    halves = [_part(batch, part, bounds) for part in (slice(0, first), slice(first, sequences))]
+    return [piece for half in halves for piece in split_micro_batch(half, count // 2)]
 
 
 def _part(batch: MicroBatch, part: slice, bounds: list[int]) -> MicroBatch:
@@ -139,13 +149,14 @@ def _part(batch: MicroBatch, part: slice, bounds: list[int]) -> MicroBatch:
 
 
 @dataclass
-class Step:
+class StepBatch:
     """One rank's part of an optimizer step."""
 
     micro_batches: list[MicroBatch]
-    step: int
+    index: int
+    """The number of the step in the run."""
     epoch: float
-    targets: int
+    rank_targets: int
     """Targets of this rank's part."""
     tokens: int
     """Real tokens of this rank's part."""
@@ -157,10 +168,10 @@ class Step:
     change: ReaderChange | None = None
     """Of streamed data: the change that the step made in the state of its reader."""
 
-    def pin_memory(self) -> Step:
+    def pin_memory(self) -> StepBatch:
         return replace(self, micro_batches=[batch.pin_memory() for batch in self.micro_batches])
 
-    def to(self, device: torch.device) -> Step:
+    def to(self, device: torch.device) -> StepBatch:
         """Return the step with its micro-batches on a device. Lightning calls this, and uses no other part of the step."""
         return replace(self, micro_batches=[batch.to(device) for batch in self.micro_batches])
 
@@ -176,12 +187,16 @@ class Step:
                 tensors.setdefault(tensor.dtype, []).append(tensor.flatten())
                 ends[tensor.dtype] += tensor.numel()
             batches.append(values)
-        return {**vars(self), "micro_batches": batches, "tensors": {dtype: torch.cat(parts) for dtype, parts in tensors.items()}}
+        merged = {dtype: torch.cat(parts) for dtype, parts in tensors.items()}
+        return {**vars(self), "micro_batches": batches, "tensors": merged}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         tensors = state.pop("tensors")
-        batches = [{name: _value(value, tensors) for name, value in values.items()} for values in state["micro_batches"]]
-        self.__dict__.update(state, micro_batches=[MicroBatch(**values) for values in batches])
+        batches = []
+        for stored in state["micro_batches"]:
+            values = {name: _value(value, tensors) for name, value in stored.items()}
+            batches.append(MicroBatch(**values))
+        self.__dict__.update(state, micro_batches=batches)
 
 
 @dataclass(frozen=True)
@@ -200,14 +215,14 @@ def _value(value: Any, tensors: dict[torch.dtype, Tensor]) -> Any:
     return tensors[value.dtype][value.start : value.start + math.prod(value.shape)].view(value.shape)
 
 
-def as_step(batches: list[MicroBatch], step: int, epoch: float, change: ReaderChange | None = None) -> Step:
+def build_step_batch(batches: list[MicroBatch], index: int, epoch: float, change: ReaderChange | None = None) -> StepBatch:
     """Build the rank's part of a step from its micro-batches. Blank micro-batches count for nothing."""
     real = [batch for batch in batches if not batch.blank]
-    return Step(
+    return StepBatch(
         micro_batches=batches,
-        step=step,
+        index=index,
         epoch=epoch,
-        targets=sum(b.target_count for b in real),
+        rank_targets=sum(b.target_count for b in real),
         tokens=sum(b.tokens for b in real),
         positions=sum(rounded(len(b.input_ids)) for b in real),
         padded=sum(b.padded for b in real),
@@ -228,7 +243,7 @@ class Collator:
     token_types: bool = False
     """Whether the model's tokenizer distinguishes the texts of a pair by token types."""
 
-    def __call__(self, data: Any, rows: RowGroup, epoch: int) -> MicroBatch:
+    def __call__(self, data: Any, rows: PackedRows, epoch: int) -> MicroBatch:
         indices = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
         lengths = (data.second if self.translates else data.inputs)[indices]
         order = np.argsort(-lengths, kind="stable")
@@ -280,7 +295,7 @@ class Collator:
         return tokens, targets if data.token_targets is not None else tokens[:0]
 
 
-class TrainingSteps(Dataset[Step]):
+class TrainingSteps(Dataset[StepBatch]):
     """A map-style dataset: item s is the rank's part of optimizer step s, from the plan alone."""
 
     def __init__(
@@ -292,20 +307,21 @@ class TrainingSteps(Dataset[Step]):
     def __len__(self) -> int:
         return self.total
 
-    def __getitem__(self, step: int) -> Step:
-        epoch, inside = self.plan.locate(step)
-        schedule = self.plan.epoch(epoch)
-        parts, count = schedule.deal(inside, self.plan.lengths, self.spec, self.rank, self.world)
-        batches = [self.collator(self.data, [sequences], epoch) for sequences in parts]
-        filler = schedule.row(int(schedule.steps[inside]))
-        batches += [replace(self.collator(self.data, [filler], epoch), blank=True) for _ in range(count - len(parts))]
-        return as_step(batches, step, epoch + (inside + 1) / len(schedule))
+    def __getitem__(self, step: int) -> StepBatch:
+        epoch, step_of_epoch = self.plan.locate(step)
+        plan = self.plan.epoch_plan(epoch)
+        micro_batches, max_micro_batches = plan.micro_batches(step_of_epoch, self.plan.lengths, self.spec, self.rank, self.world)
+        batches = [self.collator(self.data, [sequences], epoch) for sequences in micro_batches]
+        first_row = plan.row_at(int(plan.steps[step_of_epoch]))
+        for _ in range(max_micro_batches - len(micro_batches)):
+            batches.append(replace(self.collator(self.data, [first_row], epoch), blank=True))
+        return build_step_batch(batches, step, epoch + (step_of_epoch + 1) / len(plan))
 
 
 class EvaluationBatches(Dataset[MicroBatch]):
     """A map-style dataset: one pass over a split. Each sequence comes once over all ranks; every rank has as many batches."""
 
-    def __init__(self, data: TokenizedSplit, batches: list[RowGroup], collator: Collator, rank: int, world: int) -> None:
+    def __init__(self, data: TokenizedSplit, batches: list[PackedRows], collator: Collator, rank: int, world: int) -> None:
         self.data, self.batches, self.collator, self.rank, self.world = data, batches, collator, rank, world
 
     def __len__(self) -> int:

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from llm_lightning import distributed
 from llm_lightning.config.schema import Config
-from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, Step, TrainingSteps
+from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, StepBatch, TrainingSteps
 from llm_lightning.data.masking import Masking
-from llm_lightning.data.plan import Plan, evaluation, most_rows
+from llm_lightning.data.plan import Plan, max_rows_at_once, plan_evaluation
 from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.data.reader_state import ReaderState
 from llm_lightning.data.streaming import Stream, StreamedSteps, reading_ranks
@@ -67,7 +67,7 @@ class DataModule(lightning.LightningDataModule):
             return max(int(max(split.second.max(), (split.inputs - split.second).max())) for split in splits)  # type: ignore[union-attr]
         return max(int(split.inputs.max()) for split in splits)
 
-    def train_dataloader(self) -> DataLoader[Step]:
+    def train_dataloader(self) -> DataLoader[StepBatch]:
         assert self.trainer is not None
         start, rank, world = self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size
         if self.dataset.stream is not None:
@@ -92,7 +92,7 @@ class DataModule(lightning.LightningDataModule):
 
     # ---- the state of streamed data; the plan needs none ----
 
-    def consumed(self, step: Step) -> None:
+    def consumed(self, step: StepBatch) -> None:
         """Apply a trained step's change to the state of its reader."""
         if step.change is not None:
             self._readers.setdefault(step.change.reader, ReaderState()).apply(step.change)
@@ -117,7 +117,7 @@ class DataModule(lightning.LightningDataModule):
 
     def evaluation_batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
         part = self.dataset.splits[split]
-        return EvaluationBatches(part, evaluation(part.inputs, self.plan.spec, self.row_size), self.collator, rank, world)
+        return EvaluationBatches(part, plan_evaluation(part.inputs, self.plan.spec, self.row_size), self.collator, rank, world)
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:
         assert self.trainer is not None
@@ -129,14 +129,14 @@ class DataModule(lightning.LightningDataModule):
 
     def longest(self, world: int) -> MicroBatch:
         """Build the micro-batch that takes the most memory: as many of the longest rows as may be on a device at once."""
-        return self.longest_rows(most_rows(self.spec, self.row_size or int(self.plan.lengths.max()), world))
+        return self.longest_rows(max_rows_at_once(self.spec, self.row_size or int(self.plan.lengths.max()), world))
 
     def longest_rows(self, count: int) -> MicroBatch:
         """Build a micro-batch of the `count` longest rows."""
         if self.row_size is None:
             rows = list(np.argsort(-self.plan.lengths, kind="stable")[:count, None])
         else:
-            rows = self.plan.epoch(0)[0][:count]  # packed rows are nearly full, one like the other
+            rows = self.plan.epoch_plan(0)[0][:count]  # packed rows are nearly full, one like the other
         return self.collator(self.dataset.splits["train"], rows, 0)
 
     def _loader(self, items: Any, **options: Any) -> DataLoader[Any]:

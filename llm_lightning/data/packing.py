@@ -34,9 +34,9 @@ class Patterns:
         if int(lengths.max()) > row_size:
             raise UserError(f"data.block_size={row_size}: the longest sequence has {int(lengths.max())} tokens and has to fit.")
         different_lengths, counts = np.unique(lengths, return_counts=True)
-        kinds = _pack(dict(zip(different_lengths.tolist(), counts.tolist(), strict=True)), row_size)
-        pattern_lengths = np.concatenate([np.tile(np.array(pattern, np.int32), count) for pattern, count in kinds])
-        sizes = np.concatenate([np.full(count, len(pattern)) for pattern, count in kinds])
+        patterns = _pack(dict(zip(different_lengths.tolist(), counts.tolist(), strict=True)), row_size)
+        pattern_lengths = np.concatenate([np.tile(np.array(pattern, np.int32), count) for pattern, count in patterns])
+        sizes = np.concatenate([np.full(count, len(pattern)) for pattern, count in patterns])
         return Patterns(
             by_length=np.argsort(lengths, kind="stable").astype(np.int32 if len(lengths) < 1 << 31 else np.int64),
             places=np.argsort(pattern_lengths, kind="stable"),

@@ -1,7 +1,7 @@
 """Schedule training as a pure function of (seed, epoch, sequence lengths, batch spec).
 
-The plan assigns sequences to optimizer steps, and cuts a step into ranks and micro-batches. Only that last cut depends on the number of
-devices. A step consists of rows: a row is one sequence, or, packed, several sequences that fill it together.
+The plan assigns sequences to optimizer steps, then the rows of a step to ranks and micro-batches. Only that last assignment depends on the
+number of devices. A row here is never a row of a table: it is one sequence, or, packed, several sequences that fill it together.
 
 Unpacked sequences are shuffled, then sorted by length inside windows of a few steps. So a step holds like lengths (less padding), while
 the order of steps and most of the randomness stay. Packed rows are all nearly full: see `packing.py`.
@@ -18,21 +18,21 @@ from llm_lightning.config.schema import BatchConfig
 from llm_lightning.data.packing import Patterns
 from llm_lightning.errors import UserError
 
-Row = np.ndarray
-"""Indices of the sequences in a row."""
-RowGroup = list[Row] | np.ndarray
+PackedRow = np.ndarray
+"""Indices of the sequences in a row; only one if sequences are not packed."""
+PackedRows = list[PackedRow] | np.ndarray
 """Rows: a list of them, or an array (rows, 1) if each is a single sequence."""
 
 
 @dataclass(frozen=True)
-class Share:
-    """A rank's rows of a step, cut into micro-batches."""
+class RankShare:
+    """A rank's rows of a step, in micro-batches."""
 
     rows: np.ndarray
     """(rows,) numbers of the rank's rows, counted from the first row of the step; longest first."""
     bounds: np.ndarray
     """(micro-batches + 1,) bounds of the micro-batches in `rows`."""
-    most: int
+    max_micro_batches: int
     """The largest number of micro-batches of any rank."""
 
 
@@ -52,29 +52,31 @@ class EpochPlan:
     def __len__(self) -> int:
         return len(self.steps) - 1
 
-    def __getitem__(self, step: int) -> list[Row]:
-        return [self.row(row) for row in range(self.steps[step], self.steps[step + 1])]
+    def __getitem__(self, step: int) -> list[PackedRow]:
+        return [self.row_at(i) for i in range(self.steps[step], self.steps[step + 1])]
 
-    def row(self, row: int) -> Row:
-        """Return the sequences of a row, counted from the first row of the epoch."""
-        return self.order[row : row + 1] if self.rows is None else self.order[self.rows[row] : self.rows[row + 1]]
+    def row_at(self, i: int) -> PackedRow:
+        """Return the sequences of the row i of the epoch."""
+        return self.order[i : i + 1] if self.rows is None else self.order[self.rows[i] : self.rows[i + 1]]
 
-    def deal(self, step: int, lengths: np.ndarray, spec: BatchConfig, rank: int, world: int) -> tuple[list[np.ndarray], int]:
+    def micro_batches(
+        self, step: int, lengths: np.ndarray, spec: BatchConfig, rank: int, world: int
+    ) -> tuple[list[np.ndarray], int]:
         """Return a rank's micro-batches of a step, and the largest number of micro-batches of any rank.
 
-        A micro-batch is the indices of its sequences, (sequences,), row after row. These are the micro-batches of `cut`, without a
-        Python object for each row. `lengths` holds the lengths of all sequences.
+        A micro-batch is the indices of its sequences, (sequences,), row after row: a Python object for each row would take too long.
+        `lengths` holds the lengths of all sequences.
         """
         first, last = int(self.steps[step]), int(self.steps[step + 1])
         sizes = lengths.take(self.order[first:last]) if self.sizes is None else self.sizes[first:last]
-        share = deal(sizes, spec, rank, world)
+        share = assign_to_rank(sizes, spec, rank, world)
         rows, bounds = share.rows + first, share.bounds
         if self.rows is not None:
             starts, counts = self.rows[rows], self.rows[rows + 1] - self.rows[rows]
             ends = np.concatenate([[0], np.cumsum(counts)])
             rows, bounds = np.repeat(starts - ends[:-1], counts) + np.arange(ends[-1]), ends[bounds]
         sequences, bounds = self.order.take(rows), bounds.tolist()
-        return [sequences[start:end] for start, end in pairwise(bounds)], share.most
+        return [sequences[start:end] for start, end in pairwise(bounds)], share.max_micro_batches
 
 
 class Plan:
@@ -93,18 +95,20 @@ class Plan:
         self._first_steps = [0]
         """The first global step of each epoch, for the epochs counted so far."""
 
-    def epoch(self, epoch: int) -> EpochPlan:
-        """Return the schedule of an epoch. The last two are kept."""
+    def epoch_plan(self, epoch: int) -> EpochPlan:
+        """Return the plan of an epoch. The last two are kept."""
         if epoch not in self._epochs:
             self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}
-            self._epochs[epoch] = self._schedule(np.random.default_rng([self.seed, epoch]))
+            self._epochs[epoch] = self._plan_epoch(np.random.default_rng([self.seed, epoch]))
         return self._epochs[epoch]
 
     def steps(self, epochs: float) -> int:
         """Return the optimizer steps of `epochs`. A fraction of an epoch is rounded to a whole step, and to at least one."""
         whole_epoch_steps = self._first_step(int(epochs))
-        part = epochs - int(epochs)
-        return max(1, whole_epoch_steps + round(part * len(self.epoch(int(epochs)))) if part else whole_epoch_steps)
+        fraction = epochs - int(epochs)
+        if fraction:
+            return max(1, whole_epoch_steps + round(fraction * len(self.epoch_plan(int(epochs)))))
+        return max(1, whole_epoch_steps)
 
     def locate(self, step: int) -> tuple[int, int]:
         """Return (epoch, step inside it) of a global step."""
@@ -119,10 +123,10 @@ class Plan:
         if self.spec.tokens is None and len(self._first_steps) > 1:
             return epoch * self._first_steps[1]
         while len(self._first_steps) <= epoch:
-            self._first_steps.append(self._first_steps[-1] + len(self.epoch(len(self._first_steps) - 1)))
+            self._first_steps.append(self._first_steps[-1] + len(self.epoch_plan(len(self._first_steps) - 1)))
         return self._first_steps[epoch]
 
-    def _schedule(self, rng: np.random.Generator) -> EpochPlan:
+    def _plan_epoch(self, rng: np.random.Generator) -> EpochPlan:
         if self.patterns is not None:
             order, rows = self.patterns.fill(rng)
             sizes = np.add.reduceat(self.lengths[order], rows[:-1], dtype=np.int64)
@@ -164,35 +168,29 @@ class Plan:
         return EpochPlan(order[gather], None, new)
 
 
-def cut(rows: list[Row], lengths: np.ndarray, spec: BatchConfig, rank: int = 0, world: int = 1) -> list[list[Row]]:
-    """Return a rank's micro-batches of a step as lists of rows; see `deal`. `lengths` holds the lengths of all sequences."""
-    share = deal(np.array([int(lengths[row].sum()) for row in rows], dtype=np.int64), spec, rank, world)
-    return [[rows[i] for i in share.rows[start:end]] for start, end in pairwise(share.bounds)]
-
-
-def deal(sizes: np.ndarray, spec: BatchConfig, rank: int = 0, world: int = 1) -> Share:
+def assign_to_rank(sizes: np.ndarray, spec: BatchConfig, rank: int = 0, world: int = 1) -> RankShare:
     """Return a rank's share of a step whose rows have these sizes, (rows,), in tokens.
 
-    Rows are dealt to the ranks in a snake by size, which balances their tokens. A rank takes its rows longest first, and puts as many
-    into each micro-batch as may be on a device at once, padded to the longest of them.
+    Ranks get their rows in a snake by size (rank 0, 1, 2, 2, 1, 0, 0, 1, …), which balances their tokens. A rank takes its rows longest
+    first, and puts as many into each micro-batch as may be on a device at once, padded to the longest of them.
     """
     largest, smallest = int(sizes.max()), int(sizes.min())
     keys = largest - sizes
     if largest - smallest < np.iinfo(np.uint16).max:
         keys = keys.astype(np.uint16)  # NumPy sorts uint16 by radix, five times as fast
     longest_first = np.argsort(keys, kind="stable")
-    runs = _runs_of_micro_batches(keys.take(longest_first), largest, spec, world)
-    rank_runs = [(int(start[rank]), int(rows[rank]), int(count[rank])) for start, rows, count in runs]
-    starts = [np.arange(count) * rows + start for start, rows, count in rank_runs]
-    turns = np.arange(int(_rows_among(len(sizes), rank, world)))
-    mine = longest_first[_place(turns, rank, world)]
-    most = int(np.sum([count for _, _, count in runs], axis=0).max())
-    return Share(mine, np.concatenate([*starts, [len(mine)]]), most)
+    groups = _group_micro_batches(keys.take(longest_first), largest, spec, world)
+    rank_groups = [(int(first_row[rank]), int(rows[rank]), int(count[rank])) for first_row, rows, count in groups]
+    starts = [np.arange(count) * rows + first_row for first_row, rows, count in rank_groups]
+    row_numbers = np.arange(int(_rows_among(len(sizes), rank, world)))
+    rank_rows = longest_first[_place(row_numbers, rank, world)]
+    max_micro_batches = int(np.sum([count for _, _, count in groups], axis=0).max())
+    return RankShare(rank_rows, np.concatenate([*starts, [len(rank_rows)]]), max_micro_batches)
 
 
-def _place(turn: np.ndarray, rank: int | np.ndarray, world: int) -> np.ndarray:
-    """Return the place, in the order longest first, of the row that a rank gets at its turn 0, 1, …"""
-    return turn // 2 * (2 * world) + np.where(turn % 2 == 0, rank, 2 * world - 1 - rank)
+def _place(i: np.ndarray, rank: int | np.ndarray, world: int) -> np.ndarray:
+    """Return the place, among all rows longest first, of row i of a rank."""
+    return i // 2 * (2 * world) + np.where(i % 2 == 0, rank, 2 * world - 1 - rank)
 
 
 def _rows_among(count: int | np.ndarray, rank: int | np.ndarray, world: int) -> np.ndarray:
@@ -201,37 +199,37 @@ def _rows_among(count: int | np.ndarray, rank: int | np.ndarray, world: int) -> 
     return 2 * rounds + (rest > rank) + (rest > 2 * world - 1 - rank)
 
 
-def _runs_of_micro_batches(
+def _group_micro_batches(
     keys: np.ndarray, largest: int, spec: BatchConfig, world: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return the micro-batches of every rank as runs of as many rows each: (first row, rows each, number of them), each (ranks,).
+    """Return the micro-batches of every rank in groups of equally many rows: (first row, rows each, number of them), each (ranks,).
 
     `keys`, ascending, are `largest` less the size of each row. A rank's micro-batches grow as its rows become shorter, so 2,048 rows
-    make at most 64 runs, however many micro-batches; a loop over the micro-batches of every rank takes a hundred times as long.
+    make at most 64 groups, however many micro-batches; a loop over the micro-batches of every rank takes a hundred times as long.
     """
     limits = [limit for limit in (spec.tokens, spec.micro_tokens) if limit is not None]
     tokens = min(limits) if limits else None
     bounds = [len(keys), spec.micro_sequences, spec.sequences if spec.tokens is None else None]
-    most = min(bound for bound in bounds if bound is not None)
+    max_rows = min(bound for bound in bounds if bound is not None)
     ranks = np.arange(world)
     counts = _rows_among(len(keys), ranks, world)
-    start, runs = np.zeros(world, np.int64), []
+    start, groups = np.zeros(world, np.int64), []
     while (start < counts).any():
-        end, rows = counts, np.full(world, most)
+        end, rows = counts, np.full(world, max_rows)
         if tokens is not None:
             longest = largest - keys[np.minimum(_place(start, ranks, world), len(keys) - 1)].astype(np.int64)
-            rows = np.minimum(most, np.maximum(1, tokens // longest))
+            rows = np.minimum(max_rows, np.maximum(1, tokens // longest))
             shorter = largest - tokens // (rows + 1)  # of rows up to that size, one more fits
             longer_rows = np.searchsorted(keys, np.clip(shorter, 0, int(keys[-1]) + 1).astype(keys.dtype))
-            end = np.where(rows == most, counts, _rows_among(longer_rows, ranks, world))
+            end = np.where(rows == max_rows, counts, _rows_among(longer_rows, ranks, world))
         number = np.maximum(-(-(end - start) // rows), 0)
-        runs.append((start, rows, number))
+        groups.append((start, rows, number))
         start = start + number * rows
-    return runs
+    return groups
 
 
-def most_rows(spec: BatchConfig, longest: int, world: int = 1) -> int:
-    """Return how many rows may be on a device at once, padded to the longest of them, if a step is dealt to `world` ranks."""
+def max_rows_at_once(spec: BatchConfig, longest: int, world: int = 1) -> int:
+    """Return how many rows may be on a device at once, padded to the longest of them, if `world` ranks share a step."""
     step = spec.sequences if spec.tokens is None else max(1, spec.tokens // longest)
     bounds = [-(-step // world), spec.micro_sequences, spec.micro_tokens and max(1, spec.micro_tokens // longest)]
     return min(bound for bound in bounds if bound is not None)
@@ -240,8 +238,8 @@ def most_rows(spec: BatchConfig, longest: int, world: int = 1) -> int:
 EVALUATION_TOKENS = 16_384  # positions of an evaluation batch unless batch.micro_tokens is set: bounds the logits
 
 
-def evaluation(lengths: np.ndarray, spec: BatchConfig, row_size: int | None = None) -> list[RowGroup]:
-    """Return the batches of one pass over a split, for ranks to take in turns: every sequence once, in batches of like lengths.
+def plan_evaluation(lengths: np.ndarray, spec: BatchConfig, row_size: int | None = None) -> list[PackedRows]:
+    """Return the batches of one pass over a split, one rank after the other takes one: every sequence once, in batches of like lengths.
 
     Batches, and so the scores, do not depend on the number of ranks.
     """
@@ -251,8 +249,8 @@ def evaluation(lengths: np.ndarray, spec: BatchConfig, row_size: int | None = No
         micro_tokens=spec.micro_tokens or max(EVALUATION_TOKENS, int(row_size or lengths.max())),
     )
     if row_size is None:
-        share = deal(lengths, bounds)
+        share = assign_to_rank(lengths, bounds)
         return [share.rows[start:end, None] for start, end in pairwise(share.bounds)]
     order, ends = Patterns.best_fit(lengths, row_size).fill(np.random.default_rng(0))
-    share = deal(np.add.reduceat(lengths[order], ends[:-1], dtype=np.int64), bounds)
+    share = assign_to_rank(np.add.reduceat(lengths[order], ends[:-1], dtype=np.int64), bounds)
     return [[order[ends[i] : ends[i + 1]] for i in share.rows[start:end]] for start, end in pairwise(share.bounds)]

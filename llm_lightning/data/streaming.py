@@ -31,11 +31,11 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 
 from llm_lightning.config.schema import BatchConfig, DataConfig
-from llm_lightning.data.collate import Collator, MicroBatch, Step, as_step
+from llm_lightning.data.collate import Collator, MicroBatch, StepBatch, build_step_batch
 from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import Example
 from llm_lightning.data.paths import split_files
-from llm_lightning.data.plan import most_rows
+from llm_lightning.data.plan import max_rows_at_once
 from llm_lightning.data.prodigy import ANSWER
 from llm_lightning.data.reader_state import Piece, ReaderChange, ReaderState
 from llm_lightning.data.rows import LINE, PROBLEM, Rows, merge_notes, unused_columns
@@ -339,7 +339,7 @@ def reading_ranks(spec: BatchConfig, row_size: int, world: int) -> int:
     return min(world, rows_per_step(spec, row_size))
 
 
-class StreamedSteps(IterableDataset[Step]):
+class StreamedSteps(IterableDataset[StepBatch]):
     """A rank's parts of the steps from `start` on. Workers take turns: step s is read by worker s modulo their number.
 
     Every rank has the same number of micro-batches in each step: it follows from the batch spec and the number of ranks, as each row
@@ -367,7 +367,7 @@ class StreamedSteps(IterableDataset[Step]):
     def __len__(self) -> int:
         return self.total
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[StepBatch]:
         info = get_worker_info()
         if info is not None:  # a forked process has none of the tokenizer's threads: it would wait for them for ever
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -386,26 +386,26 @@ class StreamedSteps(IterableDataset[Step]):
         for step in steps:
             yield self._step(reader, [reader.row() for _ in range(share)], step)
 
-    def _step(self, reader: Reader, rows: list[list[Piece]], step: int) -> Step:
+    def _step(self, reader: Reader, rows: list[list[Piece]], step: int) -> StepBatch:
         """Collate a rank's rows of a step, in the order of their packing."""
-        epoch, size = reader.state.epoch, most_rows(self.spec, self.row_size, self.world)
+        epoch, size = reader.state.epoch, max_rows_at_once(self.spec, self.row_size, self.world)
         data = StreamedSequences([piece for row in rows for piece in row])
         bounds = np.cumsum([0, *map(len, rows)])
         groups = [np.arange(bounds[i], bounds[min(i + size, len(rows))]) for i in range(0, len(rows), size)]
         batches = [self.collator(data, [group], epoch) for group in groups]
         batches += self._blanks(data, np.arange(bounds[1]), self._micro_batches - len(batches))
-        return as_step(batches, step, float(epoch), reader.change())
+        return build_step_batch(batches, step, float(epoch), reader.change())
 
-    def _blank_step(self, step: int) -> Step:
+    def _blank_step(self, step: int) -> StepBatch:
         """Build the part of a rank that has no row: its tokens are token 0, which every vocabulary has."""
         data = StreamedSequences([np.zeros(2, np.int32)])
-        return as_step(self._blanks(data, np.arange(1), self._micro_batches), step, 0.0)
+        return build_step_batch(self._blanks(data, np.arange(1), self._micro_batches), step, 0.0)
 
     @property
     def _micro_batches(self) -> int:
         """The number of micro-batches of every rank in a step: that of rank 0, whose share of the rows is the largest."""
         share = -(-rows_per_step(self.spec, self.row_size) // self.world)
-        return -(-share // most_rows(self.spec, self.row_size, self.world))
+        return -(-share // max_rows_at_once(self.spec, self.row_size, self.world))
 
     def _blanks(self, data: StreamedSequences, sequences: np.ndarray, count: int) -> list[MicroBatch]:
         return [replace(self.collator(data, [sequences], 0), blank=True) for _ in range(count)]

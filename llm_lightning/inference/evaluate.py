@@ -23,7 +23,7 @@ def require_same_labels(model: PreTrainedModel, names: tuple[str, ...] | None) -
 
 
 def evaluate_splits(
-    engine: lightning.Trainer, objective: Objective, data: DataModule
+    trainer: lightning.Trainer, objective: Objective, data: DataModule
 ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
     """Return the metrics of every split except train, and the tables of each split.
 
@@ -32,19 +32,19 @@ def evaluate_splits(
     metrics: dict[str, float] = {}
     details: dict[str, dict[str, Any]] = {}
     objective.final = True
-    engine.limit_val_batches = data.config.trainer.flags.get("limit_test_batches", 1.0)
+    trainer.limit_val_batches = data.config.trainer.flags.get("limit_test_batches", 1.0)
     for split in data.dataset.splits:
         if split != "train":
-            metrics |= evaluate_split(engine, objective, data, split)
+            metrics |= evaluate_split(trainer, objective, data, split)
             details[split] = objective.details() | {"rows": data.dataset.rows[split].fingerprint}
     objective.final = False
     return metrics, details
 
 
-def evaluate_split(engine: lightning.Trainer, objective: Objective, data: DataModule, split: str) -> dict[str, float]:
+def evaluate_split(trainer: lightning.Trainer, objective: Objective, data: DataModule, split: str) -> dict[str, float]:
     """Evaluate a split with the objective's current weights, and return its metrics."""
     objective.split = split
-    loader = data.evaluation_loader(split, engine.global_rank, engine.world_size)
-    engine.validate(objective, dataloaders=loader, verbose=False)
+    loader = data.evaluation_loader(split, trainer.global_rank, trainer.world_size)
+    trainer.validate(objective, dataloaders=loader, verbose=False)
     objective.split = "validation"
     return objective.latest

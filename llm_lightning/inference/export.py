@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from llm_lightning import distributed
 from llm_lightning.models import adapter
 from llm_lightning.models.build import quiet_transformers
+from llm_lightning.training.checkpoint_io import flush
 
 HEADS = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
@@ -32,7 +33,7 @@ HEADS = {
 
 
 def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Write the model into a new folder, then replace the old one by it: a kill leaves a complete export.
+    """Write the model into a new folder, then replace the old one by it: a kill or a power cut leaves a complete export.
 
     Call it on every rank: a sharded model is gathered from all ranks, and rank 0 writes.
     """
@@ -49,40 +50,43 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Best:
-    """The best weights of a run, in `hf/`. An adapter is small: training writes it alone, to `adapter/`."""
+class BestExport:
+    """The export of a run's best weights, in `hf/`. An adapter is small: training writes it alone, to `adapter/`."""
 
-    run: Path
+    run_folder: Path
     model: PreTrainedModel
     tokenizer: Any
-    origin: str | None
-    """The checkpoint that an adapter is for; None without an adapter."""
+    adapter_base: str | None
+    """The folder or hub name of the pretrained model that an adapter is for; None without an adapter."""
 
     @property
     def folder(self) -> Path:
-        return self.run / ("hf" if self.origin is None else "adapter")
+        return self.run_folder / ("hf" if self.adapter_base is None else "adapter")
 
-    def keep(self) -> None:
+    def write(self) -> None:
         """Write the current weights, as `export` does."""
-        if self.origin is None:
+        if self.adapter_base is None:
             export(self.model, self.tokenizer, self.folder)
             return
         state = adapter.state(self.model)
         if not distributed.is_rank_zero():
             return
         with _in_place_of(self.folder) as partial:
-            adapter.save(self.model, state, self.origin, partial)
+            adapter.save(self.model, state, self.adapter_base, partial)
 
-    def complete(self, plain: Callable[[], PreTrainedModel]) -> None:
-        """Merge the adapter into the model that `plain` returns, and export it to `hf/`. Only on rank 0, whose disk has the adapter."""
-        if self.origin is not None and distributed.is_rank_zero():
-            export(adapter.merge_adapter(plain(), self.folder), self.tokenizer, self.run / "hf")
+    def complete(self, build_plain: Callable[[], PreTrainedModel]) -> None:
+        """Merge the adapter into the model that `build_plain` returns, and export it to `hf/`.
+
+        Only on rank 0, whose disk has the adapter.
+        """
+        if self.adapter_base is not None and distributed.is_rank_zero():
+            export(adapter.merge_adapter(build_plain(), self.folder), self.tokenizer, self.run_folder / "hf")
 
 
-def copy_adapter(run: Path, folder: Path) -> None:
+def copy_adapter(run_folder: Path, folder: Path) -> None:
     """Copy a run's adapter to a peft folder, with the tokenizer and the model card."""
     with _in_place_of(folder) as partial:
-        for file in [*(run / "adapter").iterdir(), *(run / "hf").glob("tokenizer*"), run / "hf" / "README.md"]:
+        for file in [*(run_folder / "adapter").iterdir(), *(run_folder / "hf").glob("tokenizer*"), run_folder / "hf" / "README.md"]:
             if file.is_file():
                 shutil.copy(file, partial)
 
@@ -96,7 +100,11 @@ def recover(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _in_place_of(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to write into, which replaces `folder` at the end."""
+    """Yield an empty folder to write into, which replaces `folder` at the end.
+
+    All of it is on the disk before it has the name: a kill or a power cut leaves the complete old or the complete new folder, the old one
+    perhaps under its temporary name, from which `recover` restores it.
+    """
     partial, old = folder.with_name(f".{folder.name}.partial"), _previous_folder(folder)
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -104,9 +112,12 @@ def _in_place_of(folder: Path) -> Iterator[Path]:
     yield partial
     for file in partial.iterdir():  # safetensors writes files that only their owner can read
         file.chmod((partial / "config.json").stat().st_mode)
+    for path in (*partial.rglob("*"), partial):
+        flush(path)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
+    flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

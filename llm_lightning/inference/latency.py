@@ -17,17 +17,17 @@ EXAMPLES = 20
 LONGEST = 2.0  # seconds after which no other example is measured
 
 
-def latency_ms(engine: lightning.Trainer, objective: Objective, data: DataModule) -> float | None:
+def latency_ms(trainer: lightning.Trainer, objective: Objective, data: DataModule) -> float | None:
     """Return the median milliseconds from a validation example to its prediction (language models: to its loss); None on several ranks."""
-    if engine.world_size > 1:
+    if trainer.world_size > 1:
         return None
-    part, device = data.dataset.splits["validation"], engine.strategy.root_device
+    part, device = data.dataset.splits["validation"], trainer.strategy.root_device
     predicts = type(objective).predict is not Objective.predict
     objective.to(device).eval()
-    engine.precision_plugin.convert_module(objective)
+    trainer.precision_plugin.convert_module(objective)
     places = np.linspace(0, len(part) - 1, min(EXAMPLES, len(part))).astype(int)
     seconds: list[float] = []
-    with parallel.without_gradients(objective.model), engine.precision_plugin.val_step_context():
+    with parallel.without_gradients(objective.model), trainer.precision_plugin.val_step_context():
         for place in (places[0], *places):  # the first call warms up
             batch = data.collator(part, [np.array([place])], EVALUATION)
             started = time.perf_counter()

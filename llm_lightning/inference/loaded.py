@@ -13,7 +13,7 @@ from llm_lightning.config.schema import BatchConfig
 from llm_lightning.data import encode
 from llm_lightning.data.collate import EVALUATION, Collator, MicroBatch
 from llm_lightning.data.encodings import Sequences
-from llm_lightning.data.plan import evaluation
+from llm_lightning.data.plan import plan_evaluation
 from llm_lightning.objectives.base import Objective
 
 
@@ -34,7 +34,7 @@ class Loaded:
         collate = Collator(encoding.next_token, encoding.translates, None, types)
         parts: list[Any] = [None] * len(data)
         with torch.inference_mode(), self.precision():
-            for rows in evaluation(data.inputs, self.spec):
+            for rows in plan_evaluation(data.inputs, self.spec):
                 batch = collate(data, rows, EVALUATION)
                 moved = self.objective.transfer_batch_to_device(batch, self.device, 0)
                 for index, part in zip(batch.indices.tolist(), say(moved), strict=True):

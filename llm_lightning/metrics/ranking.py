@@ -90,9 +90,8 @@ class ScoreHistogram(State):
     def _bin(self, scores: np.ndarray) -> np.ndarray:
         scores = scores.astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
-            odds = np.nan_to_num(
-                np.log(scores) - np.log1p(-scores), posinf=RANGE, neginf=-RANGE
-            )  # a model that diverges is reported by its loss
+            # NaN becomes 0: a model that diverges is reported by its loss
+            odds = np.nan_to_num(np.log(scores) - np.log1p(-scores), posinf=RANGE, neginf=-RANGE)
         return np.clip((odds + RANGE) * (self.bins / (2 * RANGE)), 0, self.bins - 1).astype(np.int64)
 
     def sums(self) -> list[np.ndarray]:

@@ -27,26 +27,27 @@ from llm_lightning.models.small_copy import build_small_copies, quiet
 
 log = logging.getLogger(__name__)
 
-Way = Literal["copies", "autocast", "fp32"]
+Bf16Mode = Literal["copies", "autocast", "fp32"]
+"""How a model computes in bf16: with bf16 copies of its weights, under autocast, or not at all."""
 
 ERROR = 0.1
 """Relative error of the logits up to which bf16 copies are always accepted; a larger one must be below `FACTOR` times autocast's."""
 FACTOR = 3.0
 
-_decided: dict[str, Way] = {}
+_decided: dict[str, Bf16Mode] = {}
 
 
-def bf16_way(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractContextManager[Any]]) -> Way:
+def find_bf16_mode(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractContextManager[Any]]) -> Bf16Mode:
     """Return how the model should compute in bf16; `in_copies` returns the context in which a model uses bf16 copies of its weights.
 
     The first call for a model is a collective, before the model is sharded: rank 0 decides.
     """
-    way: Way | None = model.__dict__.get("bf16_way")
-    if way is None:
+    mode: Bf16Mode | None = model.__dict__.get("bf16_mode")
+    if mode is None:
         decides = distributed.world_size() == 1 or distributed.is_rank_zero()
-        way = distributed.broadcast(_decide(model, in_copies) if decides else None)
-        model.__dict__["bf16_way"] = way
-    return way
+        mode = distributed.broadcast(_decide(model, in_copies) if decides else None)
+        model.__dict__["bf16_mode"] = mode
+    return mode
 
 
 def computes_after(model: PreTrainedModel, cast: Callable[[nn.Module], Any]) -> bool:
@@ -72,20 +73,20 @@ def _try_cast(model: PreTrainedModel, cast: Callable[[nn.Module], Any]) -> bool:
     return True
 
 
-def _decide(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractContextManager[Any]]) -> Way:
+def _decide(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractContextManager[Any]]) -> Bf16Mode:
     key = flat_check.kind_of(model)
     if key not in _decided:
-        way, problem = _try(model, in_copies)
-        if way == "autocast":
+        mode, problem = _try(model, in_copies)
+        if mode == "autocast":
             log.info("precision: bf16 by autocast, as %s does not compute with bf16 weights (%s)", model.config.model_type, problem)
-        if way == "fp32":
+        if mode == "fp32":
             log.warning("precision: fp32, as %s does not compute in bf16 (%s)", model.config.model_type, problem)
-        _decided[key] = way
+        _decided[key] = mode
     return _decided[key]
 
 
-def _try(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractContextManager[Any]]) -> tuple[Way, str]:
-    """Return the first way that works, and the problem of the way before it. If no small copy runs, the way is copies."""
+def _try(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractContextManager[Any]]) -> tuple[Bf16Mode, str]:
+    """Return the first mode that works, and the problem of the mode before it. If no small copy runs, the mode is copies."""
     with quiet(), contextlib.suppress(Exception):  # any error of a model's code
         for small in build_small_copies(model):
             set_batch_form(small, batch_form(model))
@@ -93,13 +94,13 @@ def _try(model: PreTrainedModel, in_copies: Callable[[nn.Module], AbstractContex
                 expected = _run(small, contextlib.nullcontext())
             except Exception:
                 continue
-            return _first_way(small, expected, in_copies)
+            return _first_mode(small, expected, in_copies)
     return "copies", ""
 
 
-def _first_way(
+def _first_mode(
     small: PreTrainedModel, expected: Tensor, in_copies: Callable[[nn.Module], AbstractContextManager[Any]]
-) -> tuple[Way, str]:
+) -> tuple[Bf16Mode, str]:
     errors, problems = {}, {}
     contexts = {"copies": in_copies(small), "autocast": torch.autocast("cpu", torch.bfloat16)}
     for name, context in contexts.items():

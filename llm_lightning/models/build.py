@@ -26,7 +26,7 @@ from llm_lightning.models.settings import check_settings
 log = logging.getLogger(__name__)
 
 
-def checkpoint(config: ModelConfig) -> str | None:
+def pretrained_origin(config: ModelConfig) -> str | None:
     """Return the folder or hub name of weights and tokenizer; None from scratch."""
     if config.init_from:
         return str(expand_home(config.init_from) / "hf")
@@ -38,7 +38,7 @@ def checkpoint(config: ModelConfig) -> str | None:
 
 def tokenizer(config: ModelConfig) -> Any | None:
     """Return the tokenizer of the checkpoint; None without a checkpoint, where a tokenizer must be trained."""
-    origin = checkpoint(config)
+    origin = pretrained_origin(config)
     return None if origin is None else tokenizers.load(origin, config.trust_remote_code)
 
 
@@ -54,7 +54,7 @@ def build_model(
     if config._target_ is not None:
         return _call_builder(config, auto_class, tokenizer, longest, settings)
     auto = getattr(transformers, auto_class)
-    origin = checkpoint(config)
+    origin = pretrained_origin(config)
     model_config = _load_config(config, origin, settings) if origin else _new_config(config, tokenizer, settings)
     _check_end(model_config, auto_class, tokenizer)
     model_config.pad_token_id = tokenizer.pad_token_id  # decoder classifiers use it to find the last real token

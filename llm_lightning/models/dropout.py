@@ -33,6 +33,17 @@ def seed(number: int, device: torch.device) -> None:
         torch.manual_seed(number)
 
 
+def mix_seeds(*parts: int) -> int:
+    """Return one 63-bit seed from several numbers (splitmix64 steps), so that neighbouring steps share nothing."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & (1 << 64) - 1
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (1 << 64) - 1
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (1 << 64) - 1
+        state ^= state >> 31
+    return state >> 1
+
+
 def draw_factors(like: Tensor, p: float) -> Tensor:
     """Return independent factors of the shape and type of `like`: 0 with probability p, else 1 / (1 - p)."""
     return factors(draws(like.numel()), p, like)

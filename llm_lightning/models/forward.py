@@ -3,6 +3,13 @@
 The transformer gets the batch without padding if `flat_check.py` allows it, else padded to the longest sequence. The head, whatever its
 modules, gets only the hidden states with a target, as if the batch held nothing else. The same holds for the modules behind the last
 layer's attention (`last_layer.py`).
+
+Without padding, hooks exchange values inside the model's own `forward` while one call runs (`_exchange_hidden`, `_compute_loss_in_head`):
+
+    model(input_ids=…)                        the ids only tell the model how many rows its output has
+        transformer(…)                        in:  the batch as one row of whole sequences (`_flat`), in place of those ids
+        hidden = output.last_hidden_state     out: only the positions with a target, in the shape that the head expects
+        logits = head(hidden)                 out: in `token_loss` the sum of the losses, a scalar, in place of logits
 """
 
 from __future__ import annotations
@@ -29,7 +36,7 @@ def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
         logits = model(**padded(model, batch)).logits[sequence_of(batch), batch.position_ids]
         return logits if places is None else logits[places]
     count = len(batch.input_ids if places is None else places)
-    with _splice(model, batch, lambda hidden: F.pad(hidden, (0, 0, 0, rounded(count) - count))[None], places):
+    with _exchange_hidden(model, batch, lambda hidden: F.pad(hidden, (0, 0, 0, rounded(count) - count))[None], places):
         return model(input_ids=batch.input_ids[None]).logits[0, :count]
 
 
@@ -41,8 +48,10 @@ def token_loss(model: PreTrainedModel, batch: MicroBatch, chunked: bool = True) 
     """
     head = model.get_output_embeddings()
     if chunked and type(head) is nn.Linear and is_unpadded(model) and batch_form(model).plain_head:
-        with _splice(model, batch, lambda hidden: hidden[None], batch.target_places), _loss_for_logits(head, batch.targets):
-            return model(input_ids=batch.input_ids[None]).logits
+        exchanged = _exchange_hidden(model, batch, lambda hidden: hidden[None], batch.target_places)
+        with exchanged, _compute_loss_in_head(head, batch.targets):
+            loss_in_place_of_logits: Tensor = model(input_ids=batch.input_ids[None]).logits
+        return loss_in_place_of_logits
     return cross_entropy(token_logits(model, batch), batch.targets)
 
 
@@ -69,14 +78,14 @@ def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 
     pooling = batch_form(model).pooling
     if pooling == "late":
-        with _splice(model, batch, lambda hidden: hidden[:, None]):
+        with _exchange_hidden(model, batch, lambda hidden: hidden[:, None]):
             return mean(model(input_ids=batch.input_ids[:, None]).logits)[: len(batch.indices)]
     if pooling == "mean":
-        spliced = _splice(model, batch, lambda hidden: mean(hidden)[:, None])
+        exchanged = _exchange_hidden(model, batch, lambda hidden: mean(hidden)[:, None])
     else:
         places = _last(model, batch) if pooling == "last" else first
-        spliced = _splice(model, batch, lambda hidden: hidden[:, None], places)
-    with spliced:
+        exchanged = _exchange_hidden(model, batch, lambda hidden: hidden[:, None], places)
+    with exchanged:
         return model(input_ids=batch.input_ids[first][:, None]).logits[: len(batch.indices)]  # as if each sequence had one token
 
 
@@ -86,7 +95,7 @@ def span_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
         place = (sequence_of(batch), batch.position_ids)
         outputs = model(**padded(model, batch))
         return torch.stack([outputs.start_logits[place], outputs.end_logits[place]], dim=-1)
-    with _splice(model, batch, lambda hidden: hidden[None]):
+    with _exchange_hidden(model, batch, lambda hidden: hidden[None]):
         outputs = model(input_ids=batch.input_ids[None])
         return torch.stack([outputs.start_logits[0], outputs.end_logits[0]], dim=-1)
 
@@ -113,12 +122,12 @@ def written_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 
 
 @contextlib.contextmanager
-def _loss_for_logits(head: nn.Linear, targets: Tensor) -> Iterator[None]:
-    """Replace the head's forward: it returns the summed loss of hidden states (1, targets, width) in place of logits.
+def _compute_loss_in_head(head: nn.Linear, targets: Tensor) -> Iterator[None]:
+    """Have the head return the summed loss of hidden states (1, targets, width) in place of logits.
 
-    It runs inside the model's own forward pass, where FSDP2 has gathered the head's weight, tied or not.
+    The loss is computed inside the model's own forward pass, where FSDP2 has gathered the head's weight, tied or not.
     """
-    head.__dict__["forward"] = lambda hidden: linear_cross_entropy(hidden[0], head.weight, targets)  # hides the class's
+    head.__dict__["forward"] = lambda hidden: linear_cross_entropy(hidden[0], head.weight, targets)  # found before the class's
     try:
         yield
     finally:
@@ -126,27 +135,30 @@ def _loss_for_logits(head: nn.Linear, targets: Tensor) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _splice(
-    model: PreTrainedModel, batch: MicroBatch, shaped: Callable[[Tensor], Tensor], places: Tensor | None = None
+def _exchange_hidden(
+    model: PreTrainedModel, batch: MicroBatch, reshape: Callable[[Tensor], Tensor], places: Tensor | None = None
 ) -> Iterator[None]:
-    """Replace the transformer's input by the batch, and the head's input by the hidden states at `places`, through `shaped`."""
+    """Replace the transformer's input by the batch, and its output by the hidden states at `places`, as `reshape` returns them."""
     transformer, arguments = transformer_of(model), _flat(model, batch)
 
-    def before(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def replace_input(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return (), arguments
 
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        output.last_hidden_state = shaped(chosen(output.last_hidden_state))
+    def replace_output(module: nn.Module, args: Any, output: Any) -> Any:
+        output.last_hidden_state = reshape(take_places(output.last_hidden_state))
         if output.get("pooler_output") is not None:
             output.pooler_output = _pool(transformer, output.last_hidden_state)
         return output
 
-    hooks = transformer.register_forward_pre_hook(before, with_kwargs=True), transformer.register_forward_hook(after)
-    at_hand: Any = contextlib.nullcontext()
+    hooks = (
+        transformer.register_forward_pre_hook(replace_input, with_kwargs=True),
+        transformer.register_forward_hook(replace_output),
+    )
+    lengths: Any = contextlib.nullcontext()
     if batch_form(model).lengths_at_hand:
-        at_hand = attention.lengths_at_hand(arguments.pop("cu_seq_lens_q"), arguments.pop("max_length_q"))
+        lengths = attention.lengths_at_hand(arguments.pop("cu_seq_lens_q"), arguments.pop("max_length_q"))
     try:
-        with at_hand, last_layer.only(model, places, len(batch.input_ids)) as chosen:
+        with lengths, last_layer.restrict_last_layer(model, places, len(batch.input_ids)) as take_places:
             yield
     finally:
         for hook in hooks:

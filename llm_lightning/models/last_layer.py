@@ -29,7 +29,7 @@ PARTS = {
 
 
 @contextlib.contextmanager
-def only(model: PreTrainedModel, places: Tensor | None, tokens: int) -> Iterator[Callable[[Tensor], Tensor]]:
+def restrict_last_layer(model: PreTrainedModel, places: Tensor | None, tokens: int) -> Iterator[Callable[[Tensor], Tensor]]:
     """Restrict the last layer to `places` (n,) of a flat batch of `tokens` tokens; None: no restriction.
 
     Yields a function from the transformer's last hidden states (1, rows, hidden) to those of the places (n, hidden).
@@ -37,22 +37,23 @@ def only(model: PreTrainedModel, places: Tensor | None, tokens: int) -> Iterator
     layer = layers(model.base_model)[-1]
     names = PARTS.get(model.config.model_type)
     compiled = is_compiled(layer)  # new hooks would recompile it at each step
-    again = recomputes(model) and model.training  # the recomputation comes after the hooks are removed
-    if places is None or names is None or compiled or again or 2 * len(places) > tokens:
+    recomputed = recomputes(model) and model.training  # the recomputation comes after the hooks are removed
+    if places is None or names is None or compiled or recomputed or 2 * len(places) > tokens:
         yield lambda hidden: hidden[0, :tokens] if places is None else hidden[0, places]
         return
-    filled = F.pad(places, (0, rounded(len(places)) - len(places)))  # few shapes, as of whole batches
-    full: list[Tensor] = []
+    rounded_places = F.pad(places, (0, rounded(len(places)) - len(places)))  # few shapes, as of whole batches
+    every_token: list[Tensor] = []
+    """The layer's input, while its attention needs all of it."""
 
     def narrow(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        full.append(args[0])
-        return (args[0].index_select(1, filled), *args[1:]), kwargs
+        every_token.append(args[0])
+        return (args[0].index_select(1, rounded_places), *args[1:]), kwargs
 
     def widen(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return (full.pop(), *args[1:]), kwargs
+        return (every_token.pop(), *args[1:]), kwargs
 
     def narrow_result(module: nn.Module, args: Any, result: Any) -> Any:
-        return (result[0].index_select(1, filled), *result[1:])
+        return (result[0].index_select(1, rounded_places), *result[1:])
 
     first, attention = (layer.get_submodule(name) for name in names)
     hooks = (

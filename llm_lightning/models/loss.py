@@ -16,9 +16,9 @@ from torch import Tensor
 
 from llm_lightning.data.masking import IGNORED
 
-LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
+LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Logits in memory at a time: as few as keep the matrix products efficient."""
-ALIGNED = 64
+ALIGNMENT = 64
 """A GPU multiplies matrices whose rows begin at a multiple of 16 bytes faster: a vocabulary is padded to a multiple of this size."""
 
 
@@ -29,9 +29,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):  # it would cast some of the products, but not those written in place
-        kind = torch.get_autocast_dtype(device)
+        dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            return linear_cross_entropy(hidden.to(kind), weight.to(kind), targets)
+            return linear_cross_entropy(hidden.to(dtype), weight.to(dtype), targets)
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets)
     return loss
 
@@ -50,15 +50,15 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        real = targets != IGNORED
-        losses, slope = _compile_fused()(logits, targets.clamp(min=0), logits.shape[1])
-        ctx.save_for_backward(slope, real)
-        return (losses * real).sum()
+        has_target = targets != IGNORED
+        losses, gradient = _compile_fused()(logits, targets.clamp(min=0), logits.shape[1])
+        ctx.save_for_backward(gradient, has_target)
+        return (losses * has_target).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        slope, real = ctx.saved_tensors
-        return slope * (grad * real)[:, None].to(slope.dtype), None
+        gradient, has_target = ctx.saved_tensors
+        return gradient * (grad * has_target)[:, None].to(gradient.dtype), None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -66,52 +66,54 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        sum_dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         on_gpu = hidden.device.type == "cuda"
         vocabulary = len(weight)
-        if on_gpu and vocabulary % ALIGNED:
-            weight = F.pad(weight, (0, 0, 0, -vocabulary % ALIGNED))
-        rows = max(1, LOGITS.get(hidden.device.type, 1 << 26) // len(weight))
-        loss = hidden.new_zeros((), dtype=exact)
-        backward = any(ctx.needs_input_grad)
-        into_hidden = torch.empty_like(hidden) if backward else None
-        into_weight = torch.zeros_like(weight, dtype=exact) if ctx.needs_input_grad[1] else None  # a frozen head has none
-        for start in range(0, len(hidden), rows):
-            h, target = hidden[start : start + rows], targets[start : start + rows]
-            real = target != IGNORED
-            logits = h @ weight.T
-            if on_gpu and exact == torch.float32:
-                losses, slope = _compile_fused(fixed_size=len(h) == rows)(logits, target.clamp(min=0), vocabulary)
+        if on_gpu and vocabulary % ALIGNMENT:
+            weight = F.pad(weight, (0, 0, 0, -vocabulary % ALIGNMENT))
+        chunk_size = max(1, LOGITS_AT_ONCE.get(hidden.device.type, 1 << 26) // len(weight))
+        loss = hidden.new_zeros((), dtype=sum_dtype)
+        needs_gradient = any(ctx.needs_input_grad)
+        hidden_gradient = torch.empty_like(hidden) if needs_gradient else None
+        weight_gradient = torch.zeros_like(weight, dtype=sum_dtype) if ctx.needs_input_grad[1] else None  # a frozen head has none
+        for start in range(0, len(hidden), chunk_size):
+            chunk, chunk_targets = hidden[start : start + chunk_size], targets[start : start + chunk_size]
+            has_target = chunk_targets != IGNORED
+            logits = chunk @ weight.T
+            if on_gpu and sum_dtype == torch.float32:
+                losses, gradient = _compile_fused(fixed_size=len(chunk) == chunk_size)(
+                    logits, chunk_targets.clamp(min=0), vocabulary
+                )
             else:
-                losses, slope = losses_and_slope(logits, target.clamp(min=0))
-            loss += (losses * real).sum()
-            if into_hidden is not None:
-                torch.mm(slope, weight, out=into_hidden[start : start + rows])
-                into_hidden[start : start + rows] *= real[:, None]
-                if into_weight is not None:
-                    into_weight += slope.T @ (h * real[:, None])
-        ctx.save_for_backward(into_hidden, None if into_weight is None else into_weight[:vocabulary])
+                losses, gradient = losses_and_gradient(logits, chunk_targets.clamp(min=0))
+            loss += (losses * has_target).sum()
+            if hidden_gradient is not None:
+                torch.mm(gradient, weight, out=hidden_gradient[start : start + chunk_size])
+                hidden_gradient[start : start + chunk_size] *= has_target[:, None]
+                if weight_gradient is not None:
+                    weight_gradient += gradient.T @ (chunk * has_target[:, None])
+        ctx.save_for_backward(hidden_gradient, None if weight_gradient is None else weight_gradient[:vocabulary])
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        into_hidden, into_weight = ctx.saved_tensors
-        return into_hidden * grad, None if into_weight is None else into_weight * grad, None
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        return hidden_gradient * grad, None if weight_gradient is None else weight_gradient * grad, None
 
 
-def losses_and_slope(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def losses_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return (rows,) -log softmax(logits)[target], and the gradient of their sum by the logits (rows, vocabulary), in their type."""
-    exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     place = targets[:, None]
-    p = logits.softmax(-1, dtype=exact)
-    denominator = logits.amax(-1).to(exact) - p.amax(-1).log()  # the largest p never underflows
-    losses = denominator - logits.gather(1, place)[:, 0].to(exact)
+    p = logits.softmax(-1, dtype=dtype)
+    denominator = logits.amax(-1).to(dtype) - p.amax(-1).log()  # the largest p never underflows
+    losses = denominator - logits.gather(1, place)[:, 0].to(dtype)
     p.scatter_add_(1, place, p.new_full((1, 1), -1.0).expand(len(logits), 1))
     return losses, p.to(logits.dtype)
 
 
-def fused_losses_and_slope(logits: Tensor, targets: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Return the same as `losses_and_slope`, for logits whose columns behind the vocabulary are padding.
+def fused_losses_and_gradient(logits: Tensor, targets: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Return the same as `losses_and_gradient`, for logits whose columns behind the vocabulary are padding.
 
     It is meant to be compiled: logits are then read twice and the gradient is written once, without a tensor in fp32.
     """
@@ -119,17 +121,17 @@ def fused_losses_and_slope(logits: Tensor, targets: Tensor, vocabulary: int) -> 
     exact = torch.where(column < vocabulary, logits.float(), -torch.inf)
     denominator = exact.logsumexp(-1)
     losses = denominator - logits.gather(1, targets[:, None])[:, 0].float()
-    slope = (exact - denominator[:, None]).exp() - (column == targets[:, None]).float()
-    return losses, slope.to(logits.dtype)
+    gradient = (exact - denominator[:, None]).exp() - (column == targets[:, None]).float()
+    return losses, gradient.to(logits.dtype)
 
 
 @functools.cache
 def _compile_fused(fixed_size: bool = False) -> Any:
-    """Return `fused_losses_and_slope`, compiled if a compiler is available.
+    """Return `fused_losses_and_gradient`, compiled if a compiler is available.
 
     Full chunks, which all have the same size, have their own kernel: it takes two thirds of the time of a kernel for any size (H200).
     """
-    return torch.compile(fused_losses_and_slope, dynamic=not fixed_size) if has_compiler() else fused_losses_and_slope
+    return torch.compile(fused_losses_and_gradient, dynamic=not fixed_size) if has_compiler() else fused_losses_and_gradient
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from llm_lightning.data.collate import MicroBatch, Step
+from llm_lightning.data.collate import MicroBatch, StepBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.prepare import TokenizedDataset
@@ -26,7 +26,7 @@ from llm_lightning.metrics.state import States
 from llm_lightning.models import build
 from llm_lightning.objectives.evaluation import EvaluationPass
 from llm_lightning.training import parallel
-from llm_lightning.training.precision import choose_way
+from llm_lightning.training.precision import choose_bf16_mode
 from llm_lightning.training.step import OptimizerStep
 
 Evaluation = dict[str, float]
@@ -67,7 +67,7 @@ class Objective(lightning.LightningModule):
         """The metrics of the last evaluation: `split/metric` to a number."""
         self._make_optimizer: Callable[[nn.Module], Optimizer]
         self._factor: Callable[[int], float]
-        self.steps = OptimizerStep(self)
+        self.take_step = OptimizerStep(self)
         self._pass: EvaluationPass | None = None
         """The evaluation in progress."""
         self._batches: dict[str, Any] = {}
@@ -165,7 +165,7 @@ class Objective(lightning.LightningModule):
         """Shard the model if the strategy is FSDP2, before its weights go to the device."""
         if self.device_mesh is not None:
             precision = str(self.trainer.precision)
-            bf16_weights = precision != "bf16-mixed" or choose_way(self.model) == "copies"
+            bf16_weights = precision != "bf16-mixed" or choose_bf16_mode(self.model) == "copies"
             parallel.shard(self.model, self.device_mesh["data_parallel"], precision, bf16_weights)
 
     def configure_optimizers(self) -> Any:
@@ -176,8 +176,8 @@ class Objective(lightning.LightningModule):
         """Return the batch on the device. A batch on a CPU stays: a walk through its parts takes a third of Lightning's time in a step."""
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def training_step(self, step: Step, batch_index: int) -> dict[str, Any]:
-        return self.steps(step)
+    def training_step(self, batch: StepBatch, batch_index: int) -> dict[str, Any]:
+        return self.take_step(batch)
 
     def precision_context(self) -> contextlib.AbstractContextManager[Any]:
         """Return the Trainer's precision context, for calls of the model outside of a step, such as generation."""

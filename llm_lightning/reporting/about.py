@@ -28,17 +28,17 @@ log = logging.getLogger(__name__)
 MANY = 16  # passes over the text above which the log warns
 
 
-def machine(engine: lightning.Trainer) -> dict[str, Any]:
+def machine(trainer: lightning.Trainer) -> dict[str, Any]:
     """Return the system, the hardware and the precision that the run uses."""
-    device = engine.strategy.root_device
+    device = trainer.strategy.root_device
     return {
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu(),
         "cores": cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "devices": engine.world_size,
-        "precision": str(engine.precision),
+        "devices": trainer.world_size,
+        "precision": str(trainer.precision),
     }
 
 
@@ -58,7 +58,7 @@ def describe(config: Config, dataset: TokenizedDataset, data: DataModule, model:
     tokens = {split: int(part.lengths.sum()) for split, part in counted_splits.items()}
     sizes = " · ".join(f"{split} {rows[split]:,} rows, {tokens[split]:,} tokens" for split in counted_splits)
     sizes = sizes if dataset.stream is None else f"train streamed · {sizes}"
-    name, source = config.choices.get("data", config.data.source), build.checkpoint(config.model)
+    name, source = config.choices.get("data", config.data.source), build.pretrained_origin(config.model)
     log.info("data: %s · %s", name, sizes)
     log.info(
         "tokenizer: %s entries, %s",
@@ -81,7 +81,7 @@ def describe(config: Config, dataset: TokenizedDataset, data: DataModule, model:
     sooner = (
         f", trainer.max_epochs comes before trainer.max_steps={max_steps}" if max_steps and data.total_steps < max_steps else ""
     )
-    epochs = data.total_steps / len(data.plan.epoch(0))
+    epochs = data.total_steps / len(data.plan.epoch_plan(0))
     log.info(
         "plan: %s optimizer steps%s, validation every %s",
         f"{data.total_steps:,}",

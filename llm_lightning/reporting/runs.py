@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from llm_lightning.errors import UserError
-from llm_lightning.runs.identity import COMPARED, configuration, select
+from llm_lightning.runs.identity import COMPARED, configuration_hash, select
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +144,8 @@ def group_runs(runs: list[Run]) -> list[Group]:
     by_settings: dict[str, dict[Any, Run]] = {}
     for run in sorted(runs, key=lambda run: (run.folder / "summary.json").stat().st_mtime):
         data = run.summary["data"]
-        configuration_hash = configuration(run.config, data.get("fingerprints") or data["fingerprint"])
-        by_settings.setdefault(configuration_hash, {})[run.summary["seed"]] = run
+        settings = configuration_hash(run.config, data.get("fingerprints") or data["fingerprint"])
+        by_settings.setdefault(settings, {})[run.summary["seed"]] = run
     kept_ids = {id(run) for members in by_settings.values() for run in members.values()}
     order = {id(run): place for place, run in enumerate(runs)}
     groups = [sorted(members.values(), key=lambda run: order[id(run)]) for members in by_settings.values()]
@@ -177,9 +177,8 @@ def _name(run: Run, everyone: list[Run], most: int | None) -> str:
     preset = _preset(run) if len({_preset(other) for other in alike}) > 1 else None
     peers = [other for other in alike if preset is None or _preset(other) == preset]  # a preset has settings of its own
     others = [settings(other.config) for other in peers]
-    near = [
-        settings(other.config) for other in peers if other.summary["data"]["name"] == run.summary["data"]["name"]
-    ]  # so have data
+    # so have data
+    near = [settings(other.config) for other in peers if other.summary["data"]["name"] == run.summary["data"]["name"]]
     origin, origins = _origin(run_settings), {_origin(settings(other.config)) for other in alike}
 
     def differs(key: str) -> bool:

@@ -28,7 +28,7 @@ from llm_lightning.machine import cores
 
 log = logging.getLogger(__name__)
 
-Judge = Callable[[int, float], bool]
+ShouldContinue = Callable[[int, float], bool]
 """Called after a validation with the progress in thousandths of the steps and the deciding metric; returns whether the run continues."""
 
 
@@ -52,7 +52,7 @@ class Share:
 def run_job(
     overrides: list[str],
     sweep: str,
-    judge: Judge | None,
+    should_continue: ShouldContinue | None,
     share: Share | None,
     output: Path | None,
     started: Callable[[BaseProcess], None],
@@ -62,7 +62,9 @@ def run_job(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["llm_lightning.run"])
     connection, child_connection = context.Pipe()
-    process = context.Process(target=_job, args=(child_connection, sys.argv[0], overrides, sweep, judge is not None, share, output))
+    process = context.Process(
+        target=_job, args=(child_connection, sys.argv[0], overrides, sweep, should_continue is not None, share, output)
+    )
     before = time.perf_counter()
     try:
         process.start()
@@ -75,7 +77,7 @@ def run_job(
         try:
             report = connection.recv()
             if isinstance(report[0], int):
-                connection.send(judge is None or _judge_safely(judge, *report))
+                connection.send(should_continue is None or _ask_safely(should_continue, *report))
             else:
                 status, message = report
         except (EOFError, OSError):
@@ -90,17 +92,17 @@ def run_job(
     return Outcome(status, redact(message), time.perf_counter() - before)
 
 
-def _judge_safely(judge: Judge, done: int, value: float) -> bool:
-    """Call `judge`; on an error, continue: a journal that cannot be written must not end a run that trains well."""
+def _ask_safely(should_continue: ShouldContinue, done: int, value: float) -> bool:
+    """Call `should_continue`; on an error, continue: a journal that cannot be written must not end a run that trains well."""
     try:
-        return judge(done, value)
+        return should_continue(done, value)
     except Exception as error:
         log.warning("sweep: pruning is left out (%s: %s)", type(error).__name__, error)
         return True
 
 
 def _job(
-    parent: Connection, program: str, overrides: list[str], sweep: str, judged: bool, share: Share | None, output: Path | None
+    parent: Connection, program: str, overrides: list[str], sweep: str, is_asked: bool, share: Share | None, output: Path | None
 ) -> None:
     """Run the job, in its own process, and report to the sweep how it ended."""
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
@@ -128,7 +130,7 @@ def _job(
         with contextlib.suppress(OSError):  # the sweep has ended
             parent.send(message)
 
-    def judge(done: int, value: float) -> bool:
+    def should_continue(done: int, value: float) -> bool:
         tell(done, value)
         try:
             return bool(parent.recv())
@@ -137,7 +139,7 @@ def _job(
 
     try:
         with cli.report_errors():
-            run(compose.load_config(overrides), sweep, judge if judged else None)
+            run(compose.load_config(overrides), sweep, should_continue if is_asked else None)
         tell("done", "")
     except SystemExit as exit:
         error = exit.__context__

@@ -22,7 +22,7 @@ from optuna.trial import BaseTrial, Trial, TrialState
 from llm_lightning.config.schema import SweepConfig
 from llm_lightning.errors import UserError
 from llm_lightning.runs.folder import lock
-from llm_lightning.sweep.process import Judge
+from llm_lightning.sweep.process import ShouldContinue
 from llm_lightning.sweep.space import Dimension
 
 FIRST = 4
@@ -62,9 +62,8 @@ class Study:
             count = len(self.study.get_trials(deepcopy=False))
             if count - len(self.replaced) >= self.most:
                 return None
-            seed = (
-                self.seed + count
-            )  # each trial has its own: every process would draw the same values for it, and none draws it twice
+            # each trial has its own seed: every process would draw the same values for it, and none draws it twice
+            seed = self.seed + count
             self.study.sampler = optuna.samplers.RandomSampler(seed) if self.random else optuna.samplers.TPESampler(seed=seed)
             trial = self.study.ask()
             self._hold(trial.number)
@@ -84,8 +83,8 @@ class Study:
                 point[d.key] = trial.suggest_float(d.key, d.low, d.high, log=d.log)
         return point
 
-    def judge(self, trial: Trial) -> Judge:
-        """Return a judge that prunes a run if its best validation so far is worse than the median of the others' at the same progress."""
+    def build_pruning(self, trial: Trial) -> ShouldContinue:
+        """Return a function that prunes a run if its best validation is worse than the median of the others' at the same progress."""
         reported = self.study.trials[trial.number].intermediate_values
 
         def should_continue(done: int, value: float) -> bool:

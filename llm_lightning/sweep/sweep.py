@@ -35,9 +35,9 @@ from llm_lightning.reporting.leaderboard import write_comparison
 from llm_lightning.reporting.runs import find, group_runs
 from llm_lightning.reporting.table import show
 from llm_lightning.runs.folder import lock
-from llm_lightning.runs.identity import load_finished
+from llm_lightning.runs.identity import load_finished_by_name
 from llm_lightning.sweep import space
-from llm_lightning.sweep.process import Judge, Outcome, Share, run_job, shares
+from llm_lightning.sweep.process import Outcome, Share, ShouldContinue, run_job, shares
 from llm_lightning.sweep.ranks import STOPPING, Ranks
 from llm_lightning.sweep.results import Job, Result, Results
 
@@ -138,7 +138,7 @@ class Sweep:
                 if trial is None:
                     return
                 job = self._job(str(trial.number), study.point(trial))
-                result = self._run(job, f"trial {trial.number + 1} of {study.most}", study.judge(trial))
+                result = self._run(job, f"trial {trial.number + 1} of {study.most}", study.build_pruning(trial))
                 with drawing:
                     study.tell(trial, result.outcome.status, result.value, result.outcome.message)
 
@@ -160,7 +160,7 @@ class Sweep:
             self._shares.put(share)
         return len(worker_shares)
 
-    def _run(self, job: Job, title: str, judge: Judge | None = None) -> Result:
+    def _run(self, job: Job, title: str, should_continue: ShouldContinue | None = None) -> Result:
         """Run a job, unless it is done already or the sweep is being stopped. Print and record its result at once."""
         self._wait_for_others(job)
         if self.stopping:
@@ -176,7 +176,9 @@ class Sweep:
             output = None if share is None else job.folder / "output.log"
             try:
                 with self._ranks.together(job.overrides, self.folder.name):
-                    outcome = run_job(job.overrides, self.folder.name, judge, share, output, self._register, self._running.discard)
+                    outcome = run_job(
+                        job.overrides, self.folder.name, should_continue, share, output, self._register, self._running.discard
+                    )
             finally:
                 self._shares.put(share)
             if self.stopping and outcome.status == "failed":  # the signal came before there was a state to save
@@ -213,7 +215,7 @@ class Sweep:
         if not (job.folder / "summary.json").is_file():
             return None
         with self._composing:  # Hydra composes one config at a time
-            summary = load_finished(job.folder, compose.load_config(job.overrides))
+            summary = load_finished_by_name(job.folder, compose.load_config(job.overrides))
         return None if summary is None else float(summary["seconds"]["total"])
 
     def stop(self, number: int, frame: Any) -> None:

@@ -37,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(final)
-            flush_folder(final.parent)
+            flush(final.parent)
         except BaseException as error:
             partial.unlink(missing_ok=True)
             if (interrupt := _find_interrupt(error)) is not None:
@@ -63,9 +63,9 @@ def partial_name(final: Path) -> Path:
     return final.with_name(f".{final.name}.partial")
 
 
-def flush_folder(folder: Path) -> None:
-    """Make a rename in the folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

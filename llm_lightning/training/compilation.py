@@ -23,7 +23,7 @@ def pays(model: PreTrainedModel, data: DataModule, device: torch.device) -> bool
     if device.type not in PAYS:
         return False
     if data.dataset.stream is None:
-        tokens = float(data.plan.lengths.sum()) * data.total_steps / len(data.plan.epoch(0))
+        tokens = float(data.plan.lengths.sum()) * data.total_steps / len(data.plan.epoch_plan(0))
     else:
         tokens = float(data.spec.tokens or data.spec.sequences * data.config.data.block_size) * data.total_steps
     return Flops.of(model, data.dataset.splits["train"].inputs).token * tokens >= PAYS[device.type]

@@ -12,7 +12,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from llm_lightning.errors import first_line
 
 log = logging.getLogger(__name__)
 
-MOST = 64
+MAX_GRAPHS = 64
 """Graphs that are kept; the least recently used one is dropped. Each holds the addresses of its kernels' arguments; all share memory."""
 
 Key = tuple[Any, ...]
@@ -35,65 +34,66 @@ class Graphs:
 
     def __init__(
         self,
-        passes: Callable[[MicroBatch, Tensor], Tensor],
+        run_forward_backward: Callable[[MicroBatch, Tensor], Tensor],
         parameters: Sequence[Tensor],
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        """`passes(batch, factor)` runs forward and backward, with the loss scaled by `factor`, and returns the loss. `context` is the
-        precision's context, entered around it."""
-        self._passes, self._parameters, self._context = passes, parameters, context
-        self._seen: set[Key] = set()
+        """`run_forward_backward(batch, loss_scale)` adds the gradients of the scaled loss to the parameters', and returns the loss, not
+        scaled. `context` is the precision's context, entered around it."""
+        self._run_forward_backward, self._parameters, self._context = run_forward_backward, parameters, context
+        self._keys_run_once: set[Key] = set()
         self._graphs: OrderedDict[Key, _Graph] = OrderedDict()
         self._pool: Any = None
-        self.failed: str | None = None
+        self.failure: str | None = None
         """Why nothing is captured any more."""
 
-    def __call__(self, batch: MicroBatch, factor: Tensor, first: bool) -> Tensor:
+    def __call__(self, batch: MicroBatch, loss_scale: Tensor, first: bool) -> Tensor:
         """Add a micro-batch's gradients to the parameters', or replace those if it is the `first` of its step. Return its loss."""
         batch = fill(batch)
         key = (first, *shape_of(batch))
         graph = self._graphs.get(key)
-        if graph is None and key in self._seen and self.failed is None:
-            graph = self._capture(key, batch, factor, first)
+        if graph is None and key in self._keys_run_once and self.failure is None:
+            graph = self._capture(key, batch, loss_scale, first)
         if graph is not None:
             self._graphs.move_to_end(key)
-            return graph(batch, factor)
-        self._seen.add(key)
-        return self._run(batch, factor, first)
+            return graph(batch, loss_scale)
+        self._keys_run_once.add(key)
+        return self._run(batch, loss_scale, first)
 
     def clear(self) -> None:
         """Drop all graphs, since the gradients were freed."""
         self._graphs.clear()
-        self._seen.clear()
+        self._keys_run_once.clear()
         self._pool = None
 
-    def _run(self, batch: MicroBatch, factor: Tensor, first: bool) -> Tensor:
+    def _run(self, batch: MicroBatch, loss_scale: Tensor, first: bool) -> Tensor:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if first and gradients:
             torch._foreach_zero_(gradients)  # private; read in torch 2.13
         with self._context():
-            return self._passes(batch, factor)
+            return self._run_forward_backward(batch, loss_scale)
 
-    def _capture(self, key: Key, batch: MicroBatch, factor: Tensor, first: bool) -> _Graph | None:
+    def _capture(self, key: Key, batch: MicroBatch, loss_scale: Tensor, first: bool) -> _Graph | None:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        static_batch, static_factor, graph = _copy(batch), factor.clone(), torch.cuda.CUDAGraph()
-        torch.cuda.synchronize(factor.device)
+        static_batch, static_scale = batch.clone(), loss_scale.clone()
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(loss_scale.device)
         try:
             # other threads keep running, such as the one that pins the next batches' memory
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                loss = self._run(static_batch, static_factor, first)
+                loss = self._run(static_batch, static_scale, first)
         except RuntimeError as error:
-            self.failed = first_line(error)
+            self.failure = first_line(error)
             self.clear()
             torch.cuda.empty_cache()
-            log.warning("CUDA graphs: left out from now on, as a step cannot be captured (%s)", self.failed)
+            log.warning("CUDA graphs: left out from now on, as a step cannot be captured (%s)", self.failure)
             return None
-        self._keep(key, _Graph(graph, static_batch, static_factor, loss))
+        self._keep(key, _Graph(graph, static_batch, static_scale, loss))
         return self._graphs[key]
 
     def _keep(self, key: Key, graph: _Graph) -> None:
-        if len(self._graphs) >= MOST:
+        if len(self._graphs) >= MAX_GRAPHS:
             self._graphs.popitem(last=False)
         self._graphs[key] = graph
 
@@ -101,21 +101,19 @@ class Graphs:
 class _Graph:
     """A captured pass, and the tensors that it reads and writes."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, batch: MicroBatch, factor: Tensor, loss: Tensor) -> None:
-        self._graph, self._batch, self._factor, self._loss = graph, batch, factor, loss
+    def __init__(self, graph: torch.cuda.CUDAGraph, batch: MicroBatch, loss_scale: Tensor, loss: Tensor) -> None:
+        self._graph, self._batch, self._loss_scale, self._loss = graph, batch, loss_scale, loss
 
-    def __call__(self, batch: MicroBatch, factor: Tensor) -> Tensor:
-        static_tensors = [*self._batch.tensors().values(), self._factor]
-        for into, value in zip(static_tensors, [*batch.tensors().values(), factor], strict=True):
-            into.copy_(value)
+    def __call__(self, batch: MicroBatch, loss_scale: Tensor) -> Tensor:
+        static_tensors = [*self._batch.tensors().values(), self._loss_scale]
+        tensors = [*batch.tensors().values(), loss_scale]
+        for static_tensor, tensor in zip(static_tensors, tensors, strict=True):
+            static_tensor.copy_(tensor)
         self._graph.replay()
         return self._loss.clone()  # the next graph may write over it
 
 
-def _copy(batch: MicroBatch) -> MicroBatch:
-    return replace(batch, **{name: value.clone() for name, value in batch.tensors().items()})  # type: ignore[arg-type]
-
-
 def shape_of(batch: MicroBatch) -> Key:
     """Return the key of a batch's graph: batches with the same key can use the same graph."""
-    return (batch.longest, batch.blank, *((name, value.dtype, tuple(value.shape)) for name, value in batch.tensors().items()))
+    shapes = ((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in batch.tensors().items())
+    return (batch.longest, batch.blank, *shapes)

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.tensor import DTensor
 
-from llm_lightning.data.collate import Step
+from llm_lightning.data.collate import StepBatch
 from llm_lightning.models.batch_form import is_unpadded
 from llm_lightning.objectives.base import Objective
 from llm_lightning.tracking.energy import Energy
@@ -152,7 +152,7 @@ class Meter(Callback):
         settle(module.device)
         self.begun = self.since = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Step, batch_index: int) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: StepBatch, batch_index: int) -> None:
         self._times.append(time.perf_counter() - self.since)
         self.since = time.perf_counter()
         self._mine["tokens"] += batch.tokens

@@ -1,7 +1,12 @@
 """Set the precision of a step: which weights the model computes with, and which weights the optimizer changes.
 
-bf16-mixed keeps fp32 master weights in the module and bf16 working copies beside them. A working copy hides its master from the
-forward pass alone: `parameters()`, `state_dict()`, `zero_grad()`, the optimizer and the export see the masters at all times.
+bf16-mixed keeps fp32 master weights, and computes with bf16 copies that hide them during a pass. `linear.weight` is first looked up in
+the module's `__dict__`, and only then, by `nn.Module.__getattr__`, in its `_parameters`:
+
+    linear._parameters["weight"]   the fp32 master: parameters(), state_dict(), zero_grad(), the optimizer and the export read it
+    linear.__dict__["weight"]      the bf16 copy, only while `WorkingWeights.in_use()`: the forward pass reads it
+
+Autograd leads from a copy back to its master, so that gradients arrive at the masters in fp32.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from llm_lightning.distributed import world_size
 from llm_lightning.errors import UserError
-from llm_lightning.models.bf16_check import Way, bf16_way, computes_after
+from llm_lightning.models.bf16_check import Bf16Mode, computes_after, find_bf16_mode
 from llm_lightning.models.layers import layers
 
 
@@ -49,13 +54,13 @@ class MasterWeights(Precision):
     def __init__(self) -> None:
         self._objective: Any = None
         self._weights: WorkingWeights | None = None
-        self._way: Way = "copies"
+        self._mode: Bf16Mode = "copies"
 
     def convert_module(self, module: Module) -> Module:
         """Set the objective whose model is trained or evaluated from now on. Lightning calls this before each run of a loop."""
         self._objective = module
-        self._way = choose_way(module.model)
-        if self._way == "copies":
+        self._mode = choose_bf16_mode(module.model)
+        if self._mode == "copies":
             cast_adapter_base(module.model)  # type: ignore[arg-type]
         return module
 
@@ -67,8 +72,8 @@ class MasterWeights(Precision):
     @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
         model = self._objective.model
-        if self._way != "copies":
-            with _autocast(model, self._way):
+        if self._mode != "copies":
+            with _autocast(model, self._mode):
                 yield
             return
         if self._weights is None or self._weights.model is not model:
@@ -87,16 +92,16 @@ class ShardedMasterWeights(Precision):
 
     def __init__(self) -> None:
         self._objective: Any = None
-        self._way: Way = "copies"
+        self._mode: Bf16Mode = "copies"
 
     def convert_module(self, module: Module) -> Module:
         self._objective = module
-        self._way = choose_way(module.model)
+        self._mode = choose_bf16_mode(module.model)
         return module
 
     @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
-        with _autocast(self._objective.model, self._way):
+        with _autocast(self._objective.model, self._mode):
             yield
 
 
@@ -134,14 +139,14 @@ class HalfWeights(HalfPrecision):
         return data
 
 
-def choose_way(model: Any) -> Way:
+def choose_bf16_mode(model: Any) -> Bf16Mode:
     """Return how a model computes in bf16. A collective at the first call for a model."""
-    return bf16_way(model, in_bf16)
+    return find_bf16_mode(model, in_bf16)
 
 
-def _autocast(model: Any, way: Way) -> Any:
+def _autocast(model: Any, mode: Bf16Mode) -> Any:
     """Return the autocast context of a model without bf16 copies of its weights; an empty context for a model with copies."""
-    return torch.autocast(model.device.type, torch.bfloat16) if way == "autocast" else nullcontext()
+    return torch.autocast(model.device.type, torch.bfloat16) if mode == "autocast" else nullcontext()
 
 
 def cast_adapter_base(model: Module) -> None:
@@ -162,8 +167,8 @@ def cast_adapter_base(model: Module) -> None:
 class WorkingWeights:
     """The bf16 copies of a model's fp32 parameters that its modules compute with.
 
-    While they are `in_use`, `module.weight` gives the copy: an entry of the module's `__dict__`, which Python looks up before the
-    `_parameters` that stay as they are. Copies of trained weights are made anew each time, those of frozen weights once.
+    While they are `in_use`, each copy is an entry of its module's `__dict__`, which hides the master. Copies of trained weights are made
+    anew each time, those of frozen weights once.
 
     On a CPU each weight is cast by itself. `buffered`, the default on CUDA, keeps the copies and fills them by one kernel; the
     gradients of a layer are then cast by one kernel, and added to those of earlier micro-batches by another.
@@ -280,27 +285,27 @@ class _Cast(torch.autograd.Function):
         return tuple(buffer.detach() for buffer in group.buffers)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *copy_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         masters: list[Tensor] = ctx.group.masters
-        pairs = zip(masters, slopes, strict=True)
-        exact = [
-            None if slope is None else torch.empty_like(master) for master, slope in pairs
-        ]  # laid out as the optimizer wants it
-        torch._foreach_copy_([e for e in exact if e is not None], [slope for slope in slopes if slope is not None])
+        pairs = zip(masters, copy_gradients, strict=True)
+        # in the memory layout of the masters, which the optimizer wants
+        gradients = [None if copy_gradient is None else torch.empty_like(master) for master, copy_gradient in pairs]
+        present = [gradient for gradient in gradients if gradient is not None]
+        torch._foreach_copy_(present, [copy_gradient for copy_gradient in copy_gradients if copy_gradient is not None])
         if world_size() > 1:
-            return None, *exact  # DDP learns of gradients where autograd adds them to the masters
-        sums: list[Tensor] = []
-        terms: list[Tensor] = []
-        for master, slope in zip(masters, exact, strict=True):
-            if slope is None:
+            return None, *gradients  # DDP learns of gradients where autograd adds them to the masters
+        earlier: list[Tensor] = []  # of micro-batches before
+        added: list[Tensor] = []
+        for master, gradient in zip(masters, gradients, strict=True):
+            if gradient is None:
                 continue
             if master.grad is None:
-                master.grad = slope
+                master.grad = gradient
             else:
-                sums.append(master.grad)
-                terms.append(slope)
-        if sums:
-            torch._foreach_add_(sums, terms)
+                earlier.append(master.grad)
+                added.append(gradient)
+        if earlier:
+            torch._foreach_add_(earlier, added)
         return (None,) * (len(masters) + 1)
 
 

@@ -170,7 +170,7 @@ class Preflight:
         (optimizer,), (scheduler,) = self.objective.configure_optimizers()
         groups = [(sum(p.numel() for p in group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
         decays = ", ".join(f"{count:,} parameters with weight decay {decay:g}" for count, decay in groups if count)
-        tokens = int(self.data.plan.lengths.sum()) // max(1, len(self.data.plan.epoch(0)))
+        tokens = int(self.data.plan.lengths.sum()) // max(1, len(self.data.plan.epoch_plan(0)))
         if (hint := getattr(optimizer, "hint", lambda tokens: None)(tokens)) is not None:
             log.info("optimizer: %s", hint)
         return f"{decays}; learning rate {scheduler.get_last_lr()[0]:.2e} at the first step"
@@ -183,7 +183,7 @@ class Preflight:
         objective = self.objective
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             return "left out: the model is cut up over the devices only when training starts"
-        batch = self.data.collator(self.data.dataset.splits["train"], self.data.plan.epoch(0)[0][:1], 0)
+        batch = self.data.collator(self.data.dataset.splits["train"], self.data.plan.epoch_plan(0)[0][:1], 0)
         batch = objective.transfer_batch_to_device(batch, objective.model.device, 0)
         batch = replace(batch, target_places=None)  # every token's prediction is compared
         place, end = batch.longest // 2, batch.longest  # the middle of the first sequence, which is the longest

@@ -38,9 +38,9 @@ class Flops:
         """Return the FLOPs of a model; `lengths` are those of its attention's sequences. Zero if unknown: experts are no linear modules."""
         if any(parameter.ndim > 2 for layer in layers(model) for parameter in layer.parameters()):
             return Flops(0.0, 0.0)
-        config: Any = (
-            model.config if model.config.is_encoder_decoder else model.config.get_text_config()
-        )  # models of text and images
+        config: Any = model.config
+        if not config.is_encoder_decoder:  # of models of text and images, the part for text
+            config = config.get_text_config()
         base: Any = model.base_model
         decoder = base.decoder if config.is_encoder_decoder else None
         of_targets = {id(module) for part in (getattr(base, "pooler", None), decoder) if part for module in part.modules()}

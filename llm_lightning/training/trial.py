@@ -1,7 +1,7 @@
 """Find the fastest way to run forward and backward passes on this GPU by trial: kernel by kernel, CUDA graphs, compiled layers.
 
-Each way is compared with the first one: losses and gradients of the same batches, without dropout, must agree up to rounding. A way that
-fails or differs is reported and not used, so a way that nobody tested on some GPU cannot train wrongly there.
+Each variant is compared with the first one: losses and gradients of the same batches, without dropout, must agree up to rounding. One that
+fails or differs is reported and not used, so a variant that nobody tested on some GPU cannot train wrongly there.
 """
 
 from __future__ import annotations
@@ -29,65 +29,72 @@ log = logging.getLogger(__name__)
 
 STEPS = 4
 """Steps of the run whose micro-batches are tried."""
-MOST = 4
+MAX_BATCHES = 4
 """Micro-batches of different shapes that are tried, at most."""
 ROUNDS = 5
 """Timed passes over them; three untimed ones come before, which capture graphs and compile layers."""
 ERROR = {True: 0.03, False: 2e-3}
-"""Largest relative difference of losses and gradients from those of the first way, in bf16 and in fp32."""
+"""Largest relative difference of losses and gradients from those of the first variant, in bf16 and in fp32."""
 GAIN = 1.03
-"""A way must be this many times as fast as a simpler one to be chosen."""
+"""A variant must be this many times as fast as a simpler one to be chosen."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to run forward and backward."""
+class StepVariant:
+    """One way to run the forward and backward passes of a step."""
 
     name: str
     compiled: bool = False
     graphs: bool = False
 
 
-WAYS = (Way("kernel by kernel"), Way("CUDA graphs", graphs=True))
-COMPILED = (Way("compiled layers", compiled=True), Way("compiled layers in CUDA graphs", compiled=True, graphs=True))
+EAGER_VARIANTS = (StepVariant("kernel by kernel"), StepVariant("CUDA graphs", graphs=True))
+COMPILED_VARIANTS = (
+    StepVariant("compiled layers", compiled=True),
+    StepVariant("compiled layers in CUDA graphs", compiled=True, graphs=True),
+)
 
 
 def take_fastest(objective: Objective, data: DataModule, trainer: lightning.Trainer, compiles: bool) -> str:
-    """Set the objective up for the fastest way, and describe it with the times of all ways; `compiles`: whether to try compiled layers."""
+    """Set the objective up for the fastest variant, and describe it with the times of all.
+
+    `compiles`: whether to try compiled layers.
+    """
     device = trainer.strategy.root_device
     objective.to(device)
     batches = [batch.to(device) for batch in _batches(data, trainer.world_size)]
     limit = ERROR["bf16" in str(trainer.precision)]
-    seconds: dict[Way, float] = {}
+    seconds: dict[StepVariant, float] = {}
     reference: _Result | None = None
-    objective.train(not drops(objective.model))  # draws of dropout differ from way to way; without any, nothing is compiled twice
+    # draws of dropout differ from variant to variant; a model without any stays in training mode, and nothing is compiled twice
+    objective.train(not drops(objective.model))
     compilation.stop(objective.model)
-    for way in WAYS + (COMPILED if compiles else ()):
-        if way is COMPILED[0]:
+    for variant in EAGER_VARIANTS + (COMPILED_VARIANTS if compiles else ()):
+        if variant is COMPILED_VARIANTS[0]:
             compilation.start(objective.model)  # once: what is compiled here serves the run
         try:
-            result = _run(objective, batches, way, trainer.precision_plugin.forward_context)
+            result = _run(objective, batches, variant, trainer.precision_plugin.forward_context)
             reference = reference or result
             if (problem := _compare(result, reference, limit)) is not None:
                 raise ArithmeticError(problem)
-            seconds[way] = _time(objective.train(), batches, way, trainer.precision_plugin.forward_context)
+            seconds[variant] = _time(objective.train(), batches, variant, trainer.precision_plugin.forward_context)
         except Exception as error:  # of a compiler, a driver, or a model's own code
-            if way is WAYS[0]:
+            if variant is EAGER_VARIANTS[0]:
                 raise
-            log.warning("left out: %s: %s", way.name, first_line(error, 200))
+            log.warning("left out: %s: %s", variant.name, first_line(error, 200))
         finally:
             objective.train(not drops(objective.model))
             objective.model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
     objective.train()
-    chosen = WAYS[0]
-    for way in seconds:
-        if seconds[way] * GAIN < seconds[chosen]:
-            chosen = way
+    chosen = EAGER_VARIANTS[0]
+    for variant in seconds:
+        if seconds[variant] * GAIN < seconds[chosen]:
+            chosen = variant
     if not chosen.compiled:
         compilation.stop(objective.model)
-    objective.steps.use_graphs(trainer.precision_plugin.forward_context if chosen.graphs else None)
-    times = ", ".join(f"{way.name} {1000 * value:.1f} ms" for way, value in seconds.items())
+    objective.take_step.use_graphs(trainer.precision_plugin.forward_context if chosen.graphs else None)
+    times = ", ".join(f"{variant.name} {1000 * value:.1f} ms" for variant, value in seconds.items())
     return f"{chosen.name} (a micro-batch: {times})"
 
 
@@ -96,10 +103,9 @@ def _batches(data: DataModule, world: int) -> list[MicroBatch]:
     if data.dataset.stream is not None:
         return [data.longest(world)]
     steps = data.training_steps(0, world)
-    batch_by_shape = {
-        shape_of(fill(batch)): batch for number in range(min(STEPS, len(steps))) for batch in steps[number].micro_batches
-    }
-    return list(batch_by_shape.values())[:MOST]
+    batches = [batch for number in range(min(STEPS, len(steps))) for batch in steps[number].micro_batches]
+    batch_by_shape = {shape_of(fill(batch)): batch for batch in batches}
+    return list(batch_by_shape.values())[:MAX_BATCHES]
 
 
 @dataclass
@@ -108,49 +114,49 @@ class _Result:
     gradients: list[Tensor]
 
 
-def _run(objective: Objective, batches: list[MicroBatch], way: Way, context: Callable[[], Any]) -> _Result:
+def _run(objective: Objective, batches: list[MicroBatch], variant: StepVariant, context: Callable[[], Any]) -> _Result:
     """Return losses and gradients of the batches, from the third pass: earlier ones capture graphs or compile."""
-    passes = _passes(objective, way, context)
+    run_passes = _build_passes(objective, variant, context)
     for _ in range(3):
-        losses = [passes(batch, i == 0) for i, batch in enumerate(batches)]
+        losses = [run_passes(batch, i == 0) for i, batch in enumerate(batches)]
     gradients = [p.grad.clone() for p in objective.model.parameters() if p.grad is not None]
     return _Result([float(loss) for loss in losses], gradients)
 
 
-def _time(objective: Objective, batches: list[MicroBatch], way: Way, context: Callable[[], Any]) -> float:
+def _time(objective: Objective, batches: list[MicroBatch], variant: StepVariant, context: Callable[[], Any]) -> float:
     """Return the seconds per micro-batch."""
     objective.model.zero_grad(set_to_none=True)
-    passes = _passes(objective, way, context)
+    run_passes = _build_passes(objective, variant, context)
     device = batches[0].input_ids.device
     for number in range(3 + ROUNDS):
         if number == 3:
             torch.cuda.synchronize(device)
             started = time.perf_counter()
         for i, batch in enumerate(batches):
-            passes(batch, i == 0)
+            run_passes(batch, i == 0)
     torch.cuda.synchronize(device)
     return (time.perf_counter() - started) / ROUNDS / len(batches)
 
 
-def _passes(objective: Objective, way: Way, context: Callable[[], Any]) -> Callable[[MicroBatch, bool], Tensor]:
-    """Return a function that runs forward and backward on a batch in one of the ways."""
+def _build_passes(objective: Objective, variant: StepVariant, context: Callable[[], Any]) -> Callable[[MicroBatch, bool], Tensor]:
+    """Return a function that runs forward and backward on a batch by one variant."""
     parameters = [p for p in objective.model.parameters() if p.requires_grad]
 
-    def factor_of(batch: MicroBatch) -> Tensor:
+    def scale_of(batch: MicroBatch) -> Tensor:
         return torch.full((), 1 / max(batch.target_count, 1), device=parameters[0].device)
 
-    def plain(batch: MicroBatch, factor: Tensor) -> Tensor:
+    def plain(batch: MicroBatch, loss_scale: Tensor) -> Tensor:
         loss = objective.loss_sum(batch)
-        (loss * factor.to(loss.dtype)).backward()
+        (loss * loss_scale.to(loss.dtype)).backward()
         return loss.detach()
 
-    if way.graphs:
+    if variant.graphs:
         graphs = Graphs(plain, parameters, context)
 
         def run_captured(batch: MicroBatch, first: bool) -> Tensor:
-            loss = graphs(batch, factor_of(batch), first)
-            if graphs.failed is not None:
-                raise RuntimeError(graphs.failed)
+            loss = graphs(batch, scale_of(batch), first)
+            if graphs.failure is not None:
+                raise RuntimeError(graphs.failure)
             return loss
 
         return run_captured
@@ -159,7 +165,7 @@ def _passes(objective: Objective, way: Way, context: Callable[[], Any]) -> Calla
         if first:
             objective.model.zero_grad(set_to_none=True)
         with context():
-            return plain(batch, factor_of(batch))
+            return plain(batch, scale_of(batch))
 
     return run_directly
 
@@ -171,8 +177,8 @@ def _compare(result: _Result, reference: _Result, limit: float) -> str | None:
     for loss, expected in zip(result.losses, reference.losses, strict=True):
         if not abs(loss - expected) <= limit * max(abs(expected), 1e-6):
             return f"a loss is {loss:.6g}, and {expected:.6g} kernel by kernel"
-    squares = [
-        (float((a - b).float().norm()), float(b.float().norm())) for a, b in zip(result.gradients, reference.gradients, strict=True)
-    ]
-    error = sum(x**2 for x, _ in squares) ** 0.5 / max(sum(y**2 for _, y in squares) ** 0.5, 1e-30)
+    pairs = list(zip(result.gradients, reference.gradients, strict=True))
+    difference = sum(float((gradient - expected).float().norm()) ** 2 for gradient, expected in pairs) ** 0.5
+    norm = sum(float(expected.float().norm()) ** 2 for _, expected in pairs) ** 0.5
+    error = difference / max(norm, 1e-30)
     return None if error <= limit else f"gradients are off by {error:.1%}"

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from llm_lightning.config.schema import BatchConfig
 from llm_lightning.data.collate import Collator, MicroBatch, TrainingSteps
-from llm_lightning.data.plan import Plan, Row, cut, evaluation, most_rows
+from llm_lightning.data.plan import PackedRow, Plan, max_rows_at_once, plan_evaluation
 
 LONGEST = 80
 LENGTHS = st.lists(st.integers(1, LONGEST), min_size=1, max_size=300).map(lambda x: np.array(x, dtype=np.int32))
@@ -28,7 +28,7 @@ SPECS = st.builds(
 )
 
 
-def cut_in_a_loop(rows: list[Row], lengths: np.ndarray, spec: BatchConfig, rank: int, world: int) -> list[list[Row]]:
+def cut_in_a_loop(rows: list[PackedRow], lengths: np.ndarray, spec: BatchConfig, rank: int, world: int) -> list[list[PackedRow]]:
     """Deal the rows in a snake, longest first, then take as many into each micro-batch as the longest of them lets."""
     sizes = np.array([int(lengths[row].sum()) for row in rows], dtype=np.int64)
     longest_first = np.argsort(-sizes, kind="stable")
@@ -36,13 +36,13 @@ def cut_in_a_loop(rows: list[Row], lengths: np.ndarray, spec: BatchConfig, rank:
     mine = longest_first[np.minimum(turn, 2 * world - 1 - turn) == rank]
     batches, start = [], 0
     while start < len(mine):
-        size = min(most_rows(spec, int(sizes[mine[start]])), len(mine) - start)
+        size = min(max_rows_at_once(spec, int(sizes[mine[start]])), len(mine) - start)
         batches.append([rows[i] for i in mine[start : start + size]])
         start += size
     return batches
 
 
-def plain(batches: list[list[Row]]) -> list[list[list[int]]]:
+def plain(batches: list[list[PackedRow]]) -> list[list[list[int]]]:
     return [[[int(i) for i in row] for row in batch] for batch in batches]
 
 
@@ -56,15 +56,14 @@ def test_every_rank_has_the_micro_batches_of_a_plain_loop(
         tokens, micro_tokens = spec.tokens and spec.tokens * scale, spec.micro_tokens and spec.micro_tokens * scale
         packing, spec = None, replace(spec, tokens=tokens, micro_tokens=micro_tokens)
     plan = Plan(lengths * scale, spec, 0, packing)
-    epoch = plan.epoch(0)
+    epoch = plan.epoch_plan(0)
     for step in range(len(epoch)):
         rows = epoch[step]
         expected = [cut_in_a_loop(rows, plan.lengths, spec, rank, world) for rank in range(world)]
         for rank in range(world):
-            assert plain(cut(rows, plan.lengths, spec, rank, world)) == plain(expected[rank])
-            parts, most = epoch.deal(step, plan.lengths, spec, rank, world)
+            parts, max_micro_batches = epoch.micro_batches(step, plan.lengths, spec, rank, world)
             assert [part.tolist() for part in parts] == [[i for row in batch for i in row] for batch in plain(expected[rank])]
-            assert most == max(map(len, expected))
+            assert max_micro_batches == max(map(len, expected))
 
 
 @given(LENGTHS, SPECS)
@@ -76,7 +75,7 @@ def test_evaluation_has_the_batches_of_a_plain_loop(lengths: np.ndarray, spec: B
         micro_tokens=spec.micro_tokens or 16_384,
     )
     rows = list(np.arange(len(lengths))[:, None])
-    assert plain(evaluation(lengths, spec)) == plain(cut_in_a_loop(rows, lengths, bounds, 0, 1))  # type: ignore[arg-type]
+    assert plain(plan_evaluation(lengths, spec)) == plain(cut_in_a_loop(rows, lengths, bounds, 0, 1))  # type: ignore[arg-type]
 
 
 class Sequences:

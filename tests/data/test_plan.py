@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llm_lightning.config.schema import BatchConfig
 from llm_lightning.data.packing import Patterns
-from llm_lightning.data.plan import EVALUATION_TOKENS, EpochPlan, Plan, Row, cut, evaluation
+from llm_lightning.data.plan import EVALUATION_TOKENS, EpochPlan, PackedRow, Plan, assign_to_rank, plan_evaluation
 from llm_lightning.errors import UserError
 
 ROW = 64
@@ -30,11 +30,11 @@ SPECS = st.builds(
 PACKING = st.sampled_from([None, ROW])
 
 
-def steps(plan: EpochPlan) -> list[list[Row]]:
+def steps(plan: EpochPlan) -> list[list[PackedRow]]:
     return [plan[s] for s in range(len(plan))]
 
 
-def flat(rows: list[Row]) -> list[int]:
+def flat(rows: list[PackedRow]) -> list[int]:
     return [int(index) for row in rows for index in row]
 
 
@@ -43,7 +43,7 @@ def flat(rows: list[Row]) -> list[int]:
 def test_an_epoch_holds_every_sequence_once(
     lengths: np.ndarray, spec: BatchConfig, packing: int | None, seed: int, epoch: int
 ) -> None:
-    plan = steps(Plan(lengths, spec, seed, packing).epoch(epoch))
+    plan = steps(Plan(lengths, spec, seed, packing).epoch_plan(epoch))
     assert sorted(i for step in plan for i in flat(step)) == list(range(len(lengths)))
     assert all(len(row) > 0 for step in plan for row in step)
     rows = sum(map(len, plan))
@@ -60,8 +60,10 @@ def test_an_epoch_holds_every_sequence_once(
 @given(LENGTHS, SPECS, PACKING, st.integers(1, 5))
 @settings(max_examples=300, deadline=None)
 def test_ranks_and_micro_batches_share_a_step_out(lengths: np.ndarray, spec: BatchConfig, packing: int | None, world: int) -> None:
-    for step in steps(Plan(lengths, spec, 0, packing).epoch(0)):
-        parts = [cut(step, lengths, spec, rank, world) for rank in range(world)]
+    for step in steps(Plan(lengths, spec, 0, packing).epoch_plan(0)):
+        sizes = np.array([int(lengths[row].sum()) for row in step])
+        shares = [assign_to_rank(sizes, spec, rank, world) for rank in range(world)]
+        parts = [[[step[i] for i in share.rows[a:b]] for a, b in pairwise(share.bounds)] for share in shares]
         assert sorted(i for part in parts for batch in part for i in flat(batch)) == sorted(flat(step))
         for batch in (batch for part in parts for batch in part):
             assert spec.micro_sequences is None or len(batch) <= spec.micro_sequences
@@ -75,7 +77,7 @@ def test_ranks_and_micro_batches_share_a_step_out(lengths: np.ndarray, spec: Bat
 @given(LENGTHS, SPECS, PACKING)
 @settings(max_examples=100, deadline=None)
 def test_evaluation_sees_every_sequence_once(lengths: np.ndarray, spec: BatchConfig, packing: int | None) -> None:
-    batches = evaluation(lengths, spec, packing)
+    batches = plan_evaluation(lengths, spec, packing)
     assert sorted(i for batch in batches for i in flat(batch)) == list(range(len(lengths)))
     most = spec.micro_tokens or EVALUATION_TOKENS
     assert all(max(lengths[row].sum() for row in batch) * len(batch) <= most for batch in batches)
@@ -105,7 +107,7 @@ def test_packing_by_histogram_is_best_fit_decreasing(lengths: np.ndarray) -> Non
 def test_packed_neighbours_change_with_the_epoch_and_rows_are_full() -> None:
     lengths = np.random.default_rng(0).integers(1, 60, 5000).astype(np.int32)
     plan = Plan(lengths, BatchConfig(sequences=8), 0, ROW)
-    first, second = ({frozenset(row.tolist()) for step in steps(plan.epoch(e)) for row in step} for e in (0, 1))
+    first, second = ({frozenset(row.tolist()) for step in steps(plan.epoch_plan(e)) for row in step} for e in (0, 1))
     assert len(first & second) < 0.1 * len(first)
     assert lengths.sum() / (len(first) * ROW) > 0.99
 
@@ -116,13 +118,13 @@ def test_a_step_is_found_without_walking_to_it(lengths: np.ndarray, spec: BatchC
     """`locate` on a fresh plan, as after a resume, gives the step that counting through the epochs gives."""
     walked = Plan(lengths, spec, 0, packing)
     epoch, left = 0, step
-    while left >= len(walked.epoch(epoch)):
-        left -= len(walked.epoch(epoch))
+    while left >= len(walked.epoch_plan(epoch)):
+        left -= len(walked.epoch_plan(epoch))
         epoch += 1
     fresh = Plan(lengths, spec, 0, packing)
     assert fresh.locate(step) == (epoch, left)
-    assert flat(fresh.epoch(epoch)[left]) == flat(walked.epoch(epoch)[left])
-    assert Plan(lengths, spec, 0, packing).steps(epoch + 1) == step - left + len(walked.epoch(epoch))
+    assert flat(fresh.epoch_plan(epoch)[left]) == flat(walked.epoch_plan(epoch)[left])
+    assert Plan(lengths, spec, 0, packing).steps(epoch + 1) == step - left + len(walked.epoch_plan(epoch))
 
 
 @pytest.mark.parametrize("packing", [None, ROW])
@@ -131,7 +133,7 @@ def test_the_plan_is_the_same_in_another_process_and_under_another_hash_seed(pac
         "import numpy as np; from llm_lightning.config.schema import BatchConfig; from llm_lightning.data.plan import Plan\n"
         "lengths = np.random.default_rng(0).integers(1, 60, 500).astype(np.int32)\n"
         f"plan = Plan(lengths, BatchConfig(tokens=300), 7, {packing})\n"
-        "print([[row.tolist() for row in plan.epoch(e)[s]] for e in (0, 3) for s in range(len(plan.epoch(e)))])"
+        "print([[row.tolist() for row in plan.epoch_plan(e)[s]] for e in (0, 3) for s in range(len(plan.epoch_plan(e)))])"
     )
     said = {
         subprocess.run(
@@ -146,7 +148,7 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     lengths, spec = np.full(100, 8, np.int32), BatchConfig(sequences=10)
 
     def order(seed: int, epoch: int) -> list[int]:
-        return [i for step in steps(Plan(lengths, spec, seed).epoch(epoch)) for i in flat(step)]
+        return [i for step in steps(Plan(lengths, spec, seed).epoch_plan(epoch)) for i in flat(step)]
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
@@ -158,7 +160,7 @@ def test_like_lengths_share_a_step() -> None:
     lengths = np.random.default_rng(0).integers(1, 101, 4096).astype(np.int32)
 
     def padding(window: int) -> float:
-        plan = steps(Plan(lengths, BatchConfig(sequences=32, length_window=window), 0).epoch(0))
+        plan = steps(Plan(lengths, BatchConfig(sequences=32, length_window=window), 0).epoch_plan(0))
         return 1 - lengths.sum() / sum(lengths[flat(step)].max() * len(step) for step in plan)
 
     assert padding(1) > 0.4
@@ -168,7 +170,7 @@ def test_like_lengths_share_a_step() -> None:
 def test_lengths_do_not_drift_over_a_window() -> None:
     """Steps are shuffled inside their window: a model does not see all short texts first."""
     lengths = np.random.default_rng(0).integers(1, 101, 4096).astype(np.int32)
-    plan = Plan(lengths, BatchConfig(sequences=32, length_window=32), 0).epoch(0)
+    plan = Plan(lengths, BatchConfig(sequences=32, length_window=32), 0).epoch_plan(0)
     means = np.array([lengths[flat(plan[s])].mean() for s in range(32)])
     assert abs(np.corrcoef(means, np.arange(32))[0, 1]) < 0.5
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from llm_lightning.config.schema import BatchConfig, DataConfig
 from llm_lightning.data import csv_layout, streaming
-from llm_lightning.data.collate import Collator, Step
+from llm_lightning.data.collate import Collator, StepBatch
 from llm_lightning.data.encodings.stream import Encoder
 from llm_lightning.data.reader_state import ReaderState
 from llm_lightning.data.sources import files
@@ -152,11 +152,11 @@ def streamed(stream: Stream, total: int, spec: BatchConfig, rank: int = 0, world
     return StreamedSteps(stream, encoder, Collator(next_token=True), ROW, spec, 0, start, total, rank, world, states)
 
 
-def load(steps: StreamedSteps, workers: int) -> Iterator[Step]:
+def load(steps: StreamedSteps, workers: int) -> Iterator[StepBatch]:
     return iter(DataLoader(steps, batch_size=None, num_workers=workers))
 
 
-def inputs(step: Step) -> list[list[int]]:
+def inputs(step: StepBatch) -> list[list[int]]:
     return [batch.input_ids.tolist() for batch in step.micro_batches]
 
 
@@ -215,7 +215,7 @@ def test_every_rank_has_as_many_micro_batches(stream: Stream, spec: BatchConfig,
     for steps in zip(*ranks, strict=True):
         assert {len(step.micro_batches) for step in steps} == {max(counts)}
         assert [sum(not batch.blank for batch in step.micro_batches) for step in steps] == counts
-        assert 0.9 * rows * ROW < sum(step.targets for step in steps) <= rows * ROW
+        assert 0.9 * rows * ROW < sum(step.rank_targets for step in steps) <= rows * ROW
         assert all(len(batch.input_ids) == len(batch.targets) > 0 for step in steps for batch in step.micro_batches)
 
 

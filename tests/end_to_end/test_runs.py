@@ -334,12 +334,12 @@ def test_a_hopeless_run_is_pruned_but_not_when_it_is_trained_anyway(reviews: Pat
     ]
     asked: list[int] = []
 
-    def judge(done: int, value: float) -> bool:
+    def should_continue(done: int, value: float) -> bool:
         asked.append(done)
         return False
 
     with pytest.raises(Pruned, match="pruned after step 2"):
-        run(load_config([*given, "trainer.validate_every_steps=2", f"run_dir={tmp_path / 'hopeless'}"]), None, judge)
-    summary = run(load_config([*given, "trainer.validate_every_steps=4", f"run_dir={tmp_path / 'over'}"]), None, judge)
+        run(load_config([*given, "trainer.validate_every_steps=2", f"run_dir={tmp_path / 'hopeless'}"]), None, should_continue)
+    summary = run(load_config([*given, "trainer.validate_every_steps=4", f"run_dir={tmp_path / 'over'}"]), None, should_continue)
     assert summary["steps"] == 4
     assert asked == [500]  # thousandths of the run

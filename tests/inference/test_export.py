@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import llm_lightning
 from llm_lightning.config.compose import load_config
 from llm_lightning.errors import RunError, UserError
 from llm_lightning.inference import onnx
+from llm_lightning.inference.export import export as write_folder
 from llm_lightning.reporting.card import write_card
 from llm_lightning.run import run as start
 
@@ -193,3 +195,26 @@ def test_an_adapter_goes_with_its_tokenizer(classifier: Path, run: Runner, revie
     folder = export(tmp_path / "run", "adapter", tmp_path / "adapter")
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= {p.name for p in folder.iterdir()}
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(classifier / "hf")
+
+
+def test_an_export_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    moves: list[Path] = []
+    flush, rename = os.fsync, Path.rename
+
+    def watch_flush(handle: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        flush(handle)
+
+    def watch_rename(path: Path, target: Path) -> Path:
+        if target == tmp_path / "hf":
+            assert {path, *path.rglob("*")} <= set(flushed)
+        moves.append(target)
+        return rename(path, target)
+
+    for _ in range(2):
+        write_folder(build_tiny("bert"), ByT5Tokenizer(), tmp_path / "hf")
+        monkeypatch.setattr(os, "fsync", watch_flush)
+        monkeypatch.setattr(Path, "rename", watch_rename)
+    assert moves == [tmp_path / ".hf.old", tmp_path / "hf"]
+    assert flushed[-1] == tmp_path

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.models import build, forward
 from llm_lightning.training.precision import MasterWeights
-from llm_lightning.training.step import clip
+from llm_lightning.training.step import clip_gradients
 
 from .architectures import (
     ARCHITECTURES,
@@ -102,7 +102,7 @@ def test_training_is_that_of_hugging_faces_own_forward(architecture: str, precis
             assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=0.02)
             assert float(torch.cosine_similarity(ours, theirs, 0)) > 0.97
         losses.append(float(loss.detach()))
-        clip(model, optimizer, 1.0)
+        clip_gradients(model, optimizer, 1.0)
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < losses[0]

@@ -214,11 +214,11 @@ def test_details_of_flat_batches(architecture: str, head: str, name: str, value:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "way"),
+    ("architecture", "mode"),
     [("bert", "copies"), ("llama", "copies"), ("deberta-v2", "autocast"), ("m2m_100", "autocast"), ("xlnet", "autocast")],
 )
-def test_bf16_is_by_copies_or_by_autocast(architecture: str, way: str) -> None:
-    assert bf16_check.bf16_way(use_flat_batches(build_tiny(architecture)), in_bf16) == way
+def test_bf16_is_by_copies_or_by_autocast(architecture: str, mode: str) -> None:
+    assert bf16_check.find_bf16_mode(use_flat_batches(build_tiny(architecture)), in_bf16) == mode
 
 
 def test_inexact_copies_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_inexact_copies_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
         model.load_state_dict(weights)
 
-    assert bf16_check.bf16_way(use_flat_batches(build_tiny("bert")), inexact) == "autocast"
+    assert bf16_check.find_bf16_mode(use_flat_batches(build_tiny("bert")), inexact) == "autocast"
 
 
 def test_under_autocast_flat_batches_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +244,7 @@ def test_under_autocast_flat_batches_give_the_same(monkeypatch: pytest.MonkeyPat
     from .architectures import draw_batch
     from .test_architectures import gradient
 
-    monkeypatch.setattr(bf16_check, "_first_way", lambda *_: ("autocast", ""))
+    monkeypatch.setattr(bf16_check, "_first_mode", lambda *_: ("autocast", ""))
     model = use_flat_batches(build_tiny("llama"))
     exact, batch = copy.deepcopy(model), draw_batch("CausalLM")
     plugin = MasterWeights()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.models import loss as module
-from llm_lightning.models.loss import fused_losses_and_slope, linear_cross_entropy, losses_and_slope
+from llm_lightning.models.loss import fused_losses_and_gradient, linear_cross_entropy, losses_and_gradient
 
 TARGETS, WIDTH, VOCABULARY = 23, 8, 31
 
@@ -27,7 +27,7 @@ def test_loss_and_gradients_equal_those_of_the_logits(
     dtype: torch.dtype, scale: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scaled, a target's probability underflows; in bf16, the reference computes from the same logits in fp32."""
-    monkeypatch.setattr(module, "LOGITS", {"cpu": rows * VOCABULARY})
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", {"cpu": rows * VOCABULARY})
     results = []
     for ours in (True, False):
         hidden, weight, targets = drawn(dtype, scale)
@@ -68,8 +68,8 @@ def test_what_is_compiled_for_a_gpu_equals_what_a_cpu_runs(dtype: torch.dtype) -
     """Columns behind the vocabulary are padding, whatever they hold."""
     torch.manual_seed(0)
     logits, targets = (8 * torch.randn(TARGETS, VOCABULARY)).to(dtype), torch.randint(VOCABULARY, (TARGETS,))
-    losses, slope = losses_and_slope(logits, targets)
-    found_losses, found_slope = fused_losses_and_slope(F.pad(logits, (0, 9), value=50.0), targets, VOCABULARY)
+    losses, slope = losses_and_gradient(logits, targets)
+    found_losses, found_slope = fused_losses_and_gradient(F.pad(logits, (0, 9), value=50.0), targets, VOCABULARY)
     tolerance = 1e-5 if dtype == torch.float32 else 5e-3
     torch.testing.assert_close(found_losses, losses, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(found_slope[:, :VOCABULARY], slope, atol=tolerance, rtol=tolerance)
@@ -77,7 +77,7 @@ def test_what_is_compiled_for_a_gpu_equals_what_a_cpu_runs(dtype: torch.dtype) -
 
 
 def test_the_loss_of_logits_on_a_gpu_is_that_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_compile_fused", lambda whole=False: fused_losses_and_slope)
+    monkeypatch.setattr(module, "_compile_fused", lambda whole=False: fused_losses_and_gradient)
     torch.manual_seed(0)
     logits, targets = torch.randn(TARGETS, VOCABULARY, requires_grad=True), torch.randint(VOCABULARY, (TARGETS,))
     targets[::6] = IGNORED

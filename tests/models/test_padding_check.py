@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llm_lightning.config.schema import BatchConfig
-from llm_lightning.data.plan import evaluation
+from llm_lightning.data.plan import plan_evaluation
 from llm_lightning.models import flat_check, padding_check
 from llm_lightning.models.flat_check import use_flat_batches
 from llm_lightning.models.padding_check import warn_of_padding
@@ -74,8 +74,8 @@ def test_every_head_is_tried(head: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_advice_pads_nothing() -> None:
     lengths = np.array(LENGTHS * 5, np.int32)
-    assert any(len(rows) > 1 for rows in evaluation(lengths, BatchConfig()))
-    assert all(len(rows) == 1 for rows in evaluation(lengths, BatchConfig(micro_sequences=1)))
+    assert any(len(rows) > 1 for rows in plan_evaluation(lengths, BatchConfig()))
+    assert all(len(rows) == 1 for rows in plan_evaluation(lengths, BatchConfig(micro_sequences=1)))
 
 
 def test_a_large_model_is_tried_by_a_small_copy() -> None:

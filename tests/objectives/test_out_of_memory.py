@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llm_lightning.data.collate import Collator, MicroBatch, pieces
+from llm_lightning.data.collate import Collator, MicroBatch, split_micro_batch
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.errors import RunError
 from llm_lightning.objectives.causal_lm import CausalLM
@@ -48,7 +48,7 @@ def test_pieces_are_the_batches_of_their_sequences(lengths: list[int], encoding:
     masking: Any = even if encoding == "documents" else None
     collate = Collator(next_token=encoding == "stream", masking=masking, token_types=encoding == "texts")
     batch = collate(data, [np.array([i]) for i in range(len(lengths))], 0)
-    parts = pieces(batch, count)
+    parts = split_micro_batch(batch, count)
     assert len(parts) <= count
     assert all(len(part.indices) == 1 for part in parts) or len(parts) > 1
     assert torch.cat([part.indices for part in parts]).equal(batch.indices)

@@ -85,7 +85,7 @@ def plain_loop(config: Config) -> tuple[torch.nn.Module, float]:
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * ((step + 1) / 2 if step < 2 else decay)
         epoch, inside = data.plan.locate(step)
-        batch = data.collator(dataset.splits["train"], data.plan.epoch(epoch)[inside], epoch)
+        batch = data.collator(dataset.splits["train"], data.plan.epoch_plan(epoch)[inside], epoch)
         model(**labels_of(batch, data)).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()

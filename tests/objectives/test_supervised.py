@@ -284,7 +284,7 @@ def tasks(folder: Path) -> list[str]:
 def test_instruction_has_the_loss_of_hugging_face_on_the_assistants_tokens(cache: Path, tmp_path: Path) -> None:
     ours, data = made(cache, *tasks(tmp_path))
     train = data.dataset.splits["train"]
-    batch = data.collator(train, data.plan.epoch(0)[0], 0)
+    batch = data.collator(train, data.plan.epoch_plan(0)[0], 0)
     assert train.token_targets is not None
     assert len(batch.indices) > 1
     expected = torch.zeros(())

@@ -21,7 +21,7 @@ from llm_lightning.config.schema import Config, plain
 from llm_lightning.errors import UserError
 from llm_lightning.reporting.changed_settings import differences
 from llm_lightning.runs import identity
-from llm_lightning.runs.identity import KEYS, Kind, configuration, kind_of, load_finished, require_same_run
+from llm_lightning.runs.identity import KEYS, Kind, RunIdentity, configuration_hash, kind_of, load_finished_by_name
 from llm_lightning.runs.weights import fingerprint_weights
 from llm_lightning.training.checkpoints import list_checkpoints
 
@@ -44,11 +44,9 @@ def schema_keys(kind: type = Config, prefix: str = "") -> list[str]:
     return keys
 
 
-def test_every_key_of_the_schema_is_classified_once() -> None:
-    listed = [key for keys in KEYS.values() for key in keys]
-    assert len(listed) == len(set(listed))
+def test_every_key_of_the_schema_is_classified() -> None:
     assert [key for key in schema_keys() if kind_of(key) is None] == [], "say in llm_lightning/runs/identity.py what they decide"
-    covered = {key.removesuffix(".*") for key in listed}
+    covered = {key.removesuffix(".*") for key in KEYS}
     gone = [
         key
         for key in covered
@@ -62,8 +60,9 @@ def test_every_key_of_the_schema_is_classified_once() -> None:
 def test_the_documentation_has_the_table() -> None:
     text = (ROOT / "docs" / "resuming.md").read_text(encoding="utf-8")
     rows = dict(line.strip("| ").split(" | ")[::3] for line in text.splitlines() if line.count(" | ") == 3)
-    for kind, keys in KEYS.items():
-        assert rows.get(kind.value) == " ".join(f"`{key}`" for key in keys), f"docs/resuming.md, the row of '{kind.value}'"
+    for kind in Kind:
+        keys = " ".join(f"`{key}`" for key in KEYS if KEYS[key] is kind)
+        assert rows.get(kind.value) == keys, f"docs/resuming.md, the row of '{kind.value}'"
 
 
 # ---- the resume ----
@@ -73,6 +72,10 @@ def described(*overrides: str) -> dict[str, Any]:
     config = plain(load_config(["task=pretrain", "data=text", "data.train=a.txt", *TINY_GPT, *overrides]))
     data = {"train": "1", "validation": "2", "test": "3"}
     return {"config": config, "data": data, "weights": None, "precision": "32-true", "total_steps": 10}
+
+
+def require_same_run(state: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    identity.require_same_run(state, before, RunIdentity.from_record(now))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +107,9 @@ def test_a_resume_takes_any_hardware_logger_and_length(caplog: pytest.LogCapture
     assert "was to have 10 steps and now has 20" in caplog.text
     assert "validate_every_steps was 250 and is 7; callbacks.patience was None and is 3" in caplog.text
     assert "max_steps was" not in caplog.text
+    average = "callbacks.custom.average._target_=lightning.pytorch.callbacks.WeightAveraging"
+    require_same_run(Path("x"), described(), described(f"+{average}"))
+    assert "callbacks.custom.average._target_ was None and is lightning.pytorch.callbacks.WeightAveraging" in caplog.text
 
 
 def test_data_is_compared_by_content(caplog: pytest.LogCaptureFixture) -> None:
@@ -255,25 +261,33 @@ def test_what_is_finished(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
     (tmp_path / "config.yaml").write_text(json.dumps(plain(load_config(given))))
     assert (
-        load_finished(tmp_path, load_config([*given, "trainer.devices=4", "logger=wandb", "checkpoint.keep=9", "generate.top_k=3"]))
+        load_finished_by_name(
+            tmp_path, load_config([*given, "trainer.devices=4", "logger=wandb", "checkpoint.keep=9", "generate.top_k=3"])
+        )
         == {}
     )
-    for change in ("trainer.max_steps=7", "seed=4", "data.test=b.txt", "optimizer.lr=0.7", "callbacks.patience=3"):
-        assert load_finished(tmp_path, load_config([*given, change])) is None, change
+    changes = ["trainer.max_steps=7", "seed=4", "data.test=b.txt", "optimizer.lr=0.7", "callbacks.patience=3"]
+    changes += [
+        "+trainer.flags.limit_val_batches=2",
+        "+callbacks.custom.average._target_=lightning.pytorch.callbacks.WeightAveraging",
+    ]
+    for change in changes:
+        assert load_finished_by_name(tmp_path, load_config([*given, change])) is None, change
 
 
 def test_what_is_one_configuration() -> None:
     """Runs on the same data wherever it lies are, and their seeds; what costs or comes to something else is not."""
     given = ["task=pretrain", "data=text", "data.train=a.txt"]
     splits = {"train": "1", "validation": "2"}
-    first = configuration(plain(load_config(given)), splits)
+    first = configuration_hash(plain(load_config(given)), splits)
     for change in ("data.train=b.txt", "seed=4", "checkpoint.keep=9", "trainer.log_every_steps=3", "run_dir=x", "cache_dir=y"):
-        assert configuration(plain(load_config([*given, change])), splits) == first, change
+        assert configuration_hash(plain(load_config([*given, change])), splits) == first, change
     for change in ("optimizer.lr=0.7", "trainer.compile=true", "trainer.precision=bf16-mixed", "trainer.max_steps=7"):
-        assert configuration(plain(load_config([*given, change])), splits) != first, change
-    assert configuration(plain(load_config(given)), splits | {"validation": "3"}) != first
-    before = configuration(plain(load_config(given)), "1")  # of an earlier version's run, whose other splits are known by name only
-    assert before != configuration(plain(load_config([*given, "data.validation=b.txt"])), "1")
+        assert configuration_hash(plain(load_config([*given, change])), splits) != first, change
+    assert configuration_hash(plain(load_config(given)), splits | {"validation": "3"}) != first
+    # of an earlier version's run, whose other splits are known by name only
+    before = configuration_hash(plain(load_config(given)), "1")
+    assert before != configuration_hash(plain(load_config([*given, "data.validation=b.txt"])), "1")
 
 
 def test_what_a_report_lists() -> None:

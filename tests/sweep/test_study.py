@@ -102,13 +102,13 @@ def test_runs_below_the_median_of_their_step_end_and_others_go_on(tmp_path: Path
     trials = study(tmp_path, FIRST + 3)
     for value in range(FIRST):  # 0, 1, 2, 3: a median of 1.5
         trial = trials.next() or pytest.fail("no trial")
-        goes_on = trials.judge(trial)
+        goes_on = trials.build_pruning(trial)
         assert goes_on(10, float(value))
         trials.tell(trial, "done", float(value))
     trial = trials.next() or pytest.fail("no trial")
-    assert trials.judge(trial)(10, 1.6)
+    assert trials.build_pruning(trial)(10, 1.6)
     trials.tell(trial, "done", 1.6)
     trial = trials.next() or pytest.fail("no trial")
-    assert not trials.judge(trial)(10, 1.4)
+    assert not trials.build_pruning(trial)(10, 1.4)
     trials.tell(trial, "pruned", None)
     assert trials.study.trials[-1].state is TrialState.PRUNED

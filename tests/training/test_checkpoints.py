@@ -55,9 +55,8 @@ def test_a_damaged_state_is_told_and_the_one_before_is_used(
     assert damage(paths[1])
     assert newest(tmp_path) == paths[0]
     assert "step-00000006.ckpt is damaged" in caplog.text
-    assert (
-        list_checkpoints(tmp_path) == paths[:1]
-    )  # put aside, so that it is neither found again nor counted as one of those to keep
+    # put aside, so that it is neither found again nor counted as one of those to keep
+    assert list_checkpoints(tmp_path) == paths[:1]
     spoil(paths[0])
     with pytest.raises(UserError, match="no whole checkpoint is left"):
         newest(tmp_path)

@@ -27,11 +27,11 @@ from ..models.test_padding_free import COVERED, DECODERS, collated, language_hea
 class Replayed(graphs._Graph):
     """Stands for a captured pass: runs it again on the tensors that it was captured on."""
 
-    def __call__(self, batch: MicroBatch, factor: Tensor) -> Tensor:
-        own = [*self._batch.tensors().values(), self._factor]
-        for into, value in zip(own, [*batch.tensors().values(), factor], strict=True):
+    def __call__(self, batch: MicroBatch, loss_scale: Tensor) -> Tensor:
+        static_tensors = [*self._batch.tensors().values(), self._loss_scale]
+        for into, value in zip(static_tensors, [*batch.tensors().values(), loss_scale], strict=True):
             into.copy_(value)
-        return self.again(self._batch, self._factor)  # type: ignore[attr-defined]
+        return self.again(self._batch, self._loss_scale)  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -39,10 +39,10 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Have passes be captured by remembering them. Gives the keys that were captured."""
     captured = []
 
-    def capture(self: Graphs, key: tuple[Any, ...], batch: MicroBatch, factor: Tensor, first: bool) -> graphs._Graph:
-        own = graphs._copy(batch)
-        graph = Replayed(None, own, factor.clone(), torch.zeros(()))  # type: ignore[arg-type]
-        graph.again = lambda batch, factor: self._run(batch, factor, first)  # type: ignore[attr-defined]
+    def capture(self: Graphs, key: tuple[Any, ...], batch: MicroBatch, loss_scale: Tensor, first: bool) -> graphs._Graph:
+        own = batch.clone()
+        graph = Replayed(None, own, loss_scale.clone(), torch.zeros(()))  # type: ignore[arg-type]
+        graph.again = lambda batch, loss_scale: self._run(batch, loss_scale, first)  # type: ignore[attr-defined]
         captured.append(key)
         self._keep(key, graph)
         return graph
@@ -61,7 +61,7 @@ def test_steps_that_keep_their_gradients_train_as_those_that_throw_them_away(
     start = Objective.on_train_start
 
     def with_graphs(self: Objective) -> None:
-        self.steps.use_graphs(self.trainer.precision_plugin.forward_context)
+        self.take_step.use_graphs(self.trainer.precision_plugin.forward_context)
         start(self)
 
     monkeypatch.setattr(Objective, "on_train_start", with_graphs)
@@ -71,8 +71,8 @@ def test_steps_that_keep_their_gradients_train_as_those_that_throw_them_away(
 
 
 def test_the_least_used_graph_goes(monkeypatch: pytest.MonkeyPatch, without_gpu: list[tuple[Any, ...]]) -> None:
-    monkeypatch.setattr(graphs, "MOST", 2)
-    passes = Graphs(lambda batch, factor: batch.input_ids.sum().float(), [], contextlib.nullcontext)
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
+    passes = Graphs(lambda batch, loss_scale: batch.input_ids.sum().float(), [], contextlib.nullcontext)
     batches = [collated("stream", *range(count)) for count in (1, 8, 3)]
     batches = [batch for batch in batches for _ in range(2)]  # the second time it is captured
     assert [float(passes(batch, torch.ones(()), first=True)) for batch in batches] == [float(b.input_ids.sum()) for b in batches]

@@ -13,7 +13,7 @@ import yaml
 
 from llm_lightning.config.schema import LoggerConfig
 from llm_lightning.errors import Pruned, RunError, Stopped
-from llm_lightning.runs.identity import configuration
+from llm_lightning.runs.identity import configuration_hash
 from llm_lightning.tracking import wandb_logger
 from llm_lightning.tracking.wandb_logger import WandbLogger
 
@@ -106,9 +106,9 @@ def test_the_config_is_the_run_s_own_with_the_key_of_its_seeds(offline: Path) ->
     found, stored = read(offline), yaml.safe_load((offline / "config.yaml").read_text())
     assert {name: found.config[name] for name in stored} == stored
     summary = json.loads((offline / "summary.json").read_text())
-    assert found.config["configuration"] == configuration(stored, summary["data"]["fingerprints"])
-    assert found.config["configuration"] == configuration(stored | {"seed": 7}, summary["data"]["fingerprints"])
-    assert found.config["configuration"] != configuration(stored | {"optimizer": {"lr": 7.0}}, summary["data"]["fingerprints"])
+    assert found.config["configuration"] == configuration_hash(stored, summary["data"]["fingerprints"])
+    assert found.config["configuration"] == configuration_hash(stored | {"seed": 7}, summary["data"]["fingerprints"])
+    assert found.config["configuration"] != configuration_hash(stored | {"optimizer": {"lr": 7.0}}, summary["data"]["fingerprints"])
     assert found.config["facts"]["tokenizer"] == summary["tokenizer"]
     assert set(found.run.tags) == {"finetune", "classification", "files", "bert_tiny"}
     assert found.exit_code == 0

@@ -27,7 +27,7 @@ from llm_lightning.models.flat_check import use_flat_batches
 from llm_lightning.models.forward import token_logits, token_loss, written_logits
 from llm_lightning.objectives.causal_lm import CausalLM
 from llm_lightning.training import parallel, trainer
-from llm_lightning.training.precision import WorkingWeights, choose_way, in_bf16
+from llm_lightning.training.precision import WorkingWeights, choose_bf16_mode, in_bf16
 from llm_lightning.training.precision import plugin as plugin_of
 
 from ..conftest import TINY_GPT, Runner
@@ -88,7 +88,7 @@ def whole(tensor: Tensor | None) -> Tensor:
 @pytest.mark.parametrize("kind", ["tied", "untied"])
 def test_the_chunked_loss_of_a_sharded_model_is_that_of_a_plain_one(kind: str, mesh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit on one process, in chunks of three targets; and no logits of all targets are made."""
-    monkeypatch.setattr("llm_lightning.models.loss.LOGITS", {"cpu": 3 * 60})
+    monkeypatch.setattr("llm_lightning.models.loss.LOGITS_AT_ONCE", {"cpu": 3 * 60})
     plain, sharded, batch = model_of(kind), model_of(kind), batch_of(9, 7, 4)
     parallel.shard(sharded, mesh, "32-true")
     monkeypatch.setattr("llm_lightning.models.forward.token_logits", None)
@@ -234,7 +234,7 @@ def test_a_model_that_mixes_types_trains_in_bf16(architecture: str, is_sharded: 
     model = copy.deepcopy(exact)
     plugin: Any = plugin_of("bf16-mixed", sharded=is_sharded)
     if is_sharded:
-        parallel.shard(model, mesh, "bf16-mixed", bf16_weights=choose_way(model) == "copies")
+        parallel.shard(model, mesh, "bf16-mixed", bf16_weights=choose_bf16_mode(model) == "copies")
     plugin.convert_module(SimpleNamespace(model=model))
     run = written_logits if head == "Seq2SeqLM" else token_logits
     with plugin.forward_context():

@@ -17,7 +17,7 @@ from llm_lightning.config.schema import TrainerConfig
 from llm_lightning.objectives.base import Objective
 from llm_lightning.training import trainer
 from llm_lightning.training.precision import MasterWeights, WorkingWeights, in_bf16
-from llm_lightning.training.step import clip
+from llm_lightning.training.step import clip_gradients
 
 from ..conftest import TINY_BERT, TINY_GPT, Runner
 
@@ -52,9 +52,8 @@ def test_gradients_of_a_bf16_model_reach_fp32_masters() -> None:
             total += p.grad.float()
     for (name, (parameter, _)), total in zip(masters.items(), expected, strict=True):
         error = (parameter.grad - total).norm() / total.norm()
-        assert error < (0.01 if "wte" in name or "wpe" in name else 1e-6), (
-            name
-        )  # embeddings' are added in fp32: better than plain bf16
+        # embeddings' gradients are added in fp32: better than plain bf16
+        assert error < (0.01 if "wte" in name or "wpe" in name else 1e-6), name
     assert model(input_ids=batches[0]).logits.dtype == torch.float32
 
 
@@ -134,8 +133,8 @@ def test_in_bf16_true_only_weights_are_bf16(corpus: Path, run: Runner, tmp_path:
 
     def watch_step(self: Objective, batch: Any, index: int) -> Any:
         outputs = step(self, batch, index)
-        counts.append(batch.targets)
-        exact.append(float(outputs["targets"]) == batch.targets and outputs["loss_sum"].dtype == torch.float64)
+        counts.append(batch.rank_targets)
+        exact.append(float(outputs["targets"]) == batch.rank_targets and outputs["loss_sum"].dtype == torch.float64)
         return outputs
 
     def watch_loss(self: Objective, batch: Any) -> Tensor:
@@ -169,7 +168,7 @@ def test_gradients_are_clipped_after_they_are_unscaled() -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     ids = torch.arange(24).view(2, 12)
     scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
-    norm = clip(model, optimizer, 0.01, scaler)
+    norm = clip_gradients(model, optimizer, 0.01, scaler)
     plain(input_ids=ids, labels=ids).loss.backward()
     torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.01))
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):

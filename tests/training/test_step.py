@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from llm_lightning import distributed
-from llm_lightning.data.collate import MicroBatch, as_step
+from llm_lightning.data.collate import MicroBatch, build_step_batch
 from llm_lightning.errors import RunError
 from llm_lightning.models import dropout, embedding
 from llm_lightning.models.forward import token_loss
@@ -87,11 +87,11 @@ class Bare:
     def train(self, fails: set[int], cut: int, seed: int = 0) -> list[Tensor]:
         """The gradient of a step of two micro-batches, each cut into pieces from the start."""
         step = OptimizerStep(self)  # type: ignore[arg-type]
-        step._pieces = cut
+        step._retry.pieces = cut
         self.fails, self.calls = fails, 0
         batches = [batch_of(9, 7, 4, 6, seed=seed), batch_of(12, 3, 5, seed=seed + 1)]
         with self.in_precision():
-            step(as_step(batches, 3, 0.0))
+            step(build_step_batch(batches, 3, 0.0))
         return self.gradients
 
 

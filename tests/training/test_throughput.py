@@ -75,9 +75,8 @@ def test_what_is_not_trained_has_no_gradient_to_compute(kind: str) -> None:
         adapter.add(model, AdapterConfig(kind="lora", rank=2, targets=["c_attn"]), [])
     else:
         adapter.freeze(model, ["bert.*"] if kind == "head" else ["bert.embeddings.*", "bert.encoder.layer.[01].*"])
-    assert_near(
-        Flops.of(model, np.full(ROWS, LENGTH))(ROWS * LENGTH, ROWS), counted(model), 0.06
-    )  # the first layer's keys and values are behind its queries
+    # the first layer's keys and values are behind its queries
+    assert_near(Flops.of(model, np.full(ROWS, LENGTH))(ROWS * LENGTH, ROWS), counted(model), 0.06)
 
 
 MARIAN: dict[str, Any] = {

@@ -23,11 +23,11 @@ SECONDS = {"kernel by kernel": 4.0, "CUDA graphs": 3.0, "compiled layers": 2.0, 
 
 @pytest.fixture
 def arguments(corpus: Path, monkeypatch: pytest.MonkeyPatch, without_gpu: list[Any]) -> list[str]:  # noqa: F811
-    """A command line whose preflight tries the ways as on a GPU, each of which takes `SECONDS`."""
+    """A command line whose preflight tries the variants as on a GPU, each of which takes `SECONDS`."""
     monkeypatch.setattr(Preflight, "alone_on_gpu", lambda self: True)
     for name in ("synchronize", "empty_cache", "get_rng_state", "set_rng_state"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
-    monkeypatch.setattr(trial, "_time", lambda objective, batches, way, context: SECONDS[way.name])
+    monkeypatch.setattr(trial, "_time", lambda objective, batches, variant, context: SECONDS[variant.name])
     monkeypatch.setattr(compilation, "start", start_with("aot_eager"))
     monkeypatch.setattr(compilation, "keep_compiled_kernels", lambda folder: None)
     data = ["task=pretrain", *TINY_GPT, "data=text", f"data.train={corpus}", "data.document=line", "data.block_size=32"]
@@ -41,7 +41,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
 
     def look(self: Objective) -> None:
         state["compiled"] = layers(self.model)[0]._compiled_call_impl is not None
-        state["graphs"] = self.steps._graphs is not None
+        state["graphs"] = self.take_step._graphs is not None
         start(self)
 
     monkeypatch.setattr(Objective, "on_train_start", look)
@@ -49,7 +49,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize(("pays", "chosen"), [(False, "CUDA graphs"), (True, "compiled layers")])
-def test_the_fastest_way_is_taken(
+def test_the_fastest_variant_is_taken(
     pays: bool, chosen: str, arguments: list[str], run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilation, "pays", lambda *_: pays)
@@ -65,7 +65,7 @@ def test_the_fastest_way_is_taken(
     assert summary["metrics"]["validation/loss"] == pytest.approx(plain["metrics"]["validation/loss"], rel=5e-3)
 
 
-def test_a_way_that_differs_is_named_and_left_out(
+def test_a_variant_that_differs_is_named_and_left_out(
     arguments: list[str], run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilation, "pays", lambda *_: False)

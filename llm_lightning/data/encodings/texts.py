@@ -75,8 +75,7 @@ def _second(encoded: Any, i: int) -> int:
     """Return the index of the first token of the second text of sequence i: the start of token type 1."""
     if encoded.is_fast:
         return next((place for place, part in enumerate(encoded.sequence_ids(i)) if part == 1), len(encoded["input_ids"][i]))
-    special = encoded["special_tokens_mask"][
-        i
-    ]  # a tokenizer in Python: the second text is the last run of tokens that are not special
+    # a tokenizer in Python: the second text is the last run of tokens that are not special
+    special = encoded["special_tokens_mask"][i]
     last = max(place for place, is_special in enumerate(special) if not is_special)
     return max((place + 1 for place, is_special in enumerate(special[:last]) if is_special), default=len(special))

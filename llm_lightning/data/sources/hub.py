@@ -54,10 +54,8 @@ def _rows(data: DataConfig, table: datasets.Dataset, name: str, extra_columns: t
     columns = tuple(table.column_names)
     used = [column for column in files.used_columns(data, table.column_names, extra_columns) if column in table.column_names]
     unused = unused_columns(table.column_names, used)
-    if any(
-        plain_feature(table.features[column]) != table.features[column] for column in used
-    ):  # objects: without the keys of others
-        types = {column: plain_feature(table.features[column]) for column in used}
+    types = {column: plain_feature(table.features[column]) for column in used}
+    if any(types[column] != table.features[column] for column in used):  # objects: without the keys of others
         identity = xxhash.xxh3_128(f"{identity} {types}".encode()).hexdigest()
         table = generate_table(_plain_rows, types, cache_dir / "rows" / identity, identity, table=table.select_columns(used))
     notes = tuple(f"{data.name} ({name}): {note}" for note in unused)
