@@ -52,6 +52,7 @@ from llm_lightning.runs.weights import fingerprint_weights
 from llm_lightning.tracking import loggers
 from llm_lightning.tracking.energy import Energy
 from llm_lightning.training import preflight, trainer
+from llm_lightning.training.best_model import BestModel
 from llm_lightning.training.checkpoints import Checkpoints, resume_point
 from llm_lightning.training.divergence import DivergenceGuard
 from llm_lightning.training.meter import Meter
@@ -143,70 +144,60 @@ def train(
     facts = about.describe(config, dataset, data, model)
     show_rows(data)
 
-    shared = distributed.is_shared(folder)
-    identity = RunIdentity(
-        config=plain(config),
-        data=dataset.fingerprints,
-        weights=fingerprint_weights(build.pretrained_origin(config.model)) if distributed.is_rank_zero() else None,
-        precision=trainer.resolve_precision(config.trainer),
-        total_steps=data.total_steps,
-    )
-    code = {"versions": package_versions(), "git": git_commit()}
+    identity = identify(config, dataset, data)
     done: dict[str, Any] | None = distributed.broadcast(
         load_finished_by_content(folder, identity) if distributed.is_rank_zero() else None
     )
     if done is not None:  # with the same files elsewhere
         announce_finished(folder)
         return done
-    best = BestExport(
-        folder, model, dataset.tokenizer, build.pretrained_origin(config.model) if config.model.adapter.kind != "none" else None
-    )
+
+    # ---- the Trainer: what is measured, exported, saved and logged on the way ----
+    shared = distributed.is_shared(folder)
+    origin = build.pretrained_origin(config.model) if config.model.adapter.kind != "none" else None
+    export = BestExport(folder, model, dataset.tokenizer, origin)
     resume = resume_point(config.resume, folder, shared, identity)
     if distributed.is_rank_zero():
         write_config(folder, config)
-        recover(best.folder)
+        recover(export.folder)
+    code = {"versions": package_versions(), "git": git_commit()}
     meter = Meter(config.trainer.log_every_steps, data.total_steps, cache_folder(config), energy)
+    best = BestModel(export.folder, export.write, data.total_steps, config.callbacks.patience, should_continue)
+    checkpoints = Checkpoints(config.checkpoint, folder, identity.to_record() | code, data, meter, best)
     bars = [ProgressBar(meter)] if config.trainer.progress == "bar" else []
-    checkpoints = Checkpoints(
-        config.checkpoint,
-        folder,
-        identity.to_record() | code,
-        data,
-        meter,
-        best.folder,
-        best.write,
-        patience=config.callbacks.patience,
-        should_continue=should_continue,
-    )
-    stop = StopOnSignal(checkpoints.save, f"to go on: {resume_command(config, folder)}")
-    tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
-    settings = plain(config) | {"configuration": configuration_hash(plain(config), dataset.fingerprints), "facts": facts}
-    sinks = loggers.build_loggers(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
     custom = instantiate_all("callbacks", config.callbacks.custom, Callback)
-    callbacks = [energy, meter, DivergenceGuard(meter), *bars, Samples(folder, meter), *custom, checkpoints, stop]
+    stop = StopOnSignal(checkpoints.save, f"to go on: {resume_command(config, folder)}")
+    callbacks = [energy, best, meter, DivergenceGuard(meter), *bars, Samples(folder, meter), *custom, checkpoints, stop]
+    settings = plain(config) | {"configuration": configuration_hash(plain(config), dataset.fingerprints), "facts": facts}
+    tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
+    sinks = loggers.build_loggers(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
     engine = trainer.build_trainer(config.trainer, folder, data.total_steps, data.validate_every, sinks, callbacks)
 
     try:
+        # ---- training ----
         loggers.begin(sinks, resume)
         checks = preflight.run(folder, data, objective, engine, thorough=False)
         compiling = sum(check.seconds for check in checks if check.name in ("compile", "fastest step"))
         setup = time.perf_counter() - started
         engine.fit(objective, data, ckpt_path=resume, weights_only=True)
-        if checkpoints.decided_step != engine.global_step:  # training ended between two validations
+        if best.decided_step != engine.global_step:  # training ended between two validations
             evaluate_split(engine, objective, data, "validation")
             meter.emit(engine, objective.latest, None)
-            checkpoints.decide(engine, objective)
+            best.decide(engine, objective)
         if not checkpoints.is_saved(engine.global_step):
             checkpoints.save(engine)
         trained = meter.earlier + time.perf_counter() - started - setup
 
-        best.complete(lambda: build_for_data(replace(config.model, adapter=AdapterConfig()), dataset, objective, data))
+        # ---- evaluation of the best weights, as they were exported ----
+        export.complete(lambda: build_for_data(replace(config.model, adapter=AdapterConfig()), dataset, objective, data))
         distributed.barrier()
         if not shared:
             distributed.send_folder(folder / "hf")
         objective.model = build.reload(folder / "hf", objective.auto_class, config.model)
         metrics, details = evaluate_splits(engine, objective, data)
         latency = latency_ms(engine, objective, data)
+
+        # ---- results ----
         total = meter.earlier + time.perf_counter() - started
         summary = {
             "task": config.task,
@@ -215,7 +206,7 @@ def train(
             "metrics": metrics | objective.summary(),
             "monitor": {"name": objective.monitor, "maximize": objective.maximize},
             "steps": engine.global_step,
-            "best_step": checkpoints.best_step,
+            "best_step": best.best_step,
             "tokens_seen": meter.tokens,
             "throughput": meter.throughput() | {"latency_ms": latency},
             "seconds": {"setup": setup - compiling, "compile": compiling, "train": trained, "total": total},
@@ -235,6 +226,18 @@ def train(
         raise
     loggers.succeed(sinks, summary, details)
     return summary
+
+
+def identify(config: Config, dataset: TokenizedDataset, data: DataModule) -> RunIdentity:
+    """Return what decides whether another run is the same: the config, and by content the data and the pretrained weights."""
+    origin = build.pretrained_origin(config.model)
+    return RunIdentity(
+        config=plain(config),
+        data=dataset.fingerprints,
+        weights=fingerprint_weights(origin) if distributed.is_rank_zero() else None,
+        precision=trainer.resolve_precision(config.trainer),
+        total_steps=data.total_steps,
+    )
 
 
 def check(config: Config) -> dict[str, Any]:

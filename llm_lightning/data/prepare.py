@@ -35,6 +35,10 @@ class TokenizedDataset:
     stream: Stream | None = None
     """The training text if it is streamed; `train` of the splits is then a sample from its front."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TokenizedDataset:
+        """Return the same dataset, which does not change: a callback that copies an objective would copy the mapped files too."""
+        return self
+
     @property
     def tokenizer(self) -> Any:
         return self.encoding.tokenizer

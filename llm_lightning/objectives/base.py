@@ -194,7 +194,15 @@ class Objective(lightning.LightningModule):
         self._pass.add(batch)
 
     def on_validation_epoch_end(self) -> None:
-        assert self._pass is not None
+        self.finish_evaluation()
+
+    def finish_evaluation(self) -> None:
+        """Compute the metrics of the pass in progress, once. A collective.
+
+        A callback may call it before the Trainer does, while the validated weights are in the model.
+        """
+        if self._pass is None:
+            return
         self.latest = {f"{self.split}/{name}": value for name, value in self._pass.finish().items()}
         self.log_dict(self.latest, logger=False)  # for callbacks that monitor a metric; the meter writes them to the loggers
         losses, self._pass = self._pass.losses, None

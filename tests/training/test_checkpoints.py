@@ -15,9 +15,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from llm_lightning.config.schema import CheckpointConfig
 from llm_lightning.errors import RunError, Stopped, UserError
 from llm_lightning.objectives.causal_lm import CausalLM
+from llm_lightning.training.best_model import BestModel
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO, damage
 from llm_lightning.training.checkpoints import Checkpoints, list_checkpoints, newest
 from llm_lightning.training.divergence import Diverged
@@ -256,15 +256,13 @@ def test_weights_that_diverged_are_neither_saved_nor_exported(corpus: Path, run:
 
 
 class Scripted:
-    """Drives `Checkpoints.decide` with the scores of validations, one a step."""
+    """Drives `BestModel.decide` with the scores of validations, one a step."""
 
     def __init__(self, folder: Path, validations: int, maximize: bool = True, patience: int | None = None) -> None:
         self.written: list[int] = []
         self.trainer: Any = SimpleNamespace(global_step=0, should_stop=False, is_global_zero=True)
         self.module: Any = SimpleNamespace(monitor="validation/score", maximize=maximize, latest={})
-        meter: Any = SimpleNamespace(total_steps=validations)
-        config = CheckpointConfig(every_steps=10**6)
-        self.checkpoints = Checkpoints(config, folder, {}, None, meter, folder, self.write, patience)  # type: ignore[arg-type]
+        self.best = BestModel(folder, self.write, validations, patience)
 
     def write(self) -> None:
         self.written.append(self.trainer.global_step)
@@ -272,7 +270,7 @@ class Scripted:
     def decide(self, score: float, loss: float) -> None:
         self.trainer.global_step += 1
         self.module.latest = {"validation/score": score, "validation/loss": loss}
-        self.checkpoints.decide(self.trainer, self.module)
+        self.best.decide(self.trainer, self.module)
 
 
 NAN = float("nan")
@@ -294,7 +292,7 @@ def test_the_best_score_is_kept_and_of_equal_ones_the_lower_loss(
     scripted = Scripted(tmp_path, len(sequence), maximize)
     for score, loss in sequence:
         scripted.decide(score if maximize else -score, loss)
-    assert scripted.written[-1] == scripted.checkpoints.best_step == kept
+    assert scripted.written[-1] == scripted.best.best_step == kept
 
 
 @pytest.mark.parametrize("cut", [1, 2])
@@ -303,20 +301,13 @@ def test_a_resumed_run_keeps_the_same_weights(sequence: list[tuple[float, float]
     first, second = Scripted(tmp_path, len(sequence)), Scripted(tmp_path, len(sequence))
     for pair in sequence[:cut]:
         first.decide(*pair)
-    torch.save(first.checkpoints.state_dict(), tmp_path / "state")
-    second.checkpoints.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    torch.save(first.best.state_dict(), tmp_path / "state")
+    second.best.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     second.trainer.global_step = cut
     for pair in sequence[cut:]:
         second.decide(*pair)
-    assert second.checkpoints.best_step == kept
+    assert second.best.best_step == kept
     assert [*first.written, *second.written][-1] == kept
-
-
-def test_a_state_without_the_loss_gives_way_to_an_equal_score(tmp_path: Path) -> None:
-    scripted = Scripted(tmp_path, 9)
-    scripted.checkpoints.load_state_dict({"best": 1.0, "best_step": 3, "decided_step": 3, "stale": 0})
-    scripted.decide(1.0, 0.5)
-    assert scripted.written == [1]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.profilers import SimpleProfiler
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from llm_lightning.objectives.classification import Classification
@@ -41,6 +42,7 @@ class Look(lightning.Callback):
 
     def on_validation_start(self, trainer: lightning.Trainer, module: Any) -> None:
         SEEN.setdefault("validated", []).append(sum(trainer.num_val_batches))
+        SEEN["metrics"] = set(trainer.callback_metrics)
 
 
 @pytest.fixture
@@ -52,6 +54,7 @@ def train(run: Runner, reviews: Path, tmp_path: Path) -> Runner:
 def test_arguments_of_the_trainer_reach_it(train: Runner, tmp_path: Path) -> None:
     """Directly, or under `trainer.flags`."""
     flags = ["trainer.limit_val_batches=1", "trainer.profiler=simple", "trainer.flags.deterministic=true", "trainer.benchmark=true"]
+    flags += ["trainer.log_every_steps=1"]
     summary = train(*flags, "trainer.sync_batchnorm=true", "trainer.enable_autolog_hparams=false")
     assert isinstance(SEEN["profiler"], SimpleProfiler)
     assert SEEN["profiler"].recorded_durations["run_training_batch"]
@@ -59,6 +62,7 @@ def test_arguments_of_the_trainer_reach_it(train: Runner, tmp_path: Path) -> Non
     assert SEEN["validated"][:2] == [1, 1]
     assert SEEN["validated"][2] > 1, "the last evaluation reads the whole split"
     assert summary["steps"] == 4
+    assert {"train/loss", "train/gradient_norm", "validation/accuracy"} <= SEEN["metrics"]
     torch.use_deterministic_algorithms(False)
 
 
@@ -101,3 +105,17 @@ def test_callbacks_of_lightning_see_metrics_and_change_training(train: Runner, t
     rows = (tmp_path / "run" / "metrics.csv").read_text()
     assert "lr-AdamW" in rows.splitlines()[0]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
+
+
+def test_averaged_weights_are_validated_and_exported(run: Runner, reviews: Path, tmp_path: Path) -> None:
+    """An average that never leaves its first value is the weights after the first step, whatever training does later."""
+    constant = ["scheduler._target_=torch.optim.lr_scheduler.ConstantLR", "scheduler.factor=1.0", f"data.train={reviews}"]
+    average = ["callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging", "callbacks.ema.decay=1.0"]
+    first = run(*BASE, *constant, "trainer.max_steps=1", "trainer.validate_every_steps=1", f"run_dir={tmp_path}/first")
+    averaged = run(*BASE, *constant, *average, f"run_dir={tmp_path}/averaged")
+    plain = run(*BASE, *constant, f"run_dir={tmp_path}/plain")
+    weights = [load_file(tmp_path / name / "hf" / "model.safetensors") for name in ("first", "averaged", "plain")]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[1][name], weights[0][name], rtol=0, atol=0)
+    assert any(not torch.equal(weights[2][name], weights[0][name]) for name in weights[0])
+    assert averaged["metrics"]["validation/loss"] == first["metrics"]["validation/loss"] != plain["metrics"]["validation/loss"]
