@@ -42,7 +42,7 @@ class Look(lightning.Callback):
 
     def on_validation_start(self, trainer: lightning.Trainer, module: Any) -> None:
         SEEN.setdefault("validated", []).append(sum(trainer.num_val_batches))
-        SEEN["metrics"] = set(trainer.callback_metrics)
+        SEEN.setdefault("metrics", set()).update(trainer.callback_metrics)
 
 
 @pytest.fixture
