@@ -247,7 +247,7 @@ def write_tickets(folder: Path, rng: Random) -> None:
     with (folder / "tickets.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["text", "team"])
-        for _ in range(480):
+        for _ in range(320):
             team = rng.choice(teams)
             table.writerow([write_ticket(team, rng), team])
     with (folder / "new_tickets.csv").open("w", encoding="utf-8", newline="") as file:
@@ -264,7 +264,7 @@ def draw_entity(kind: str, rng: Random) -> list[str]:
         day, month, year = rng.randint(1, 28), rng.choice(MONTHS), rng.randint(2021, 2026)
         return rng.choice([f"{day} {month} {year}", f"{month} {day}", f"{year}-{rng.randint(1, 12):02}-{day:02}"]).split()
     if kind == "AMOUNT":
-        return rng.choice([f"{rng.randint(20, 999)} euros", f"EUR {rng.randint(20, 999)}.{rng.randint(10, 99)}"]).split()
+        return rng.choice([f"{rng.randint(2, 40) * 10} euros", f"EUR {rng.randint(2, 40) * 10}"]).split()
     return [rng.choice([f"{rng.choice('ABR')}-{rng.randint(1000, 9999)}", f"{rng.randint(10000, 99999)}"])]
 
 
@@ -280,7 +280,7 @@ def write_invoice(rng: Random) -> Iterator[tuple[str, str]]:
 
 def write_invoices(folder: Path, rng: Random) -> None:
     """Write tagged sentences, a word a line, and sentences without tags, one a line."""
-    sentences = ["".join(f"{word}\t{tag}\n" for word, tag in write_invoice(rng)) for _ in range(400)]
+    sentences = ["".join(f"{word}\t{tag}\n" for word, tag in write_invoice(rng)) for _ in range(500)]
     (folder / "invoices.conll").write_text("\n".join(sentences), encoding="utf-8")
     new = [" ".join(word for word, _ in write_invoice(rng)) for _ in range(6)]
     (folder / "new_invoices.txt").write_text("".join(f"{sentence}\n" for sentence in new), encoding="utf-8")

@@ -212,6 +212,15 @@ def check(config: Config) -> dict[str, Any]:
         start_log(folder)
         text, objective, data = prepare(config)
         about.describe(config, text, data, build_and_connect(config, text, objective, data))
+        if (
+            objective.encoding in ("stream", "documents") and config.data.columns.label is not None
+        ):  # a command of task=finetune, perhaps
+            log.warning(
+                "task=check: objective=%s reads no labels, so that data.columns.label=%s is not looked at; objective=classification, or "
+                "another, checks them",
+                config.choices["objective"],
+                config.data.columns.label,
+            )
         show_rows(data)
         engine = trainer.build_trainer(config.trainer, folder, data.total_steps, data.validate_every, [], [])
         return {"checks": [vars(outcome) for outcome in preflight.run(folder, data, objective, engine, thorough=True)]}

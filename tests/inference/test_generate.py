@@ -78,6 +78,13 @@ def test_a_prompt_begins_as_documents_do_in_training(writer: Path) -> None:
     assert use.generator(load_config(["task=generate", f"run={writer}", "prompt=a"])).tokens("the cat sees rain") == document[:-1]
 
 
+def test_a_misspelt_run_is_not_looked_for_on_the_hub(writer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(writer.parent.parent)
+    folder = writer.parent.name
+    with pytest.raises(UserError, match=rf"run={folder}/rum: there is no such folder\. Did you mean '{folder}/run'\?"):
+        load_config(["task=generate", f"run={folder}/rum", "prompt=a"])
+
+
 def test_a_stop_text_ends_it_and_is_not_shown(writer: Path) -> None:
     greedy = said(writer, "prompt='the cat'", "generate.temperature=0")
     stop = greedy.split()[1]
