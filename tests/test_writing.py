@@ -70,7 +70,7 @@ RIGHT = {
 """Verbs and nouns among them, and names that a reader knows."""
 WIDEST = 120
 MODULES = sorted((ROOT / "llm_lightning").rglob("*.py"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def list_nodes(kind: type[ast.AST]) -> list[tuple[str, ast.AST]]:
