@@ -246,6 +246,13 @@ def check(config: Config) -> dict[str, Any]:
         start_log(folder)
         dataset, objective, data = prepare(config)
         about.describe(config, dataset, data, build_and_connect(config, dataset, objective, data))
+        if objective.encoding in ("stream", "documents") and config.data.columns.label is not None:
+            log.warning(
+                "task=check: objective=%s reads no labels, so that data.columns.label=%s is not checked; objective=classification, or "
+                "another, checks it",
+                config.choices["objective"],
+                config.data.columns.label,
+            )
         show_rows(data)
         engine = trainer.build_trainer(config.trainer, folder, data.total_steps, data.validate_every, [], [])
         return {"checks": [vars(outcome) for outcome in preflight.run(folder, data, objective, engine, thorough=True)]}

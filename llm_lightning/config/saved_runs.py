@@ -17,7 +17,7 @@ from llm_lightning.config.messages import explain
 from llm_lightning.config.open_keys import sort_open_keys
 from llm_lightning.config.overrides import escape_interpolations, parse_overrides
 from llm_lightning.config.schema import Config, expand_home, schema, to_dataclass
-from llm_lightning.errors import UserError
+from llm_lightning.errors import UserError, nearest
 
 STORED = ("evaluate", "predict", "generate", "chat", "export")
 """The tasks that start from a finished run."""
@@ -91,6 +91,9 @@ def _build_config(task: str, name: str, changes: list[str]) -> dict[str, Any]:
     repeats = task == "evaluate" and not any(change.startswith(("evaluate.text=", "evaluate.choices=")) for change in changes)
     if repeats or (not path.is_file() and (path.parent.is_dir() or name.startswith((".", "/", "~")))):
         raise UserError(f"run={name}: not a run folder (it has no config.yaml).")
+    runs = [str(file.parent) for file in path.parent.parent.glob("*/config.yaml")] if "/" in name else []
+    if not path.is_file() and runs:  # no name on the hub, which would be asked for half a minute, but a misspelt run
+        raise UserError(f"run={name}: there is no such folder.{nearest(name, runs)}")
     if not path.is_file():
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

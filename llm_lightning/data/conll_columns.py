@@ -183,9 +183,13 @@ def _find_tags(path: Path, survey: Survey, index: int | None, words: int, names:
         return None
     if not chosen:
         raise UserError(f"{path}: {_why_no_tags(survey)}")
-    options = " and ".join(f"{name_column(i, names)} ({join_names(sorted(candidates[i]), 4)})" for i in chosen)
+    options = " and ".join(f"{name_column(i, names)} ({join_names(sorted(candidates[i]), 4)})" for i in chosen[:3])
+    table = ""
+    if len(chosen) > 3:
+        options += f" and {len(chosen) - 3} more"
+        table = " If a line is a sentence or a row of a table, and not a word with its tag, data=files reads it."
     raise UserError(
-        f"{path}: the columns {options} may all hold the tags; choose one: data.columns.tags={chosen[0] + 1}, for example."
+        f"{path}: the columns {options} may all hold the tags; choose one: data.columns.tags={chosen[0] + 1}, for example.{table}"
     )
 
 

@@ -171,7 +171,7 @@ def _describe_lists(train: Rows, column: str) -> str:
         return "objects, not labels; objects {label: whether it applies} are learnt by objective=multi_label"
     if all(len(value) == 1 for value in train.table[column] if isinstance(value, list)):
         return "lists, of one label each; write the label without a list (pandas: df[column].str[0])"
-    return "lists; objective=multi_label learns several labels a row"
+    return "lists; objective=multi_label learns several labels a row, and objective=tagging a tag for each word"
 
 
 def _require_labels(train: Rows, column: str, counts: Counter[str], has_several: bool) -> None:

@@ -124,6 +124,8 @@ def _encode_splits(
         tokenizer = tokenizers.train(config.model.tokenizer, rows["train"], texts, cache)
         if encoder.special_tokens:
             tokenizer.add_special_tokens({"additional_special_tokens": list(encoder.special_tokens)})
+        if encoder.begins_documents:
+            tokenizers.begin_texts(tokenizer)
     encoding = encoder(tokenizer, data, labels)
     encoded = {split: encode.encode(part, data, encoding, cache, split) for split, part in rows.items()}
     return TokenizedDataset(splits=encoded, rows=rows, encoding=encoding, stream=stream)

@@ -46,6 +46,19 @@ def train(config: TokenizerConfig, rows: Rows, columns: list[str], cache_dir: Pa
     return _wrap(config.kind, Tokenizer.from_file(str(file)))
 
 
+def begin_texts(tokenizer: Any) -> None:
+    """Let a trained tokenizer begin each text with the token that documents of `causal_lm` begin with, and end none.
+
+    A prompt then begins as the documents did in training, also in transformers' own pipelines. Without that token each position of a
+    short text is one that the model has not learnt: it repeats words and ends sentences twice.
+    """
+    token = tokenizer.bos_token or tokenizer.sep_token
+    special = [(token, tokenizer.convert_tokens_to_ids(token))]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A {token} $B:1", special_tokens=special
+    )
+
+
 def load(folder_or_name: str, trust_remote_code: bool = False) -> Any:
     """Load the tokenizer of a Hugging Face folder or hub name. Without a padding token it pads with its end-of-text token.
 

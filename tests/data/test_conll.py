@@ -112,6 +112,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         r"3 \(B-LOC, B-ORG.*4 \(B-LOC, O\).*tags=3",
     ),
     ("two parts of speech", "dog NOUN NN\nran VERB VBD\n", {}, r"columns 2 \(NOUN, VERB\) and 3 .* data.columns.tags=2"),
+    ("sentences", "we paid them all today\nthey owe us two euros\n", {}, "and 1 more may .* a row of a table.*data=files reads it"),
     ("words alone", "Anna\nmet\n", {}, "no column of tags"),
     ("csv", "Anna,B-PER\nmet,O\n", {}, "data=files.*data.columns.sentence"),
     ("tags at words", "The/DT dog/NN\nA/DT cat/NN\n", {}, r"words carry their tags \(The/DT dog/NN\)"),

@@ -11,6 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_lightning.config.compose import load_config
+from llm_lightning.config.schema import DataConfig
+from llm_lightning.data.encodings import stream
+from llm_lightning.data.examples import Example
 from llm_lightning.errors import UserError
 from llm_lightning.inference import generate, use
 from llm_lightning.run import run as start
@@ -64,6 +67,22 @@ def test_text_is_that_of_transformers(writer: Path, capsys: pytest.CaptureFixtur
     for seed in (1, 2):
         drawn = said(writer, "prompt='the cat'", f"seed={seed}", "generate.temperature=1.5", "generate.top_k=5")
         assert drawn == expected(writer, "the cat", seed, do_sample=True, temperature=1.5, top_k=5)
+
+
+def test_a_prompt_begins_as_documents_do_in_training(writer: Path) -> None:
+    """So that each token of a short text is at a place that was trained, also in transformers' own pipelines."""
+    tokenizer = AutoTokenizer.from_pretrained(writer / "hf")
+    encoding = stream.Encoder(tokenizer, DataConfig(source="text"))
+    document = encoding([Example(0, "the cat sees rain", None, None)], None).tokens[0]
+    assert tokenizer("the cat sees rain")["input_ids"] == document[:-1]  # all but the end of the text
+    assert use.generator(load_config(["task=generate", f"run={writer}", "prompt=a"])).tokens("the cat sees rain") == document[:-1]
+
+
+def test_a_misspelt_run_is_not_looked_for_on_the_hub(writer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(writer.parent.parent)
+    folder = writer.parent.name
+    with pytest.raises(UserError, match=rf"run={folder}/rum: there is no such folder\. Did you mean '{folder}/run'\?"):
+        load_config(["task=generate", f"run={folder}/rum", "prompt=a"])
 
 
 def test_a_stop_text_ends_it_and_is_not_shown(writer: Path) -> None:

@@ -54,6 +54,8 @@ class Encoding:
     """Whether a tokenizer is trained on the labels' words too."""
     special_tokens: ClassVar[tuple[str, ...]] = ()
     """Texts that are one token each in a tokenizer trained for the run."""
+    begins_documents: ClassVar[bool] = False
+    """Whether a tokenizer trained for the run begins a text, a prompt for example, as documents begin."""
     needs_offsets: ClassVar[bool] = False
     """Whether targets are placed by the characters of tokens, which tokenizers in Python do not report."""
     extra_columns: ClassVar[tuple[str, ...]] = ()

@@ -21,6 +21,7 @@ class Encoder(documents.Encoder):
     """Encodes a document as blocks of n+1 tokens; with packing=concat as one piece, as the blocks are cut later from one stream."""
 
     next_token = True
+    begins_documents = True
 
     def __init__(self, tokenizer: Any, data: DataConfig, labels: Labels | None = None) -> None:
         super().__init__(tokenizer, data, labels)
