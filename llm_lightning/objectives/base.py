@@ -181,8 +181,10 @@ class Objective(lightning.LightningModule):
 
     def precision_context(self) -> contextlib.AbstractContextManager[Any]:
         """Return the Trainer's precision context, for calls of the model outside of a step, such as generation."""
-        trainer = self._trainer
-        return contextlib.nullcontext() if trainer is None else trainer.precision_plugin.val_step_context()
+        try:
+            return self.trainer.precision_plugin.val_step_context()
+        except RuntimeError:  # there is no Trainer
+            return contextlib.nullcontext()
 
     # ---- evaluation ----
 
