@@ -258,8 +258,8 @@ def configuration_hash(config: dict[str, Any], fingerprints: dict[str, str] | st
     return xxhash.xxh3_128_hexdigest(compared.encode())[:12]
 
 
-def require_same_run(state: Path, record: dict[str, Any], now: RunIdentity) -> None:
-    """Raise UserError unless the run that wrote the checkpoint `state`, with this `record` of itself, is the run `now`.
+def require_same_run(state: Path, record: dict[str, Any], step: int, now: RunIdentity) -> None:
+    """Raise UserError unless the run that wrote the checkpoint `state`, with this `record` of itself at a `step`, is the run `now`.
 
     Permitted changes are logged. Data and pretrained weights are compared by content: at another path they are the same, and other
     content at the same path is another run. Checkpoints of versions that recorded less are compared by the entries they have, and entries
@@ -277,6 +277,10 @@ def require_same_run(state: Path, record: dict[str, Any], now: RunIdentity) -> N
         raise UserError(
             f"{state} belongs to a run with other settings: {'; '.join(changed)}. Repeat that run's command to continue "
             f"it, or give another run_dir to start a new one.{hint}"
+        )
+    if step >= now.total_steps and (changed := _find_changes(before.config, now.config, {Kind.EXTENSIONS})):
+        raise UserError(
+            f"{state}: no step is left, so that this would change nothing: {'; '.join(changed)}. Give another run_dir to train with it."
         )
     noted = _find_changes(before.config, now.config, {Kind.LENGTH, Kind.EXTENSIONS})
     if noted := [change for change in noted if not change.startswith("trainer.max_")]:

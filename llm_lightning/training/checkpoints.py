@@ -95,7 +95,7 @@ def resume_point(resume: str, folder: Path, shared: bool, identity: RunIdentity)
     if distributed.is_rank_zero() and resume != "never":
         state = newest(folder / "checkpoints") if resume == "auto" else expand_home(resume)
         if state is not None:
-            require_same_run(state, _read_record(state), identity)
+            require_same_run(state, *_read_record(state), identity)
             log.info("resume: continuing from %s", state)
     place = distributed.broadcast(None if state is None else str(state.absolute()))
     if place is None or shared:
@@ -105,11 +105,11 @@ def resume_point(resume: str, folder: Path, shared: bool, identity: RunIdentity)
     return Path(place) if distributed.is_rank_zero() else copied
 
 
-def _read_record(state: Path) -> dict[str, Any]:
-    """Return a checkpoint's record of the run that wrote it. Raises UserError if the file has none."""
+def _read_record(state: Path) -> tuple[dict[str, Any], int]:
+    """Return (a checkpoint's record of the run that wrote it, its step). Raises UserError if the file has no record."""
     try:
-        record: dict[str, Any] = torch.load(state, weights_only=True, mmap=True)["run"]
-        return record
+        content = torch.load(state, weights_only=True, mmap=True)
+        return content["run"], int(content["global_step"])
     except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(f"{state}: this is no checkpoint of a run of ours ({first_line(error)}).") from error
 

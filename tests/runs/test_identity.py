@@ -74,8 +74,8 @@ def described(*overrides: str) -> dict[str, Any]:
     return {"config": config, "data": data, "weights": None, "precision": "32-true", "total_steps": 10}
 
 
-def require_same_run(state: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    identity.require_same_run(state, before, RunIdentity.from_record(now))
+def require_same_run(state: Path, before: dict[str, Any], now: dict[str, Any], step: int = 5) -> None:
+    identity.require_same_run(state, before, step, RunIdentity.from_record(now))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,8 @@ def test_a_resume_takes_any_hardware_logger_and_length(caplog: pytest.LogCapture
     average = "callbacks.custom.average._target_=lightning.pytorch.callbacks.WeightAveraging"
     require_same_run(Path("x"), described(), described(f"+{average}"))
     assert "callbacks.custom.average._target_ was None and is lightning.pytorch.callbacks.WeightAveraging" in caplog.text
+    with pytest.raises(UserError, match="no step is left, so that this would change nothing"):
+        require_same_run(Path("x"), described(), described(f"+{average}"), step=10)
 
 
 def test_data_is_compared_by_content(caplog: pytest.LogCaptureFixture) -> None:
