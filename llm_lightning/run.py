@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from transformers import PreTrainedModel
 
 from llm_lightning import distributed, launch
-from llm_lightning.config.checks.trainer_flags import shorten
+from llm_lightning.config.checks.trainer_flags import limit_to_few_steps
 from llm_lightning.config.schema import AdapterConfig, Config, ModelConfig, cache_folder, expand_home, plain
 from llm_lightning.config.targets import import_target, instantiate, instantiate_all
 from llm_lightning.data import tokenizers
@@ -117,7 +117,7 @@ def train_briefly(config: Config) -> dict[str, Any]:
     with scratch_folder(config) as scratch:
         folder = Path(distributed.broadcast(str(scratch / "run")))
         try:
-            summary = train_unless_finished(replace(shorten(config), run_dir=str(folder)), None, None)
+            summary = train_unless_finished(replace(limit_to_few_steps(config), run_dir=str(folder)), None, None)
             log.info("fast_dev_run: everything works; no file is left")
             distributed.barrier()
             return summary

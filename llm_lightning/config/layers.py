@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 @dataclass(frozen=True)
 class OptionFile:
-    """An option's file: its path below a folder of options (`model/gpt2`), and what it sets, from the root of the config."""
+    """The file of an option: its path below a folder of options (`model/gpt2`), and its settings from the root of the config."""
 
     path: str
     is_ours: bool

@@ -1,6 +1,6 @@
 """Sort the keys that a command line or an option adds to a group: callbacks and loggers by name, arguments of a `_target_`, Trainer flags.
 
-What is none of these is refused, with the nearest valid name.
+Any other key is refused, with the nearest valid name.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def instantiate(key: str, settings: Mapping[str, Any], *arguments: Any) -> Any:
 def instantiate_all(key: str, settings: Mapping[str, Mapping[str, Any]], kind: type[T], **defaults: Any) -> list[T]:
     """Return an instance of `kind` for each name in the settings, in their order.
 
-    `defaults`: arguments for those that take them, if the settings leave them out. Raises UserError for one that is no `kind`.
+    `defaults` are given to each target that accepts them, unless its settings do. Raises UserError if an instance is no `kind`.
     """
     instances = []
     for name, arguments in settings.items():

@@ -92,7 +92,7 @@ class DataModule(lightning.LightningDataModule):
 
     # ---- the state of streamed data; the plan needs none ----
 
-    def consumed(self, step: StepBatch) -> None:
+    def count_trained(self, step: StepBatch) -> None:
         """Apply a trained step's change to the state of its reader."""
         if step.change is not None:
             self._readers.setdefault(step.change.reader, ReaderState()).apply(step.change)

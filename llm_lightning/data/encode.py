@@ -111,7 +111,7 @@ def encode(rows: Rows, data: DataConfig, encoding: Encoding, cache_dir: Path, sp
                 partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    encoded = _open(folder, data.block_size, encoding.next_token, one_stream)
+    encoded = _map_files(folder, data.block_size, encoding.next_token, one_stream)
     _announce(encoded.facts, split, data)
     if len(encoded) == 0:
         raise UserError(f"{split}: no usable row is left of {len(rows)}.")
@@ -211,7 +211,7 @@ def _batches(stream: Iterator[Example]) -> Iterator[list[Example]]:
         yield batch
 
 
-def _open(folder: Path, block_size: int, next_token: bool, one_stream: bool) -> TokenizedSplit:
+def _map_files(folder: Path, block_size: int, next_token: bool, one_stream: bool) -> TokenizedSplit:
     facts = json.loads((folder / "facts.json").read_text())
     dtype = np.dtype(facts.pop("dtype"))
     size = (folder / "tokens.bin").stat().st_size

@@ -329,7 +329,7 @@ def propose_encodings(sample: list[bytes]) -> dict[str, str]:
         except UnicodeDecodeError:
             continue
         plausibility = sum(_plausibility(text, encoding) for text in texts)
-        shown = " / ".join(map(_excerpt, sorted(set(texts), key=_count_beyond_ascii)[-3:]))[:60]
+        shown = " / ".join(map(_cut_excerpt, sorted(set(texts), key=_count_beyond_ascii)[-3:]))[:60]
         if texts not in readings:
             scores[encoding] = (plausibility, shown)
             readings.append(texts)
@@ -340,7 +340,7 @@ def _count_beyond_ascii(text: str) -> int:
     return sum(not c.isascii() for c in text[:2000])
 
 
-def _excerpt(text: str) -> str:
+def _cut_excerpt(text: str) -> str:
     """Return the part of a line around its first character beyond ASCII."""
     first = next((i for i, c in enumerate(text) if not c.isascii()), 0)
     return text[max(0, first - 10) : first + 20].strip()

@@ -65,7 +65,7 @@ class TokenizedDataset:
         extra = {name: row[name] for name in self.encoding.extra_columns if row.get(name) is not None}
         return Example(number, *self.encoding.read(text, pair, label, extra))
 
-    def shown(self, split: str, number: int) -> str:
+    def show_row(self, split: str, number: int) -> str:
         """Return the beginning of a row of a split, by its number in `TokenizedSplit.rows`, as text for a reader."""
         columns, row = self.encoding.data.columns, self.rows[split].table[number]
         values = (row[column] for column in (columns.text, columns.text_pair) if column is not None)

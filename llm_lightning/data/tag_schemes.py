@@ -166,7 +166,7 @@ def recognize(tags: Collection[str], setting: str = "auto") -> TagScheme | None:
     if name == "io":
         form = _with_separator(tags)
         is_prefixed = form is not None and not form.is_suffix and {letter for letter, _ in map(form.parse, tags)} <= {"I", "O"}  # type: ignore[misc]
-        return replace(form, name="io") if form and is_prefixed else TagScheme("io", "", outside=_outside(tags))
+        return replace(form, name="io") if form and is_prefixed else TagScheme("io", "", outside=_name_outside(tags))
     scheme = _with_separator(tags, name) or _without_separator(tags, name)
     if scheme is None:
         raise UserError(
@@ -176,7 +176,7 @@ def recognize(tags: Collection[str], setting: str = "auto") -> TagScheme | None:
     return scheme
 
 
-def _outside(tags: Collection[str]) -> str:
+def _name_outside(tags: Collection[str]) -> str:
     return next((tag for tag in OUTSIDE if tag in tags), "O")
 
 
@@ -185,7 +185,7 @@ def _with_separator(tags: list[str], name: str = "auto") -> TagScheme | None:
     for is_suffix, form in ((False, _PREFIX), (True, _SUFFIX)):
         matches = {tag: match for tag in tags if (match := form.fullmatch(tag)) and not _CONTEXT.fullmatch(tag)}
         others = [tag for tag in tags if tag not in matches and not _CONTEXT.fullmatch(tag)]
-        outside = "O" if "O" in others else others[0] if len(others) == 1 else _outside(others)
+        outside = "O" if "O" in others else others[0] if len(others) == 1 else _name_outside(others)
         has_outside = outside in (set(others) & set(OUTSIDE)) or any(map(_CONTEXT.fullmatch, tags))
         signs = Counter(match[2] for match in matches.values())
         letters = {match[3 if is_suffix else 1].upper() for match in matches.values()}
@@ -201,7 +201,7 @@ def _with_separator(tags: list[str], name: str = "auto") -> TagScheme | None:
 
 def _without_separator(tags: list[str], name: str = "auto") -> TagScheme | None:
     """Return the scheme of bare letters, or of letters directly before a type."""
-    outside = _outside(tags)
+    outside = _name_outside(tags)
     marked = [tag for tag in tags if tag != outside and not _CONTEXT.fullmatch(tag)]
     letters = {tag[0].upper() for tag in marked}
     if marked and all(map(_BARE.fullmatch, marked)) and "B" in letters:

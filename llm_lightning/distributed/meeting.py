@@ -18,7 +18,7 @@ from llm_lightning.errors import RunError, first_line
 
 @dataclass
 class Connection:
-    """What connects the processes of a run, beside torch's process group."""
+    """The connection between the processes of a run, beside torch's process group."""
 
     store: Any
     """A key-value store, for agreement without collectives."""

@@ -72,7 +72,7 @@ class Generator:
         else:
             conversation = Conversation([{"role": "user", "content": prompt}], [False]) if isinstance(prompt, str) else prompt
             self._notes.update(conversation.notes)
-            ids = self._encoder.prompt(conversation)
+            ids = self._encoder.encode_prompt(conversation)
         most = positions_of(self.model.config)
         room = len(ids) if most is None else most - self.settings.max_new_tokens
         if room < 1:

@@ -46,7 +46,7 @@ def predict(config: Config) -> dict[str, Any]:
 
 def generate(config: Config) -> dict[str, Any]:
     """Generate text for a prompt or for each row of data.predict, or chat at the terminal."""
-    prompt = _prompt(config) if config.task == "generate" else None  # first, as it may not be text
+    prompt = _read_single_prompt(config) if config.task == "generate" else None  # first, as it may not be text
     generate = generator(config)
     if config.task == "chat":
         return {"messages": generate.chat()}
@@ -55,7 +55,7 @@ def generate(config: Config) -> dict[str, Any]:
     return _write_predictions(config, generate)
 
 
-def _prompt(config: Config) -> str | None:
+def _read_single_prompt(config: Config) -> str | None:
     """Return the text of prompt or prompt_file; None if the rows of data.predict are the prompts."""
     if config.prompt_file is not None:
         return read_prompt("prompt_file", config.prompt_file)

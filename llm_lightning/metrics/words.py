@@ -85,7 +85,7 @@ def _split_word(text: str) -> list[str]:
 
 def describe_words(references: Iterable[str]) -> str:
     """Return a description of the units that `split_words` and `split_answer` make of texts."""
-    present = {_script(c) for text in references for c in text if not c.isascii() and c.isalpha()}
+    present = {_find_script(c) for text in references for c in text if not c.isascii() and c.isalpha()}
     scripts = [script for script in NO_BLANKS if script in present]
     return f"characters of {', '.join(scripts)}, and words" if scripts else "words"
 
@@ -95,14 +95,14 @@ def name_bleu_tokenizer(references: Iterable[str]) -> str:
 
     Japanese is compared by characters, as sacrebleu's `ja-mecab` needs MeCab and a dictionary.
     """
-    letters = Counter(_script(c) for text in references for c in text if c.isalpha())
+    letters = Counter(_find_script(c) for text in references for c in text if c.isalpha())
     blankless = sum(letters[script] for script in NO_BLANKS)
     if 2 * blankless <= letters.total():
         return "13a"
     return "zh" if 20 * (blankless - letters["Han"]) < blankless else "char"
 
 
-def _script(character: str) -> str:
+def _find_script(character: str) -> str:
     point = ord(character)
     if point < 0x0E00:
         return "other"

@@ -137,7 +137,7 @@ class Classification(Objective):
         if confusion.is_dense:
             tables |= {"labels": list(names), "confusion_matrix": confusion.matrix.tolist()}
         mistakes = [
-            {"text": self.dataset.shown(self.split, row), "true": true, "said": predicted, "probability": probability}
+            {"text": self.dataset.show_row(self.split, row), "true": true, "said": predicted, "probability": probability}
             for row, (true, predicted, probability) in states["mistakes"].rows()
         ]
         return tables | {

@@ -151,7 +151,7 @@ class Instruction(Objective):
         examples = list(islice(self._read_used(split), most))
         for number, example in enumerate(examples):
             try:
-                prompts[number] = encoder.prompt(example.text.before(example.text.last_answer))
+                prompts[number] = encoder.encode_prompt(example.text.before(example.text.last_answer))
             except BadRow:  # no message before the answer, which most templates require
                 continue
         return prompts, examples

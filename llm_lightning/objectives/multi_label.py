@@ -127,7 +127,7 @@ class MultiLabel(Objective):
             },
             "mistakes": [
                 {
-                    "text": self.dataset.shown(self.split, row),
+                    "text": self.dataset.show_row(self.split, row),
                     "true": true_names,
                     "said": predicted_names,
                     "probability": probability,

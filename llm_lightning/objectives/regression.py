@@ -89,7 +89,7 @@ class Regression(Objective):
         worst = TopRows()
         worst.update(numbers, np.abs(prediction - target), prediction != target, lambda i: (target[i], prediction[i]))
         mistakes = [
-            {"text": self.dataset.shown(self.split, number), "true": f"{true:.3g}", "said": f"{predicted:.3g}"}
+            {"text": self.dataset.show_row(self.split, number), "true": f"{true:.3g}", "said": f"{predicted:.3g}"}
             for number, (true, predicted) in worst.rows()
         ]
         return {"mistakes": mistakes, "examples": rows.table(), **rows.describe_sample()}

@@ -40,7 +40,7 @@ def build_schedule(settings: dict[str, Any], total_steps: int, peak_rate: float)
 
 
 def _build(key: str, settings: dict[str, Any], argument: Any) -> Any:
-    """Return what the target makes of the argument. `_partial_: true` in its settings, as Hydra's users write it, changes nothing."""
+    """Call the target with the argument. `_partial_: true`, which Hydra's users write in its settings, changes nothing."""
     return instantiate(key, {name: value for name, value in settings.items() if name != "_partial_"}, argument)
 
 

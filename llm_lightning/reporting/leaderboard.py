@@ -34,7 +34,7 @@ def write_comparison(groups: list[Group], target: Path, title: str, figures: Seq
     parts: list[partial[Section]] = []
     for kind, members in kinds.items():
         parts.append(partial(_ranking, members))
-        parts += [partial(_trade, kind, comparable) for comparable in by_data(members) if len(comparable) > 1]
+        parts += [partial(_draw_tradeoff, kind, comparable) for comparable in by_data(members) if len(comparable) > 1]
     parts += [partial(_sweep, list(figures)), *(partial(_curves, kind, members) for kind, members in kinds.items())]
     return write_page(target, title, lead, sections(parts))
 
@@ -50,7 +50,7 @@ def _ranking(groups: list[Group]) -> Section:
     return Section(table.title, tables=[replace(table, title=""), *tests])
 
 
-def _trade(kind: str, groups: list[Group]) -> Section:
+def _draw_tradeoff(kind: str, groups: list[Group]) -> Section:
     """Return charts of quality over each cost, and of the settings with their results."""
     best = quality(groups)
     if best is None:
@@ -145,7 +145,7 @@ def parallel(groups: list[Group], best: Quality) -> Figure | None:
             "y": [places[i] for places, _ in placed],
             "name": group.name,
             "mode": "lines+markers",
-            "line": {"color": _shade(scores[i]), "width": 2},
+            "line": {"color": _pick_shade(scores[i]), "width": 2},
             "text": [f"{group.name}: {name} {_text(values[i])}" for name, values in axes],
             "hovertemplate": "%{text}<extra></extra>",
         }
@@ -211,7 +211,7 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _shade(share: float) -> str:
+def _pick_shade(share: float) -> str:
     """Return a colour from grey for the worst to blue for the best."""
     ends = ((150, 158, 170), (47, 111, 222))
     mixed = [round(a + (b - a) * share) for a, b in zip(*ends, strict=True)]

@@ -195,7 +195,7 @@ def select(config: dict[str, Any], kinds: Collection[Kind]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What is compared of a run and of the run that wrote a checkpoint or a summary. Every checkpoint holds its run's, under `run`."""
+    """The facts by which two runs are compared. Every checkpoint holds those of its run, under `run`."""
 
     config: dict[str, Any]
     """The nested config."""

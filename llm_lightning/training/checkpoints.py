@@ -45,7 +45,7 @@ class Checkpoints(Callback):
         self.data, self.meter, self.best = data, meter, best
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: StepBatch, batch_index: int) -> None:
-        self.data.consumed(batch)
+        self.data.count_trained(batch)
         if trainer.global_step % self.data.validate_every != 0 and self._is_due(trainer):  # else after the validation
             self.save(trainer)
 

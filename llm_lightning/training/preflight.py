@@ -125,7 +125,7 @@ class Preflight:
             places = np.flatnonzero(split.tokens[:SAMPLE] == tokenizer.unk_token_id)
             sequences = np.unique(np.searchsorted(split.starts, places, side="right") - 1)[:20]
             for row in np.unique(np.asarray(split.rows)[sequences]):
-                text = self.data.dataset.shown("train", int(row))
+                text = self.data.dataset.show_row("train", int(row))
                 words |= dict.fromkeys(
                     word
                     for word in text.split()

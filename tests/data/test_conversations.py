@@ -210,7 +210,7 @@ def test_the_tokens_are_those_of_transformers() -> None:
         encoder = encoder_of(template)
         (tokens,) = encoder([Example(0, encoder.read(messages, None, None)[0])], None).tokens
         assert tokens == encoder.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-        prompt = encoder.prompt(Conversation(messages[:-1], [False] * 4))
+        prompt = encoder.encode_prompt(Conversation(messages[:-1], [False] * 4))
         assert prompt == encoder.tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
 
 
@@ -221,7 +221,7 @@ def test_indentation_is_learnt_although_offsets_leave_it_out() -> None:
 
 def test_a_template_without_a_generation_prompt_gets_the_header_of_its_answers() -> None:
     encoder = encoder_of(templates.BARE)
-    assert encoder.tokenizer.decode(encoder.prompt(Conversation(talk("hi"), [False]))) == "[user]hi</s>[assistant]"
+    assert encoder.tokenizer.decode(encoder.encode_prompt(Conversation(talk("hi"), [False]))) == "[user]hi</s>[assistant]"
     assert learnt(encoder, talk("hi", "hello")) == ["hello</s>"]
     assert encoder_of(templates.LLAMA2).template.extended is None  # its answers have no header
 
@@ -818,7 +818,7 @@ def test_whatever_a_row_holds_it_is_a_conversation_or_a_bad_row(
         present = {name: item for name, item in extra.items() if item is not None}
         try:
             conversation = encoder.read(value, None, label, present)[0]
-            tokens, targets = encoder.targets(conversation) if encoder.labels else (encoder.prompt(conversation), [])
+            tokens, targets = encoder.targets(conversation) if encoder.labels else (encoder.encode_prompt(conversation), [])
         except BadRow:
             continue
         assert len(tokens) > 0

@@ -1,4 +1,4 @@
-"""Check what a run or a task writes: its folders can be written, and its output has a name."""
+"""Check that the folders and files of a run or a task can be written."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_folders(config: Config) -> Iterator[str]:
         yield f"cache_dir={config.cache_dir}: the folder cannot be written ({reason}); give another with cache_dir=<folder>."
 
 
-def _result(config: Config, name: str) -> Iterator[str]:
+def check_output_file(config: Config, name: str) -> Iterator[str]:
     """Yield an error if the file that `out` names, or `name` in the run folder, cannot be written."""
     if config.out is None:
         if config.run_folder is not None and (reason := write_error(config.run_folder)):
@@ -79,7 +79,7 @@ def check_predict(config: Config) -> Iterator[str]:
     elif config.out is not None and Path(config.out).suffix not in OUT:
         yield f"out={config.out}: expected a name that ends in {join_names(OUT)}."
     else:
-        yield from _result(config, "predictions.jsonl")
+        yield from check_output_file(config, "predictions.jsonl")
 
 
 def check_prompt(config: Config) -> Iterator[str]:
@@ -120,7 +120,7 @@ def check_likelihood(config: Config) -> Iterator[str]:
             yield paths.missing(f"evaluate.{key}", files)
     if settings.window and settings.stride and settings.stride > settings.window:
         yield f"evaluate.stride={settings.stride}: windows of evaluate.window={settings.window} tokens would leave some out; lower it."
-    yield from _result(config, "likelihood.json")
+    yield from check_output_file(config, "likelihood.json")
 
 
 def check_export(config: Config) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Check devices, precision and lengths, and what the run resumes from."""
+"""Check the devices, the precision and the length of a run, and the checkpoint that it resumes."""
 
 from __future__ import annotations
 

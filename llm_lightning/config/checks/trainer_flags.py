@@ -62,8 +62,8 @@ def check_flags(config: Config) -> Iterator[str]:
         yield "trainer.overfit_batches: a stream has no rows to repeat; give data.train=<small file>."
 
 
-def shorten(config: Config) -> Config:
-    """Return the config of `trainer.fast_dev_run=<steps>`: so many steps, validation and evaluation batches, and no loggers."""
+def limit_to_few_steps(config: Config) -> Config:
+    """Return the config for `trainer.fast_dev_run=<steps>`, which limits steps, validation and evaluation batches, and drops loggers."""
     steps = int(config.trainer.flags["fast_dev_run"])
     flags = {**config.trainer.flags, "limit_val_batches": steps, "limit_test_batches": steps}
     del flags["fast_dev_run"]

@@ -106,7 +106,7 @@ class Encoder(Encoding):
         """Return (tokens, the target of each) of a conversation. Raises BadRow if the template cannot render it with its answers."""
         return next(iter(self._tokenize([self.template.locate(conversation)])))
 
-    def prompt(self, conversation: Conversation) -> list[int]:
+    def encode_prompt(self, conversation: Conversation) -> list[int]:
         """Return the tokens of a conversation up to the assistant's next answer. Raises BadRow if the template cannot render it."""
         ids: list[int] = self._backend.encode(self.template.render(conversation), add_special_tokens=False).ids
         return ids

@@ -11,7 +11,7 @@ from llm_lightning.data.rows import Rows
 
 
 def get_reader(data: DataConfig) -> Callable[..., dict[str, Rows]]:
-    """Return `load(data, cache_dir, extra_columns)` of a source of ours, or the function of another package that `data._target_` names."""
+    """Return the function `load(data, cache_dir, extra_columns)` that `data._target_`, or else `data.source`, names."""
     if data._target_ is None:
         return import_target(f"llm_lightning.data.sources.{data.source}.load")
     return partial(import_target(data._target_), **data.arguments)

@@ -160,7 +160,7 @@ def sentences(
                 before = int(index)
         if not is_open:
             start, width = number, len(fields)
-        fault = _fault(fields, layout, width, needs_tags)
+        fault = _describe_fault(fields, layout, width, needs_tags)
         if fault is not None:
             problem = problem or f"line {number} {fault}: {line.strip()!r}"
             continue
@@ -172,7 +172,7 @@ def sentences(
         yield start, words, problem
 
 
-def _fault(fields: list[str], layout: ConllLayout, width: int, needs_tags: bool) -> str | None:
+def _describe_fault(fields: list[str], layout: ConllLayout, width: int, needs_tags: bool) -> str | None:
     """Return the problem with a line's columns; None if they are a word (and its tag)."""
     expected = width if layout.varies else layout.columns
     is_word_alone = not needs_tags and len(fields) == layout.words + 1
