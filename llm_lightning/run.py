@@ -167,6 +167,7 @@ def train(
     bars = [ProgressBar(meter)] if config.trainer.progress == "bar" else []
     custom = instantiate_all("callbacks", config.callbacks.custom, Callback)
     stop = StopOnSignal(checkpoints.save, f"to go on: {resume_command(config, folder)}")
+    # in this order: `best` and `Samples` while a callback's averaged weights are in the model, the guard after the meter, states at the end
     callbacks = [energy, best, meter, DivergenceGuard(meter), *bars, Samples(folder, meter), *custom, checkpoints, stop]
     settings = plain(config) | {"configuration": configuration_hash(plain(config), dataset.fingerprints), "facts": facts}
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
@@ -179,7 +180,7 @@ def train(
         checks = preflight.run(folder, data, objective, engine, thorough=False)
         compiling = sum(check.seconds for check in checks if check.name in ("compile", "fastest step"))
         setup = time.perf_counter() - started
-        engine.fit(objective, data, ckpt_path=resume, weights_only=True)
+        engine.fit(objective, data, ckpt_path=resume, weights_only=True)  # torch.load's safe mode; the optimizer is restored too
         if best.decided_step != engine.global_step:  # training ended between two validations
             evaluate_split(engine, objective, data, "validation")
             meter.emit(engine, objective.latest, None)

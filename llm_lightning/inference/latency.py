@@ -32,7 +32,7 @@ def latency_ms(trainer: lightning.Trainer, objective: Objective, data: DataModul
             batch = data.collator(part, [np.array([place])], EVALUATION)
             started = time.perf_counter()
             moved = objective.transfer_batch_to_device(batch, device, 0)
-            _ = objective.predict(moved) if predicts else float(objective.score(moved)[0])
+            _ = objective.predict(moved) if predicts else float(objective.loss_and_outputs(moved)[0])
             seconds.append(time.perf_counter() - started)
             if sum(seconds) > LONGEST and len(seconds) > 1:
                 break

@@ -40,7 +40,8 @@ class Objective(lightning.LightningModule):
     encoding: ClassVar[str]
     """How rows become sequences: a module of data/encodings/."""
     labelled: ClassVar[bool] = False
-    """Whether rows need a label. Like the next two read from the source before torch is imported: write them as plain constants."""
+    """Whether rows need a label. `labelled`, `whole_sequences` and `family` are read from the source text, before torch is imported: a
+    value that is not a literal counts as not set."""
     whole_sequences: ClassVar[bool] = False
     """Whether a sequence is a whole text, which cannot be packed with others."""
     family: ClassVar[str | None] = None
@@ -97,9 +98,9 @@ class Objective(lightning.LightningModule):
 
     def loss_sum(self, batch: MicroBatch) -> Tensor:
         """Return the sum of the losses of the batch's targets, a scalar that gradients flow through."""
-        return self.score(batch)[0]
+        return self.loss_and_outputs(batch)[0]
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, Any]:
+    def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, Any]:
         """Return (sum of the losses, outputs for `update_states`) of a batch."""
         raise NotImplementedError
 
@@ -112,7 +113,7 @@ class Objective(lightning.LightningModule):
 
         Run the model only here: a rank with a batch fewer runs it on a blank batch, so that all ranks gather a sharded model together.
         """
-        return self.score(batch)
+        return self.loss_and_outputs(batch)
 
     def update_states(self, states: States, batch: MicroBatch, outputs: Any) -> None:
         """Reduce an evaluation batch of this rank into the states."""
@@ -120,7 +121,7 @@ class Objective(lightning.LightningModule):
     def complete_states(self, states: States) -> None:
         """Add values to the states that do not come from batches, such as answers to prompts. Called on every rank, before the merge."""
 
-    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+    def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         """Return the metrics of `self.split` from the states of all ranks; names do not contain the split. Called on every rank."""
         return {"loss": mean_loss}
 
@@ -141,7 +142,7 @@ class Objective(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the model's config, and drop frozen weights: they equal those of the model that training started from."""
         checkpoint["model_config"] = self.model.config.to_dict()
-        frozen = self._find_frozen()
+        frozen = self._find_frozen() if "averaging_state" not in checkpoint else set()  # Lightning's average has all weights
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

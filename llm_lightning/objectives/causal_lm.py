@@ -33,11 +33,11 @@ class CausalLM(Objective):
         super().__init__(dataset)
         self.chunked_loss = chunked_loss
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
+    def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, None]:
         """Return (summed loss, None); targets are already the next tokens."""
         return token_loss(self.model, batch, self.chunked_loss), None
 
-    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+    def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         size = self.dataset.splits[self.split].facts.bytes
         return {
             "loss": mean_loss,

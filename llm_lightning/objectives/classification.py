@@ -55,7 +55,7 @@ class Classification(Objective):
         self._drawn = np.empty(0, int)
         """The classes whose precision-recall curves are drawn: the most frequent ones of the split."""
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return (summed loss, logits (batch, classes))."""
         logits = sequence_logits(self.model, batch).float()
         losses = F.cross_entropy(logits, batch.targets, self.weights, label_smoothing=self.label_smoothing, reduction="none")
@@ -105,7 +105,7 @@ class Classification(Objective):
             rows, confidence, predicted != true, lambda i: (names[true[i]], names[predicted[i]], float(confidence[i]))
         )
 
-    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+    def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         if self.final:
             self._details = self._tables(states)
         counts = states["counts"]

@@ -32,13 +32,13 @@ class EvaluationPass:
         """Merge the states of all ranks and return the scores, the same on every rank. A collective."""
         self.objective.complete_states(self.states)
         merge_over_ranks([self.losses, *self.states.values()], self.objective.device)
-        return self.objective.scores(self.losses.mean, self.losses.targets, self.states)
+        return self.objective.compute_metrics(self.losses.mean, self.losses.targets, self.states)
 
 
 def score_batches(objective: Objective, batches: Iterable[MicroBatch]) -> Evaluation:
     """Return the scores of some batches without merging states: every rank that calls it has the same batches.
 
-    Call it on every rank of the run, as `scores` may share its work among them.
+    Call it on every rank of the run, as `compute_metrics` may share its work among them.
     """
     batches = list(batches)
     losses, states = BatchLosses(len(batches)), objective.build_states()
@@ -46,4 +46,4 @@ def score_batches(objective: Objective, batches: Iterable[MicroBatch]) -> Evalua
         loss, outputs = objective.evaluate_batch(batch)
         losses.update(batch.place, loss, batch.target_count)
         objective.update_states(states, batch, outputs)
-    return objective.scores(losses.mean, losses.targets, states)
+    return objective.compute_metrics(losses.mean, losses.targets, states)

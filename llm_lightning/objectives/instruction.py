@@ -65,7 +65,7 @@ class Instruction(Objective):
         ):
             generation.eos_token_id = sorted(ends) if len(ends) > 1 else min(ends)
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
+    def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, None]:
         """Return (summed loss, None)."""
         return token_loss(self.model, batch, self.chunked_loss), None
 
@@ -84,7 +84,7 @@ class Instruction(Objective):
             sample = {"prompt": _last_question(examples[number].text), "reference": reference, "answer": answer}
             states["samples"].update(np.array([number]), np.zeros(1), np.ones(1, dtype=bool), lambda _, sample=sample: sample)
 
-    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+    def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         metrics = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
         if self.final and (scores := states["answers"].columns()):
             metrics["rouge_l"] = 100 * sum(scores["rouge_l"].tolist()) / len(scores["rouge_l"])

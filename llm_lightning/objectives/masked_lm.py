@@ -56,11 +56,11 @@ class MaskedLM(Objective):
             seed=seed,
         )
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
+    def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, None]:
         """Return (summed loss, None)."""
         return token_loss(self.model, batch), None
 
-    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+    def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         return {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
 
     def summary(self) -> dict[str, float]:

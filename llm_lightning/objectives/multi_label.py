@@ -43,7 +43,7 @@ class MultiLabel(Objective):
     def head(self) -> dict[str, Any]:
         return super().head() | {"problem_type": "multi_label_classification", "threshold": 0.5}
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return (summed loss, logits (batch, labels))."""
         logits = sequence_logits(self.model, batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -73,7 +73,7 @@ class MultiLabel(Objective):
         if self.final:
             states["calibration"].update(probabilities.ravel(), applies.ravel())
 
-    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+    def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         """Return the metrics. Validation tunes the threshold, so its counts at the threshold come from the scores."""
         right, reached, true = (states["counts"][name] for name in ("right", "reached", "true"))
         if self.split == "validation":

@@ -56,7 +56,7 @@ class QuestionAnswering(Objective):
         """Return the config of the head. `unanswerable`: whether train has questions without an answer."""
         return {"num_labels": 2, "unanswerable": any(not example.label for example in self.dataset.examples("train"))}
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return (summed loss, logits (tokens, 2) of beginning and end). Each window has its own softmax."""
         logits = span_logits(self.model, batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -97,7 +97,7 @@ class QuestionAnswering(Objective):
         ]
         return self.answer(example, windows, bests)
 
-    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+    def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         """Return the metrics. Each rank answers its share of the questions and scores the answers."""
         windows, split = states["windows"].columns(), self.dataset.splits[self.split]
         assert split.rows is not None

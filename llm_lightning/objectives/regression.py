@@ -47,7 +47,7 @@ class Regression(Objective):
             with torch.no_grad():
                 bias.fill_(float(labels.mean()))
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return (summed loss, predictions (batch,))."""
         predictions = sequence_logits(self.model, batch)[:, 0]
         predictions = predictions if predictions.dtype == torch.float64 else predictions.float()
@@ -66,7 +66,7 @@ class Regression(Objective):
         targets = batch.targets.to(outputs.dtype)
         states["rows"].update(self.rows(batch), prediction=outputs.cpu().numpy(), target=targets.cpu().numpy())
 
-    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+    def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         columns = states["rows"].columns()
         prediction, target = columns["prediction"].astype(np.float64), columns["target"].astype(np.float64)
         if self.final:

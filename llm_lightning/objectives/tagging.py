@@ -57,7 +57,7 @@ class Tagging(Objective):
             if self.scheme is None:
                 self.monitor = "validation/accuracy"
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return (summed loss, logits (words, tags))."""
         logits = token_logits(self.model, batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -108,7 +108,7 @@ class Tagging(Objective):
         ]
         return row | {"spans": spans}
 
-    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+    def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         self._count(states, self._join_parts(states["parts"].arrays))
         spans, tags, names = states["spans"], states["tags"], self.dataset.label_names
         assert names is not None

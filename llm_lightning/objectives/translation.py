@@ -99,7 +99,7 @@ class Translation(Objective):
                 prefixes[0] if prefixes else f"{codes[0]} ",
             )
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, None]:
+    def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, None]:
         """Return (summed loss, None); evaluation has no smoothing."""
         logits = written_logits(self.model, batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -117,7 +117,7 @@ class Translation(Objective):
 
     def evaluate_batch(self, batch: MicroBatch) -> tuple[Tensor, list[str]]:
         """Return (summed loss, the translations in the last evaluation of a run, else none)."""
-        loss, _ = self.score(batch)
+        loss, _ = self.loss_and_outputs(batch)
         return loss, self.translate(batch) if self.final else []
 
     def update_states(self, states: States, batch: MicroBatch, outputs: list[str]) -> None:
@@ -155,7 +155,7 @@ class Translation(Objective):
             texts = [[token for token in ids if token != language] for ids in texts]
         return tokenizer.batch_decode(texts, skip_special_tokens=True)
 
-    def scores(self, mean_loss: float, targets: int, states: States) -> Evaluation:
+    def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         metrics = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
         if self.final:
             metrics |= states["scores"].scores()

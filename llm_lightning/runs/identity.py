@@ -7,8 +7,9 @@
 | run           | `require_same_run`         | WEIGHTS and SEED              | content | content | the resume of a checkpoint |
 | configuration | `configuration_hash`       | COMPARED less DATA            | content | name    | the leaderboard, which groups seeds |
 
-`require_same_run` permits and notes changes of LENGTH and EXTENSIONS. `KEYS` says of which kind a key is; a report lists the keys of the
-kinds LISTED. `docs/resuming.md` shows `KEYS` to users. Nothing here imports torch.
+`require_same_run` permits and notes changes of LENGTH, and of EXTENSIONS while steps are left. The versions of the program and of
+libraries are recorded and never compared: after a change of code, give another run_dir. `KEYS` says of which kind a key is; a report
+lists the keys of the kinds LISTED. `docs/resuming.md` shows `KEYS` to users. Nothing here imports torch.
 """
 
 from __future__ import annotations

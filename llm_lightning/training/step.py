@@ -47,7 +47,7 @@ class OptimizerStep:
 
         global_targets = self._sum_over_ranks(batch.rank_targets)
         loss_scale = trainer.world_size / global_targets.clamp(min=1.0)  # DDP and FSDP2 average over ranks, and we want the sum
-        loss_sum = self._retry.run_in_pieces(
+        loss_sum = self._retry.run_in_pieces(  # once; after an out-of-memory error again, with smaller micro-batches
             batch, lambda micro_batches: self._accumulate_gradients(micro_batches, batch.index, loss_scale)
         )
 
@@ -55,7 +55,7 @@ class OptimizerStep:
         gradient_norm = clip_gradients(objective.model, optimizer.optimizer, objective.clip_norm, scaler)
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
-        if self._graphs is None:  # they write over gradients in place
+        if self._graphs is None:  # CUDA graphs keep the memory of gradients, and zero it themselves
             optimizer.zero_grad()
         scheduler.step()
         return {"loss_sum": loss_sum, "targets": global_targets, "gradient_norm": gradient_norm, "learning_rate": learning_rate}
@@ -69,7 +69,9 @@ class OptimizerStep:
             for i, micro_batch in enumerate(micro_batches):
                 loss_sum += self._graphs(micro_batch, loss_scale, first=i == 0)
             return loss_sum
-        with trainer.precision_plugin.forward_context():  # Lightning has entered that of its own plugins already; twice is the same
+        with (
+            trainer.precision_plugin.forward_context()
+        ):  # where our plugin casts; Lightning's own it has entered already, without harm
             for i, micro_batch in enumerate(micro_batches):
                 is_last = i == len(micro_batches) - 1
                 with parallel.gradient_sync(trainer.strategy, objective.model, is_last):
@@ -81,7 +83,9 @@ class OptimizerStep:
 
         `is_last`: whether ranks exchange gradients in this backward pass.
         """
-        loss = self._objective.loss_sum(batch) * (not batch.blank)
+        loss = self._objective.loss_sum(batch)
+        if batch.blank:  # it runs so that all ranks gather a sharded model together
+            loss = loss * 0.0
         self._retry.is_reducing = is_last
         self._objective.manual_backward(loss * loss_scale.to(loss.dtype))
         return loss.detach()

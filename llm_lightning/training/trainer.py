@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 import torch
 import transformers
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import Logger
 
 from llm_lightning import distributed, machine
@@ -35,6 +35,7 @@ def quiet_libraries() -> None:
         ".*your dataloader is not resumable.*",  # the plan resumes from the step
         ".*lr_scheduler.step.*",
         ".*isinstance.treespec.*",
+        ".*WeightAveraging callback with a model that overrides the configure_model.*",  # which shards under FSDP2 alone
         ".*You have overridden .transfer_batch_to_device.*",  # for a CPU, where there is nothing to transfer
     ):
         warnings.filterwarnings("ignore", message)
@@ -55,6 +56,10 @@ def build_trainer(
 
     Raises UserError if the requested hardware is missing.
     """
+    if config.strategy == "fsdp" and _has(callbacks, WeightAveraging):
+        raise UserError(
+            "callbacks: Lightning's WeightAveraging does not average a model that trainer=fsdp cuts up; use trainer=ddp."
+        )
     accelerator = _accelerator(config.accelerator)
     precision, why = _precision(config.precision, accelerator)
     plugins: list[Any] = [AtomicCheckpointIO()]

@@ -72,7 +72,7 @@ def tags(model: Any, batch: MicroBatch) -> Tensor:
 
 
 def spans(model: Any, batch: MicroBatch) -> Tensor:
-    return QuestionAnswering.score(SimpleNamespace(model=model), batch)[0]  # type: ignore[arg-type]
+    return QuestionAnswering.loss_and_outputs(SimpleNamespace(model=model), batch)[0]  # type: ignore[arg-type]
 
 
 CASES = {

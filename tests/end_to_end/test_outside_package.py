@@ -31,8 +31,8 @@ class Scaled(Classification):
         super().__init__(dataset)
         self.factor = factor
 
-    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        loss, logits = super().score(batch)
+    def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        loss, logits = super().loss_and_outputs(batch)
         return self.factor * loss, logits
 """,
     "my_package/encoding.py": """

@@ -106,7 +106,7 @@ def test_batches_and_loss_are_those_of_hugging_face(
     assert sources == expected["input_ids"]
     assert targets == expected["labels"]
     objective.eval()
-    loss, _ = objective.score(batch)
+    loss, _ = objective.loss_and_outputs(batch)
     labels = padded([torch.tensor(target) for target in targets], -100)
     given = {
         name: padded([torch.tensor(row) for row in expected[name]], fill)

@@ -155,7 +155,7 @@ def test_binary_cross_entropy_is_its_formula_in_fp64(cache: Path, tmp_path: Path
     objective, data = made(cache, *write(tmp_path, "multi_label"), *TINY_BERT)
     objective.model.double().eval()
     batch = data.collator(data.dataset.splits["train"], [np.array([i]) for i in range(20)], 0)
-    loss, logits = objective.score(batch)
+    loss, logits = objective.loss_and_outputs(batch)
     p, y = 1 / (1 + np.exp(-logits.detach().numpy())), batch.targets.numpy()
     assert float(loss.detach()) == pytest.approx(-(y * np.log(p) + (1 - y) * np.log(1 - p)).sum(), rel=1e-12)
 
@@ -166,7 +166,7 @@ def test_focal_loss_is_its_formula(cache: Path, tmp_path: Path) -> None:
     assert isinstance(objective, Classification)
     objective.model.eval()
     batch = data.collator(data.dataset.splits["train"], [np.array([i]) for i in range(20)], 0)
-    loss, logits = objective.score(batch)
+    loss, logits = objective.loss_and_outputs(batch)
     p = torch.softmax(logits.detach().double(), -1)[range(20), batch.targets]
     assert float(loss.detach()) == pytest.approx(float(-((1 - p) ** 2 * p.log()).sum()), rel=1e-5)
 

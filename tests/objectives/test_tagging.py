@@ -128,7 +128,7 @@ def test_scores_are_those_of_a_loop(content: str, cache: Path, tmp_path: Path) -
         tags = np.where(rng.random(6) < 0.6, true, rng.integers(0, len(names), 6))
         sentences.append((row, true.tolist(), tags.tolist()))
     objective._count(states, sentences)
-    scores = objective.scores(0.0, 1, states)
+    scores = objective.compute_metrics(0.0, 1, states)
     pairs = [pair for _, true, tags in sentences for pair in zip(true, tags, strict=True)]
     assert scores["accuracy"] == pytest.approx(sum(a == b for a, b in pairs) / len(pairs), abs=1e-12)
     if objective.scheme is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,17 @@ def test_averaged_weights_are_validated_and_exported(run: Runner, reviews: Path,
         torch.testing.assert_close(weights[1][name], weights[0][name], rtol=0, atol=0)
     assert any(not torch.equal(weights[2][name], weights[0][name]) for name in weights[0])
     assert averaged["metrics"]["validation/loss"] == first["metrics"]["validation/loss"] != plain["metrics"]["validation/loss"]
+
+
+def test_a_killed_run_with_averaged_and_frozen_weights_resumes(
+    run: Runner, killed: Callable[..., None], reviews: Path, tmp_path: Path
+) -> None:
+    """Its weights are those of a run that was never killed, to the last bit."""
+    average = ["callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging", "callbacks.ema.decay=0.5"]
+    words = [*BASE, *average, f"data.train={reviews}", "model.freeze=[*.embeddings.*]"]
+    run(*words, f"run_dir={tmp_path}/whole")
+    killed(*words, f"run_dir={tmp_path}/killed", after=2)
+    run(*words, f"run_dir={tmp_path}/killed")
+    whole, resumed = (load_file(tmp_path / name / "hf" / "model.safetensors") for name in ("whole", "killed"))
+    for name, weight in whole.items():
+        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=0)
