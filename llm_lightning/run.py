@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel
 
 from llm_lightning import distributed, launch
@@ -52,6 +53,7 @@ from llm_lightning.runs.weights import fingerprint_weights
 from llm_lightning.tracking import loggers
 from llm_lightning.tracking.energy import Energy
 from llm_lightning.training import preflight, trainer
+from llm_lightning.training.averaging import remove_averaging
 from llm_lightning.training.best_model import BestModel
 from llm_lightning.training.checkpoints import Checkpoints, resume_point
 from llm_lightning.training.divergence import DivergenceGuard
@@ -122,7 +124,7 @@ def train_briefly(config: Config) -> dict[str, Any]:
             distributed.barrier()
             return summary
         finally:
-            shutil.rmtree(folder, ignore_errors=True)  # on every machine
+            shutil.rmtree(folder.parent, ignore_errors=True)  # on every machine
 
 
 def announce_finished(folder: Path) -> None:
@@ -139,6 +141,7 @@ def train(
     """Pretrain or fine-tune, then evaluate the best weights and write the results."""
     started = time.perf_counter()
     energy = Energy(config.callbacks)
+    custom = instantiate_all("callbacks", config.callbacks.custom, Callback)  # before the data, as they may be refused
     dataset, objective, data = prepare(config)
     model = build_and_connect(config, dataset, objective, data)
     facts = about.describe(config, dataset, data, model)
@@ -165,10 +168,9 @@ def train(
     best = BestModel(export.folder, export.write, data.total_steps, config.callbacks.patience, should_continue)
     checkpoints = Checkpoints(config.checkpoint, folder, identity.to_record() | code, data, meter, best)
     bars = [ProgressBar(meter)] if config.trainer.progress == "bar" else []
-    custom = instantiate_all("callbacks", config.callbacks.custom, Callback)
     stop = StopOnSignal(checkpoints.save, f"to go on: {resume_command(config, folder)}")
     # in this order: `best` and `Samples` while a callback's averaged weights are in the model, the guard after the meter, states at the end
-    callbacks = [energy, best, meter, DivergenceGuard(meter), *bars, Samples(folder, meter), *custom, checkpoints, stop]
+    callbacks = [energy, meter, DivergenceGuard(meter), best, *bars, Samples(folder, meter), *custom, checkpoints, stop]
     settings = plain(config) | {"configuration": configuration_hash(plain(config), dataset.fingerprints), "facts": facts}
     tags = [option for group, option in config.choices.items() if group in ("task", "objective", "model", "data")]
     sinks = loggers.build_loggers(config.logger, folder, settings, tags, sweep, objective.monitor, objective.maximize)
@@ -187,6 +189,7 @@ def train(
             best.decide(engine, objective)
         if not checkpoints.is_saved(engine.global_step):
             checkpoints.save(engine)
+        remove_averaging(engine)
         trained = meter.earlier + time.perf_counter() - started - setup
 
         # ---- evaluation of the best weights, as they were exported ----
@@ -245,6 +248,8 @@ def check(config: Config) -> dict[str, Any]:
     """Check everything that could fail later, and leave no files behind."""
     with scratch_folder(config) as folder:
         start_log(folder)
+        instantiate_all("callbacks", config.callbacks.custom, Callback)
+        instantiate_all("logger", config.logger.custom, Logger, save_dir=str(folder))  # type: ignore[type-abstract]
         dataset, objective, data = prepare(config)
         about.describe(config, dataset, data, build_and_connect(config, dataset, objective, data))
         if objective.encoding in ("stream", "documents") and config.data.columns.label is not None:

@@ -167,17 +167,18 @@ def test_every_shipped_option_composes(group: str, option: str, tmp_path: Path, 
         ("task", "export"): [f"run={tmp_path}"],
         ("task", "predict"): [f"run={tmp_path}", f"data.predict={tmp_path}/train.txt"],
     }
-    extra = {"model": ["objective=classification"], "data": ["objective=causal_lm"], "model/adapter": ["model=gpt2"]}.get(group, [])
-    config = with_files([*extra, f"{group}={option}", *needs.get((group, option), [])], tmp_path)
+    labelled = ["task=finetune", "objective=classification"]
+    extras = {"model": labelled, "objective": labelled[:1], "data": ["objective=causal_lm"], "model/adapter": ["model=gpt2"]}
+    config = with_files([*extras.get(group, []), f"{group}={option}", *needs.get((group, option), [])], tmp_path)
     assert config.choices[group] == option or config.run is not None  # which has its choices
 
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if g in OPEN_GROUPS])
 def test_targets_read_from_source_are_those_that_run(group: str, option: str, tmp_path: Path) -> None:
     """The schema that is parsed without importing is the signature that will be called."""
-    target = getattr(with_files([f"{group}={option}"], tmp_path), group)["_target_"]
+    target = getattr(with_files(["task=finetune", f"{group}={option}"], tmp_path), group)["_target_"]
     real = inspect.signature(get_object(target)).parameters.values()
-    parsed = signatures.parameters(target)
+    parsed = signatures.parameters(target, positions=1)  # which the run passes
     assert parsed is not None
     assert set(parsed) == {p.name for p in real if p.kind is p.KEYWORD_ONLY}
     assert {name for name, p in parsed.items() if p.required} == {

@@ -72,7 +72,7 @@ def find_source(module: str) -> Path | None:
     if not rest and top.suffix == ".py":
         return top
     path = top.joinpath(*rest)
-    return next((file for file in (path.with_name(f"{path.name}.py"), path / "__init__.py") if file.is_file()), None)
+    return next((file for file in (path / "__init__.py", path.with_name(f"{path.name}.py")) if file.is_file()), None)
 
 
 @cache

@@ -76,7 +76,7 @@ class Parameter:
 OF_HYDRA = ("_partial_", "_recursive_", "_convert_")
 """Keys that `hydra.utils.instantiate` takes beside the arguments of a target."""
 _NAMES = {name: getattr(typing, name) for name in typing.__all__} | {"typing": typing, "Range": Range}
-"""What annotations may name. Any other name stands for `Any`: the source is read, and never run."""
+"""What annotations may name. An annotation with any other name stands for `Any`."""
 
 
 def parameters(target: str, positions: int = 0) -> dict[str, Parameter] | None:
@@ -118,6 +118,8 @@ def _list_constructors(definition: Definition) -> list[ast.FunctionDef | None]:
         if ancestor is None:
             return [*constructors, None]
         body = ancestor.node.body
+        if ancestor.node.decorator_list:  # such as @dataclass, which writes a constructor
+            return [*constructors, None]
         constructor = next((n for n in body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
         if constructor is not None:
             constructors.append(constructor)

@@ -10,7 +10,7 @@ from hydra.errors import HydraException, InstantiationException
 
 from llm_lightning.config.overrides import escape_interpolations
 from llm_lightning.config.signatures import is_of_another_package, parameters
-from llm_lightning.errors import RunError, UserError, first_line
+from llm_lightning.errors import RunError, UserError
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ def instantiate(key: str, settings: Mapping[str, Any], *arguments: Any) -> Any:
             raise cause from None
         if cause is not None and isinstance(error, InstantiationException) and not is_of_another_package(target):
             raise cause from error  # an error of this program keeps its traceback
-        reason = first_line(cause or error).partition(" Are you sure")[0]
+        reason = _join_lines(cause or error)
         raise UserError(f"{key}: {target} cannot be built ({reason}).") from error
 
 
@@ -56,5 +56,10 @@ def import_target(target: str) -> Any:
     try:
         return hydra.utils.get_object(target)
     except Exception as error:  # whatever a module raises when it is imported
-        reason = " ".join(str(error).split()).partition(" Are you sure")[0]
+        reason = _join_lines(error)
         raise UserError(f"{target}: cannot be imported ({reason}).") from error
+
+
+def _join_lines(error: BaseException) -> str:
+    """Return an error's message in one line, without Hydra's question at its end."""
+    return " ".join(str(error).split()).partition(" Are you sure")[0] or type(error).__name__

@@ -133,9 +133,8 @@ def _meet(launch: Launch, timeout: timedelta) -> tuple[Any, str, int]:
     if launch.rank == 0:
         address = _own_address(launch.address, launch.port)
         if address.startswith("127.") and launch.local_world_size < launch.world_size:
-            address = (
-                launch.address
-            )  # the machine's own name may resolve to loopback there, as on Debian, but not on other machines
+            # the machine's own name may resolve to loopback there, as on Debian, but not on other machines
+            address = launch.address
         store = open_store(address, 0, launch.world_size, True, timeout)
         invited: list[str] = []
         while time.monotonic() < end:

@@ -14,7 +14,7 @@ from llm_lightning.data.examples import BadRow, Example
 from llm_lightning.data.literals import parse_structure
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.errors import UserError
-from llm_lightning.inference.loaded import Loaded
+from llm_lightning.inference.loaded import LoadedModel
 from llm_lightning.models.forward import log_likelihoods
 from llm_lightning.objectives.language import bits_per_byte, perplexity
 
@@ -24,7 +24,7 @@ Scored = tuple[list[int], int]
 """Tokens, and the place of the first one that counts: the tokens before it are context."""
 
 
-class Likelihood(Loaded):
+class Likelihood(LoadedModel):
     """A causal objective that measures the likelihood of text."""
 
     def of_text(self, pieces: Iterable[tuple[str, bool]], window: int, stride: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ from llm_lightning.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """An objective with its model, the size of its batches, the precision and the device. Base of predictions and likelihoods."""
 
     objective: Objective

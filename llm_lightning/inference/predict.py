@@ -33,7 +33,7 @@ from llm_lightning.data.sentences import group_rows
 from llm_lightning.data.sources import conll, files, squad
 from llm_lightning.data.surrogates import find_surrogate
 from llm_lightning.errors import UserError, join_names
-from llm_lightning.inference.loaded import Loaded
+from llm_lightning.inference.loaded import LoadedModel
 from llm_lightning.inference.text_rows import EMPTY, STANDARD_INPUT, read_plain_text, read_stream
 
 CHUNK = 4096
@@ -55,7 +55,7 @@ class Predict(Protocol):
     def __call__(self, rows: list[Row]) -> list[Row]: ...
 
 
-class Predictor(Loaded):
+class Predictor(LoadedModel):
     """An objective that predicts labels, spans or text for rows of a table."""
 
     @property

@@ -25,6 +25,10 @@ def build_optimizer(settings: dict[str, Any], model: nn.Module) -> Optimizer:
     optimizer = _build("optimizer", settings, arguments)
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer: {settings['_target_']} returns a {type(optimizer).__name__}, no torch.optim.Optimizer.")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UserError(
+            "optimizer: torch.optim.LBFGS evaluates the loss several times a step, which a run does not; choose another."
+        )
     return optimizer
 
 
@@ -53,10 +57,11 @@ def _read_rates(settings: dict[str, Any], total_steps: int, peak_rate: float) ->
     schedule = _build("scheduler", settings, optimizer)
     factors = []
     try:
-        for _ in range(total_steps + 1):
+        for step in range(total_steps + 1):
+            if step:
+                optimizer.step()
+                schedule.step()
             factors.append(optimizer.param_groups[0]["lr"] / peak_rate)
-            optimizer.step()
-            schedule.step()
     except Exception as error:  # ReduceLROnPlateau needs a metric; others end after the steps that they were given
         raise UserError(
             f"scheduler: {settings['_target_']} has no rate for step {len(factors)} of {total_steps} ({first_line(error)})."

@@ -23,12 +23,17 @@ from llm_lightning.training.divergence import Diverged
 
 log = logging.getLogger(__name__)
 
-STATE = ("best_score", "best_loss", "best_step", "decided_step", "stale", "validations", "is_constant")
-"""Attributes that a checkpoint stores."""
+STATE = {"best": "best_score"} | {
+    name: name for name in ("best_loss", "best_step", "decided_step", "stale", "validations", "is_constant")
+}
+"""Name in a checkpoint -> attribute of `BestModel`."""
 
 
 class BestModel(Callback):
     """Callback that exports the weights when their metric is the best so far, and stops without improvement. It comes before the user's."""
+
+    state_key = "Checkpoints"
+    """The name of this state in checkpoints: that of the class which held it in earlier versions."""
 
     def __init__(
         self,
@@ -64,23 +69,37 @@ class BestModel(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             assert isinstance(module, Objective)
             module.finish_evaluation()
-            self.decide(trainer, module)
+            self._export_if_best(trainer, module)
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:  # the meter, which comes before, has logged the metrics
+            assert isinstance(module, Objective)
+            self._stop_or_continue(trainer, module)
 
     def decide(self, trainer: lightning.Trainer, module: Objective) -> None:
-        """Export the weights if the evaluation that just ended is the best.
+        """Export the weights if the evaluation that just ended is the best, and end training where it should not continue.
 
         Of equal scores the lower loss wins, and of equal losses the later. An undefined score (NaN) is worse than any other.
-        Raises Diverged if the loss is not a number: such weights are not exported.
+        Raises Diverged if the loss is not a number: such weights are not exported. Raises Pruned if a sweep ends the run.
         """
-        metric_name = module.monitor
-        score, loss = distributed.broadcast((module.latest[metric_name], module.latest["validation/loss"]))
+        self._export_if_best(trainer, module)
+        self._stop_or_continue(trainer, module)
+
+    def _export_if_best(self, trainer: lightning.Trainer, module: Objective) -> None:
+        score, loss = distributed.broadcast((module.latest[module.monitor], module.latest["validation/loss"]))
         if not math.isfinite(loss) or math.isinf(score):
-            raise Diverged("validation loss", loss, trainer.global_step)
+            return
         self.decided_step = trainer.global_step
         if self._count_validation(score, loss, module.maximize):
             self.best_score, self.best_loss, self.best_step = score, loss, trainer.global_step
             self.export()
             distributed.barrier()  # the other ranks read what rank 0 wrote
+
+    def _stop_or_continue(self, trainer: lightning.Trainer, module: Objective) -> None:
+        metric_name = module.monitor
+        score, loss = distributed.broadcast((module.latest[metric_name], module.latest["validation/loss"]))
+        if not math.isfinite(loss) or math.isinf(score):
+            raise Diverged("validation loss", loss, trainer.global_step)
         is_last = trainer.global_step == self.total_steps
         continues = True
         if self.should_continue is not None and not is_last and not math.isnan(score):  # rank 0 alone has the function
@@ -121,11 +140,11 @@ class BestModel(Callback):
         return self.patience is not None and self.stale >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in STATE}
+        return {name: getattr(self, attribute) for name, attribute in STATE.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
-            setattr(self, name, value)
+            setattr(self, STATE[name], value)
 
 
 def order_key(score: float, loss: float, maximize: bool) -> tuple[bool, float, float]:

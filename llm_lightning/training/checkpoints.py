@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from llm_lightning import distributed
@@ -25,6 +25,7 @@ from llm_lightning.data.datamodule import DataModule
 from llm_lightning.errors import UserError, first_line
 from llm_lightning.runs.identity import RunIdentity, require_same_run
 from llm_lightning.training import loop_progress
+from llm_lightning.training.averaging import averages_weights
 from llm_lightning.training.best_model import BestModel
 from llm_lightning.training.checkpoint_io import damage
 from llm_lightning.training.meter import Meter
@@ -33,7 +34,7 @@ from llm_lightning.watchdog import no_time_limit
 log = logging.getLogger(__name__)
 
 
-class Checkpoints(Callback):
+class Checkpoints(Checkpoint):  # Lightning calls those of this class last: a state holds the work of all others
     """Callback that saves the full state every `every_steps`, or after each validation, and deletes old states."""
 
     def __init__(
@@ -46,7 +47,10 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: StepBatch, batch_index: int) -> None:
         self.data.count_trained(batch)
-        if trainer.global_step % self.data.validate_every != 0 and self._is_due(trainer):  # else after the validation
+        if trainer.global_step % self.data.validate_every == 0:
+            return  # after the validation
+        ends_averaged = trainer.global_step == self.meter.total_steps and averages_weights(trainer)  # which replaces the weights
+        if self._is_due(trainer) or ends_averaged:
             self.save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:

@@ -168,7 +168,7 @@ class Preflight:
     def optimizer(self) -> str:
         """Check that optimizer and scheduler accept their settings."""
         (optimizer,), (scheduler,) = self.objective.configure_optimizers()
-        groups = [(sum(p.numel() for p in group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+        groups = [(sum(p.numel() for p in group["params"]), group.get("weight_decay", 0.0)) for group in optimizer.param_groups]
         decays = ", ".join(f"{count:,} parameters with weight decay {decay:g}" for count, decay in groups if count)
         tokens = int(self.data.plan.lengths.sum()) // max(1, len(self.data.plan.epoch_plan(0)))
         if (hint := getattr(optimizer, "hint", lambda tokens: None)(tokens)) is not None:

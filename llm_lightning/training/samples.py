@@ -32,10 +32,12 @@ class Samples(Callback):
         self._failed = False
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero or self._failed:
+        if trainer.state.fn != TrainerFn.FITTING:
             return
         assert isinstance(module, Objective)
         module.finish_evaluation()
+        if not trainer.is_global_zero or self._failed:
+            return
         if not math.isfinite(module.latest.get("validation/loss", 0.0)):
             return  # training ends here, and a GPU that draws from such numbers could not say why
         if isinstance(module.model, FSDPModule):

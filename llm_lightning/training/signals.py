@@ -18,11 +18,12 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from llm_lightning import distributed
 from llm_lightning.errors import Stopped
+from llm_lightning.training.averaging import averages_weights
 
 HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -38,7 +39,7 @@ def raise_interrupts() -> Iterator[None]:
         raise
 
 
-class StopOnSignal(Callback):
+class StopOnSignal(Checkpoint):  # Lightning calls those of this class last
     """Callback that stops training on a signal. It comes last, so that the saved state includes all other callbacks' work of the step."""
 
     def __init__(self, save: Callable[[lightning.Trainer], Path], how_to_resume: str) -> None:
@@ -70,6 +71,10 @@ class StopOnSignal(Callback):
         self._stop_if_signaled(trainer)
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not averages_weights(trainer):  # whose average is in the model
+            self._stop_if_signaled(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self._stop_if_signaled(trainer)
 

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from llm_lightning import distributed, machine
 from llm_lightning.config.checks.trainer_flags import FOLLOWED
 from llm_lightning.config.schema import TrainerConfig
+from llm_lightning.config.targets import instantiate
 from llm_lightning.errors import UserError
 from llm_lightning.training import precision as precisions
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
@@ -96,12 +97,21 @@ def build_trainer(
             use_distributed_sampler=False,  # the plan cuts steps into ranks
             detect_anomaly=config.detect_anomaly,
             inference_mode=not sharded,  # FSDP2 could not train with tensors gathered in inference mode
-            **{name: value for name, value in config.flags.items() if name not in FOLLOWED},
+            **_instantiate_flags(config.flags),
         )
     except (lightning.fabric.utilities.exceptions.MisconfigurationException, ValueError, RuntimeError) as error:
         raise UserError(f"trainer: {error}") from error
     log.info("trainer: %s × %s · %s (%s)", trainer.num_devices * trainer.num_nodes, accelerator, precision, why)
     return trainer
+
+
+def _instantiate_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that Lightning follows, with an instance for each `_target_`, of a profiler for example."""
+    return {
+        name: instantiate(f"trainer.{name}", value) if isinstance(value, dict) and "_target_" in value else value
+        for name, value in flags.items()
+        if name not in FOLLOWED
+    }
 
 
 def _has(callbacks: list[Callback], kind: type[Callback]) -> bool:

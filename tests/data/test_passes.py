@@ -39,7 +39,7 @@ def test_lines_of_a_translation_are_counted_once(tmp_path: Path, monkeypatch: py
         (tmp_path / f"t.{ending}").write_text(content)
     data = DataConfig(source="parallel", train=str(tmp_path / "t"), columns=ColumnsConfig(text="en", label="de"))
     first = parallel.load(data, tmp_path / "cache")["train"]
-    calls = count_calls(monkeypatch, parallel, "lines")
+    calls = count_calls(monkeypatch, parallel, "open_lines")
     again = parallel.load(data, tmp_path / "cache")["train"]
     assert (first.table["de"][:], again.table["de"][:], calls) == (["c", "d"], ["c", "d"], [])
 

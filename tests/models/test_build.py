@@ -87,7 +87,7 @@ def test_presets_have_the_number_of_parameters_that_their_comment_says(preset: s
     comment = (CONF / "model" / f"{preset}.yaml").read_text(encoding="utf-8")
     said = re.search(r"([\d.]+)M parameters", comment)
     assert said is not None
-    config = load_config([f"model={preset}", "objective=classification"]).model
+    config = load_config(["task=finetune", f"model={preset}", "objective=classification"]).model
     model = build.build_model(config, auto_class, tokenizer(config.tokenizer.vocab_size, **PADDED), 128, None)
     decimals = len(said[1].partition(".")[2])
     assert f"{model.num_parameters() / 1e6:.{decimals}f}" == said[1]

@@ -14,6 +14,8 @@ from lightning.pytorch.profilers import SimpleProfiler
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+import llm_lightning
+from llm_lightning.errors import UserError
 from llm_lightning.objectives.classification import Classification
 
 from ..conftest import TINY_BERT, Runner
@@ -134,3 +136,42 @@ def test_a_killed_run_with_averaged_and_frozen_weights_resumes(
     whole, resumed = (load_file(tmp_path / name / "hf" / "model.safetensors") for name in ("whole", "killed"))
     for name, weight in whole.items():
         torch.testing.assert_close(resumed[name], weight, rtol=0, atol=0)
+
+
+def test_the_last_evaluation_scores_the_exported_average_and_not_the_last(run: Runner, reviews: Path, tmp_path: Path) -> None:
+    """The best validation is an early one here, as the rate grows until it ruins the weights."""
+    average = ["callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging", "callbacks.ema.decay=0.5"]
+    ruin = ["optimizer.lr=1e-3", "scheduler._target_=torch.optim.lr_scheduler.ExponentialLR", "scheduler.gamma=30"]
+    summary = run(*BASE, *average, *ruin, "trainer.validate_every_steps=1", f"data.train={reviews}", f"run_dir={tmp_path}/run")
+    plain = llm_lightning.train("task=evaluate", f"run={tmp_path}/run")
+    assert summary["best_step"] < summary["steps"]
+    assert plain["metrics"]["validation/loss"] == pytest.approx(summary["metrics"]["validation/loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.limit_val_batches=0"], "a run keeps the weights of its best validation"),
+        (["trainer.limit_test_batches=0"], "ends with an evaluation"),
+        (["trainer.fast_dev_run=-1"], "expected true, or a number of steps"),
+        (["optimizer._target_=torch.optim.LBFGS"], "evaluates the loss several times a step"),
+        (["trainer=fsdp", "callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"], "trainer=fsdp cuts up"),
+    ],
+)
+def test_what_would_lose_work_is_refused(overrides: list[str], message: str, train: Runner) -> None:
+    with pytest.raises(UserError, match=message):
+        train(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "scheduler.max_lr=0.01", "scheduler.total_steps=4"],
+        ["optimizer._target_=torch.optim.Rprop", "trainer.fast_dev_run=3", "scheduler.warmup=100"],
+        ["trainer.profiler={_target_: lightning.pytorch.profilers.AdvancedProfiler}"],
+        ["scheduler._target_=torch.optim.lr_scheduler.LambdaLR", "scheduler.lr_lambda={_target_: math.exp2, _partial_: true}"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_what_torch_and_lightning_have_is_used(overrides: list[str], train: Runner) -> None:
+    assert train(*overrides)["steps"] in (3, 4)

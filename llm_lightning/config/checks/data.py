@@ -97,7 +97,7 @@ def check_labels(config: Config) -> Iterator[str]:
             yield f"data.columns.label={label}: only objective=multi_label learns from a column for each label; name one column."
         elif len(label) < 2 or len(set(map(str, label))) < len(label):
             yield f"data.columns.label={label}: give at least two different columns, or one column and objective=classification."
-        elif config.data.source not in ("files", "hub"):
+        elif config.data.source not in ("files", "hub") and config.data._target_ is None:
             yield f"data.columns.label={label}: only data=files and hub have a column for each label."
     elif label is not None and not isinstance(label, str | int):
         yield f"data.columns.label={label}: expected the name of a column, or for objective=multi_label a list of them."

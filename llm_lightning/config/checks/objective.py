@@ -44,7 +44,9 @@ def check_objective(config: Config) -> Iterator[str]:
 def _streaming(config: Config, encoding: str, objective: str) -> Iterator[str]:
     if encoding != "stream" or config.data.packing != "best_fit":
         yield f"data.streaming=true: needs objective=causal_lm and data.packing=best_fit; {objective} and {config.data.packing} found."
-    if config.data.source not in ("text", "files", "hub"):
+    if config.data._target_ is not None:
+        yield f"data.streaming=true: {config.data._target_} returns its rows whole; leave data.streaming out."
+    elif config.data.source not in ("text", "files", "hub"):
         yield f"data.streaming=true: data={config.data.source} is built in and small; choose data=text, files or hub."
     if config.data.test is not None:
         yield f"data.test={config.data.test}: a run on a stream has no test split; leave it out, and evaluate the run by task=evaluate."

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from llm_lightning.config import signatures
-from llm_lightning.config.schema import (
-    OPEN_GROUPS,
-    Config,
-)
+from llm_lightning.config.schema import OPEN_GROUPS, Config
 from llm_lightning.errors import join_names, nearest
+
+TRAINING = ("pretrain", "finetune", "check")
+"""Tasks that use callbacks and loggers."""
 
 
 def check_targets(config: Config) -> Iterator[str]:
@@ -22,6 +22,8 @@ def check_targets(config: Config) -> Iterator[str]:
         yield from _target("data", {"_target_": config.data._target_, **config.data.arguments}, positions=3)
     if config.model._target_ is not None:
         yield from _target("model", {"_target_": config.model._target_, **config.model.arguments}, positions=5)
+    if config.task not in TRAINING:
+        return
     for name, arguments in config.callbacks.custom.items():
         yield from _target(f"callbacks.{name}", arguments, positions=0)
     for name, arguments in config.logger.custom.items():
@@ -52,6 +54,8 @@ def _target(key: str, settings: dict[str, Any], positions: int, provided: Collec
                 f"{key}.{name}: {target.rpartition('.')[2]} has no such setting; "
                 f"it has {join_names(allowed) or 'none'}.{nearest(name, allowed)}"
             )
+        elif isinstance(value, dict) and "_target_" in value:
+            continue  # it is instantiated first
         elif wrong := signatures.mismatch(value, allowed[name].type):
             yield f"{key}.{name}={value}: expected {wrong}."
     for name, parameter in allowed.items():

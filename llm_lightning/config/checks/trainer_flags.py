@@ -56,6 +56,10 @@ def check_flags(config: Config) -> Iterator[str]:
         elif accepted and name not in accepted:
             allowed = sorted(accepted.keys() - REFUSED.keys())
             yield f"trainer.flags.{name}: Lightning's Trainer has no such argument.{nearest(name, allowed)}"
+        elif name in ("limit_val_batches", "limit_test_batches") and not isinstance(value, bool) and value == 0:
+            yield f"trainer.{name}=0: a run keeps the weights of its best validation, and ends with an evaluation; give at least 1."
+        elif name == "fast_dev_run" and not (isinstance(value, int) and value >= 0):
+            yield f"trainer.fast_dev_run={value}: expected true, or a number of steps."
         elif accepted and (wrong := signatures.mismatch(value, accepted[name].type)):
             yield f"trainer.{name}={value}: expected {wrong}."
     if flags.get("overfit_batches") and config.data.streaming:
@@ -67,8 +71,11 @@ def limit_to_few_steps(config: Config) -> Config:
     steps = int(config.trainer.flags["fast_dev_run"])
     flags = {**config.trainer.flags, "limit_val_batches": steps, "limit_test_batches": steps}
     del flags["fast_dev_run"]
+    warmup = config.scheduler.get("warmup", 0)
+    scheduler = config.scheduler | ({"warmup": steps} if isinstance(warmup, int | float) and warmup > steps else {})
     return replace(
         config,
         trainer=replace(config.trainer, max_steps=steps, max_epochs=None, validate_every_steps=None, flags=flags),
+        scheduler=scheduler,
         logger=replace(config.logger, name="csv", custom={}),
     )
