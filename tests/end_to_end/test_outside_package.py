@@ -116,7 +116,7 @@ ARGUMENTS = [
         "data.columns.label=label",
     ),
     *("model.tokenizer.vocab_size=300", "trainer.max_steps=4", "trainer.max_epochs=null", "trainer.validate_every_steps=2"),
-    *("logger=csv", "callbacks.energy=false", "trainer.progress=none", "trainer=cpu"),
+    *("logger=csv", "callbacks.energy=false", "trainer.progress=none", "trainer=cpu", "data.on_bad_row=skip"),
 ]
 SMALL = "++model.config={num_hidden_layers: 2, hidden_size: 32, intermediate_size: 64, num_attention_heads: 2}"
 
@@ -146,7 +146,6 @@ def test_a_package_brings_everything_that_a_run_is_made_of(site: Path, cache: Pa
     ]
     parts = [
         "data.rows=40",
-        "data.on_bad_row=skip",
         "model._target_=my_package.model.build",
         "model.width=16",
         "optimizer._target_=torch.optim.SGD",

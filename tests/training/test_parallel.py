@@ -208,13 +208,13 @@ def test_a_model_that_is_to_be_sharded_is_tried_on_one_short_sequence(
 ) -> None:
     """Before training it is whole on the CPU of every rank. Then one device trains it in bf16, evaluates it and exports it."""
     sizes: dict[bool, list[int]] = {True: [], False: []}
-    score = CausalLM.score
+    score = CausalLM.loss_and_outputs
 
     def watched(self: Any, batch: MicroBatch) -> Any:
         sizes[isinstance(self.model, FSDPModule)].append(len(batch.input_ids))
         return score(self, batch)
 
-    monkeypatch.setattr(CausalLM, "score", watched)
+    monkeypatch.setattr(CausalLM, "loss_and_outputs", watched)
     data = ["data=text", f"data.train={corpus}", "data.document=line", "data.block_size=32"]
     settings = ["trainer.strategy=fsdp", "trainer.precision=bf16-mixed", "trainer.max_steps=3", "trainer.validate_every_steps=2"]
     summary = run("task=pretrain", *TINY_GPT, *data, *settings, "batch.micro_sequences=4", f"run_dir={tmp_path}/run")
