@@ -60,6 +60,7 @@ from llm_lightning.training.divergence import DivergenceGuard
 from llm_lightning.training.meter import Meter
 from llm_lightning.training.progress_bar import ProgressBar
 from llm_lightning.training.samples import Samples
+from llm_lightning.training.shared_metrics import SharedMetrics
 from llm_lightning.training.signals import StopOnSignal, raise_interrupts
 
 log = logging.getLogger(__name__)
@@ -169,6 +170,7 @@ def train(
     checkpoints = Checkpoints(config.checkpoint, folder, identity.to_record() | code, data, meter, best)
     bars = [ProgressBar(meter)] if config.trainer.progress == "bar" else []
     stop = StopOnSignal(checkpoints.save, f"to go on: {resume_command(config, folder)}")
+    custom = [SharedMetrics(meter), *custom] if custom else []
     # in this order: `best` and `Samples` while a callback's averaged weights are in the model, the guard after the meter, states at the end
     callbacks = [energy, meter, DivergenceGuard(meter), best, *bars, Samples(folder, meter), *custom, checkpoints, stop]
     settings = plain(config) | {"configuration": configuration_hash(plain(config), dataset.fingerprints), "facts": facts}

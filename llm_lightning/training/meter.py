@@ -162,7 +162,6 @@ class Meter(Callback):
         self._targets = self._targets + outputs["targets"]
         if self.closes_interval(trainer.global_step):
             self._close_interval(trainer, outputs, batch.epoch)
-            module.log_dict(self.values, on_step=True, logger=False, batch_size=1)  # for callbacks that monitor a metric
             self.restart_clock()
 
     def closes_interval(self, step: int) -> bool:

@@ -141,7 +141,7 @@ def test_seconds_are_those_of_training_alone(monkeypatch: pytest.MonkeyPatch) ->
         meter.on_train_batch_start()
         clock.now += 2
         trainer.global_step += 1
-        meter.on_train_batch_end(trainer, module, outputs, batch, 0)
+        meter.on_train_batch_end(trainer, None, outputs, batch, 0)
 
     step()
     meter.pause(trainer)
@@ -170,7 +170,6 @@ def test_a_loss_that_is_not_finite_is_not_logged_and_ends_the_run(loss: float) -
     rows: list[dict[str, float]] = []
     logger = SimpleNamespace(log_metrics=lambda values, step: rows.append(values))
     trainer: Any = SimpleNamespace(world_size=1, global_step=0, loggers=[logger], state=SimpleNamespace(fn=TrainerFn.FITTING))
-    module: Any = SimpleNamespace(log_dict=lambda values, **_: None)
     batch: Any = SimpleNamespace(tokens=10, positions=10, padded=10, sequences=1, epoch=0.0)
     meter = Meter(every=2, total_steps=100, cache=None)  # type: ignore[arg-type]
     guard = DivergenceGuard(meter)
@@ -178,7 +177,7 @@ def test_a_loss_that_is_not_finite_is_not_logged_and_ends_the_run(loss: float) -
     def step(value: float) -> None:
         trainer.global_step += 1
         outputs = {"loss_sum": torch.tensor(value), "targets": torch.tensor(1.0), "learning_rate": 0.1, "gradient_norm": 1.0}
-        meter.on_train_batch_end(trainer, module, outputs, batch, 0)
+        meter.on_train_batch_end(trainer, None, outputs, batch, 0)
         guard.on_train_batch_end(trainer)
 
     step(1.0)
