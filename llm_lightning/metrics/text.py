@@ -26,7 +26,7 @@ class CorpusScores(Sums):
     """
 
     def __init__(self, references: Sequence[str] = ()) -> None:
-        """`references` are the first ones of the corpus, the same on every rank: they decide how BLEU cuts texts into tokens.
+        """Keep the first `references` of the corpus, the same on every rank: they decide how BLEU cuts texts into tokens.
 
         If all are shorter than four tokens, BLEU counts n-grams up to the longest: with longer n-grams every score would be 0.
         """

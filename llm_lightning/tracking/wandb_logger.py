@@ -49,7 +49,7 @@ class WandbLogger(Logger):
         monitor: str,
         maximize: bool,
     ) -> None:
-        """`settings` become the run's config in W&B; its summary keeps the best value of the metric `monitor`, not the last."""
+        """Prepare a run of W&B: `settings` become its config; its summary keeps the best value of the metric `monitor`."""
         super().__init__()
         self.config, self.folder, self.settings, self.tags, self.group = config, folder, settings, tags, group
         self.monitor, self.best = monitor, "max" if maximize else "min"

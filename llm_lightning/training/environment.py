@@ -36,13 +36,13 @@ class LaunchedEnvironment(ClusterEnvironment):
         return distributed.read_launch().world_size
 
     def set_world_size(self, size: int) -> None:
-        """The launcher's number stays."""
+        """Keep the launcher's number."""
 
     def global_rank(self) -> int:
         return distributed.rank()
 
     def set_global_rank(self, rank: int) -> None:
-        """The launcher's number stays."""
+        """Keep the launcher's number."""
 
     def local_rank(self) -> int:
         return distributed.local_rank()
