@@ -72,9 +72,9 @@ class Checkpoints(Checkpoint):  # Lightning calls those of this class last: a st
         with no_time_limit():
             trainer.save_checkpoint(path)
             if trainer.is_global_zero:
-                earlier = [state for state in list_checkpoints(self.folder) if step_of(state) <= trainer.global_step]
-                for state in earlier[: -self.config.keep]:
-                    state.unlink()
+                earlier = [file for file in list_checkpoints(self.folder) if step_of(file) <= trainer.global_step]
+                for file in earlier[: -self.config.keep]:
+                    file.unlink()
         return path
 
     def is_saved(self, step: int) -> bool:
@@ -95,51 +95,51 @@ def resume_point(resume: str, folder: Path, shared: bool, identity: RunIdentity)
     `shared`: whether all ranks read rank 0's disk; otherwise the file is copied to theirs. Raises UserError if the checkpoint belongs to
     another run than `identity` describes.
     """
-    state: Path | None = None
+    checkpoint: Path | None = None
     if distributed.is_rank_zero() and resume != "never":
-        state = newest(folder / "checkpoints") if resume == "auto" else expand_home(resume)
-        if state is not None:
-            require_same_run(state, *_read_record(state), identity)
-            log.info("resume: continuing from %s", state)
-    place = distributed.broadcast(None if state is None else str(state.absolute()))
+        checkpoint = newest(folder / "checkpoints") if resume == "auto" else expand_home(resume)
+        if checkpoint is not None:
+            require_same_run(checkpoint, *_read_record(checkpoint), identity)
+            log.info("resume: continuing from %s", checkpoint)
+    place = distributed.broadcast(None if checkpoint is None else str(checkpoint.absolute()))
     if place is None or shared:
         return None if place is None else Path(place)
-    copied = folder / "checkpoints" / ".resume.ckpt"  # not one of this folder's states: the next resume overwrites it
+    copied = folder / "checkpoints" / ".resume.ckpt"  # not one of this folder's checkpoints: the next resume overwrites it
     distributed.send_file(Path(place), copied)
     return Path(place) if distributed.is_rank_zero() else copied
 
 
-def _read_record(state: Path) -> tuple[dict[str, Any], int]:
+def _read_record(checkpoint: Path) -> tuple[dict[str, Any], int]:
     """Return (a checkpoint's record of the run that wrote it, its step). Raises UserError if the file has no record."""
     try:
-        content = torch.load(state, weights_only=True, mmap=True)
+        content = torch.load(checkpoint, weights_only=True, mmap=True)
         return content["run"], int(content["global_step"])
     except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{state}: this is no checkpoint of a run of ours ({first_line(error)}).") from error
+        raise UserError(f"{checkpoint}: this is no checkpoint of a run of ours ({first_line(error)}).") from error
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest undamaged state in a folder. A warning names each damaged one; it is put aside, and the one before is tried.
+    """Return the newest undamaged checkpoint in a folder. A warning names each damaged one; it is put aside, and the one before is tried.
 
-    Raises UserError if the folder has states and all are damaged.
+    Raises UserError if the folder has checkpoints and all are damaged.
     """
-    states = list_checkpoints(folder)
-    for state in reversed(states):
-        wrong = damage(state)
+    checkpoints = list_checkpoints(folder)
+    for checkpoint in reversed(checkpoints):
+        wrong = damage(checkpoint)
         if wrong is None:
-            return state
-        aside = state.with_name(f"{state.name}.damaged")
-        state.rename(aside)
-        log.warning("resume: %s is damaged (%s); it is now %s, and the one before is used", state, wrong, aside.name)
-    if states:
+            return checkpoint
+        aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+        checkpoint.rename(aside)
+        log.warning("resume: %s is damaged (%s); it is now %s, and the one before is used", checkpoint, wrong, aside.name)
+    if checkpoints:
         raise UserError(f"{folder}: no whole checkpoint is left; start the run again with another run_dir.")
     return None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the full states in a folder, oldest first."""
+    """Return the full checkpoints in a folder, oldest first."""
     return sorted((p for p in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+", p.stem)), key=step_of)
 
 
-def step_of(state: Path) -> int:
-    return int(state.stem[len("step-") :])
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.stem[len("step-") :])
