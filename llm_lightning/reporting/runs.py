@@ -181,8 +181,11 @@ def _name(run: Run, everyone: list[Run], most: int | None) -> str:
     near = [settings(other.config) for other in peers if other.summary["data"]["name"] == run.summary["data"]["name"]]
     origin, origins = _origin(run_settings), {_origin(settings(other.config)) for other in alike}
 
+    from_scratch = [other for other in others if _origin(other) is None]  # a checkpoint has the settings of its own config
+
     def differs(key: str) -> bool:
-        return any(other.get(key) != run_settings[key] for other in (near if key.startswith("data.") else others))
+        compared = near if key.startswith("data.") else from_scratch if key.startswith("model.config.") else others
+        return any(other.get(key) != run_settings[key] for other in compared)
 
     differing = [key for key in run_settings if key not in (*PLACES, *ORIGIN) and differs(key)]
     changed = [_format_setting(key, run_settings[key]) for key in differing][:most]
