@@ -104,6 +104,17 @@ def test_what_is_chosen_and_how_data_are_read_is_in_a_name(tmp_path: Path) -> No
     assert names == {f"block_size={n} · optimizer={o}" for o, n in (("adamw", 128), ("muon", 128), ("adamw", 256))}
 
 
+def test_a_run_from_scratch_is_not_named_after_the_settings_of_its_architecture(tmp_path: Path) -> None:
+    """A checkpoint brings its own, so that its run has none; two runs from scratch differ by theirs."""
+    for name, origin, layers in (("a", "runs/a", None), ("b", None, 2), ("c", None, 3)):
+        write(tmp_path / name, 1, origin, 0.5)
+        config = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+        config["model"]["config"] = {} if layers is None else {"hidden_size": 64, "num_hidden_layers": layers}
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+    names = {group.name for group in group_runs(find([tmp_path]))}
+    assert names == {"from a", *(f"from scratch · config.num_hidden_layers={n}" for n in (2, 3))}
+
+
 def test_names_are_as_long_as_it_takes(tmp_path: Path) -> None:
     for i in range(4):
         write(tmp_path / str(i), 1, None, 0.5, lr=1e-3 * (1 + i // 2))
