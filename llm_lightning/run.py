@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel
 
 from llm_lightning import distributed, launch
@@ -251,7 +250,7 @@ def check(config: Config) -> dict[str, Any]:
     with scratch_folder(config) as folder:
         start_log(folder)
         instantiate_all("callbacks", config.callbacks.custom, Callback)
-        instantiate_all("logger", config.logger.custom, Logger, save_dir=str(folder))  # type: ignore[type-abstract]
+        loggers.build_custom_loggers(config.logger, folder)
         dataset, objective, data = prepare(config)
         about.describe(config, dataset, data, build_and_connect(config, dataset, objective, data))
         if objective.encoding in ("stream", "documents") and config.data.columns.label is not None:

@@ -23,16 +23,15 @@ def sort_open_keys(node: DictConfig, find_file: Callable[[str], str | None] = la
     `find_file` returns the option file that sets a key. Raises UserError, with that file, for a key that nothing reads.
     """
     for group in (node.callbacks, node.logger):
-        _move(group, group.custom, lambda value: OmegaConf.is_dict(value) and "_target_" in value)
+        _move(group, group.custom, lambda _, value: OmegaConf.is_dict(value) and "_target_" in value)
     for group in (node.data, node.model):
         if group._target_ is not None:
-            _move(group, group.arguments, lambda _: True)
+            _move(group, group.arguments, lambda *_: True)
     if node.data._target_ is not None:
         node.data.source = "package"
-    flags = signatures.parameters(TRAINER) or {}
-    for name in _list_added(node.trainer):
-        if name in flags:
-            node.trainer.flags[name] = node.trainer.pop(name)
+    if _list_added(node.trainer):  # reading the Trainer's source takes longer than the rest
+        flags = signatures.parameters(TRAINER) or {}
+        _move(node.trainer, node.trainer.flags, lambda name, _: name in flags)
     for key in _list_unknown(node):
         file = find_file(key)
         raise UserError(f"{file}: {unknown_key(key)}" if file else unknown_key(key))
@@ -63,9 +62,10 @@ def _list_added(group: DictConfig) -> list[str]:
     return [str(name) for name in group if str(name) not in {field.name for field in fields(kind)}]
 
 
-def _move(group: DictConfig, place: DictConfig, belongs: Any) -> None:
+def _move(group: DictConfig, place: DictConfig, belongs: Callable[[str, Any], bool]) -> None:
+    """Move the added keys of a group for which `belongs(name, value)` is true into `place`."""
     for name in _list_added(group):
-        if belongs(group[name]):
+        if belongs(name, group[name]):
             place[name] = group.pop(name)
 
 

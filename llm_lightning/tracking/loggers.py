@@ -27,8 +27,7 @@ def build_loggers(
     the run's folder by default. An environment variable that sets W&B's mode is logged once; if it switches W&B off, nothing of W&B is
     imported or written.
     """
-    loggers: list[Logger] = [CSVLogger(folder)]
-    loggers += instantiate_all("logger", config.custom, Logger, save_dir=str(folder))  # type: ignore[type-abstract]
+    loggers: list[Logger] = [CSVLogger(folder), *build_custom_loggers(config, folder)]
     if config.name != "wandb":
         return loggers
     mode = read_mode()
@@ -39,6 +38,11 @@ def build_loggers(
             log.info("wandb: offline (%s)", mode.reason)
         loggers.append(WandbLogger(config, folder, settings, tags, group, monitor, maximize))
     return loggers
+
+
+def build_custom_loggers(config: LoggerConfig, folder: Path) -> list[Logger]:
+    """Build the loggers of other packages. Raises UserError for one that cannot be built, or is no logger."""
+    return instantiate_all("logger", config.custom, Logger, save_dir=str(folder))  # type: ignore[type-abstract]
 
 
 def begin(loggers: list[Logger], checkpoint: Path | None) -> None:

@@ -49,7 +49,9 @@ REFUSED = {
 
 def check_flags(config: Config) -> Iterator[str]:
     """Yield the arguments that Lightning's Trainer does not have, or that have another way here."""
-    flags, accepted = config.trainer.flags, signatures.parameters(TRAINER) or {}
+    if not (flags := config.trainer.flags):
+        return
+    accepted = signatures.parameters(TRAINER) or {}
     for name, value in flags.items():
         if name in REFUSED:
             yield f"trainer.{name}: {REFUSED[name]}."
