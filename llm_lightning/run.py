@@ -306,16 +306,20 @@ def require_same_data(dataset: TokenizedDataset) -> None:
                 raise UserError(f"data: the {split} split on machine {machine} is not that of machine 0; give all the same files.")
 
 
-def build_for_data(config: ModelConfig, dataset: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
-    """Build the model that the objective needs for the data."""
-    model = build.build_model(config, objective.auto_class, dataset.tokenizer, data.longest_input, objective.head())
+def build_for_data(
+    config: ModelConfig, dataset: TokenizedDataset, objective: Objective, data: DataModule, bf16: bool = False
+) -> PreTrainedModel:
+    """Build the model that the objective needs for the data; `bf16` is that of `build_model`."""
+    model = build.build_model(config, objective.auto_class, dataset.tokenizer, data.longest_input, objective.head(), bf16)
     objective.adapt(model)
     return model
 
 
 def build_and_connect(config: Config, dataset: TokenizedDataset, objective: Objective, data: DataModule) -> PreTrainedModel:
     """Build the model, and connect it to the objective with its optimizer and schedule."""
-    model = build_for_data(config.model, dataset, objective, data)
+    # FSDP2 shards a layer's weights together, and wants one type
+    bf16 = config.trainer.strategy != "fsdp" and trainer.resolve_precision(config.trainer).startswith("bf16")
+    model = build_for_data(config.model, dataset, objective, data, bf16)
     agree_on_batch_form(model)
     factor = build_schedule(config.scheduler, data.total_steps, float(config.optimizer.get("lr", 1.0)))
     make_optimizer = partial(build_optimizer, config.optimizer)

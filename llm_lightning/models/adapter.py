@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llm_lightning.config.schema import AdapterConfig
 from llm_lightning.errors import UserError, join_names
+from llm_lightning.models import low_rank
 from llm_lightning.models.layers import layers
 
 WEIGHTS = "adapter_model.safetensors"
@@ -41,6 +42,10 @@ def add(model: PreTrainedModel, config: AdapterConfig, new: list[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about settings that peft then corrects itself
         peft.get_peft_model(model, settings)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # a head comes in the type of a bf16 checkpoint
+    low_rank.replace(model)
 
 
 def state(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -43,11 +43,12 @@ def tokenizer(config: ModelConfig) -> Any | None:
 
 
 def build_model(
-    config: ModelConfig, auto_class: str, tokenizer: Any, longest: int, head: dict[str, Any] | None = None
+    config: ModelConfig, auto_class: str, tokenizer: Any, longest: int, head: dict[str, Any] | None = None, bf16: bool = False
 ) -> PreTrainedModel:
     """Build the model with the head of `auto_class` (`AutoModelFor…`), in fp32.
 
     `longest` is the longest input in tokens; `head` holds entries of the model's config, such as label names, which every export has.
+    `bf16`: whether the run computes in bf16; frozen weights under an adapter are then read as such from a checkpoint that has them so.
     Raises UserError if the checkpoint cannot be loaded, has no such head, or has too few positions for the data.
     """
     settings = head or {}
@@ -74,7 +75,7 @@ def build_model(
                 origin,
                 config=model_config,
                 trust_remote_code=config.trust_remote_code,
-                dtype="float32",
+                dtype=_choose_dtype(config, model_config, bf16),
                 ignore_mismatched_sizes=True,  # a head for other labels is a new head
                 output_loading_info=True,
                 **_quantization_settings(config, auto, model_config),
@@ -130,6 +131,12 @@ def reload(folder: Path | str, auto_class: str, config: ModelConfig) -> PreTrain
             return _quick(auto.from_pretrained(folder, dtype="float32", trust_remote_code=config.trust_remote_code))
         except Exception as error:
             raise UserError(f"{folder}: the weights cannot be loaded ({first_line(error)}).") from error
+
+
+def _choose_dtype(config: ModelConfig, model_config: Any, bf16: bool) -> torch.dtype:
+    """Return the type that weights are read in: bf16 where they are frozen in it, which takes half the memory, else fp32."""
+    has_frozen_base = config.adapter.kind != "none" and config.adapter.quantize is None
+    return torch.bfloat16 if bf16 and has_frozen_base and model_config.dtype == torch.bfloat16 else torch.float32
 
 
 def _choose_trained(config: ModelConfig, model: PreTrainedModel, new: list[str]) -> PreTrainedModel:

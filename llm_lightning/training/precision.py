@@ -60,8 +60,8 @@ class MasterWeights(Precision):
         """Set the objective whose model is trained or evaluated from now on. Lightning calls this before each run of a loop."""
         self._objective = module
         self._mode = choose_bf16_mode(module.model)
-        if self._mode == "copies":
-            cast_adapter_base(module.model)  # type: ignore[arg-type]
+        if hasattr(module.model, "peft_config"):
+            cast_adapter_base(module.model, torch.bfloat16 if self._mode == "copies" else torch.float32)  # type: ignore[arg-type]
         return module
 
     @contextmanager
@@ -149,19 +149,19 @@ def _autocast(model: Any, mode: Bf16Mode) -> Any:
     return torch.autocast(model.device.type, torch.bfloat16) if mode == "autocast" else nullcontext()
 
 
-def cast_adapter_base(model: Module) -> None:
-    """Cast the frozen weights under an adapter to bf16 for good, which halves their memory.
+def cast_adapter_base(model: Module, dtype: torch.dtype) -> None:
+    """Cast the frozen weights under an adapter for good; bf16 halves their memory.
 
     An export never reads them: it merges the adapter into the checkpoint's own weights.
     """
-    if not hasattr(model, "peft_config"):
-        return
     for module_name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) or "lora_" in module_name or "modules_to_save" in module_name:
+        if "lora_" in module_name or "modules_to_save" in module_name:
+            continue
+        if isinstance(module, nn.Embedding) and dtype == torch.bfloat16:  # looked up in fp32
             continue
         for parameter in module.parameters(recurse=False):
-            if not parameter.requires_grad and parameter.dtype == torch.float32:
-                parameter.data = parameter.data.to(torch.bfloat16)
+            if not parameter.requires_grad and parameter.dtype in (torch.float32, torch.bfloat16):
+                parameter.data = parameter.data.to(dtype)
 
 
 class WorkingWeights:

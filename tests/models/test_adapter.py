@@ -9,16 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.config.schema import AdapterConfig
 from llm_lightning.errors import UserError
-from llm_lightning.models import adapter
+from llm_lightning.models import adapter, build
 from llm_lightning.models.flat_check import use_flat_batches
 from llm_lightning.models.forward import token_loss
+from llm_lightning.models.low_rank import LoraLinear, replace
 from llm_lightning.objectives.instruction import Instruction
 from llm_lightning.run import evaluate
 from llm_lightning.training.checkpoints import list_checkpoints
@@ -172,3 +175,50 @@ def test_an_adapter_of_the_head_is_part_of_the_loss() -> None:
     logits = reference(**given).logits[given["attention_mask"].bool()]
     expected = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
     padding_free.assert_same(token_loss(use_flat_batches(model), batch), expected, model, reference)
+
+
+@pytest.mark.parametrize("base", [nn.Linear(24, 40), nn.Linear(24, 40, bias=False), Conv1D(40, 24)], ids=["linear", "no bias", "conv1d"])
+def test_the_product_of_an_adapted_matrix_is_that_of_peft(base: nn.Module) -> None:
+    """Result and gradients in fp64; of the tensors that are as large as input or result, the input alone is kept."""
+    transposed = isinstance(base, Conv1D)
+    settings = LoraConfig(r=3, lora_alpha=7, target_modules=["0"], init_lora_weights=False, fan_in_fan_out=transposed)
+    theirs = get_peft_model(nn.Sequential(base), settings).double()
+    ours = copy.deepcopy(theirs)
+    replace(ours)
+    assert any(isinstance(module, LoraLinear) for module in ours.modules())
+    x = torch.randn(2, 50, 24, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    slopes = torch.randn(2, 50, 40, dtype=torch.float64)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        found = ours(inputs[0])
+    expected = theirs(inputs[1])
+    torch.testing.assert_close(found, expected)
+    for result in (found, expected):
+        (result * slopes).sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    gradients = [{name: p.grad for name, p in model.named_parameters() if p.requires_grad} for model in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+    assert len(gradients[0]) == 2
+    assert [tensor.numel() for tensor in kept if tensor.numel() >= 2 * 50 * 24] == [2 * 50 * 24]
+
+
+def test_a_bf16_checkpoint_under_an_adapter_is_never_fp32(
+    pretrained: Callable[[str], list[str]], run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains as if it were read in fp32; peft rounds the first draw of the adapter to the type of the base."""
+    given = [*pretrained("instruction"), *LORA, "trainer.precision=bf16-mixed", "trainer.max_epochs=null", "trainer.max_steps=4"]
+    AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    read: list[set[torch.dtype]] = []
+    add = adapter.add
+
+    def watch(model: nn.Module, *others: object) -> None:
+        read.append({parameter.dtype for parameter in model.parameters()})
+        add(model, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(adapter, "add", watch)
+    found = run(*given, f"run_dir={tmp_path}/bf16")
+    monkeypatch.setattr(build, "_choose_dtype", lambda *_: torch.float32)
+    expected = run(*given, f"run_dir={tmp_path}/fp32")
+    assert read == [{torch.bfloat16}, {torch.float32}]
+    assert found["metrics"]["validation/loss"] == pytest.approx(expected["metrics"]["validation/loss"], rel=1e-3)
