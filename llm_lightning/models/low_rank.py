@@ -33,7 +33,11 @@ class LoraLinear(peft.tuners.lora.Linear):
     def _is_plain(self, x: Tensor) -> bool:
         """Return whether one adapter without dropout applies to a frozen matrix, and all are of one type."""
         base: Any = self.base_layer
-        if type(base) not in (nn.Linear, Conv1D) or base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+        if (
+            type(base) not in (nn.Linear, Conv1D)
+            or base.weight.requires_grad
+            or (base.bias is not None and base.bias.requires_grad)
+        ):
             return False
         if self.disable_adapters or self.merged or self.lora_variant or len(self.active_adapters) != 1:
             return False

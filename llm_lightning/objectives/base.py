@@ -26,6 +26,7 @@ from llm_lightning.metrics.state import States
 from llm_lightning.models import build
 from llm_lightning.objectives.evaluation import EvaluationPass
 from llm_lightning.training import parallel
+from llm_lightning.training.memory import return_unused
 from llm_lightning.training.precision import choose_bf16_mode
 from llm_lightning.training.step import OptimizerStep
 
@@ -195,6 +196,7 @@ class Objective(lightning.LightningModule):
     def validation_step(self, batch: MicroBatch, batch_index: int) -> None:
         assert self._pass is not None
         self._pass.add(batch)
+        return_unused(self.device, batch_index)
 
     def on_validation_epoch_end(self) -> None:
         self.finish_evaluation()

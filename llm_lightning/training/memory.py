@@ -10,6 +10,8 @@ from resource import RUSAGE_SELF, getrusage
 
 import torch
 
+INTERVAL = 50
+"""Optimizer steps between two returns of memory: a return frees buffers that the next steps allocate again."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -31,6 +33,15 @@ def keep_kernels() -> None:
 def peak(device: torch.device) -> float:
     """Return the peak memory so far in bytes: of the device if it has its own memory, else of the process."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 1024.0 * getrusage(RUSAGE_SELF).ru_maxrss
+
+
+def return_unused(device: torch.device, step: int) -> None:
+    """Give memory that no tensor uses back to the system, every `INTERVAL` steps, where nothing else does so: on an Apple GPU.
+
+    Its allocator keeps a buffer for each size of tensor, and sequences come in ever new lengths (pytorch issue 121113, torch 2.13).
+    """
+    if device.type == "mps" and step % INTERVAL == 0:
+        torch.mps.empty_cache()
 
 
 def settle(device: torch.device) -> None:

@@ -22,6 +22,7 @@ from llm_lightning.data.collate import MicroBatch, StepBatch
 from llm_lightning.models import dropout, embedding
 from llm_lightning.training import parallel
 from llm_lightning.training.graphs import Graphs
+from llm_lightning.training.memory import return_unused
 from llm_lightning.training.out_of_memory import MemoryRetry
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class OptimizerStep:
         if self._graphs is None:  # CUDA graphs keep the memory of gradients, and zero it themselves
             optimizer.zero_grad()
         scheduler.step()
+        return_unused(objective.device, batch.index)
         return {"loss_sum": loss_sum, "targets": global_targets, "gradient_norm": gradient_norm, "learning_rate": learning_rate}
 
     def _accumulate_gradients(self, micro_batches: list[MicroBatch], step: int, loss_scale: Tensor) -> Tensor:

@@ -177,7 +177,9 @@ def test_an_adapter_of_the_head_is_part_of_the_loss() -> None:
     padding_free.assert_same(token_loss(use_flat_batches(model), batch), expected, model, reference)
 
 
-@pytest.mark.parametrize("base", [nn.Linear(24, 40), nn.Linear(24, 40, bias=False), Conv1D(40, 24)], ids=["linear", "no bias", "conv1d"])
+@pytest.mark.parametrize(
+    "base", [nn.Linear(24, 40), nn.Linear(24, 40, bias=False), Conv1D(40, 24)], ids=["linear", "no bias", "conv1d"]
+)
 def test_the_product_of_an_adapted_matrix_is_that_of_peft(base: nn.Module) -> None:
     """Result and gradients in fp64; of the tensors that are as large as input or result, the input alone is kept."""
     transposed = isinstance(base, Conv1D)
