@@ -24,8 +24,8 @@ def keep_data_only(run: str, config: dict[str, Any], trusted: Any) -> dict[str, 
     packages = trusted if isinstance(trusted, list) else []
     trainer, model = _drop_targets(config.get("trainer") or {}), dict(config.get("model") or {})  # such as a profiler's
     model["trust_remote_code"] = False  # the command says so anew
-    kept = config | {"trainer": trainer, "model": model}
-    for key, target in (found for group in USED for found in _find_targets(kept.get(group), group)):
+    reduced = config | {"trainer": trainer, "model": model}
+    for key, target in (pair for group in USED for pair in _find_targets(reduced.get(group), group)):
         package = target.partition(".")[0]
         if package in packages or (key == "objective._target_" and _is_own_objective(target)):
             continue
@@ -33,7 +33,7 @@ def keep_data_only(run: str, config: dict[str, Any], trusted: Any) -> dict[str, 
             f"run={run}: its config.yaml names code that is not an objective of llm_lightning: {key}={target}. A run folder from someone "
             f"else is data, and runs no code; where you trust this one, add trust=[{package}]."
         )
-    return kept
+    return reduced
 
 
 def _is_own_objective(target: str) -> bool:
