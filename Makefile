@@ -4,9 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUNS   ?= runs
 OLDEST := .venv-oldest
+IGNORED := # advisories that do not concern this program: the identifier, and here the reason
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nightly test-oldest lint format types docs docs-serve bench report dashboard clean
+.PHONY: help setup demo test test-nightly test-oldest lint format types docs docs-serve bench report dashboard audit clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -75,5 +76,10 @@ report: setup ## the leaderboard over the runs below RUNS=runs
 dashboard: setup ## the project's W&B workspace, or its specification where no key is configured
 	$(BIN)/python -m llm_lightning.tracking.dashboard
 
+audit: setup ## known weaknesses of the versions in constraints.txt, by PyPI's advisories; needs a connection
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt $(addprefix --ignore-vuln ,$(IGNORED))
+
 clean: ## remove the environment, runs and caches of the tools
-	rm -rf $(VENV) $(OLDEST) runs wandb build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) .venv-audit runs wandb build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

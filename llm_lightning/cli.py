@@ -31,7 +31,7 @@ from llm_lightning.config.overrides import quote_overrides
 from llm_lightning.config.redaction import redact
 from llm_lightning.config.saved_runs import STORED, load_saved_config
 from llm_lightning.config.schema import CONF, SweepConfig
-from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError
+from llm_lightning.errors import OtherRankFailed, RunError, Stopped, UserError, escape_controls
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def report_errors() -> Iterator[None]:
         if isinstance(error, Stopped):
             print(error, file=sys.stderr)
         elif not isinstance(error, OtherRankFailed) and not is_reported_elsewhere:
-            print(f"\nerror: {redact(explain(error))}", file=sys.stderr)
+            print(f"\nerror: {escape_controls(redact(explain(error)))}", file=sys.stderr)
         sys.exit(exit_code)
 
 

@@ -1,7 +1,11 @@
 """The exceptions that end a run with one message and no traceback, each with its exit code."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_CONTROLS = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+"""Characters that a terminal obeys, except line feed, tab and the start of a colour."""
 
 
 class RunError(Exception):
@@ -52,3 +56,8 @@ def first_line(error: BaseException, most: int = 300) -> str:
     lines = str(error).strip().splitlines()
     line = lines[0].strip().rstrip(".") if lines else type(error).__name__
     return line if len(line) <= most else f"{line[:most]}…"
+
+
+def escape_controls(text: str) -> str:
+    """Return a text with \\x1b for the characters that a terminal obeys: rows and names of labels may come from anyone."""
+    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -27,7 +27,7 @@ import torch
 
 from llm_lightning import distributed
 from llm_lightning.config.redaction import redact
-from llm_lightning.errors import OtherRankFailed, RunError, Stopped
+from llm_lightning.errors import OtherRankFailed, RunError, Stopped, escape_controls
 
 log = logging.getLogger(__name__)
 
@@ -287,7 +287,7 @@ class Watchdog:
         self._ending = code
         if message is not None:
             log.error("%s", message, extra={"file_only": True})
-            print(f"\nerror: {redact(message)}", file=sys.stderr, flush=True)
+            print(f"\nerror: {escape_controls(redact(message))}", file=sys.stderr, flush=True)
         if self._ended.wait(GRACE):
             return
         for child in self.children:

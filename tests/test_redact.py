@@ -44,8 +44,31 @@ def test_no_file_of_a_run_has_a_secret(
         "HF_TOKEN": "hf_plantedplantedplanted01",
         "WANDB_API_KEY": "b" * 8 + "c" * 32,
         "AWS_SECRET_ACCESS_KEY": "d/planted+one",
+        "GITHUB_TOKEN": "planted-for-github",
+        "OPENAI_API_KEY": "planted-for-openai",
+        "SLACK_BOT_TOKEN": "planted-for-slack",
+        "DB_PASSWORD": "planted-for-database",
+        "my_service_secret": "planted-in-lower-case",
     }
-    secrets = [*planted.values(), "pa55word"]
+    addresses = {
+        "DATABASE_URL": "postgres://me:planted-in-url@host/x",
+        "HTTPS_PROXY": "http://me:planted-in-proxy@127.0.0.1:9",
+        "PIP_INDEX_URL": "https://me:planted-in-index@host/simple",
+    }
+    home = tmp_path / "home"
+    files = {  # of programs that libraries of ours may read
+        home / ".netrc": "machine host login me password planted-in-netrc",
+        home / ".git-credentials": "https://me:planted-in-git@host",
+        home / ".pypirc": "[pypi]\npassword = planted-in-pypirc",
+        home / ".aws" / "credentials": "[default]\naws_secret_access_key = planted-in-aws",
+        home / ".kaggle" / "kaggle.json": '{"username": "me", "key": "planted-in-kaggle"}',
+        home / ".config" / "wandb" / "settings": "[default]\napi_key = planted-in-wandb",
+        home / ".cache" / "huggingface" / "token": "planted-in-hub",
+    }
+    for file, text in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    secrets = [*planted.values(), "pa55word", "planted-in-"]
     result = command(
         *(
             "task=finetune",
@@ -61,17 +84,19 @@ def test_no_file_of_a_run_has_a_secret(
             "trainer.progress=none",
             f"data.train={reviews}",
             f"cache_dir={cache}",
-            f"run_dir={tmp_path}",
+            f"run_dir={tmp_path}/run",
         ),
-        f"prompt='{' '.join(planted.values())} https://me:pa55word@host/x'",
+        f"prompt='{' '.join(planted.values())} https://me:pa55word@host/x?X-Amz-Signature=planted-in-signature'",
         WANDB_MODE="offline",
+        HOME=str(home),
         **planted,
+        **addresses,
     )
     assert result.returncode == 0, result.stderr
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert {"config.yaml", "train.log", "report.html", "summary.json"} <= {file.name for file in files}
-    assert any(file.suffix == ".wandb" for file in files)
-    assert any(file.suffix == ".ckpt" for file in files)
-    assert [(file.name, secret) for file in files for secret in secrets if secret.encode() in file.read_bytes()] == []
+    written = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert {"config.yaml", "train.log", "report.html", "summary.json"} <= {file.name for file in written}
+    assert any(file.suffix == ".wandb" for file in written)
+    assert any(file.suffix == ".ckpt" for file in written)
+    assert [(file.name, secret) for file in written for secret in secrets if secret.encode() in file.read_bytes()] == []
     assert "me:pa55word" not in result.stdout + result.stderr
-    assert "https://***@host/x" in (tmp_path / "config.yaml").read_text()
+    assert "https://***@host/x?X-Amz-Signature=***" in (tmp_path / "run" / "config.yaml").read_text()

@@ -17,13 +17,14 @@ from llm_lightning.config.messages import explain
 from llm_lightning.config.open_keys import sort_open_keys
 from llm_lightning.config.overrides import escape_interpolations, parse_overrides
 from llm_lightning.config.schema import Config, expand_home, schema, to_dataclass
+from llm_lightning.config.stored_code import keep_data_only
 from llm_lightning.errors import UserError, nearest
 
 STORED = ("evaluate", "predict", "generate", "chat", "export")
 """The tasks that start from a finished run."""
 CHANGEABLE = (
     *("data.", "batch.", "trainer.", "cache_dir", "debug", "out", "prompt=", "prompt_file=", "generate.", "evaluate.", "export."),
-    "seed=",
+    *("seed=", "trust=", "model.trust_remote_code="),
 )
 """Keys that may change for these tasks: other files, other batch sizes, other hardware."""
 OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
@@ -56,17 +57,21 @@ def load_saved_config(task: str, run: str | None, overrides: list[str], checked:
             )
     folder = expand_home(run)
     try:
-        node = OmegaConf.merge(
-            schema(), _read_config(folder) if (folder / "config.yaml").is_file() else _build_config(task, run, changes)
-        )
+        values = parse_overrides(changes)
+    except HydraException as error:
+        raise UserError(explain(error, in_shell=False)) from error
+    try:
+        is_run = (folder / "config.yaml").is_file()
+        stored = keep_data_only(run, _read_config(folder), values.get("trust")) if is_run else _build_config(task, run, changes)
+        node = OmegaConf.merge(schema(), stored)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"run={run}: its config.yaml cannot be read ({str(error).splitlines()[0]}).") from error
     try:
-        for key, value in parse_overrides(changes).items():
+        for key, value in values.items():
             OmegaConf.update(node, key, value, merge=True)
         sort_open_keys(node)  # type: ignore[arg-type]
         config = to_dataclass(node)  # type: ignore[arg-type]
-    except (HydraException, OmegaConfBaseException) as error:
+    except OmegaConfBaseException as error:
         raise UserError(explain(error, in_shell=False)) from error
     config = replace(config, task=task, run=run)
     if checked:

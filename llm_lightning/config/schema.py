@@ -347,6 +347,8 @@ class Config:
     run: str | None = None
     """The run folder that task=evaluate, predict, generate, chat and export read. A Hugging Face folder or a hub name works too, except
     for repeating a run's own evaluation."""
+    trust: list[str] = field(default_factory=list)
+    """Packages whose code the config of a stored run may name with `_target_`; by default llm_lightning alone."""
     prompt: str | None = None
     """The prompt that task=generate continues, character for character; - reads standard input."""
     prompt_file: str | None = None

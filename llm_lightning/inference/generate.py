@@ -17,7 +17,7 @@ from llm_lightning.data.conversations import Conversation, Message
 from llm_lightning.data.encodings import text_of
 from llm_lightning.data.encodings.chat import Encoder
 from llm_lightning.data.examples import BadRow
-from llm_lightning.errors import UserError
+from llm_lightning.errors import UserError, escape_controls
 from llm_lightning.inference.predict import Row, usable, without_label
 from llm_lightning.models.generate import as_published, continue_prompts, end_tokens
 from llm_lightning.models.positions import positions_of
@@ -111,7 +111,7 @@ class Generator:
         except BadRow as problem:
             raise UserError(f"{problem}.") from problem
         self._report_notes(1)
-        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if show else None
+        streamer = _Terminal(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if show else None
         with torch.inference_mode(), as_published(self.model):
             written = self.model.generate(  # type: ignore[operator]
                 input_ids=ids,
@@ -147,6 +147,13 @@ class Generator:
     def _cut_at_stop(self, text: str) -> str:
         """Return the text before the first stop string."""
         return min((text.partition(stop)[0] for stop in self.settings.stop), key=len, default=text)
+
+
+class _Terminal(TextStreamer):
+    """Prints text as it is written; on a terminal without the characters that it would obey."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(escape_controls(text) if sys.stdout.isatty() else text, stream_end)
 
 
 def plain_generation(model: PreTrainedModel) -> None:

@@ -140,6 +140,11 @@ class Objective(lightning.LightningModule):
         self.model, self.clip_norm, self.seed = model, clip_norm, seed
         self._make_optimizer, self._factor = make_optimizer, factor
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, **settings: Any) -> Any:  # type: ignore[override]
+        """Return an objective from a checkpoint, by Lightning's method, which by itself would run code that a file of a stranger holds."""
+        return super().load_from_checkpoint(checkpoint_path, **({"weights_only": True} | settings))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the model's config, and drop frozen weights: they equal those of the model that training started from."""
         checkpoint["model_config"] = self.model.config.to_dict()

@@ -134,6 +134,7 @@ KEYS: dict[str, Kind] = {
     "batch.micro_tokens": Kind.EXECUTION,
     "data.workers": Kind.EXECUTION,
     "model.trust_remote_code": Kind.EXECUTION,
+    "trust": Kind.EXECUTION,
     # what is written and shown
     "run_dir": Kind.RECORD,
     "resume": Kind.RECORD,

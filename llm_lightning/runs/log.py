@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llm_lightning import distributed
 from llm_lightning.config.redaction import redact
+from llm_lightning.errors import escape_controls
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,10 @@ def log_failure() -> None:
 
 
 class _Redacted(logging.Formatter):
-    """Formatter that redacts secrets in messages and tracebacks: a command line or an address may hold one."""
+    """Formatter that redacts secrets in messages and tracebacks, as a command line or an address may hold one, and escapes controls."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return str(redact(super().format(record)))
+        return escape_controls(str(redact(super().format(record))))
 
 
 def close_log() -> None:

@@ -131,9 +131,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(site: Path, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def start(site: Path, cache: Path, *arguments: str, training: bool = True) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])}
-    command = [sys.executable, str(ROOT / "train.py"), *ARGUMENTS, SMALL, f"cache_dir={cache}", *arguments]
+    given = [*ARGUMENTS, SMALL] if training else []
+    command = [sys.executable, str(ROOT / "train.py"), *given, f"cache_dir={cache}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=site)
 
 
@@ -164,6 +165,14 @@ def test_a_package_brings_everything_that_a_run_is_made_of(site: Path, cache: Pa
     lines = [json.loads(line) for line in (tmp_path / "run" / "lines.jsonl").read_text().splitlines()]
     assert [line["train/learning_rate"] for line in lines if "train/learning_rate" in line][-1] == pytest.approx(0.5e-3)
     assert any("validation/accuracy" in line for line in lines)
+
+    stored = ["task=evaluate", f"run={tmp_path}/run"]
+    refused = start(site, cache, *stored, training=False)
+    assert (refused.returncode, "Traceback" in refused.stderr) == (2, False), refused.stderr[-3000:]
+    assert "objective._target_=my_package.objectives.Scaled" in refused.stderr
+    again = start(site, cache, *stored, "trust=[my_package]", "trainer.limit_val_batches=1", training=False)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "evaluate.json").read_text())["metrics"] == summary["metrics"]
 
 
 REFUSED = {

@@ -10,12 +10,12 @@ from llm_lightning.config.schema import OPEN_GROUPS, Config
 from llm_lightning.errors import join_names, nearest
 
 TRAINING = ("pretrain", "finetune", "check")
-"""Tasks that use callbacks and loggers."""
+"""Tasks that use optimizers, schedules, callbacks and loggers."""
 
 
 def check_targets(config: Config) -> Iterator[str]:
     """Yield keys and values that the signature of their `_target_` does not have."""
-    groups = {group: getattr(config, group) for group in OPEN_GROUPS if config.task != "predict" or group == "objective"}
+    groups = {group: getattr(config, group) for group in OPEN_GROUPS if config.task in TRAINING or group == "objective"}
     for group, settings in groups.items():
         yield from _target(group, settings, positions=1)
     if config.data._target_ is not None:
