@@ -27,7 +27,7 @@ from llm_lightning.run import prepare
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT, Runner
 
-WORDS = "the film was really good and Mary never saw a better story than this one".split()
+WORDS = ["the", "film", "was", "really", "good", "and", "Mary", "never", "saw", "a", "better", "story", "than", "this", "one"]
 
 
 class CaseReader:

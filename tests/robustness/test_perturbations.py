@@ -80,10 +80,8 @@ def test_case_and_punctuation_keep_the_letters(text: str, row: int) -> None:
 def test_names_are_swapped_for_names_of_the_group_that_is_told(row: int) -> None:
     text = "Mary met James. MARY told Grace and Will about james, and James's dog."
     changed, operation = perturb("names", text, 0, row)
-    pieces = list(
-        zip(text.replace(".", " .").replace("'", " '").split(), changed.replace(".", " .").replace("'", " '").split(), strict=True)
-    )
-    swapped = {old: new for old, new in pieces if old != new}
+    pieces = (told.replace(".", " .").replace("'", " '").split() for told in (text, changed))
+    swapped = {old: new for old, new in zip(*pieces, strict=True) if old != new}
     assert set(swapped) == {
         "Mary",
         "James",
