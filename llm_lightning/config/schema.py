@@ -324,8 +324,9 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    format: str = bound_field("hf", Choice("hf", "onnx", "adapter"))
-    """`hf` is a Hugging Face folder, `onnx` the model for other runtimes (checked against torch), `adapter` only the LoRA weights."""
+    format: str = bound_field("hf", Choice("hf", "onnx", "adapter", "documents"))
+    """`hf` is a Hugging Face folder, `onnx` the model for other runtimes (checked against torch), `adapter` only the LoRA weights,
+    `documents` what the AI Act asks for and a bill of materials, filled from the run's record."""
 
 
 @dataclass(frozen=True, kw_only=True)
