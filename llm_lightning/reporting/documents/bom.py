@@ -12,12 +12,12 @@ from typing import Any
 
 from llm_lightning.reporting.documents.facts import Facts
 from llm_lightning.reporting.intervals import intervals
-from llm_lightning.reporting.robustness import name_slice, read_record
+from llm_lightning.reporting.robustness import describe_failures, name_slice, read_record
 
 NAME = "bom.cdx.json"
 NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562's for addresses
-APPROACHES = {"pretrain": "self-supervised"}
-"""Task -> the approach of training in the specification's words; all others learn from labels."""
+SELF_SUPERVISED = ("causal_lm", "masked_lm")
+"""Objectives that learn from text alone; all others learn from labels or answers."""
 
 Bom = dict[str, Any]
 
@@ -32,7 +32,7 @@ def build_bom(facts: Facts) -> tuple[Bom, list[str]]:
         *([] if facts.weights else ["hashes of the weights"]),
         *([f"licence and hashes of {facts.origin}"] if facts.origin else []),
         *(f"licence of {dataset['name']}" for dataset in datasets),
-        *(f"hash of {dataset['name']}" for dataset in datasets if "hashes" not in dataset),
+        *(f"hash of {dataset['name']}" for dataset in datasets if not {"hashes", "components"} & dataset.keys()),
         *(f"licence of {library['name']} {library['version']}" for library in libraries if "licenses" not in library),
         *([] if facts.summary["energy"].get("kwh") is None else ["provider and source of the energy (its amount is a property)"]),
     ]
@@ -48,13 +48,9 @@ def build_bom(facts: Facts) -> tuple[Bom, list[str]]:
         "metadata": {
             "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "tools": {"components": [_library("llm_lightning", facts.summary["versions"].get("llm_lightning"), "application")]},
-            "component": {"type": "application", "bom-ref": "run", "name": facts.run.folder.resolve().name},
         },
         "components": [model, *parts],
-        "dependencies": [
-            {"ref": "run", "dependsOn": ["model"]},
-            {"ref": "model", "dependsOn": [part["bom-ref"] for part in parts]},
-        ],
+        "dependencies": [{"ref": "model", "dependsOn": [part["bom-ref"] for part in parts]}],
     }
     return bom, open_fields
 
@@ -70,7 +66,7 @@ def _describe_model(facts: Facts) -> Bom:
         "modelCard": {
             "bom-ref": "model-card",
             "modelParameters": {
-                "approach": {"type": APPROACHES.get(str(summary["task"]), "supervised")},
+                "approach": {"type": "self-supervised" if facts.objective in SELF_SUPERVISED else "supervised"},
                 "task": facts.task,
                 **({"architectureFamily": config["model_type"]} if config.get("model_type") else {}),
                 **({"modelArchitecture": config["architectures"][0]} if config.get("architectures") else {}),
@@ -86,10 +82,7 @@ def _describe_model(facts: Facts) -> Bom:
     if len(facts.weights) == 1:
         component["hashes"] = [_hash(next(iter(facts.weights.values())))]
     elif facts.weights:
-        component["components"] = [
-            {"type": "file", "bom-ref": f"weights/{name}", "name": name, "hashes": [_hash(digest)]}
-            for name, digest in facts.weights.items()
-        ]
+        component["components"] = [_file(f"weights/{name}", name, digest) for name, digest in facts.weights.items()]
     return component
 
 
@@ -136,8 +129,6 @@ def _list_metrics(facts: Facts) -> list[Bom]:
 
 
 def _list_limits(facts: Facts) -> list[str]:
-    from llm_lightning.reporting.robustness import describe_failures
-
     return [f"The metrics are of {facts.summary['data']['name']} alone.", describe_failures(facts.run)]
 
 
@@ -160,27 +151,18 @@ def _describe_data(facts: Facts) -> list[Bom]:
         if len(files) == 1 and files[0].sha256:
             component["hashes"] = [_hash(files[0].sha256)]
         elif files and all(file.sha256 for file in files):
-            component["hashes"] = []
             component["components"] = [
-                {"type": "file", "bom-ref": f"data/{split}/{number}", "name": file.name, "hashes": [_hash(str(file.sha256))]}
-                for number, file in enumerate(files, 1)
+                _file(f"data/{split}/{number}", file.name, str(file.sha256)) for number, file in enumerate(files, 1)
             ]
-            del component["hashes"]
         if facts.hub_data is not None:
-            component["externalReferences"] = [
-                {"type": "distribution", "url": f"https://huggingface.co/datasets/{facts.hub_data.partition(' ')[0]}"}
-            ]
+            component["externalReferences"] = [{"type": "distribution", "url": f"https://huggingface.co/datasets/{facts.hub_data}"}]
         components.append(component)
     return components
 
 
 def _describe_origin(origin: str) -> Bom:
-    return {
-        "type": "machine-learning-model",
-        "bom-ref": "pretrained",
-        "name": origin,
-        "description": "the model that training started from",
-    }
+    description = "the model that training started from"
+    return {"type": "machine-learning-model", "bom-ref": "pretrained", "name": origin, "description": description}
 
 
 def _list_libraries(facts: Facts) -> list[Bom]:
@@ -204,6 +186,10 @@ def _library(name: str, version: str | None, kind: str) -> Bom:
     elif (text := (installed.get("License") or "").strip()) and "\n" not in text and len(text) < 80:
         component["licenses"] = [{"license": {"name": text}}]
     return component
+
+
+def _file(reference: str, name: str, digest: str) -> Bom:
+    return {"type": "file", "bom-ref": reference, "name": name, "hashes": [_hash(digest)]}
 
 
 def _hash(digest: str) -> Bom:

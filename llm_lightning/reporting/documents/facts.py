@@ -115,7 +115,7 @@ class Facts:
         data = self.run.config.get("data") or {}
         if data.get("source") != "hub" or data.get("dir") is not None:
             return None
-        return "/".join(filter(None, [data.get("name"), data.get("config")])) or None
+        return data.get("name")
 
     @cached_property
     def files(self) -> list[DataFile]:

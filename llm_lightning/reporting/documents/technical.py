@@ -135,8 +135,9 @@ def _resources(facts: Facts) -> Section:
     hardware = f"{machine['devices']} × {machine['device']}, {machine.get('cpu', '')}" if machine.get("device") else None
     used = None
     if energy.get("kwh") is not None:
-        how = ", ".join(f"{part} {source}" for part, source in (energy.get("sources") or {}).items())
-        used = f"{energy['kwh']:.5g} kWh, {1000 * energy['co2eq_kg']:.4g} g CO2eq for the mix of {energy.get('country', '?')}; {how or 'codecarbon'}"
+        how = ", ".join(f"{part} {source}" for part, source in (energy.get("sources") or {}).items()) or "codecarbon"
+        mix = f"for the mix of {energy.get('country', '?')}"
+        used = f"{energy['kwh']:.5g} kWh, {1000 * energy['co2eq_kg']:.4g} g CO2eq {mix}; {how}"
     before = f" of this run alone; that of {facts.origin} is not in it" if facts.origin else ""
     return Section(
         "1.2 Development: resources",

@@ -68,13 +68,9 @@ def _size(facts: Facts) -> Section:
 
 
 def _range_of(tokens: int) -> str:
-    return (
-        "less than 1 billion tokens"
-        if tokens < 1e9
-        else "1 billion to 10 trillion tokens"
-        if tokens <= 1e13
-        else "more than 10 trillion tokens"
-    )
+    if tokens < 1e9:
+        return "less than 1 billion tokens"
+    return "1 billion to 10 trillion tokens" if tokens <= 1e13 else "more than 10 trillion tokens"
 
 
 def _passes(facts: Facts) -> str:
@@ -85,7 +81,7 @@ def _sources(facts: Facts) -> Section:
     name, listed = str(facts.summary["data"]["name"]), _describe_files(facts)
     fields: list[Field]
     if (hub := facts.hub_data) is not None:
-        value = f"{hub}, from the Hugging Face hub (https://huggingface.co/datasets/{hub.partition('/config')[0]})"
+        value = f"{hub}, from the Hugging Face hub (https://huggingface.co/datasets/{hub})"
         fields = [
             answer("2.1 Publicly available data sets", value, "config.yaml", "names and links"),
             ask("2.1 Whether that data set is public there, and its licence", "the hub's page of the data set says it"),
@@ -133,15 +129,15 @@ def _processing(facts: Facts) -> Section:
         "3. Data processing",
         [
             ask(
-                "3.1 Reservations of rights against text and data mining",
-                "how they were found and respected, and codes of practice signed",
+                "3.1 Reservations of rights (text and data mining)",
+                "how they were found and respected, and which codes were signed",
             ),
             ask("3.2 Removal of illegal content", "what was done to keep it out of the data"),
             answer(
                 "3.3 Other processing",
                 "; ".join(counted),
                 "data.json",
-                "filters, deduplication, and other steps before this run; optional",
+                "filters and other steps before this run; optional",
             ),
         ],
     )
