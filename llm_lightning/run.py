@@ -139,8 +139,8 @@ def announce_finished(folder: Path) -> None:
 
 def note_unmeasured(config: Config, folder: Path, summary: dict[str, Any]) -> None:
     """Log the command that measures slices or invariance of a finished run which has not measured them."""
-    wanted = {"slices": config.evaluate.slice_names, "invariance": config.evaluate.perturbations}
-    missing = [f"'evaluate.{name}=[{','.join(names)}]'" for name, names in wanted.items() if names and name not in summary]
+    requested = {"slices": config.evaluate.slice_names, "invariance": config.evaluate.perturbations}
+    missing = [f"'evaluate.{name}=[{','.join(names)}]'" for name, names in requested.items() if names and name not in summary]
     if missing and distributed.is_rank_zero():
         log.warning("not measured by this run: python train.py task=evaluate run=%s %s", folder, " ".join(missing))
 

@@ -117,17 +117,7 @@ def slices(run: Run) -> Section:
     first, *sentences = describe_slices(record)
     few = f"A slice with fewer than {record['fewest_rows']} rows has no score."
     compared = [part for part in record["parts"] if part["score"] is not None]
-    rows = [
-        [
-            name_slice(part),
-            f"{part['rows']:,}",
-            "–" if part["score"] is None else _number(part["score"], record["unit"]),
-            "–" if part["score"] is None else f"{_number(part['low'], record['unit'])} to {_number(part['high'], record['unit'])}",
-            "–" if part["rest"] is None else _number(part["rest"], record["unit"]),
-            part["note"] if part["p"] is None else _p(part["p"]).removeprefix("p = ").removeprefix("p "),
-        ]
-        for part in record["parts"]
-    ]
+    rows = [_slice_row(part, record["unit"]) for part in record["parts"]]
     title = TITLES.get(record["score"], record["score"])
     table = Table(
         f"Slices · {record['split']}", ["slice", "rows", title, "95% interval", "the rest", "p (Holm)"], rows, few, sortable=True
@@ -135,6 +125,17 @@ def slices(run: Run) -> Section:
     worst = [describe_slice(part, record["unit"]) for part in compared[:SENTENCES] if part["difference"] is not None]
     note = f"{first[0].upper()}{first[1:]}. The worst first."
     return Section("Slices", note, sentences=worst or sentences[:SENTENCES], figures=_draw_slices(record, compared), tables=[table])
+
+
+def _slice_row(part: Record, unit: str) -> list[str]:
+    """Return a slice's row of the table: name, rows, score, interval, score of the rest, p or the reason why there is none."""
+    row = [name_slice(part), f"{part['rows']:,}"]
+    if part["score"] is None:
+        return [*row, "–", "–", "–", str(part["note"])]
+    row += [_number(part["score"], unit), f"{_number(part['low'], unit)} to {_number(part['high'], unit)}"]
+    if part["p"] is None:
+        return [*row, "–", str(part["note"])]
+    return [*row, _number(part["rest"], unit), _p(part["p"]).removeprefix("p = ").removeprefix("p ")]
 
 
 def _draw_slices(record: Record, compared: list[Record]) -> list[Figure]:
@@ -247,9 +248,9 @@ def describe_failures(run: Run) -> str:
     if (record := read_record(run, "slices")) is not None:
         sentences.append(_describe_worst_slice(record))
     if (record := read_record(run, "invariance")) is not None:
-        told = "; ".join(describe_invariance(record))
+        results = "; ".join(describe_invariance(record))
         what = "Under changes that should not matter (of a negation: that should)"
-        sentences.append(f"{what}, on {record['rows']:,} rows of {record['split']}: {told}.")
+        sentences.append(f"{what}, on {record['rows']:,} rows of {record['split']}: {results}.")
     missing = [name for name in ("slices", "invariance") if read_record(run, name) is None]
     if missing:
         names = {"slices": "the scores of slices (evaluate.slices)", "invariance": "changes of the texts (evaluate.invariance)"}

@@ -46,11 +46,11 @@ def add_typos(text: str, rng: random.Random) -> tuple[str, str]:
     operations = list(_TYPOS)
     rng.shuffle(operations)
     words = list(_LONG_WORD.finditer(text))
-    wanted = max(1, round(len(text.split()) / WORDS_PER_TYPO))
+    count = max(1, round(len(text.split()) / WORDS_PER_TYPO))
     for operation in operations:
-        places = [(word.start(), found) for word in words if (found := _TYPOS[operation](word.group(), rng)) is not None]
+        places = [(word.start(), typed) for word in words if (typed := _TYPOS[operation](word.group(), rng)) is not None]
         if places:
-            chosen = sorted(rng.sample(places, min(wanted, len(places))), reverse=True)
+            chosen = sorted(rng.sample(places, min(count, len(places))), reverse=True)
             for start, typed in chosen:
                 end = _LONG_WORD.match(text, start)
                 assert end is not None

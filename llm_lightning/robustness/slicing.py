@@ -60,8 +60,8 @@ class _Texts:
 
     def read(self) -> list[str]:
         if self._texts is None:
-            wanted = set(self.numbers.tolist())
-            by_row = {e.row: text_of(e) for e in self.dataset.examples(self.split) if e.row in wanted}
+            rows = set(self.numbers.tolist())
+            by_row = {e.row: text_of(e) for e in self.dataset.examples(self.split) if e.row in rows}
             self._texts = [by_row.get(number, "") for number in self.numbers.tolist()]
         return self._texts
 

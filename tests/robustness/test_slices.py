@@ -35,12 +35,13 @@ def test_holm_is_the_step_down_procedure() -> None:
     assert len({*expected}) > 5
 
 
-@pytest.mark.parametrize(("right", "wrong", "size"), [(60, 40, 30), (90, 5, 12)])
-def test_right_and_wrong_rows_are_drawn_by_the_hypergeometric_distribution(right: int, wrong: int, size: int) -> None:
+@pytest.mark.parametrize(("right", "wrong", "size", "right_inside"), [(60, 40, 30, 14), (90, 5, 12, 10), (900, 100, 300, 264)])
+def test_right_and_wrong_rows_are_drawn_by_the_hypergeometric_distribution(
+    right: int, wrong: int, size: int, right_inside: int
+) -> None:
     """The exact probability is the sum over all numbers of right rows in the slice that differ as much from the rest."""
-    top = np.r_[np.zeros(wrong), np.ones(right)]
-    total, inside = right + wrong, np.r_[np.ones(size // 2), np.zeros(wrong - size // 2), np.ones(size - size // 2)]
-    rows = np.r_[inside, np.zeros(total - len(inside))].astype(bool) if wrong >= size // 2 else mask(total, size)
+    total, top = right + wrong, np.r_[np.ones(right), np.zeros(wrong)]
+    rows = np.r_[mask(right, right_inside), mask(wrong, size - right_inside)]
     numbers = np.arange(size + 1)
     difference = np.abs(numbers / size - (right - numbers) / (total - size))
     observed = abs(top[rows].mean() - top[~rows].mean())
@@ -57,8 +58,9 @@ def test_scores_that_all_differ_are_permuted() -> None:
     for p, inside in zip(found, rows, strict=True):
         exact = scipy.stats.permutation_test(
             (values[inside], values[~inside]),
-            lambda a, b, axis: a.mean(axis) - b.mean(axis),
-            n_resamples=4000,
+            lambda a, b, axis: np.abs(a.mean(axis) - b.mean(axis)),
+            n_resamples=5000,
+            alternative="greater",
             vectorized=True,
             rng=2,
         ).pvalue

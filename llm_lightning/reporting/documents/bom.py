@@ -176,7 +176,7 @@ def _library(name: str, version: str | None, kind: str) -> Bom:
         return component
     component |= {"version": version, "purl": f"pkg:pypi/{name.lower().replace('_', '-')}@{version}"}
     try:
-        installed = metadata(name)
+        installed: Any = metadata(name)
     except PackageNotFoundError:
         return component
     if installed["Version"] != version:

@@ -64,8 +64,8 @@ class Facts:
     @property
     def task(self) -> str:
         """What the model does, as the hub names it."""
-        known = PIPELINES | CLASSES
-        return known[self.objective][0] if self.objective in known else self.objective.replace("_", "-")
+        tasks = PIPELINES | CLASSES
+        return tasks[self.objective][0] if self.objective in tasks else self.objective.replace("_", "-")
 
     @property
     def output(self) -> str:
@@ -132,13 +132,15 @@ class Facts:
         if self.hub_data is not None:
             return []
         if setting is not None:
-            named = [path for name in (setting if isinstance(setting, list) else [setting]) for path in match(str(name), data.dir)]
+            matches = [
+                path for name in (setting if isinstance(setting, list) else [setting]) for path in match(str(name), data.dir)
+            ]
         elif data.dir is not None and expand_home(data.dir).is_dir():
-            named = [path for path in sorted(expand_home(data.dir).iterdir()) if split_of(Path(path.name)) == split]
+            matches = [path for path in sorted(expand_home(data.dir).iterdir()) if split_of(Path(path.name)) == split]
         else:
-            named = []
+            matches = []
         return [
-            file for path in named for file in ([path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()))
+            file for path in matches for file in ([path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()))
         ]
 
     @cached_property

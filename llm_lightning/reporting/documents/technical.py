@@ -154,7 +154,7 @@ def _resources(facts: Facts) -> Section:
 
 def _systemic(facts: Facts) -> Section:
     bounds = intervals(facts.run)
-    told = [
+    results = [
         f"{name} {value:.4g}" + (f" [{bounds[name][0]:.4g}, {bounds[name][1]:.4g}]" if name in bounds else "")
         for name, value in facts.run.metrics.items()
         if name.startswith("test/") or not any(key.startswith("test/") for key in facts.run.metrics)
@@ -166,7 +166,7 @@ def _systemic(facts: Facts) -> Section:
     return Section(
         "2. Models with systemic risk",
         [
-            answer("1. Evaluation", ", ".join(told), "summary.json", "strategies, criteria and results"),
+            answer("1. Evaluation", ", ".join(results), "summary.json", "strategies, criteria and results"),
             ask("2. Adversarial testing", "internal and external tests, and adaptations of the model; only with systemic risk"),
             ask("3. System architecture", "how components build on each other; only with systemic risk"),
         ],

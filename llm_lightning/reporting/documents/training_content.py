@@ -52,7 +52,7 @@ def _size(facts: Facts) -> Section:
     elif facts.summary["tokens_seen"]:
         size = f"{_range_of(facts.summary['tokens_seen'])} ({facts.summary['tokens_seen']:,} tokens were read from a stream)"
     languages = (facts.run.config.get("data") or {}).get("languages") or {}
-    named = ", ".join(str(code) for code in languages.values() if code)
+    codes = ", ".join(str(code) for code in languages.values() if code)
     return Section(
         "1.3 General information: the training data as a whole",
         [
@@ -60,7 +60,7 @@ def _size(facts: Facts) -> Section:
             answer("Size of the text", size, "summary.json", "below 1 billion tokens, 1 billion to 10 trillion, or above"),
             ask("Kinds of content", "fiction, news, legal texts, source code, conversations, … as far as they are in the data"),
             ask("Latest date of acquisition", "when the last of the data was obtained, and whether it goes on"),
-            answer("Languages", named, "config.yaml", "the languages of the data"),
+            answer("Languages", codes, "config.yaml", "the languages of the data"),
             ask("Other characteristics", "regions, groups of people, domains; optional"),
         ],
         "The summary covers the data of this run; that of a model it starts from is covered by that model's summary.",
