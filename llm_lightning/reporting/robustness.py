@@ -43,7 +43,8 @@ def read_record(run: Run, name: str) -> Record | None:
 def describe_slices(record: Record) -> list[str]:
     """Return a sentence on all rows, then one on each slice, the worst first."""
     overall = "" if record["overall"] is None else f" {_number(record['overall'], record['unit'])}"
-    tests = f"p of {record['compared']} comparisons with the rest is corrected (Holm)"
+    count = record["compared"]
+    tests = f"p of {count} comparisons with the rest is corrected (Holm)" if count else "no slice can be compared with the rest"
     title = TITLES.get(record["score"], record["score"])
     first = f"{title} of {record['split']}:{overall} over {record['rows']:,} rows; {tests}"
     return [first, *(describe_slice(part, record["unit"]) for part in record["parts"])]

@@ -122,7 +122,7 @@ def write_reviews(folder: Path, count: int = 260) -> list[str]:
             rows.append(
                 {"text": text, "label": ["bad", "good"][good], "source": source, "age": int(rng.integers(90)), "tags": ["a"]}
             )
-            rows[-1]["language"] = "de" if i % 4 == 0 else "en"
+            rows[-1]["language"] = "de" if i % 5 == 0 else "en"
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return ["task=finetune", "objective=classification", "data=files", f"data.dir={folder}", "data.columns.label=label", *TINY_BERT]
 
@@ -131,7 +131,7 @@ SLICES = "evaluate.slices=[length,language,source,age]"
 
 
 def test_a_run_records_its_slices_and_flips(run: Runner, tmp_path: Path) -> None:
-    data = [*write_reviews(tmp_path), "trainer.max_epochs=2", "batch.sequences=16", "optimizer.lr=3e-3"]
+    data = [*write_reviews(tmp_path), "trainer.max_epochs=6", "batch.sequences=8", "optimizer.lr=3e-3"]
     measured = [SLICES, "evaluate.invariance=true", "evaluate.invariance_rows=80"]
     folder = tmp_path / "run"
     summary = run(*data, *measured, f"run_dir={folder}")
@@ -165,7 +165,7 @@ def test_a_run_records_its_slices_and_flips(run: Runner, tmp_path: Path) -> None
     assert entries["case"]["same_tokens"] == entries["case"]["changed"] > 0  # the tokenizer lower-cases
     assert entries["case"]["flips"] == 0
     assert flips
-    predict = llm_lightning.load(str(folder), "trainer=cpu").predict
+    predict = llm_lightning.load(str(folder)).predict
     for name in ("before", "after"):
         said = predict([flip[name] for flip in flips])
         column = "predicted" if name == "before" else "predicted_after"
@@ -205,9 +205,15 @@ def test_a_run_records_its_slices_and_flips(run: Runner, tmp_path: Path) -> None
 def test_other_objectives_are_measured_too(run: Runner, tmp_path: Path, objective: str) -> None:
     from ..objectives.test_supervised import write
 
-    settings = ["trainer.max_steps=4", "trainer.max_epochs=null", "batch.sequences=16", f"run_dir={tmp_path}/run"]
-    data = [*write(tmp_path, objective), f"data.test={tmp_path}/train.jsonl", *TINY_BERT, *settings]
-    summary = run(*data, "evaluate.slices=length", "evaluate.invariance=[typos,names]")
+    settings = [
+        "trainer.max_steps=25",
+        "optimizer.lr=3e-3",
+        "trainer.max_epochs=null",
+        "batch.sequences=16",
+        f"run_dir={tmp_path}/run",
+    ]
+    data = [*write(tmp_path, objective), f"data.test=[{tmp_path}/train.jsonl,{tmp_path}/train.jsonl]", *TINY_BERT, *settings]
+    summary = run(*data, "evaluate.slices=length", "evaluate.invariance=[typos,punctuation]")
     examples = {
         k: np.array(v) for k, v in json.loads((tmp_path / "run" / "evaluation" / "test.json").read_text())["examples"].items()
     }
@@ -216,10 +222,17 @@ def test_other_objectives_are_measured_too(run: Runner, tmp_path: Path, objectiv
         assert summary["metrics"]["test/micro_f1"] == pytest.approx(overall)
     else:
         overall = np.abs(examples["prediction"] - examples["target"]).mean()
-        assert all(entry["flips"] is None and entry["mean_move"] > 0 for entry in summary["invariance"]["changes"])
+        rows = pd.read_csv(tmp_path / "run" / "evaluation" / "invariance.csv")
+        for entry in summary["invariance"]["changes"]:
+            moved = rows[rows["change"] == entry["change"]]
+            assert entry["flips"] is None
+            assert entry["mean_move"] == pytest.approx(moved["distance"].sum() / entry["changed"])
+            assert (moved["predicted"] - moved["predicted_after"]).abs().to_numpy() == pytest.approx(moved["distance"], abs=2e-3)
+        assert len(rows)
     assert summary["slices"]["overall"] == pytest.approx(overall)
     parts = [part for part in summary["slices"]["parts"] if part["score"] is not None]
-    assert sum(part["rows"] for part in summary["slices"]["parts"]) == 60
+    assert sum(part["rows"] for part in summary["slices"]["parts"]) == 120
+    assert len(parts) > 2
     assert all(part["low"] <= part["score"] <= part["high"] for part in parts)
     assert load(tmp_path / "run").summary["slices"] == summary["slices"]
 
