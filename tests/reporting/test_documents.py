@@ -15,7 +15,7 @@ from llm_lightning.config.compose import load_config
 from llm_lightning.errors import UserError
 from llm_lightning.reporting.runs import load
 
-from ..conftest import QUIET, TINY_BERT, Runner
+from ..conftest import QUIET, TINY_BERT
 
 FILES = ["bom.cdx.json", "technical-documentation.md", "training-content-summary.md"]
 COMPONENT_KEYS = {
@@ -34,10 +34,17 @@ def documented(tmp_path_factory: pytest.TempPathFactory, reviews: Path, cache: P
     train = place / "reviews.csv"
     train.write_bytes(reviews.read_bytes())
     data = ["data=files", f"data.train={train}", "data.columns.text=body", "data.columns.label=stars", "evaluate.slices=[length]"]
+    data += ["data.validation_fraction=0.5"]
     settings = [*QUIET, f"cache_dir={cache}", "trainer.max_steps=5", "trainer.max_epochs=null", *TINY_BERT]
     run(load_config(["task=finetune", "objective=classification", *data, *settings, f"run_dir={place}/run"]))
     run(load_config(["task=export", f"run={place}/run", "export.format=documents"]))
     return place / "run"
+
+
+def export(run_folder: Path, out: Path) -> dict[str, Any]:
+    from llm_lightning.run import run
+
+    return run(load_config(["task=export", f"run={run_folder}", "export.format=documents", f"out={out}"]))
 
 
 def walk(component: dict[str, Any]) -> list[dict[str, Any]]:
@@ -79,7 +86,7 @@ def test_the_bill_of_materials_tells_what_the_run_recorded(documented: Path) -> 
     bom = json.loads((documented / "export-documents" / "bom.cdx.json").read_text())
     run, parts = load(documented), {part["bom-ref"]: part for part in bom["components"]}
     assert parts["library/torch"]["version"] == run.summary["versions"]["torch"]
-    assert parts["library/torch"]["purl"] == f"pkg:pypi/torch@{run.summary['versions']['torch']}"
+    assert parts["library/torch"]["purl"] == f"pkg:pypi/torch@{run.summary['versions']['torch'].replace('+', '%2B')}"
     file = documented.parent / "reviews.csv"
     assert parts["data/train"]["hashes"][0]["content"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert "hashes" not in parts["data/validation"]  # cut from train
@@ -96,12 +103,10 @@ def test_the_bill_of_materials_tells_what_the_run_recorded(documented: Path) -> 
     assert any("tokens" in split for split, _ in metrics)  # slices by length
 
 
-def test_every_document_tells_its_law_and_its_open_fields(
-    documented: Path, capsys: pytest.CaptureFixture[str], run: Runner
-) -> None:
+def test_every_document_tells_its_law_and_its_open_fields(documented: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = documented / "export-documents"
     assert sorted(file.name for file in folder.iterdir()) == FILES
-    result = run("task=export", f"run={documented}", "export.format=documents", f"out={documented.parent / 'elsewhere'}")
+    result = export(documented, documented.parent / "elsewhere")
     told = capsys.readouterr().err
     for name in FILES[1:]:
         text = (folder / name).read_text()
@@ -109,7 +114,8 @@ def test_every_document_tells_its_law_and_its_open_fields(
         assert "Regulation (EU) 2024/1689" in text.partition("##")[0]
         marked = re.findall(r"^- \*\*(.+)\*\*: \*\*open\*\*", text, re.MULTILINE)
         listed = text.partition("## Open fields")[2].strip().splitlines()
-        assert [line.partition(": ")[2] for line in listed] == [re.sub(r"^(\d\. )", r"\1", title) for title in marked]
+        assert len(listed) == len(marked) > 5
+        assert all(line.endswith(f": {title}") for line, title in zip(listed, marked, strict=True))
         for line in listed:
             assert f"  {name}: {line.removeprefix('- ')}" in told
     assert len(result["open"]) == told.count("\n  ")
@@ -124,12 +130,12 @@ def test_every_document_tells_its_law_and_its_open_fields(
     assert f"5 optimizer steps over {summary['tokens_seen']:,} tokens" in technical
 
 
-def test_a_file_that_changed_after_the_run_has_no_hash(documented: Path, run: Runner, tmp_path: Path) -> None:
+def test_a_file_that_changed_after_the_run_has_no_hash(documented: Path, tmp_path: Path) -> None:
     file = documented.parent / "reviews.csv"
     content = file.read_bytes()
     file.write_bytes(content + b"x,good\n")
     try:
-        result = run("task=export", f"run={documented}", "export.format=documents", f"out={tmp_path}")
+        result = export(documented, tmp_path)
     finally:
         file.write_bytes(content)
     parts = {part["bom-ref"]: part for part in json.loads((tmp_path / "bom.cdx.json").read_text())["components"]}

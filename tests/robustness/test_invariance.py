@@ -24,6 +24,7 @@ from llm_lightning.reporting.robustness import describe_change, describe_slice
 from llm_lightning.reporting.runs import load
 from llm_lightning.robustness.invariance import choose_rows, try_changes
 from llm_lightning.run import prepare
+from llm_lightning.run import run as evaluate
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT, Runner
 
@@ -181,16 +182,11 @@ def test_a_run_records_its_slices_and_flips(run: Runner, tmp_path: Path) -> None
     assert "typos: " in card
 
     # the same again, and on other data
-    again = run("task=evaluate", f"run={folder}")
+    again = evaluate(load_config(["task=evaluate", f"run={folder}"]))
     assert again["slices"] == summary["slices"]
     assert again["invariance"] == summary["invariance"]
-    run(
-        "task=evaluate",
-        f"run={folder}",
-        f"data.test={tmp_path}/validation.jsonl",
-        "evaluate.slices=[source]",
-        "evaluate.invariance=false",
-    )
+    others = [f"data.test={tmp_path}/validation.jsonl", "evaluate.slices=[source]", "evaluate.invariance=false"]
+    evaluate(load_config(["task=evaluate", f"run={folder}", *others]))
     assert sorted(file.name for file in (folder / "evaluate").iterdir()) == ["slices.csv"]
     assert worst in (folder / "report.html").read_text()  # of the run's own data
 

@@ -9,6 +9,7 @@ import uuid
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, metadata
 from typing import Any
+from urllib.parse import quote
 
 from llm_lightning.reporting.documents.facts import Facts
 from llm_lightning.reporting.intervals import intervals
@@ -174,7 +175,7 @@ def _library(name: str, version: str | None, kind: str) -> Bom:
     component: Bom = {"type": kind, "bom-ref": f"{kind}/{name}", "name": name}
     if version is None:
         return component
-    component |= {"version": version, "purl": f"pkg:pypi/{name.lower().replace('_', '-')}@{version}"}
+    component |= {"version": version, "purl": f"pkg:pypi/{name.lower().replace('_', '-')}@{quote(version, safe='')}"}
     try:
         installed: Any = metadata(name)
     except PackageNotFoundError:

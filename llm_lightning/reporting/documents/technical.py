@@ -97,8 +97,8 @@ def _data(facts: Facts) -> Section:
     )
     cards = facts.run.data()
     counted = [
-        f"{split}: {card['duplicates']:,} of {card['compared']:,} sequences are there twice"
-        + (f", {card['in_train']:,} are in train too" if "in_train" in card else "")
+        f"{split}: of {card['compared']:,} sequences, {card['duplicates']:,} repeat one before them"
+        + (f", {card['in_train']:,} occur in train too" if "in_train" in card else "")
         for split, card in cards.items()
         if card.get("compared")
     ]
