@@ -61,7 +61,7 @@ def require_slice_columns(rows: dict[str, Rows], slices: list[str], present: lis
                 f"evaluate.slices={name}: the rows of {split} have no column '{name}': it is in other files alone, or its values belong "
                 f"to words and not to rows; leave it out."
             )
-        guess = nearest(name, [*present, LENGTH, LANGUAGE])
+        guess = nearest(name, [*present, LENGTH, LANGUAGE]) or " evaluate.slices=null compares none."
         raise UserError(
             f"evaluate.slices={name}: there is no column '{name}'; the columns are {join_names(present)}, and {LENGTH} and {LANGUAGE} "
             f"need none.{guess}"
