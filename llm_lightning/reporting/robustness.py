@@ -117,13 +117,13 @@ def slices(run: Run) -> Section:
         return Section("Slices")
     first, *sentences = describe_slices(record)
     few = f"A slice with fewer than {record['fewest_rows']} rows has no score."
-    compared = [part for part in record["parts"] if part["score"] is not None]
+    compared = [part for part in record["parts"] if part["difference"] is not None]
     rows = [_slice_row(part, record["unit"]) for part in record["parts"]]
     title = TITLES.get(record["score"], record["score"])
     table = Table(
         f"Slices · {record['split']}", ["slice", "rows", title, "95% interval", "the rest", "p (Holm)"], rows, few, sortable=True
     )
-    worst = [describe_slice(part, record["unit"]) for part in compared[:SENTENCES] if part["difference"] is not None]
+    worst = [describe_slice(part, record["unit"]) for part in compared[:SENTENCES]]
     note = f"{first[0].upper()}{first[1:]}. The worst first."
     return Section("Slices", note, sentences=worst or sentences[:SENTENCES], figures=_draw_slices(record, compared), tables=[table])
 
@@ -250,8 +250,7 @@ def describe_failures(run: Run) -> str:
         sentences.append(_describe_worst_slice(record))
     if (record := read_record(run, "invariance")) is not None:
         results = "; ".join(describe_invariance(record))
-        what = "Under changes that should not matter (of a negation: that should)"
-        sentences.append(f"{what}, on {record['rows']:,} rows of {record['split']}: {results}.")
+        sentences.append(f"Predictions for changed texts ({record['rows']:,} rows of {record['split']}): {results}.")
     missing = [name for name in ("slices", "invariance") if read_record(run, name) is None]
     if missing:
         names = {"slices": "the scores of slices (evaluate.slices)", "invariance": "changes of the texts (evaluate.invariance)"}

@@ -1,7 +1,8 @@
 """Compare a model's predictions for texts with those for the same texts, changed: how many flip, and which.
 
 These are the invariance tests and the directional expectations of CheckList (Ribeiro et al. 2020). The unchanged texts are predicted in
-one pass over the model, the changed ones in one pass for each kind of change, by the batches and the precision of an evaluation.
+one pass over the model, the changed ones in one pass for each kind of change, by the batches and the precision of an evaluation. A changed
+text of which the tokenizer makes the same tokens has the same prediction, and is not predicted again.
 """
 
 from __future__ import annotations
@@ -60,12 +61,16 @@ def try_changes(
     dataset = objective.dataset
     is_number = dataset.label_names is None
     originals = {int(number): dataset.example(split, int(number)) for number in numbers}
-    answers, tokens = _answer(objective, list(originals.values()), predict)
+    tokens = _tokenize(objective, list(originals.values()))
+    answers = _answer(objective, list(originals.values()), predict)
     entries, flips = [], []
     for change in changes:
         perturbed = {row: perturb(change, originals[row].text, seed, row) for row in answers}
         changed = [replace(originals[row], text=text) for row, (text, _) in perturbed.items() if text != originals[row].text]
-        changed_answers, changed_tokens = _answer(objective, changed, predict)
+        changed_tokens = _tokenize(objective, changed)
+        is_same = {row: ids == tokens[row] for row, ids in changed_tokens.items()}
+        predicted = _answer(objective, [e for e in changed if not is_same.get(e.row, True)], predict)
+        changed_answers = {row: answers[row] if same else predicted[row] for row, same in is_same.items()}
         comparisons = [
             Comparison(
                 change,
@@ -79,30 +84,35 @@ def try_changes(
             )
             for row, answer in changed_answers.items()
         ]
-        same = sum(tokens[row] == changed_tokens[row] for row in changed_answers)
-        entries.append(_summarise(change, len(originals), comparisons, same, is_number))
+        entries.append(_summarise(change, len(originals), comparisons, sum(is_same.values()), is_number))
         listed = [c for c in comparisons if (c.distance > 0 if is_number else c.has_flipped != (change in DIRECTIONAL))]
         stays = change in DIRECTIONAL and not is_number
         flips += sorted(listed, key=lambda c: (c.distance if stays else -c.distance, c.row))
     return entries, flips
 
 
-def _answer(
-    objective: Objective, examples: list[Example], predict: PredictSequences
-) -> tuple[dict[int, Answer], dict[int, list[list[int]]]]:
-    """Return (the prediction of each example, the tokens of its sequences), by row; an example without a token has none."""
+def _tokenize(objective: Objective, examples: list[Example]) -> dict[int, list[list[int]]]:
+    """Return the tokens of each example's sequences, by row; an example without a token is left out."""
+    tokens: dict[int, list[list[int]]] = {}
+    if examples:
+        sequences = objective.dataset.encoding(examples, None)
+        for example, ids in zip(sequences.examples, sequences.tokens, strict=True):
+            tokens.setdefault(example.row, []).append(list(ids))
+    return tokens
+
+
+def _answer(objective: Objective, examples: list[Example], predict: PredictSequences) -> dict[int, Answer]:
+    """Return the prediction of each example, by row; an example without a token has none."""
     if not examples:
-        return {}, {}
+        return {}
     encoding: Encoding = objective.dataset.encoding
     sequences = encoding(examples, None)
     predictions = predict(in_memory(sequences, encoding.next_token)) if sequences.tokens else []
     parts: dict[int, list[Any]] = {}
-    tokens: dict[int, list[list[int]]] = {}
     by_row = {example.row: example for example in sequences.examples}
-    for example, prediction, ids in zip(sequences.examples, predictions, sequences.tokens, strict=True):
+    for example, prediction in zip(sequences.examples, predictions, strict=True):
         parts.setdefault(example.row, []).append(prediction)
-        tokens.setdefault(example.row, []).append(list(ids))
-    return {row: objective.answer_row(by_row[row], values) for row, values in parts.items()}, tokens
+    return {row: objective.answer_row(by_row[row], values) for row, values in parts.items()}
 
 
 def _compare(before: Answer, after: Answer) -> tuple[bool, float]:
