@@ -45,7 +45,7 @@ def describe_slices(record: Record) -> list[str]:
     overall = "" if record["overall"] is None else f" {_number(record['overall'], record['unit'])}"
     count = record["compared"]
     tests = f"p of {count} comparisons with the rest is corrected (Holm)" if count else "no slice can be compared with the rest"
-    title = TITLES.get(record["score"], record["score"])
+    title = _title(record)
     first = f"{title} of {record['split']}:{overall} over {record['rows']:,} rows; {tests}"
     return [first, *(describe_slice(part, record["unit"]) for part in record["parts"])]
 
@@ -70,6 +70,10 @@ def name_slice(part: Record) -> str:
     if part["by"] == "length":
         return str(part["slice"])
     return f"{part['by']} {part['slice']}" if part["by"] in ("script", "language") else f"{part['by']} = {part['slice']}"
+
+
+def _title(record: Record) -> str:
+    return TITLES.get(str(record["score"]), str(record["score"]))
 
 
 def _number(value: float, unit: str) -> str:
@@ -119,7 +123,7 @@ def slices(run: Run) -> Section:
     few = f"A slice with fewer than {record['fewest_rows']} rows has no score."
     compared = [part for part in record["parts"] if part["difference"] is not None]
     rows = [_slice_row(part, record["unit"]) for part in record["parts"]]
-    title = TITLES.get(record["score"], record["score"])
+    title = _title(record)
     table = Table(
         f"Slices · {record['split']}", ["slice", "rows", title, "95% interval", "the rest", "p (Holm)"], rows, few, sortable=True
     )
@@ -167,7 +171,7 @@ def _draw_slices(record: Record, compared: list[Record]) -> list[Figure]:
     overall = factor * record["overall"]
     mark = {"type": "line", "x0": overall, "x1": overall, "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dot", "width": 1}}
     layout = {"shapes": [mark], "hovermode": "closest", "yaxis": {"type": "category"}}
-    title = f"{TITLES.get(record['score'], record['score'])}{', %' if factor == 100 else ''}"
+    title = f"{_title(record)}{', %' if factor == 100 else ''}"
     note = "Dotted: all rows." + (f" The {DRAWN} worst of {len(compared)} slices." if len(compared) > DRAWN else "")
     return [
         {

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from llm_lightning.config.compose import load_config
 from llm_lightning.errors import UserError
+from llm_lightning.reporting.documents.facts import hide_folders
 from llm_lightning.reporting.runs import load
 
 from ..conftest import QUIET, TINY_BERT
@@ -146,3 +147,9 @@ def test_a_file_that_changed_after_the_run_has_no_hash(documented: Path, tmp_pat
 def test_an_export_alone_has_no_record(documented: Path) -> None:
     with pytest.raises(UserError, match=r"export.format=documents: run=.*hf is no finished run"):
         load_config(["task=export", f"run={documented}/hf", "export.format=documents", "out=elsewhere"])
+
+
+def test_folders_of_models_are_not_told(tmp_path: Path) -> None:
+    assert hide_folders("google-bert/bert-base-uncased") == "google-bert/bert-base-uncased"
+    for name in (str(tmp_path), "runs/2026-01-01/first", "~/models/first", "/gone/first"):
+        assert hide_folders(name) == f"{Path(name).name} (a local folder)"

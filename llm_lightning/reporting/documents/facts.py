@@ -49,17 +49,16 @@ class Facts:
 
     @property
     def name(self) -> str:
-        """The name of the model: that of its architecture or origin, and of the run's folder."""
-        return f"{self.summary['model']['name']}, run {self.run.folder.resolve().name}"
+        """The name of the model: its preset or the name of its architecture, and the name of the run's folder."""
+        preset = (self.run.config.get("choices") or {}).get("model")
+        return f"{preset or hide_folders(str(self.summary['model']['name']))}, run {self.run.folder.resolve().name}"
 
     @property
     def origin(self) -> str | None:
-        """The pretrained model that the run started from: a name on the hub, or the name of a folder; None for a model from scratch."""
+        """The pretrained model that the run started from, without the folders of a local one; None for a model from scratch."""
         model = self.run.config.get("model") or {}
         origin = model.get("name_or_path") or model.get("init_from")
-        if origin is None:
-            return None
-        return Path(str(origin)).name if expand_home(str(origin)).is_dir() else str(origin)
+        return None if origin is None else hide_folders(str(origin))
 
     @property
     def task(self) -> str:
@@ -161,6 +160,12 @@ class Facts:
 def read_facts(folder: Path, data_config: DataConfig) -> Facts:
     """Read the facts of a finished run. Raises UserError if its summary cannot be read."""
     return Facts(load(folder), data_config)
+
+
+def hide_folders(name: str) -> str:
+    """Return the name of a model on the hub as it is, and of a local folder its own name alone."""
+    is_local = name.startswith(("/", ".", "~")) or name.count("/") > 1 or expand_home(name).is_dir()
+    return f"{Path(name).name} (a local folder)" if is_local else name
 
 
 def hash_file(path: Path) -> str:
