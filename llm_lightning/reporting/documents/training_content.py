@@ -26,7 +26,7 @@ def _identify(facts: Facts) -> Section:
     dependency = (
         "none: trained from scratch"
         if origin is None
-        else f"trained on from {origin}; its own training content is described by its provider"
+        else f"trained on from {origin}; that model's training content is for its provider to describe"
     )
     return Section(
         "1. General information: provider and model",
