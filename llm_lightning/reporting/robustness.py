@@ -85,8 +85,9 @@ def _p(value: float) -> str:
 
 
 def describe_invariance(record: Record) -> list[str]:
-    """Return a sentence on each kind of change."""
-    return [describe_change(entry, record["predicts"]) for entry in record["changes"]]
+    """Return a sentence on each kind of change, and of pairs one on the text that is changed."""
+    which = [f"of each pair, the text in the column '{record['column']}' is changed"] if record["is_pair"] else []
+    return [*(describe_change(entry, record["predicts"]) for entry in record["changes"]), *which]
 
 
 def describe_change(entry: Record, predicts: str) -> str:
@@ -193,13 +194,12 @@ def invariance(run: Run) -> Section:
         return Section("Invariance")
     is_number = record["predicts"] == "number"
     tiles = [_tile(entry, is_number) for entry in record["changes"] if entry["changed"]]
-    which = f" Of each pair, the text in the column '{record['column']}' is changed." if record["is_pair"] else ""
     drawn = f"All {record['rows']:,} rows"
     if record["rows"] < record["of"]:
         drawn = f"{record['rows']:,} of {record['of']:,} rows, drawn by the seed,"
     note = (
         f"{drawn} of {record['split']} are changed and predicted again. Typos, case, punctuation and names should change no prediction; "
-        f"a negation should (there, what stayed is the failure).{which}"
+        f"a negation should (there, what stayed is the failure)."
     )
     rows = [
         [
