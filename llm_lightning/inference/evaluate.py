@@ -59,13 +59,13 @@ def predict_sequences(trainer: lightning.Trainer, objective: Objective, data: Da
     """
     latest, passes = objective.latest, []
 
-    def make_pass(objective: Objective, batches: int) -> EvaluationPass:
+    def begin_pass(objective: Objective, batches: int) -> EvaluationPass:
         passes.append(PredictionPass(objective, batches))
         return passes[-1]
 
-    objective.make_pass, trainer.limit_val_batches = make_pass, 1.0
+    objective.begin_pass, trainer.limit_val_batches = begin_pass, 1.0
     try:
         trainer.validate(objective, dataloaders=data.loader_of(part, trainer.global_rank, trainer.world_size), verbose=False)
     finally:
-        objective.make_pass, objective.latest = EvaluationPass, latest
+        objective.begin_pass, objective.latest = EvaluationPass, latest
     return [passes[0].predictions[index] for index in range(len(part))]

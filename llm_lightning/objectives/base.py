@@ -70,11 +70,11 @@ class Objective(lightning.LightningModule):
         """The metrics of the last evaluation: `split/metric` to a number."""
         self.scored: dict[str, dict[str, np.ndarray]] = {}
         """Split -> the columns of the rows that the last evaluation of a run scored one by one, `number` of the row among them."""
-        self.make_pass: Callable[[Objective, int], EvaluationPass] = EvaluationPass
-        """Makes the next pass over a split, from this objective and the number of batches of all ranks."""
         self._make_optimizer: Callable[[nn.Module], Optimizer]
         self._factor: Callable[[int], float]
         self.take_step = OptimizerStep(self)
+        self.begin_pass: Callable[[Objective, int], EvaluationPass] = EvaluationPass
+        """Begins a pass over a split, with the number of batches over all ranks."""
         self._pass: EvaluationPass | None = None
         """The evaluation in progress."""
         self._batches: dict[str, Any] = {}
@@ -196,7 +196,7 @@ class Objective(lightning.LightningModule):
     # ---- evaluation ----
 
     def on_validation_epoch_start(self) -> None:
-        self._pass = self.make_pass(self, self.trainer.world_size * sum(map(int, self.trainer.num_val_batches)))
+        self._pass = self.begin_pass(self, self.trainer.world_size * sum(map(int, self.trainer.num_val_batches)))
 
     def validation_step(self, batch: MicroBatch, batch_index: int) -> None:
         assert self._pass is not None
