@@ -36,6 +36,7 @@ from llm_lightning.optim.build import build_optimizer, build_schedule
 from llm_lightning.reporting import about
 from llm_lightning.reporting.data_card import data_card
 from llm_lightning.reporting.results import write_pages, write_results
+from llm_lightning.robustness import measure as robustness
 from llm_lightning.runs.folder import (
     forget_launch,
     open_folder,
@@ -109,6 +110,7 @@ def train_unless_finished(
         summary = train(config, folder, sweep, should_continue)
     else:
         announce_finished(folder)
+        note_unmeasured(config, folder, summary)
     if distributed.is_rank_zero():
         forget_launch(config)
     return summary
@@ -135,6 +137,14 @@ def announce_finished(folder: Path) -> None:
             write_pages(folder)
 
 
+def note_unmeasured(config: Config, folder: Path, summary: dict[str, Any]) -> None:
+    """Log the command that measures slices or invariance of a finished run which has not measured them."""
+    requested = {"slices": config.evaluate.slice_names, "invariance": config.evaluate.perturbations}
+    missing = [f"'evaluate.{name}=[{','.join(names)}]'" for name, names in requested.items() if names and name not in summary]
+    if missing and distributed.is_rank_zero():
+        log.warning("not measured by this run: python train.py task=evaluate run=%s %s", folder, " ".join(missing))
+
+
 def train(
     config: Config, folder: Path, sweep: str | None, should_continue: Callable[[int, float], bool] | None = None
 ) -> dict[str, Any]:
@@ -153,6 +163,7 @@ def train(
     )
     if done is not None:  # with the same files elsewhere
         announce_finished(folder)
+        note_unmeasured(config, folder, done)
         return done
 
     # ---- the Trainer: what is measured, exported, saved and logged on the way ----
@@ -200,6 +211,7 @@ def train(
             distributed.send_folder(folder / "hf")
         objective.model = build.reload(folder / "hf", objective.auto_class, config.model)
         metrics, details = evaluate_splits(engine, objective, data)
+        measured = robustness.measure(config, engine, objective, data, folder / "evaluation")
         latency = latency_ms(engine, objective, data)
 
         # ---- results ----
@@ -209,6 +221,7 @@ def train(
             "objective": config.choices["objective"],
             **facts,
             "metrics": metrics | objective.summary(),
+            **measured,
             "monitor": {"name": objective.monitor, "maximize": objective.maximize},
             "steps": engine.global_step,
             "best_step": best.best_step,
@@ -277,9 +290,14 @@ def evaluate(config: Config) -> dict[str, Any]:
     engine = trainer.build_trainer(config.trainer, folder, 1, 1, [], [])
     metrics = evaluate_splits(engine, objective, data)[0] | objective.summary()
     log.info("%s", "\n".join(f"  {name:<32} {value:.9g}" for name, value in metrics.items()))
+    measured = robustness.measure(config, engine, objective, data, robustness.choose_folder(folder, data))
     if distributed.is_rank_zero():
-        write_json(folder / "evaluate.json", {"metrics": metrics, "config": plain(config), "versions": package_versions()})
-    return {"metrics": metrics}
+        earlier = robustness.read_earlier(folder, data)
+        result = {"metrics": metrics, **earlier, **measured, "config": plain(config), "versions": package_versions()}
+        write_json(folder / "evaluate.json", result)
+        if measured and (folder / "summary.json").is_file():
+            write_pages(folder)
+    return {"metrics": metrics, **measured}
 
 
 def prepare(config: Config, tokenizer: Any | None = None) -> tuple[TokenizedDataset, Objective, DataModule]:

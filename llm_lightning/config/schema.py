@@ -29,6 +29,7 @@ def bound_field(default: Any, rule: Range | Choice) -> Any:
 
 
 POSITIVE = Range(1)
+PERTURBATIONS = ("typos", "case", "punctuation", "names", "negation")
 TAG_SCHEMES = ("auto", "iob1", "iob2", "bio", "iobes", "bioes", "bilou", "bmes", "bmewo", "ioe1", "ioe2", "io", "brackets", "none")
 
 
@@ -293,6 +294,27 @@ class EvaluateConfig:
     """Tokens that the model reads at once; null is the number of its positions, at most 1,024."""
     stride: int | None = bound_field(None, POSITIVE)
     """Tokens by which windows move; the more they overlap, the more context each token has. null is half a window."""
+    slices: Any = None
+    """Parts of the test split (of validation without one) whose scores are compared with the rest: a list of `length`, `language`, and
+    columns of the data."""
+    invariance: Any = False
+    """Changes of the texts that should not change a prediction: a list of `typos`, `case`, `punctuation`, `names` and `negation`, or
+    true for all."""
+    invariance_rows: int = bound_field(1000, POSITIVE)
+    """Rows that each of these changes is tried on, at most; more make the rates surer and the evaluation longer."""
+
+    @property
+    def slice_names(self) -> list[str]:
+        """Return the names in `slices`; a single name may stand without brackets."""
+        names = self.slices if isinstance(self.slices, list | tuple) else [self.slices]
+        return [str(name) for name in names if name is not None]
+
+    @property
+    def perturbations(self) -> list[str]:
+        """Return the names in `invariance`: all for true, none for false."""
+        if isinstance(self.invariance, bool) or self.invariance is None:
+            return list(PERTURBATIONS) if self.invariance else []
+        return [str(name) for name in (self.invariance if isinstance(self.invariance, list | tuple) else [self.invariance])]
 
     @property
     def weighs(self) -> bool:
@@ -302,8 +324,9 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    format: str = bound_field("hf", Choice("hf", "onnx", "adapter"))
-    """`hf` is a Hugging Face folder, `onnx` the model for other runtimes (checked against torch), `adapter` only the LoRA weights."""
+    format: str = bound_field("hf", Choice("hf", "onnx", "adapter", "documents"))
+    """`hf` is a Hugging Face folder, `onnx` the model for other runtimes (checked against torch), `adapter` only the LoRA weights,
+    `documents` what the AI Act asks for and a bill of materials, filled from the run's record."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from llm_lightning import distributed
 from llm_lightning.config.schema import Config
 from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, StepBatch, TrainingSteps
+from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.plan import Plan, max_rows_at_once, plan_evaluation
 from llm_lightning.data.prepare import TokenizedDataset
@@ -116,7 +117,13 @@ class DataModule(lightning.LightningDataModule):
         return self._loader(self.evaluation_batches(split, rank, world))
 
     def evaluation_batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
-        part = self.dataset.splits[split]
+        return self._cut_batches(self.dataset.splits[split], rank, world)
+
+    def loader_of(self, part: TokenizedSplit, rank: int = 0, world: int = 1) -> DataLoader[MicroBatch]:
+        """Return the evaluation batches of sequences that belong to no split."""
+        return self._loader(self._cut_batches(part, rank, world))
+
+    def _cut_batches(self, part: TokenizedSplit, rank: int, world: int) -> EvaluationBatches:
         return EvaluationBatches(part, plan_evaluation(part.inputs, self.plan.spec, self.row_size), self.collator, rank, world)
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:

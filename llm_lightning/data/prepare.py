@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from llm_lightning.config.schema import Config, cache_folder
-from llm_lightning.data import encode, encodings, examples, sentences, sources, splits, tokenizers
+from llm_lightning.data import encode, encodings, examples, sentences, slice_columns, splits, tokenizers
 from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import BadRows, Example
@@ -91,9 +91,9 @@ def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> Tok
     if data.streaming:
         stream, rows = open_stream(data)
         return _encode_splits(config, rows, encoder, None, tokenizer, stream)
-    load = sources.get_reader(data)
     text_labels = label_columns(data.columns.label) if encoder.label_is_text else []
-    loaded = load(data, cache, (*encoder.extra_columns, *text_labels))
+    loaded = slice_columns.load_rows(data, cache, (*encoder.extra_columns, *text_labels), config.evaluate.slice_names)
+    columns_of_files = slice_columns.list_columns(loaded)
     for split, part in loaded.items():
         columns = replace(data.columns, label=None) if split == "test" else data.columns  # test may have no labels
         require_columns(split, replace(data, columns=columns), part.table.column_names)
@@ -110,6 +110,7 @@ def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> Tok
     if batches := config.trainer.flags.get("overfit_batches"):
         rows = splits.keep_batches(rows, data, batches, config.batch.sequences)
         log.warning("overfit_batches: trains on %d rows of train, and validates on the same", len(rows["train"]))
+    slice_columns.require_slice_columns(rows, config.evaluate.slice_names, columns_of_files)
     return _encode_splits(config, rows, encoder, labels, tokenizer, None)
 
 

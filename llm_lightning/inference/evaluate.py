@@ -8,8 +8,10 @@ import lightning
 from transformers import PreTrainedModel
 
 from llm_lightning.data.datamodule import DataModule
+from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.errors import UserError, join_names
 from llm_lightning.objectives.base import Objective
+from llm_lightning.objectives.evaluation import EvaluationPass, PredictionPass
 
 
 def require_same_labels(model: PreTrainedModel, names: tuple[str, ...] | None) -> None:
@@ -48,3 +50,22 @@ def evaluate_split(trainer: lightning.Trainer, objective: Objective, data: DataM
     trainer.validate(objective, dataloaders=loader, verbose=False)
     objective.split = "validation"
     return objective.latest
+
+
+def predict_sequences(trainer: lightning.Trainer, objective: Objective, data: DataModule, part: TokenizedSplit) -> list[Any]:
+    """Return the prediction of each sequence of `part`, in their order, by the batches and the precision of an evaluation.
+
+    A collective: every rank has the same sequences, computes its share, and gets all predictions. The metrics of the last evaluation stay.
+    """
+    latest, passes = objective.latest, []
+
+    def begin_pass(objective: Objective, batches: int) -> EvaluationPass:
+        passes.append(PredictionPass(objective, batches))
+        return passes[-1]
+
+    objective.begin_pass, trainer.limit_val_batches = begin_pass, 1.0
+    try:
+        trainer.validate(objective, dataloaders=data.loader_of(part, trainer.global_rank, trainer.world_size), verbose=False)
+    finally:
+        objective.begin_pass, objective.latest = EvaluationPass, latest
+    return [passes[0].predictions[index] for index in range(len(part))]

@@ -31,6 +31,7 @@ from llm_lightning.models import build
 from llm_lightning.models.positions import positions_of
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.causal_lm import CausalLM
+from llm_lightning.reporting.documents.write import write_documents
 from llm_lightning.runs.folder import write_json
 from llm_lightning.runs.versions import package_versions
 from llm_lightning.training import trainer
@@ -92,7 +93,9 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 
 def export(config: Config) -> dict[str, Any]:
-    """Export the weights in the format of export.format."""
+    """Export the weights in the format of export.format, or the documents about them."""
+    if config.export.format == "documents":
+        return _export_documents(config)
     weights, out = weights_of(config), _out(config, f"export-{config.export.format}")
     if config.export.format == "adapter":
         assert config.run_folder is not None
@@ -113,6 +116,15 @@ def export(config: Config) -> dict[str, Any]:
             (out / card.name).write_bytes(card.read_bytes())
     print(f"{config.export.format}: {out}", file=sys.stderr)
     return {"export": str(out)}
+
+
+def _export_documents(config: Config) -> dict[str, Any]:
+    """Write the documents about the run's model, and list the fields that its record does not answer."""
+    assert config.run_folder is not None
+    out = _out(config, "export-documents")
+    open_fields = write_documents(config.run_folder, config.data, out)
+    print("\n".join([f"documents: {out}", "open fields:", *(f"  {name}" for name in open_fields)]), file=sys.stderr)
+    return {"export": str(out), "open": open_fields}
 
 
 TASKS = {"predict": predict, "generate": generate, "chat": generate, "evaluate": evaluate, "export": export}

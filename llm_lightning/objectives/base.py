@@ -41,10 +41,12 @@ class Objective(lightning.LightningModule):
     encoding: ClassVar[str]
     """How rows become sequences: a module of data/encodings/."""
     labelled: ClassVar[bool] = False
-    """Whether rows need a label. `labelled`, `whole_sequences` and `family` are read from the source text, before torch is imported: a
-    value that is not a literal counts as not set."""
+    """Whether rows need a label. `labelled`, `whole_sequences`, `scores_rows` and `family` are read from the source text, before
+    torch is imported: a value that is not a literal counts as not set."""
     whole_sequences: ClassVar[bool] = False
     """Whether a sequence is a whole text, which cannot be packed with others."""
+    scores_rows: ClassVar[bool] = False
+    """Whether the last evaluation stores a score for each row, in `scored`, so that slices of a split can be compared."""
     family: ClassVar[str | None] = None
     """Kind of model that the objective needs: `encoder`, `decoder` or `encoder-decoder`; None takes any."""
     auto_class: ClassVar[str]
@@ -67,9 +69,13 @@ class Objective(lightning.LightningModule):
         """Whether it is the last evaluation of a run, which may take its time."""
         self.latest: Evaluation = {}
         """The metrics of the last evaluation: `split/metric` to a number."""
+        self.scored: dict[str, dict[str, np.ndarray]] = {}
+        """Split -> the columns of the rows that the last evaluation of a run scored one by one, `number` of the row among them."""
         self._make_optimizer: Callable[[nn.Module], Optimizer]
         self._factor: Callable[[int], float]
         self.take_step = OptimizerStep(self)
+        self.begin_pass: Callable[[Objective, int], EvaluationPass] = EvaluationPass
+        """Begins a pass over a split, with the number of batches over all ranks."""
         self._pass: EvaluationPass | None = None
         """The evaluation in progress."""
         self._batches: dict[str, Any] = {}
@@ -196,7 +202,7 @@ class Objective(lightning.LightningModule):
     # ---- evaluation ----
 
     def on_validation_epoch_start(self) -> None:
-        self._pass = EvaluationPass(self, self.trainer.world_size * sum(map(int, self.trainer.num_val_batches)))
+        self._pass = self.begin_pass(self, self.trainer.world_size * sum(map(int, self.trainer.num_val_batches)))
 
     def validation_step(self, batch: MicroBatch, batch_index: int) -> None:
         assert self._pass is not None

@@ -34,6 +34,7 @@ class Classification(Objective):
     encoding = "texts"
     labelled = True
     whole_sequences = True
+    scores_rows = True
     auto_class = "AutoModelForSequenceClassification"
     monitor = "validation/accuracy"
     maximize = True
@@ -129,6 +130,7 @@ class Classification(Objective):
     def _tables(self, states: States) -> dict[str, Any]:
         """Return the tables of an evaluation; rows of the confusion matrix are true classes; mistakes are the surest ones."""
         names, confusion = self.dataset.label_names or (), states["confusion"]
+        self.scored[self.split] = states["examples"].columns()
         tables: dict[str, Any] = {
             "classes": len(names),
             "per_class": states["counts"].per_class(names),

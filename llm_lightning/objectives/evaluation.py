@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from llm_lightning import distributed
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.metrics.losses import BatchLosses
 from llm_lightning.metrics.state import merge_over_ranks
@@ -33,6 +34,25 @@ class EvaluationPass:
         self.objective.complete_states(self.states)
         merge_over_ranks([self.losses, *self.states.values()], self.objective.device)
         return self.objective.compute_metrics(self.losses.mean, self.losses.targets, self.states)
+
+
+class PredictionPass(EvaluationPass):
+    """The predictions of sequences in place of scores: those of one rank's part, and after `finish` those of all ranks."""
+
+    def __init__(self, objective: Objective, batches: int) -> None:
+        self.objective, self.losses = objective, BatchLosses(batches)
+        self.predictions: dict[int, Any] = {}
+        """The index of each sequence -> its prediction."""
+
+    def add(self, batch: MicroBatch) -> None:
+        predictions = self.objective.predict(batch)
+        if not batch.blank:
+            self.predictions |= dict(zip(batch.indices.tolist(), predictions, strict=True))
+
+    def finish(self) -> Evaluation:
+        """Gather the predictions of all ranks, on every rank; there are no scores. A collective."""
+        self.predictions = {index: value for part in distributed.gather(self.predictions) for index, value in part.items()}
+        return {}
 
 
 def score_batches(objective: Objective, batches: Iterable[MicroBatch]) -> Evaluation:

@@ -39,6 +39,7 @@ class Instruction(Objective):
 
     family = "decoder"
     encoding = "chat"
+    scores_rows = True
     auto_class = "AutoModelForCausalLM"
     monitor = "validation/loss"
     maximize = False
@@ -80,15 +81,17 @@ class Instruction(Objective):
         for number, generated in self.answer(prompts, shared=True).items():
             reference, answer = self._encoder().answer(examples[number].text), generated.strip()
             scores = {"rouge_l": np.array([rouge_l(answer, reference)]), "exact_match": np.array([float(answer == reference)])}
-            states["answers"].update(np.array([number]), **scores)
+            row = np.array([examples[number].row])
+            states["answers"].update(row, **scores)
             sample = {"prompt": _last_question(examples[number].text), "reference": reference, "answer": answer}
-            states["samples"].update(np.array([number]), np.zeros(1), np.ones(1, dtype=bool), lambda _, sample=sample: sample)
+            states["samples"].update(row, np.zeros(1), np.ones(1, dtype=bool), lambda _, sample=sample: sample)
 
     def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         metrics = {"loss": mean_loss, "perplexity": perplexity(mean_loss)}
         if self.final and (scores := states["answers"].columns()):
             metrics["rouge_l"] = 100 * sum(scores["rouge_l"].tolist()) / len(scores["rouge_l"])
             metrics["exact_match"] = sum(scores["exact_match"].tolist()) / len(scores["exact_match"])
+            self.scored[self.split] = scores
             examples = states["answers"].table(lambda columns: columns | {"rouge_l": 100 * columns["rouge_l"]})
             samples = [sample for _, sample in states["samples"].rows()]
             compared = describe_words(sample["reference"] for sample in samples)

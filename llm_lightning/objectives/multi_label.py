@@ -31,6 +31,7 @@ class MultiLabel(Objective):
     encoding = "label_sets"
     labelled = True
     whole_sequences = True
+    scores_rows = True
     auto_class = "AutoModelForSequenceClassification"
     monitor = "validation/micro_f1"
     maximize = True
@@ -120,6 +121,7 @@ class MultiLabel(Objective):
         examples.update(
             numbers, **{name: v.sum(1) for name, v in {"right": predicted & true, "found": predicted, "true": true}.items()}
         )
+        self.scored[self.split] = examples.columns()
         return {
             "calibration": states["calibration"].table(),
             "precision_recall": {

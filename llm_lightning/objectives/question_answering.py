@@ -42,6 +42,7 @@ class QuestionAnswering(Objective):
     encoding = "spans"
     labelled = True
     whole_sequences = True
+    scores_rows = True
     auto_class = "AutoModelForQuestionAnswering"
     monitor = "validation/f1"
     maximize = True
@@ -122,6 +123,7 @@ class QuestionAnswering(Objective):
             sample = (text for example in islice(self.dataset.examples(self.split), SAMPLE) for _, text in example.label)
             compared = describe_words(sample)
             log.info("%s: F1 and exact match compare %s", self.split, compared)
+            self.scored[self.split] = columns
             self._details = {
                 "compared": {"f1": compared, "exact_match": compared},
                 "mistakes": [mistake for _, mistake in answers["mistakes"].rows()],

@@ -27,6 +27,7 @@ class Regression(Objective):
     encoding = "scores"
     labelled = True
     whole_sequences = True
+    scores_rows = True
     auto_class = "AutoModelForSequenceClassification"
     monitor = "validation/pearson"
     maximize = True
@@ -86,6 +87,7 @@ class Regression(Objective):
 
     def _examples(self, rows: Rows, numbers: np.ndarray, prediction: np.ndarray, target: np.ndarray) -> dict[str, Any]:
         """Return each example's prediction and score, in the order of the data, and the pairs that are furthest apart."""
+        self.scored[self.split] = rows.columns()
         worst = TopRows()
         worst.update(numbers, np.abs(prediction - target), prediction != target, lambda i: (target[i], prediction[i]))
         mistakes = [

@@ -41,6 +41,7 @@ class Tagging(Objective):
     encoding = "words"
     labelled = True
     whole_sequences = True
+    scores_rows = True
     auto_class = "AutoModelForTokenClassification"
     monitor = "validation/f1"
     maximize = True
@@ -163,6 +164,7 @@ class Tagging(Objective):
         """Return the numbers of right, found and true spans of each sentence (without a scheme, of words), and the sentences with the most
         mistakes."""
         table, column = self.dataset.rows[self.split].table, self.dataset.encoding.data.columns.text
+        self.scored[self.split] = states["examples"].columns()
         mistakes = []
         for row, (true, predicted) in states["mistakes"].rows():
             words = read_words(table[row][column])

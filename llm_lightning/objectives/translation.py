@@ -42,6 +42,7 @@ class Translation(Objective):
     encoding = "translation"
     labelled = True
     whole_sequences = True
+    scores_rows = True
     auto_class = "AutoModelForSeq2SeqLM"
     monitor = "validation/loss"
     maximize = False
@@ -162,6 +163,7 @@ class Translation(Objective):
             compared = {"bleu": states["scores"].describe(), "chrf": "characters"}
             log.info("%s: BLEU compares %s", self.split, compared["bleu"])
             samples = [sample for _, sample in states["samples"].rows()]
+            self.scored[self.split] = states["examples"].columns()
             self._tables = {
                 "compared": compared,
                 "samples": samples,

@@ -43,10 +43,14 @@ class Section:
     """For each prompt: `prompt`, `reference` or None, and `texts` as (step, text)."""
     texts: list[tuple[str, str]] = field(default_factory=list)
     """(heading, preformatted text), collapsed."""
+    sentences: list[str] = field(default_factory=list)
+    changes: list[dict[str, str]] = field(default_factory=list)
+    """Changed texts: `change`, `operation`, `before`, `after`, `predicted`, `predicted_after`."""
 
     @property
     def empty(self) -> bool:
-        return not (self.tiles or self.figures or self.tables or self.mistakes or self.samples or self.texts)
+        parts = (self.tiles, self.figures, self.tables, self.mistakes, self.samples, self.texts, self.sentences, self.changes)
+        return not any(parts)
 
 
 def sections(parts: Iterable[partial[Section]]) -> list[Section]:

@@ -12,6 +12,7 @@ from llm_lightning.reporting import figures
 from llm_lightning.reporting.changed_settings import differences
 from llm_lightning.reporting.intervals import Interval, intervals
 from llm_lightning.reporting.page import Section, sections, write_page
+from llm_lightning.reporting.robustness import invariance, slices
 from llm_lightning.reporting.runs import Group, Run, load
 from llm_lightning.reporting.table import COSTS, Column, Table, columns_of, format_cell
 
@@ -30,7 +31,8 @@ def write_report(folder: Path) -> Path:
 
 def parts(run: Run) -> list[partial[Section]]:
     """Return functions that each build a section of the report from the run."""
-    return [partial(part, run) for part in (results, learning, mistakes, samples, data, speed, configuration, reproduction)]
+    builders = (results, learning, slices, invariance, mistakes, samples, data, speed, configuration, reproduction)
+    return [partial(build, run) for build in builders]
 
 
 def results(run: Run) -> Section:

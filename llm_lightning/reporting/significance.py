@@ -63,11 +63,16 @@ def compare_groups(first: Group, second: Group, metric: str) -> Comparison | Non
 
 def holm(comparisons: list[Comparison], pairs: int) -> list[Comparison]:
     """Return the comparisons with probabilities corrected for `pairs` pairs (Holm 1979); these are the relevant ones of all pairs."""
-    order = sorted(range(len(comparisons)), key=lambda i: comparisons[i].p)
-    adjusted, least = list(comparisons), 0.0
-    for place, i in enumerate(order):
-        least = max(least, min(1.0, (pairs - place) * comparisons[i].p))
-        adjusted[i] = replace(comparisons[i], p=least)
+    corrected = correct([comparison.p for comparison in comparisons], pairs)
+    return [replace(comparison, p=p) for comparison, p in zip(comparisons, corrected, strict=True)]
+
+
+def correct(probabilities: Sequence[float], tests: int) -> list[float]:
+    """Return probabilities corrected for `tests` tests by Holm's step-down procedure (Holm 1979), in their order."""
+    adjusted, least = list(probabilities), 0.0
+    for place, i in enumerate(sorted(range(len(adjusted)), key=lambda i: probabilities[i])):
+        least = max(least, min(1.0, (tests - place) * probabilities[i]))
+        adjusted[i] = least
     return adjusted
 
 

@@ -160,6 +160,9 @@ KEYS: dict[str, Kind] = {
     "sweep.prune": Kind.RECORD,
     "sweep.jobs": Kind.RECORD,
     "sweep.redo": Kind.RECORD,
+    "evaluate.slices": Kind.RECORD,
+    "evaluate.invariance": Kind.RECORD,
+    "evaluate.invariance_rows": Kind.RECORD,
     # what other tasks do
     "run": Kind.OTHER_TASKS,
     "prompt": Kind.OTHER_TASKS,
@@ -167,7 +170,10 @@ KEYS: dict[str, Kind] = {
     "out": Kind.OTHER_TASKS,
     "data.predict": Kind.OTHER_TASKS,
     "generate.*": Kind.OTHER_TASKS,
-    "evaluate.*": Kind.OTHER_TASKS,
+    "evaluate.text": Kind.OTHER_TASKS,
+    "evaluate.choices": Kind.OTHER_TASKS,
+    "evaluate.window": Kind.OTHER_TASKS,
+    "evaluate.stride": Kind.OTHER_TASKS,
     "export.*": Kind.OTHER_TASKS,
 }
 """Config key -> its kind; `a.*` stands for all keys below `a`.

@@ -153,8 +153,9 @@ def test_every_objective_tells_of_its_examples(run: Runner, tmp_path: Path, obje
         given = tasks(tmp_path)
     else:
         given = [*write(tmp_path, objective), *(TINY_MARIAN if objective == "translation" else TINY_BERT)]
-    metrics = run(*given, *TRAINING, f"run_dir={tmp_path}/run")["metrics"]
-    split = "validation"
+    given.append("evaluate.slices=[length,language]")
+    summary = run(*given, *TRAINING, f"run_dir={tmp_path}/run")
+    metrics, slices, split = summary["metrics"], summary["slices"], "validation"
     tables = json.loads((tmp_path / "run" / "evaluation" / f"{split}.json").read_text())
     examples = {name: np.array(values) for name, values in tables["examples"].items()}
     if objective in ("multi_label", "tagging"):
@@ -168,6 +169,10 @@ def test_every_objective_tells_of_its_examples(run: Runner, tmp_path: Path, obje
     else:
         for name, values in examples.items():
             assert values.mean() == pytest.approx(metrics[f"{split}/{name}"])
+    if objective != "translation":  # whose chrF of the corpus is not the mean of its sentences
+        assert slices["overall"] == pytest.approx(metrics[f"{slices['split']}/{slices['score']}"])
+    for by in ("length", "script"):
+        assert sum(part["rows"] for part in slices["parts"] if part["by"] == by) == slices["rows"] > 0
     if objective in ("translation", "instruction"):
         assert all({"prompt", "reference", "text"} <= line.keys() for line in load(tmp_path / "run").samples())
         assert load(tmp_path / "run").samples()

@@ -135,6 +135,8 @@ def check_export(config: Config) -> Iterator[str]:
             yield f"{f'out={config.out}' if config.out else f'run={config.run}'}: cannot be written ({reason}); give out=<folder>."
     if config.export.format == "adapter" and (run is None or not (run / "adapter" / "adapter_config.json").is_file()):
         yield f"export.format=adapter: run={config.run} has no adapter; it was trained without (model/adapter=none)."
+    if config.export.format == "documents" and (run is None or not (run / "summary.json").is_file()):
+        yield f"export.format=documents: run={config.run} is no finished run (it has no summary.json), whose record fills the documents."
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if config.export.format == "onnx" and missing:
         yield f"export.format=onnx: needs {join_names(missing)}; pip install 'llm_lightning[onnx]'."
