@@ -29,8 +29,18 @@ ROWS = int(sys.argv[1]) if len(sys.argv) > 1 else pick(10**9, 120)
 SEEDS = [int(seed) for seed in sys.argv[2].split(",")] if len(sys.argv) > 2 else pick([1, 2, 3], [1])
 FLIPPED = 0.1
 FOLDS = pick(5, 2)
-QUIET = ["task=finetune", "objective=classification", "trainer=cpu", "logger=csv", "callbacks.energy=false", "trainer.progress=none"]
-TINY_MODEL = ["model=bert_tiny", "++model.config={num_hidden_layers: 1, hidden_size: 32, intermediate_size: 64, num_attention_heads: 2}"]
+QUIET = [
+    "task=finetune",
+    "objective=classification",
+    "trainer=cpu",
+    "logger=csv",
+    "callbacks.energy=false",
+    "trainer.progress=none",
+]
+TINY_MODEL = [
+    "model=bert_tiny",
+    "++model.config={num_hidden_layers: 1, hidden_size: 32, intermediate_size: 64, num_attention_heads: 2}",
+]
 COLUMNS = ["data", "seed", "rows", "flipped", "suspects", "precision", "recall", "cleanlab rank", "cleanlab set"]
 SCORES = ["clean", "flipped labels", "drop", "relabel"]
 
@@ -66,7 +76,9 @@ def flip(rows: list[Row], seed: int) -> tuple[list[Row], set[int]]:
     draw = random.Random(seed)
     labels = sorted({label for _, label in rows})
     flipped = set(draw.sample(range(len(rows)), round(FLIPPED * len(rows))))
-    noisy = [(text, draw.choice([x for x in labels if x != label]) if i in flipped else label) for i, (text, label) in enumerate(rows)]
+    noisy = [
+        (text, draw.choice([x for x in labels if x != label]) if i in flipped else label) for i, (text, label) in enumerate(rows)
+    ]
     return noisy, flipped
 
 
@@ -80,7 +92,10 @@ def compare_with_cleanlab(run: Path, listed: list[int]) -> tuple[float, float]:
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(columns["number"])
     ranked = find_label_issues(
-        columns["label"][order], columns["probabilities"][order].astype(np.float64), return_indices_ranked_by="self_confidence", n_jobs=1
+        columns["label"][order],
+        columns["probabilities"][order].astype(np.float64),
+        return_indices_ranked_by="self_confidence",
+        n_jobs=1,
     ).tolist()
     both = [row for row in listed if row in set(ranked)]
     places = np.array([ranked.index(row) for row in both], dtype=float)
@@ -94,8 +109,8 @@ def measure(name: str, seed: int, folder: Path) -> list[Any]:
     random.Random(seed).shuffle(clean)
     clean = clean[:ROWS]
     noisy, flipped = flip(clean, seed)
-    for file, rows in {"clean": clean, "noisy": noisy, "dev": read("dev")[:ROWS], "test": read("test")[:ROWS]}.items():
-        write_table(folder / f"{file}.jsonl", rows)
+    for table, rows in {"clean": clean, "noisy": noisy, "dev": read("dev")[:ROWS], "test": read("test")[:ROWS]}.items():
+        write_table(folder / f"{table}.jsonl", rows)
     words = [*QUIET, *model(), "data=files", f"data.validation={folder}/dev.jsonl", f"data.test={folder}/test.jsonl"]
     words += ["data.columns.label=label", "data.block_size=128", "batch.sequences=32", f"seed={seed}"]
     words += [f"trainer.max_epochs={pick(3, 1)}", f"cache_dir={folder}/cache"]
@@ -106,14 +121,23 @@ def measure(name: str, seed: int, folder: Path) -> list[Any]:
         "drop": [f"data.train={folder}/noisy.jsonl", f"data.drop={issues}"],
         "relabel": [f"data.train={folder}/noisy.jsonl", f"data.relabel={issues}"],
     }
-    scores = {run: llm_lightning.train(*words, *own, f"run_dir={folder}/{run}")["metrics"]["test/accuracy"] for run, own in runs.items()}
+    scores = {
+        run: llm_lightning.train(*words, *own, f"run_dir={folder}/{run}")["metrics"]["test/accuracy"] for run, own in runs.items()
+    }
     with issues.open(newline="", encoding="utf-8") as file:
         listed = [int(row["row"]) - 1 for row in csv.DictReader(file)]  # lines count from 1
     hits = flipped & set(listed[: len(flipped)])
     lost = scores["clean"] - scores["noisy"]
     regained = [(scores[run] - scores["noisy"]) / lost if lost > 0 else float("nan") for run in ("drop", "relabel")]
     recall = len(flipped & set(listed)) / len(flipped)
-    figures = [len(clean), len(flipped), len(listed), len(hits) / len(flipped), recall, *compare_with_cleanlab(folder / "noisy", listed)]
+    figures = [
+        len(clean),
+        len(flipped),
+        len(listed),
+        len(hits) / len(flipped),
+        recall,
+        *compare_with_cleanlab(folder / "noisy", listed),
+    ]
     return [name, seed, *figures, *scores.values(), *regained]
 
 

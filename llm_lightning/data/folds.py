@@ -111,7 +111,7 @@ def _group_copies(train: TokenizedSplit, first: np.ndarray) -> np.ndarray:
     numbers: dict[int, int] = {}
     ends = np.append(first[1:], len(train)) - 1
     bounds = zip(train.starts[first].tolist(), (train.starts[ends] + train.lengths[ends]).tolist(), strict=True)
-    hashes = (xxhash.xxh3_64_intdigest(np.ascontiguousarray(train.tokens[start:end])) for start, end in bounds)
+    hashes = (xxhash.xxh3_64_intdigest(train.tokens[start:end].tobytes()) for start, end in bounds)
     return np.array([numbers.setdefault(value, len(numbers)) for value in hashes])
 
 

@@ -123,7 +123,9 @@ def read_edits(rows: dict[str, Rows], data: DataConfig) -> LabelEdits:
             rows_by_name[name].setdefault(_find_row(line, numbers, rows), []).append(line)
     if both := rows_by_name["drop"].keys() & rows_by_name["relabel"].keys():
         line = rows_by_name["relabel"][min(both)][0]
-        raise UserError(f"{line.place}: data.drop leaves this row out ({rows_by_name['drop'][min(both)][0].place}); delete one line.")
+        raise UserError(
+            f"{line.place}: data.drop leaves this row out ({rows_by_name['drop'][min(both)][0].place}); delete one line."
+        )
     return LabelEdits(rows_by_name["drop"], rows_by_name["relabel"])
 
 
@@ -139,8 +141,8 @@ def read_lines(path: Path, name: str) -> Iterator[Line]:
             columns = reader.fieldnames or []
             if missing := [column for column in COLUMNS[name] if column not in columns]:
                 raise UserError(
-                    f"data.{name}={path}: there is no column {join_names(missing)}; the file has {join_names(columns) or 'none'}, and needs "
-                    f"{join_names(COLUMNS[name])}, as evaluation/label_issues.csv of a run has them."
+                    f"data.{name}={path}: there is no column {join_names(missing)}; the file has {join_names(columns) or 'none'}, and "
+                    f"needs {join_names(COLUMNS[name])}, as evaluation/label_issues.csv of a run has them."
                 )
             for values in reader:
                 if any(value for value in values.values() if isinstance(value, str)):
@@ -177,7 +179,9 @@ def _find_row(line: Line, numbers: dict[tuple[str, str], list[int]], rows: dict[
         raise UserError(f"{line.place}: {len(places)} rows of train have the place {line.file}, and cannot be told apart.")
     for split, part in rows.items():
         if split != "train" and any(_identify(*split_place(part.where(i))) == key for i in range(len(part))):
-            raise UserError(f"{line.place}: row {line.row} of {line.file} belongs to {split}, and only train is changed; delete the line.")
+            raise UserError(
+                f"{line.place}: row {line.row} of {line.file} belongs to {split}, and only train is changed; delete the line."
+            )
     files = dict.fromkeys(split_place(rows["train"].where(i))[0] for i in range(len(rows["train"])))
     if key[0] not in map(_resolve, files):
         raise UserError(f"{line.place}: {line.file} is not a file of train, which is read from {join_names(files)}.")
@@ -254,7 +258,9 @@ def _index(label: str, column: str, line: Line, encoding: Encoding) -> int:
     index = encoding.labels.index(canonical(label)) if label else None
     if index is None:
         names = encoding.labels.names
-        what = f"holds '{label}', which is no label of train ({join_names(names)}).{nearest(label, names)}" if label else "is empty."
+        what = (
+            f"holds '{label}', which is no label of train ({join_names(names)}).{nearest(label, names)}" if label else "is empty."
+        )
         raise UserError(f"{line.place}: the column {column} {what}")
     return index
 
@@ -267,17 +273,17 @@ def _set_labels(
     content = repr(sorted(changed.items()))
     fingerprint = xxhash.xxh3_128_hexdigest(f"{split.fingerprint} relabelled {content}".encode())
     numbers = np.array([*changed])
-    first, last = (np.searchsorted(split.rows, numbers, side=side) for side in ("left", "right"))  # type: ignore[call-overload]
-    is_learnt = last > first  # a row without a token was left out
+    first, last = (np.searchsorted(split.rows, numbers, side=side) for side in ("left", "right"))
     if split.labels is not None:
         labels = np.array(split.labels)
-        labels[first[is_learnt]] = np.array([*changed.values()])[is_learnt]
+        for begin, end, label in zip(first.tolist(), last.tolist(), changed.values(), strict=True):
+            labels[begin:end] = label
         return replace(split, labels=labels, fingerprint=fingerprint)
     assert split.token_targets is not None
     assert isinstance(encoding, words.Encoder)
     targets = np.array(split.token_targets)
-    for (row, tags), begin, end, learnt in zip(changed.items(), first.tolist(), last.tolist(), is_learnt.tolist(), strict=True):
-        if not learnt:
+    for (row, tags), begin, end in zip(changed.items(), first.tolist(), last.tolist(), strict=True):
+        if begin == end:  # a row without a token was left out
             continue
         start, stop = int(split.starts[begin]), int(split.starts[end - 1] + split.lengths[end - 1])
         places = start + np.flatnonzero(targets[start:stop] != IGNORED)

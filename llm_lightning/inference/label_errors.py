@@ -169,7 +169,7 @@ def _find_issues_of_sets(
         scores=scores,
         probabilities=1 - scores,
     )
-    per_label = [
+    per_label: list[dict[str, Any]] = [
         {"label": name, "rows": int(each.joint[1].sum()), "wrong": int(each.joint[1, 0]), "missing": int(each.joint[0, 1])}
         for name, each in zip(names, errors, strict=True)
     ]

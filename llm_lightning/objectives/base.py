@@ -72,7 +72,7 @@ class Objective(lightning.LightningModule):
         self._pass: EvaluationPass | None = None
         """The evaluation in progress."""
         self.label_scores: dict[str, np.ndarray] = {}
-        """The columns of `score_labels` for the rows of `data.left_out`, with their numbers as `number`, after the last evaluation of these."""
+        """The columns of `score_labels` for the rows of `data.left_out`, and their numbers as `number`, after the run's evaluation."""
         self._batches: dict[str, Any] = {}
         """`batches` of the last evaluation of a run: the loss sum and the number of targets of each."""
 
@@ -123,7 +123,9 @@ class Objective(lightning.LightningModule):
     def score_labels(self, batch: MicroBatch, outputs: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return (targets,) the row of each target of an evaluation batch, and columns of the targets: `label`, the index of the label or
         0 and 1 for each label, and `probabilities` of the labels. For the rows that `data.left_out` scores."""
-        raise UserError(f"data.left_out: {type(self).__name__} gives no probabilities of labels (its method score_labels is not defined).")
+        raise UserError(
+            f"data.left_out: {type(self).__name__} gives no probabilities of labels (its method score_labels is not defined)."
+        )
 
     def complete_states(self, states: States) -> None:
         """Add values to the states that do not come from batches, such as answers to prompts. Called on every rank, before the merge."""

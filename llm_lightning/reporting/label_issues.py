@@ -26,9 +26,9 @@ def label_issues(run: Run) -> Section:
         ("estimated noise", f"{100 * record['estimated'] / max(scored, 1):.1f} %", "of the labels"),
     ]
     note = (
-        f"By {len(record['parts'])} runs that each scored the rows of train that they were not trained on ({record['seconds']:,.0f} s), and "
-        f"confident learning (Northcutt et al. 2021). The whole list: evaluation/label_issues.csv. Below, said is the label that the "
-        f"runs suggest, and is the label in the data; the most suspicious are first."
+        f"By {len(record['parts'])} runs that each scored the rows of train that they were not trained on, in {record['seconds']:,.0f} s, "
+        f"and confident learning (Northcutt et al. 2021). The whole list: evaluation/label_issues.csv. Below, the most suspicious come "
+        f"first: said is the label that the runs suggest, and is the label in the data."
     )
     drawn = [] if "joint" not in record else [draw_noise(record["labels"], record["joint"])]
     tables = [_list_pairs(record["pairs"])] if record.get("pairs") else []

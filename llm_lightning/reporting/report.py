@@ -31,7 +31,10 @@ def write_report(folder: Path) -> Path:
 
 def parts(run: Run) -> list[partial[Section]]:
     """Return functions that each build a section of the report from the run."""
-    return [partial(part, run) for part in (results, learning, mistakes, label_issues, samples, data, speed, configuration, reproduction)]
+    return [
+        partial(part, run)
+        for part in (results, learning, mistakes, label_issues, samples, data, speed, configuration, reproduction)
+    ]
 
 
 def results(run: Run) -> Section:

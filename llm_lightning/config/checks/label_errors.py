@@ -29,8 +29,10 @@ def check_label_errors(config: Config) -> Iterator[str]:
     for name in ("drop", "relabel"):
         file = settings[name]
         if file is not None and not expand_home(file).is_file():
-            yield f"{paths.missing(f'data.{name}', file)}" if not expand_home(file).exists() else (
-                f"data.{name}={file}: this is a folder; give a csv file."
+            yield (
+                f"{paths.missing(f'data.{name}', file)}"
+                if not expand_home(file).exists()
+                else (f"data.{name}={file}: this is a folder; give a csv file.")
             )
 
 
