@@ -143,7 +143,11 @@ def find_label_errors(config: Config, folder: Path) -> None:
 
 
 def train_briefly(config: Config) -> dict[str, Any]:
-    """Train, validate and evaluate for the few steps of `trainer.fast_dev_run`, and leave no files behind."""
+    """Train, validate and evaluate for the few steps of `trainer.fast_dev_run`, and leave no files behind.
+
+    The runs of `data.folds`, which would say nothing after so few steps, are left out.
+    """
+    config = replace(config, data=replace(config.data, folds=None))
     with scratch_folder(config) as scratch:
         folder = Path(distributed.broadcast(str(scratch / "run")))
         try:

@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +115,12 @@ def read_edits(rows: dict[str, Rows], data: DataConfig) -> LabelEdits:
         return NO_EDITS
     numbers: dict[tuple[str, str], list[int]] = {}
     for i in range(len(rows["train"])):
-        numbers.setdefault(_identify(*split_place(rows["train"].where(i))), []).append(i)
+        numbers.setdefault(split_place(rows["train"].where(i)), []).append(i)
     rows_by_name: dict[str, dict[int, list[Line]]] = {name: {} for name in COLUMNS}
+    files = {_resolve(file): file for file in dict.fromkeys(file for file, _ in numbers)}
     for name, file_lines in lines.items():
         for line in file_lines:
-            rows_by_name[name].setdefault(_find_row(line, numbers, rows), []).append(line)
+            rows_by_name[name].setdefault(_find_row(line, numbers, files, rows), []).append(line)
     if both := rows_by_name["drop"].keys() & rows_by_name["relabel"].keys():
         line = rows_by_name["relabel"][min(both)][0]
         raise UserError(
@@ -160,31 +160,31 @@ def _build_line(values: dict[str, Any], place: str) -> Line:
     return Line(place, file, canonical(row), canonical(word), label, suggested)
 
 
-@cache
 def _resolve(file: str) -> str:
+    """Return the same path for all paths of a file."""
     return os.path.realpath(expand_home(file))
 
 
-def _identify(file: str, row: str) -> tuple[str, str]:
-    """Return a key that is the same for all paths of a file."""
-    return _resolve(file), row
+def _find_row(line: Line, numbers: dict[tuple[str, str], list[int]], files: dict[str, str], rows: dict[str, Rows]) -> int:
+    """Return the number of the line's row in train. `numbers` has those of each place, `files` the name in places of each resolved path.
 
-
-def _find_row(line: Line, numbers: dict[tuple[str, str], list[int]], rows: dict[str, Rows]) -> int:
-    """Return the number of the line's row in train. Raises UserError if it is not there, or if several rows have its place."""
-    key = _identify(line.file, line.row)
+    Raises UserError if the row is not there, or if several rows have its place.
+    """
+    key = files.get(_resolve(line.file), line.file), line.row
     if len(places := numbers.get(key, [])) == 1:
         return places[0]
     if places:
         raise UserError(f"{line.place}: {len(places)} rows of train have the place {line.file}, and cannot be told apart.")
     for split, part in rows.items():
-        if split != "train" and any(_identify(*split_place(part.where(i))) == key for i in range(len(part))):
+        if split != "train" and any(
+            _resolve(file) == _resolve(line.file) and row == line.row
+            for file, row in (split_place(part.where(i)) for i in range(len(part)))
+        ):
             raise UserError(
                 f"{line.place}: row {line.row} of {line.file} belongs to {split}, and only train is changed; delete the line."
             )
-    files = dict.fromkeys(split_place(rows["train"].where(i))[0] for i in range(len(rows["train"])))
-    if key[0] not in map(_resolve, files):
-        raise UserError(f"{line.place}: {line.file} is not a file of train, which is read from {join_names(files)}.")
+    if _resolve(line.file) not in files:
+        raise UserError(f"{line.place}: {line.file} is not a file of train, which is read from {join_names(files.values())}.")
     raise UserError(f"{line.place}: train has no row {line.row or 'without a number'} of {line.file}.")
 
 

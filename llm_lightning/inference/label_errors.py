@@ -234,8 +234,8 @@ def _announce(folder: Path, config: Config, record: dict[str, Any]) -> None:
     if not record["issues"]:
         log.info("labels: none of the %s scored %s looks wrong", f"{record['scored']:,}", record["unit"])
         return
-    command = str(redact(config.command or "the same command"))
-    repeated = [word for word in shlex.split(command) if not word.startswith(("run_dir=", "data.folds="))]
+    started = shlex.split(config.command or "the same command")
+    repeated = [word for word in started if not word.startswith(("run_dir=", "data.folds="))]
     log.info(
         "labels: %s of %s %s are probably wrong, in %s of %s rows of train: %s\n  delete the lines whose label is right, then: %s",
         f"{record['issues']:,}",
@@ -244,5 +244,5 @@ def _announce(folder: Path, config: Config, record: dict[str, Any]) -> None:
         f"{record['rows_with_issues']:,}",
         f"{record['rows']:,}",
         file,
-        shlex.join([*repeated, f"data.relabel={file}"]),
+        redact(shlex.join([*repeated, f"data.relabel={file}"])),
     )

@@ -122,6 +122,7 @@ def test_the_sequences_of_a_cut_sentence_stay_together(tmp_path: Path, cache: Pa
         (["data.folds=5", "data.left_out=2/5"], "leave data.folds=5 out"),
         (["data.folds=1"], "expected .* at least 2"),
         (["data.folds=5", "objective=regression"], "only objective=classification, multi_label and tagging"),
+        (["data.folds=5", "trainer.overfit_batches=1"], "not together with trainer.overfit_batches"),
         (["data.drop=nowhere.csv"], "no such file"),
         (["data.relabel=."], "this is a folder"),
     ],

@@ -26,14 +26,14 @@ def check_label_errors(config: Config) -> Iterator[str]:
         yield f"data.left_out={data.left_out}: a run of one part of data.folds; leave data.folds={data.folds} out, or data.left_out."
     if data.left_out is not None and not is_part(data.left_out):
         yield f"data.left_out={data.left_out}: expected a part and the number of parts, 2/5 for the second of five."
+    if present and config.trainer.flags.get("overfit_batches"):
+        yield f"data.{next(iter(present))}: not together with trainer.overfit_batches, which trains on a few rows of train alone."
     for name in ("drop", "relabel"):
         file = settings[name]
-        if file is not None and not expand_home(file).is_file():
-            yield (
-                f"{paths.missing(f'data.{name}', file)}"
-                if not expand_home(file).exists()
-                else (f"data.{name}={file}: this is a folder; give a csv file.")
-            )
+        if file is not None and not expand_home(file).exists():
+            yield paths.missing(f"data.{name}", file)
+        elif file is not None and expand_home(file).is_dir():
+            yield f"data.{name}={file}: this is a folder; give a csv file."
 
 
 def is_part(text: str) -> bool:
