@@ -97,8 +97,8 @@ class LabelEdits:
             log.info("train: %s", self.describe(len(train)))
         if not changed:
             return split
-        gone = np.array(sorted(self.dropped), dtype=np.int64)
-        in_split = {row - int(np.searchsorted(gone, row)): label for row, label in changed.items()}
+        dropped = np.array(sorted(self.dropped), dtype=np.int64)
+        in_split = {row - int(np.searchsorted(dropped, row)): label for row, label in changed.items()}
         return _set_labels(split, in_split, train, encoding, dict(zip(in_split, changed, strict=True)))
 
 

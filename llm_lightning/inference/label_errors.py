@@ -25,7 +25,7 @@ from llm_lightning.data.folds import LEFT_OUT, fingerprint_parts
 from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.data.rows import split_place
 from llm_lightning.errors import UserError
-from llm_lightning.metrics.confident_learning import LabelErrors, find_label_errors
+from llm_lightning.metrics.confident_learning import LabelErrors, find_label_errors, noise_matrix
 from llm_lightning.metrics.rows import WORST
 from llm_lightning.runs.folder import resume_command, write_json
 
@@ -161,11 +161,11 @@ def _find_issues_of_sets(
     places, scores = (np.concatenate(part) for part in ([e.rows for e in errors], [e.scores for e in errors]))
     order = np.lexsort((label, places, scores))
     label, places, scores = label[order], places[order], scores[order]
-    is_given = applies[places, label] == 1
+    is_applied = applies[places, label] == 1
     issues = Issues(
         rows=rows[places],
-        labels=[names[i] if given else "" for i, given in zip(label, is_given, strict=True)],
-        suggested=["" if given else names[i] for i, given in zip(label, is_given, strict=True)],
+        labels=[names[i] if applied else "" for i, applied in zip(label, is_applied, strict=True)],
+        suggested=["" if applied else names[i] for i, applied in zip(label, is_applied, strict=True)],
         scores=scores,
         probabilities=1 - scores,
     )
@@ -188,7 +188,9 @@ def _count_pairs(errors: LabelErrors, names: tuple[str, ...]) -> dict[str, Any]:
         "labels": list(names),
         "pairs": [{"label": names[i], "true": names[j], "count": int(wrong[i, j])} for i, j in pairs if wrong[i, j]],
     }
-    return figures | ({"joint": errors.joint.tolist()} if len(names) <= DENSE else {})
+    if len(names) > DENSE:
+        return figures
+    return figures | {"joint": errors.joint.tolist(), "noise": noise_matrix(errors.joint).tolist()}
 
 
 def _find_words(rows: np.ndarray, chosen: np.ndarray, dataset: TokenizedDataset) -> np.ndarray:
@@ -222,8 +224,8 @@ def _show_first(issues: Issues, dataset: TokenizedDataset) -> list[dict[str, Any
             sentence = list(dataset.example("train", row).text)
             sentence[issues.word[i]] = f"«{sentence[issues.word[i]]}»"
             text = " ".join(sentence)
-        given, suggested = issues.labels[i], issues.suggested[i]
-        verdict = {"true": given or f"not {suggested}", "said": suggested or f"not {given}"}
+        label, suggested = issues.labels[i], issues.suggested[i]
+        verdict = {"true": label or f"not {suggested}", "said": suggested or f"not {label}"}
         shown.append({"text": text, **verdict, "probability": float(issues.probabilities[i])})
     return shown
 

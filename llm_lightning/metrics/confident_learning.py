@@ -44,12 +44,12 @@ def find_label_errors(labels: np.ndarray, probabilities: np.ndarray) -> LabelErr
             margin = probabilities[members, true] - probabilities[members, label]
             largest = np.argsort(-margin, kind="stable")[: counts[label, true]]
             is_suspect[members[largest]] = len(members) > 1
-    given = probabilities[np.arange(len(labels)), labels]
+    self_confidence = probabilities[np.arange(len(labels)), labels]
     suggested = probabilities.argmax(1)
-    is_suspect &= probabilities.max(1, initial=0.0) > given + ROUNDING  # the model agrees with the label
+    is_suspect &= probabilities.max(1, initial=0.0) > self_confidence + ROUNDING  # the model agrees with the label
     rows = np.flatnonzero(is_suspect)
-    rows = rows[np.argsort(given[rows], kind="stable")]
-    return LabelErrors(rows, suggested[rows], given[rows], joint)
+    rows = rows[np.argsort(self_confidence[rows], kind="stable")]
+    return LabelErrors(rows, suggested[rows], self_confidence[rows], joint)
 
 
 def compute_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -81,10 +81,10 @@ def calibrate(joint: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return (classes, classes) int64, each row scaled to the number of rows with its label (equation 3), in whole numbers."""
     totals = np.bincount(labels, minlength=len(joint))
     scaled = joint / joint.sum(1, keepdims=True) * totals[:, None]
-    whole = np.rint(scaled).astype(np.int64)
-    missing = (totals - whole.sum(1))[:, None]  # goes to the largest remainders of each row, of equal ones to the last
-    place = np.argsort(np.argsort(scaled - whole, axis=1, kind="stable"), axis=1, kind="stable")
-    return whole + (place >= len(joint) - missing) - (place < -missing)
+    rounded_counts = np.rint(scaled).astype(np.int64)
+    missing = (totals - rounded_counts.sum(1))[:, None]  # goes to the largest remainders of each row, of equal ones to the last
+    place = np.argsort(np.argsort(scaled - rounded_counts, axis=1, kind="stable"), axis=1, kind="stable")
+    return rounded_counts + (place >= len(joint) - missing) - (place < -missing)
 
 
 def noise_matrix(joint: np.ndarray) -> np.ndarray:

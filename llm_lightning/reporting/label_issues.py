@@ -30,17 +30,15 @@ def label_issues(run: Run) -> Section:
         f"and confident learning (Northcutt et al. 2021). The whole list: evaluation/label_issues.csv. Below, the most suspicious come "
         f"first: said is the label that the runs suggest, and is the label in the data."
     )
-    drawn = [] if "joint" not in record else [draw_noise(record["labels"], record["joint"])]
+    drawn = [] if "joint" not in record else [draw_noise(record["labels"], record["joint"], record["noise"])]
     tables = [_list_pairs(record["pairs"])] if record.get("pairs") else []
     tables += [_list_labels(record["per_label"])] if record.get("per_label") else []
     return Section("Labels that are probably wrong", note, tiles=tiles, figures=drawn, tables=tables, mistakes=record["first"])
 
 
-def draw_noise(labels: list[str], joint: list[list[int]]) -> Figure:
+def draw_noise(labels: list[str], joint: list[list[int]], noise: list[list[float]]) -> Figure:
     """Draw the noise matrix: which share of each true class is estimated to have which label, with the numbers of rows in the cells."""
-    totals = [max(sum(row[j] for row in joint), 1) for j in range(len(joint))]
-    shares = [[row[j] / totals[j] for row in joint] for j in range(len(joint))]
-    counts = [[row[j] for row in joint] for j in range(len(joint))]
+    shares, counts = ([list(column) for column in zip(*matrix, strict=True)] for matrix in (noise, joint))  # a row a true class
     trace: dict[str, Any] = {"z": shares, "x": labels, "y": labels, "text": counts, "type": "heatmap", "zmin": 0, "zmax": 1}
     trace |= {
         "colorscale": [[0, "rgba(47,111,222,0.04)"], [1, "rgba(47,111,222,0.62)"]],

@@ -26,7 +26,7 @@ from ..conftest import QUIET, TINY_BERT, Runner
 from ..objectives.test_supervised import write
 from .test_runs import FINETUNE, same_weights
 
-TRAINING = ["trainer.max_epochs=4", "batch.sequences=8", "optimizer.lr=5e-3", "data.block_size=64"]
+TRAINING = ["trainer.max_epochs=10", "batch.sequences=8", "optimizer.lr=5e-3", "data.block_size=64"]
 WRONG = (10, 31, 52, 73, 94, 115)
 FOLDS = 2
 
