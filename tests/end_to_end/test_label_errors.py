@@ -26,7 +26,13 @@ from ..conftest import QUIET, TINY_BERT, Runner
 from ..objectives.test_supervised import write
 from .test_runs import FINETUNE, same_weights
 
-TRAINING = ["trainer.max_epochs=10", "batch.sequences=8", "optimizer.lr=5e-3", "data.block_size=64"]
+TRAINING = [
+    "trainer.max_epochs=10",
+    "batch.sequences=8",
+    "optimizer.lr=5e-3",
+    "data.block_size=64",
+    "trainer.validate_every_steps=30",
+]
 WRONG = (10, 31, 52, 73, 94, 115)
 FOLDS = 2
 
@@ -197,7 +203,14 @@ def test_training_with_a_list_is_training_on_the_file_edited_by_hand(
 @pytest.mark.parametrize("objective", ["multi_label", "tagging"])
 def test_labels_of_sets_and_of_words_are_listed_and_relabelled(objective: str, finished: Path, cache: Path, tmp_path: Path) -> None:
     """A wrong label set and a wrong tag are found, and the list is accepted as it is."""
-    settings = [*write(tmp_path, objective), *TINY_BERT, "batch.sequences=4", "optimizer.lr=5e-3", "trainer.max_epochs=8"]
+    settings = [
+        *write(tmp_path, objective),
+        *TINY_BERT,
+        "batch.sequences=4",
+        "optimizer.lr=5e-3",
+        "trainer.max_epochs=8",
+        "trainer.validate_every_steps=30",
+    ]
     settings = [*QUIET, f"cache_dir={cache}", *settings, "data.block_size=16"]
     if objective == "multi_label":
         rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
