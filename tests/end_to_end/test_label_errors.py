@@ -20,6 +20,7 @@ from llm_lightning.reporting.report import write_report
 from llm_lightning.reporting.runs import find
 from llm_lightning.run import find_label_errors, prepare
 from llm_lightning.run import run as start
+from llm_lightning.runs.folder import release_folder
 from llm_lightning.training.checkpoints import Checkpoints
 
 from ..conftest import QUIET, TINY_BERT, Runner
@@ -156,9 +157,11 @@ def test_a_killed_part_continues_and_finished_ones_are_not_repeated(
     (tmp_path / "run").mkdir()
     with pytest.raises(Killed):
         find_label_errors(config, tmp_path / "run")
+    release_folder()  # as the end of the process does
     assert not (tmp_path / "run" / ISSUES).exists()
     killed = saved.index(("killed", "here"))  # type: ignore[arg-type]
     find_label_errors(config, tmp_path / "run")
+    release_folder()
     later = saved[killed + 1 :]
     assert {part for part, _ in later} == {"2"}
     assert min(step for _, step in later) > saved[killed - 1][1]
@@ -208,16 +211,21 @@ def test_labels_of_sets_and_of_words_are_listed_and_relabelled(objective: str, f
         *TINY_BERT,
         "batch.sequences=4",
         "optimizer.lr=5e-3",
-        "trainer.max_epochs=8",
+        "trainer.max_epochs=15",
         "trainer.validate_every_steps=30",
     ]
     settings = [*QUIET, f"cache_dir={cache}", *settings, "data.block_size=16"]
     if objective == "multi_label":
-        rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-        planted = next(i for i, row in enumerate(rows) if "Rome" in row["label"])
-        rows[planted]["label"].remove("Rome")
-        (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        expected = {"row": str(planted + 1), "label": "", "suggested_label": "Rome"}
+        draw = random.Random(0)
+        for split, count in (("train", 120), ("validation", 30), ("test", 8)):
+            labels = [[name for name in ("fun", "sad") if draw.random() < 0.5] for _ in range(count)]
+            texts = [" ".join([*names, *draw.choices(["film", "plot", "quite", "and"], k=3)]) for names in labels]
+            if split == "train":
+                planted = next(i for i, names in enumerate(labels) if names == ["sad"])
+                labels[planted] = ["fun", "sad"]
+            rows = [json.dumps({"text": text, "label": names}) for text, names in zip(texts, labels, strict=True)]
+            (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+        expected = {"row": str(planted + 1), "label": "fun", "suggested_label": ""}
     else:
         lines = (tmp_path / "train.conll").read_text().splitlines()
         planted = next(i for i, line in enumerate(lines) if line == "Rome\tB-place")
@@ -229,6 +237,7 @@ def test_labels_of_sets_and_of_words_are_listed_and_relabelled(objective: str, f
     folder = tmp_path / "run"
     folder.mkdir()
     find_label_errors(load_config([*settings, "data.folds=2", f"run_dir={folder}"]), folder)
+    release_folder()
     issues = read_issues(folder)
     assert any(expected.items() <= issue.items() for issue in issues)
     (folder / "summary.json").write_text((finished / "summary.json").read_text())
