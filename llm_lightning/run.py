@@ -21,12 +21,14 @@ from llm_lightning.config.schema import AdapterConfig, Config, ModelConfig, cach
 from llm_lightning.config.targets import import_target, instantiate, instantiate_all
 from llm_lightning.data import tokenizers
 from llm_lightning.data.datamodule import DataModule
+from llm_lightning.data.folds import LEFT_OUT
 from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.data.preview import show_rows
 from llm_lightning.errors import OtherRankFailed, Stopped, UserError
 from llm_lightning.inference import use
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
 from llm_lightning.inference.export import BestExport, recover
+from llm_lightning.inference.label_errors import ISSUES, is_listed, list_label_errors, split_into_runs, write_scores
 from llm_lightning.inference.latency import latency_ms
 from llm_lightning.models import build, float8
 from llm_lightning.models.flat_check import agree_on_batch_form
@@ -103,6 +105,8 @@ def train_unless_finished(
     """Train in the run's folder, unless it holds the finished run."""
     folder = open_folder(config)
     start_log(folder)
+    if config.data.folds is not None:
+        find_label_errors(config, folder)
     done = load_finished_by_name(folder, config) if distributed.is_rank_zero() else None
     summary: dict[str, Any] | None = distributed.broadcast(done)
     if summary is None:
@@ -116,8 +120,36 @@ def train_unless_finished(
     return summary
 
 
+def find_label_errors(config: Config, folder: Path) -> None:
+    """Train the runs of `data.folds`, each without one part of train, and list the labels that are probably wrong.
+
+    Finished runs are not repeated, and a killed one continues. A finished run's checkpoints, which nothing needs, are removed.
+    """
+    summaries = []
+    for part in split_into_runs(config, folder):
+        log.info("data.folds: run %s leaves part %s of train out", part.run_dir, part.data.left_out)
+        close_log()
+        summaries.append(train_unless_finished(part, None, None))
+        if distributed.is_rank_zero():
+            shutil.rmtree(Path(str(part.run_dir)) / "checkpoints", ignore_errors=True)
+        close_log()
+        start_log(folder)
+    fingerprints = [summary["data"]["fingerprints"][LEFT_OUT] for summary in summaries]
+    if distributed.broadcast(is_listed(folder, fingerprints) if distributed.is_rank_zero() else None):
+        log.info("labels: %s lists the labels that are probably wrong", folder / ISSUES)
+        return
+    dataset = prepare(config)[0]
+    if distributed.is_rank_zero():
+        list_label_errors(folder, config, dataset, summaries)
+    distributed.barrier()
+
+
 def train_briefly(config: Config) -> dict[str, Any]:
-    """Train, validate and evaluate for the few steps of `trainer.fast_dev_run`, and leave no files behind."""
+    """Train, validate and evaluate for the few steps of `trainer.fast_dev_run`, and leave no files behind.
+
+    The runs of `data.folds`, which would say nothing after so few steps, are left out.
+    """
+    config = replace(config, data=replace(config.data, folds=None))
     with scratch_folder(config) as scratch:
         folder = Path(distributed.broadcast(str(scratch / "run")))
         try:
@@ -238,6 +270,8 @@ def train(
         }
         if distributed.is_rank_zero():
             write_json(folder / "data.json", data_card(dataset))
+            if objective.label_scores:
+                write_scores(folder, objective.label_scores)
             write_results(folder, summary, details)
     except BaseException as error:
         loggers.fail(sinks, error)

@@ -41,6 +41,7 @@ NOT_RUN = {
     r"(^|\s)-m task|(^|\s)-m recipe|… -m|launcher=": "a sweep starts a process a job; tests/end_to_end/test_sweeps.py",
     r"task=chat": "reads what somebody types; tests/inference/test_generate.py",
     r"benchmarks/": "measures for minutes; tests/test_benchmarks.py",
+    r"data\.folds=": "trains six models; tests/end_to_end/test_label_errors.py",
     r"resume=runs/mine/checkpoints/step-00001000": "needs a run of a thousand steps; tests/end_to_end/test_chaos.py",
     r"<your arguments>|--help": "prints and trains nothing; tests/test_config.py",
     r"make (demo|setup|test|bench|lint|types|format|help|dashboard)": "installs packages, or needs a key; its commands are looked at",
@@ -172,6 +173,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reviews: Path,
     (folder / "[NLP] my project").mkdir()
     for name in ("[NLP] my project/train (1).csv", "a.csv", "b (1).csv"):
         (folder / name).write_text(reviews.read_text().replace("body", "#1" if "NLP" in name else "body", 1))
+    (folder / "issues.csv").write_text("file,row,label,suggested_label,score\nreviews.csv,2,bad,good,0.01\n")
     (folder / "prompt.txt").write_text("the cat")
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
     talk: dict[str, Any] = {"conversations": turns, "prompt": "hi", "completion": "hello", "instruction": "hi", "response": "hello"}

@@ -126,6 +126,15 @@ class DataConfig:
     """Which fifth of the articles of one SQuAD file is the test, the next one validation, and the others train."""
     workers: Any = bound_field("auto", Range(0, auto=True))  # noqa: RUF009
     """Processes a device that assemble batches; 0 does it in the training process. `auto` is that on a CPU, and up to 2 for a GPU."""
+    folds: int | None = bound_field(None, Range(2))
+    """Find wrong labels of train: as many further runs, each of which scores a part of train that it was not trained on, come before the
+    run itself (classification, multi_label, tagging). `evaluation/label_issues.csv` then lists the labels that are probably wrong."""
+    left_out: str | None = None
+    """The part of train that this run scores and does not train on: `2/5` is the second of five. The runs of `data.folds` set it."""
+    drop: str | None = None
+    """A csv with the columns file, row and label, such as `evaluation/label_issues.csv` of a run: train is used without these rows."""
+    relabel: str | None = None
+    """The same with the column suggested_label: these rows of train get that label."""
 
 
 @dataclass(frozen=True, kw_only=True)

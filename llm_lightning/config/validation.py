@@ -22,6 +22,7 @@ from llm_lightning.config.checks.files import (
     check_prompt,
     check_stops,
 )
+from llm_lightning.config.checks.label_errors import check_label_errors
 from llm_lightning.config.checks.model import check_model
 from llm_lightning.config.checks.objective import check_objective
 from llm_lightning.config.checks.robustness import check_invariance, check_slices
@@ -34,7 +35,8 @@ from llm_lightning.errors import UserError, nearest
 
 OF_TRAINING = [
     *(check_targets, check_model, check_data, check_objective, check_labels),
-    *(check_trainer, check_flags, check_resume, check_folders, check_slices, check_invariance),
+    *(check_trainer, check_flags, check_resume, check_folders),
+    *(check_slices, check_invariance, check_label_errors),
 ]
 """Checks for tasks that train, and for those that repeat a run's evaluation."""
 OF_STORED = {

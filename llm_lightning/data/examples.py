@@ -54,6 +54,15 @@ class BadRows:
             self.first.append(message)
 
 
+def read_row(rows: Rows, data: DataConfig, encoding: Encoding, number: int) -> Example:
+    """Return the example of a used row, by its number."""
+    columns, row = data.columns, rows.table[number]
+    text, pair = (None if column is None else row[column] for column in (columns.text, columns.text_pair))
+    label = [row[column] for column in columns.label] if isinstance(columns.label, list) else row.get(columns.label)
+    extra = {name: row[name] for name in encoding.extra_columns if row.get(name) is not None}
+    return Example(number, *encoding.read(text, pair, label, extra))
+
+
 def read(rows: Rows, data: DataConfig, encoding: Encoding, bad: BadRows) -> Iterator[Example]:
     """Yield the examples of a split, in order. Malformed rows, and rows that `encoding` cannot use, go to `bad`."""
     start = 0

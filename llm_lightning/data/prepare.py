@@ -10,10 +10,21 @@ from typing import Any
 import datasets
 
 from llm_lightning.config.schema import Config, cache_folder
-from llm_lightning.data import encode, encodings, examples, sentences, slice_columns, splits, tokenizers
+from llm_lightning.data import (
+    encode,
+    encodings,
+    examples,
+    folds,
+    label_edits,
+    sentences,
+    slice_columns,
+    splits,
+    tokenizers,
+)
 from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import BadRows, Example
+from llm_lightning.data.label_edits import NO_EDITS, LabelEdits
 from llm_lightning.data.labelled import drop_unlabelled
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.rows import Rows, label_columns, require_columns
@@ -34,6 +45,8 @@ class TokenizedDataset:
     encoding: Encoding
     stream: Stream | None = None
     """The training text if it is streamed; `train` of the splits is then a sample from its front."""
+    edits: LabelEdits = NO_EDITS
+    """The changes of train by `data.drop` and `data.relabel`."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TokenizedDataset:
         """Return the same dataset, which does not change: a callback that copies an objective would copy the mapped files too."""
@@ -59,11 +72,7 @@ class TokenizedDataset:
 
     def example(self, split: str, number: int) -> Example:
         """Read a used row of a split again, by its number in `TokenizedSplit.rows`."""
-        columns, row = self.encoding.data.columns, self.rows[split].table[number]
-        text, pair = (None if column is None else row[column] for column in (columns.text, columns.text_pair))
-        label = [row[column] for column in columns.label] if isinstance(columns.label, list) else row.get(columns.label)
-        extra = {name: row[name] for name in self.encoding.extra_columns if row.get(name) is not None}
-        return Example(number, *self.encoding.read(text, pair, label, extra))
+        return examples.read_row(self.rows[split], self.encoding.data, self.encoding, number)
 
     def show_row(self, split: str, number: int) -> str:
         """Return the beginning of a row of a split, by its number in `TokenizedSplit.rows`, as text for a reader."""
@@ -107,17 +116,25 @@ def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> Tok
     if labels is not None:
         loaded = drop_unlabelled(loaded, data, encoder)
     rows = splits.with_validation(loaded, data, encoder.one_label)
+    edits = label_edits.read_edits(rows, data)
     if batches := config.trainer.flags.get("overfit_batches"):
         rows = splits.keep_batches(rows, data, batches, config.batch.sequences)
         log.warning("overfit_batches: trains on %d rows of train, and validates on the same", len(rows["train"]))
     slice_columns.require_slice_columns(rows, config.evaluate.slice_names, columns_of_files)
-    return _encode_splits(config, rows, encoder, labels, tokenizer, None)
+    return _encode_splits(config, rows, encoder, labels, tokenizer, None, edits)
 
 
 def _encode_splits(
-    config: Config, rows: dict[str, Rows], encoder: type[Encoding], labels: Labels | None, tokenizer: Any, stream: Stream | None
+    config: Config,
+    rows: dict[str, Rows],
+    encoder: type[Encoding],
+    labels: Labels | None,
+    tokenizer: Any,
+    stream: Stream | None,
+    edits: LabelEdits = NO_EDITS,
 ) -> TokenizedDataset:
-    data, cache = config.data, cache_folder(config)
+    data, cache, whole_train = config.data, cache_folder(config), rows["train"]
+    rows = {**rows, "train": edits.drop(whole_train)}
     if tokenizer is None:
         columns = [data.columns.text, data.columns.text_pair, data.columns.label if encoder.label_is_text else None]
         columns += [name for name in encoder.extra_columns if name in rows["train"].table.column_names]
@@ -129,4 +146,8 @@ def _encode_splits(
             tokenizers.begin_texts(tokenizer)
     encoding = encoder(tokenizer, data, labels)
     encoded = {split: encode.encode(part, data, encoding, cache, split) for split, part in rows.items()}
-    return TokenizedDataset(splits=encoded, rows=rows, encoding=encoding, stream=stream)
+    encoded["train"] = edits.relabel(encoded["train"], whole_train, encoding)
+    if data.left_out is not None:
+        assert labels is not None
+        rows, encoded = folds.leave_out(rows, encoded, data.left_out, labels.names, config.seed)
+    return TokenizedDataset(splits=encoded, rows=rows, encoding=encoding, stream=stream, edits=edits)

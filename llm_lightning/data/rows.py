@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,15 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.table)
+
+
+_PLACE = re.compile(r"(.*), (?:line|row) (\d+)", re.DOTALL)
+
+
+def split_place(place: str) -> tuple[str, str]:
+    """Return the file and the line or row of a place, `("train.csv", "17")` of `train.csv, line 17`; a place without a number as it is."""
+    match = _PLACE.fullmatch(place)
+    return (match[1], match[2]) if match else (place, "")
 
 
 def concatenate(parts: list[Rows]) -> Rows:

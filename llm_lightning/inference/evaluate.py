@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from llm_lightning.data.datamodule import DataModule
 from llm_lightning.data.encode import TokenizedSplit
+from llm_lightning.data.folds import LEFT_OUT
 from llm_lightning.errors import UserError, join_names
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.evaluation import EvaluationPass, PredictionPass
@@ -29,14 +30,16 @@ def evaluate_splits(
 ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
     """Return the metrics of every split except train, and the tables of each split.
 
-    All batches are read, also where `limit_val_batches` limits the validations of the training; `limit_test_batches` limits these.
+    All batches are read, also where `limit_val_batches` limits the validations of the training; `limit_test_batches` limits these, but
+    for the rows that `data.left_out` scores: each of them needs its score.
     """
     metrics: dict[str, float] = {}
     details: dict[str, dict[str, Any]] = {}
     objective.final = True
-    trainer.limit_val_batches = data.config.trainer.flags.get("limit_test_batches", 1.0)
+    limit = data.config.trainer.flags.get("limit_test_batches", 1.0)
     for split in data.dataset.splits:
         if split != "train":
+            trainer.limit_val_batches = 1.0 if split == LEFT_OUT else limit
             metrics |= evaluate_split(trainer, objective, data, split)
             details[split] = objective.details() | {"rows": data.dataset.rows[split].fingerprint}
     objective.final = False

@@ -78,6 +78,8 @@ class Objective(lightning.LightningModule):
         """Begins a pass over a split, with the number of batches over all ranks."""
         self._pass: EvaluationPass | None = None
         """The evaluation in progress."""
+        self.label_scores: dict[str, np.ndarray] = {}
+        """The columns of `score_labels` for the rows of `data.left_out`, and their numbers as `number`, after the run's evaluation."""
         self._batches: dict[str, Any] = {}
         """`batches` of the last evaluation of a run: the loss sum and the number of targets of each."""
 
@@ -124,6 +126,13 @@ class Objective(lightning.LightningModule):
 
     def update_states(self, states: States, batch: MicroBatch, outputs: Any) -> None:
         """Reduce an evaluation batch of this rank into the states."""
+
+    def score_labels(self, batch: MicroBatch, outputs: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return (targets,) the row of each target of an evaluation batch, and columns of the targets: `label`, the index of the label or
+        0 and 1 for each label, and `probabilities` of the labels. For the rows that `data.left_out` scores."""
+        raise UserError(
+            f"data.left_out: {type(self).__name__} gives no probabilities of labels (its method score_labels is not defined)."
+        )
 
     def complete_states(self, states: States) -> None:
         """Add values to the states that do not come from batches, such as answers to prompts. Called on every rank, before the merge."""
@@ -221,6 +230,8 @@ class Objective(lightning.LightningModule):
             return
         self.latest = {f"{self.split}/{name}": value for name, value in self._pass.finish().items()}
         self.log_dict(self.latest, logger=False)  # for callbacks that monitor a metric; the meter writes them to the loggers
+        if self._pass.scores is not None:
+            self.label_scores = self._pass.scores.columns()
         losses, self._pass = self._pass.losses, None
         self._batches = {"batches": losses.table()} if self.final else {}
 

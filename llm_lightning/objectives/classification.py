@@ -106,6 +106,9 @@ class Classification(Objective):
             rows, confidence, predicted != true, lambda i: (names[true[i]], names[predicted[i]], float(confidence[i]))
         )
 
+    def score_labels(self, batch: MicroBatch, outputs: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return self.rows(batch), {"label": batch.targets.cpu().numpy(), "probabilities": outputs.softmax(-1).cpu().numpy()}
+
     def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         if self.final:
             self._details = self._tables(states)

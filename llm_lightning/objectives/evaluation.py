@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lightning import distributed
 from llm_lightning.data.collate import MicroBatch
+from llm_lightning.data.folds import LEFT_OUT
 from llm_lightning.metrics.losses import BatchLosses
+from llm_lightning.metrics.rows import Rows
 from llm_lightning.metrics.state import merge_over_ranks
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ class EvaluationPass:
         """`batches` is the number of batches over all ranks."""
         self.objective, self.losses = objective, BatchLosses(batches)
         self.states = objective.build_states()
+        self.scores = Rows(0) if objective.split == LEFT_OUT else None
+        """The probabilities of the labels of the rows that `data.left_out` names."""
 
     def add(self, batch: MicroBatch) -> None:
         """Evaluate a batch. A blank batch runs through the model too, as ranks gather a sharded model together, but does not count."""
@@ -28,11 +32,15 @@ class EvaluationPass:
         if not batch.blank:
             self.losses.update(batch.place, loss, batch.target_count)
             self.objective.update_states(self.states, batch, outputs)
+            if self.scores is not None:
+                numbers, columns = self.objective.score_labels(batch, outputs)
+                self.scores.update(numbers, **columns)
 
     def finish(self) -> Evaluation:
         """Merge the states of all ranks and return the scores, the same on every rank. A collective."""
         self.objective.complete_states(self.states)
-        merge_over_ranks([self.losses, *self.states.values()], self.objective.device)
+        scores = [] if self.scores is None else [self.scores]
+        merge_over_ranks([self.losses, *self.states.values(), *scores], self.objective.device)
         return self.objective.compute_metrics(self.losses.mean, self.losses.targets, self.states)
 
 

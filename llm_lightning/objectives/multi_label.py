@@ -74,6 +74,9 @@ class MultiLabel(Objective):
         if self.final:
             states["calibration"].update(probabilities.ravel(), applies.ravel())
 
+    def score_labels(self, batch: MicroBatch, outputs: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return self.rows(batch), {"label": batch.targets.cpu().numpy(), "probabilities": outputs.sigmoid().cpu().numpy()}
+
     def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         """Return the metrics. Validation tunes the threshold, so its counts at the threshold come from the scores."""
         right, reached, true = (states["counts"][name] for name in ("right", "reached", "true"))

@@ -109,6 +109,13 @@ class Tagging(Objective):
         ]
         return row | {"spans": spans}
 
+    def score_labels(self, batch: MicroBatch, outputs: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the columns of all words; `sequence` orders the parts of a sentence that is cut."""
+        words_of_sequence = [len(part) for part in _by_sequence(batch, batch.targets)]
+        rows, sequences = (np.repeat(values, words_of_sequence) for values in (self.rows(batch), batch.indices.cpu().numpy()))
+        columns = {"label": batch.targets.cpu().numpy(), "probabilities": outputs.softmax(-1).cpu().numpy()}
+        return rows, columns | {"sequence": sequences}
+
     def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         self._count(states, self._join_parts(states["parts"].arrays))
         spans, tags, names = states["spans"], states["tags"], self.dataset.label_names

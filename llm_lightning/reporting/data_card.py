@@ -41,6 +41,8 @@ def data_card(dataset: TokenizedDataset) -> dict[str, dict[str, Any]]:
         if hashes is not None:
             card |= {"compared": len(hashes), "duplicates": len(hashes) - len(set(hashes))}
             card |= {} if split == "train" else {"in_train": sum(value in train for value in hashes)}
+        if split == "train":
+            card |= dataset.edits.counts
         if split == "train" and dataset.stream is not None:
             card["sample"] = True  # from the start of the stream
         cards[split] = card

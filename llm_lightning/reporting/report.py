@@ -11,6 +11,7 @@ import yaml
 from llm_lightning.reporting import figures
 from llm_lightning.reporting.changed_settings import differences
 from llm_lightning.reporting.intervals import Interval, intervals
+from llm_lightning.reporting.label_issues import label_issues
 from llm_lightning.reporting.page import Section, sections, write_page
 from llm_lightning.reporting.robustness import invariance, slices
 from llm_lightning.reporting.runs import Group, Run, load
@@ -31,7 +32,7 @@ def write_report(folder: Path) -> Path:
 
 def parts(run: Run) -> list[partial[Section]]:
     """Return functions that each build a section of the report from the run."""
-    builders = (results, learning, slices, invariance, mistakes, samples, data, speed, configuration, reproduction)
+    builders = (results, learning, slices, invariance, mistakes, label_issues, samples, data, speed, configuration, reproduction)
     return [partial(build, run) for build in builders]
 
 
@@ -154,6 +155,8 @@ def data(run: Run) -> Section:
     notes = [f"Fingerprint {summary['fingerprint'][:12]}."] if summary["fingerprint"] else []
     if cards:
         notes.append("Lengths are in tokens; twice: sequences of the same tokens as one before them in the split.")
+    changes = {"dropped": "rows of train are left out (data.drop)", "relabelled": "have another label (data.relabel)"}
+    notes += [f"{count:,} {text}." for name, text in changes.items() if (count := cards.get("train", {}).get(name))]
     notes += [
         f"Skipped of {split}: {'; '.join(card['skipped_first'])}." for split, card in cards.items() if card.get("skipped_first")
     ]

@@ -120,7 +120,14 @@ def find(folders: Iterable[Path]) -> list[Run]:
     Raises UserError if no run is left.
     """
     folders = list(folders)
-    run_folders = sorted({file.parent for folder in folders for file in folder.rglob("summary.json")})
+    run_folders = sorted(
+        {
+            file.parent
+            for folder in folders
+            for file in folder.rglob("summary.json")
+            if file.relative_to(folder).parts[-3:-2] != ("folds",)  # the runs of data.folds serve the run above them
+        }
+    )
     if not run_folders:
         places = ", ".join(map(str, folders))
         raise UserError(

@@ -108,6 +108,9 @@ KEYS: dict[str, Kind] = {
     "data.share": Kind.DATA,
     "data.per_class": Kind.DATA,
     "data.fold": Kind.DATA,
+    "data.left_out": Kind.DATA,
+    "data.drop": Kind.DATA,
+    "data.relabel": Kind.DATA,
     # which pretrained weights
     "model.name_or_path": Kind.ORIGIN,
     "model.init_from": Kind.ORIGIN,
@@ -163,6 +166,7 @@ KEYS: dict[str, Kind] = {
     "evaluate.slices": Kind.RECORD,
     "evaluate.invariance": Kind.RECORD,
     "evaluate.invariance_rows": Kind.RECORD,
+    "data.folds": Kind.RECORD,
     # what other tasks do
     "run": Kind.OTHER_TASKS,
     "prompt": Kind.OTHER_TASKS,
@@ -359,5 +363,5 @@ def _find_data_changes(before: RunIdentity, now: RunIdentity) -> tuple[list[str]
     return (changed, []) if "training" in splits else ([], changed)
 
 
-TITLES = {"train": "training", "stream": "training", "validation": "validation", "test": "test"}
-"""Split -> its name in messages; `stream` is streamed training text."""
+TITLES = {"train": "training", "stream": "training", "validation": "validation", "test": "test", "left_out": "left-out"}
+"""Split -> its name in messages; `stream` is streamed training text, `left_out` the part of train that `data.left_out` names."""

@@ -70,6 +70,10 @@ class Encoder(documents.Encoder):
     def read_line(self, text: str) -> list[str]:
         return text.split()  # ["a", "b"] is a sentence of brackets and quotes
 
+    def list_learnt_words(self, words: list[str]) -> list[int]:
+        """Return the numbers of the words of a sentence that have a token, in the order of their targets."""
+        return sorted(first_tokens(words, self._backend.encode(" ".join(words), add_special_tokens=False).offsets))
+
     def __call__(self, batch: list[Example], bad: BadRows | None) -> Sequences:
         sequences, room = Sequences([], []), self.data.block_size - len(self.before) - len(self.after)
         encoded = self._backend.encode_batch([" ".join(example.text) for example in batch], add_special_tokens=False)

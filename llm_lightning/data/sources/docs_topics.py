@@ -68,4 +68,6 @@ def _rows(table: datasets.Dataset, indices: np.ndarray) -> Rows:
     modules, names = part["module"][:], part["name"][:]
     labelled = datasets.Dataset.from_dict({"text": [mask_names(text) for text in part["text"][:]], "label": part["package"][:]})
     identity = xxhash.xxh3_128("\0".join([*labelled["text"][:], *labelled["label"][:]]).encode()).hexdigest()
-    return Rows(table=labelled, fingerprint=identity, where=lambda i: f"{modules[i]}: {names[i] or 'module docstring'}")
+    return Rows(
+        table=labelled, fingerprint=identity, where=lambda i: f"{modules[i]}: {names[i] or 'module docstring'}, row {i + 1}"
+    )
