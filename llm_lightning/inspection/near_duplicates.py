@@ -3,11 +3,13 @@
 The similarity of two texts is the Jaccard index of their word 5-grams. 128 random permutations give each text a signature, whose agreement
 estimates it; 21 bands of 6 values propose pairs: of those with index 0.8, 99.8% (1 - (1 - 0.8^6)^21). Each proposed pair is then
 compared exactly, so that no pair below the threshold is reported.
+
+A text leaves one number of four bytes a band, 84 MB for a million texts; texts that are compared are read again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +19,13 @@ from llm_lightning.inspection.shingles import Shingles, hash_shingles
 PERMUTATIONS, BANDS, ROWS = 128, 21, 6
 THRESHOLD = 0.8
 AT_ONCE = 1 << 13  # shingles whose permutations are computed together: 4 MB, which stays in a core's cache
+READ = 256  # texts that are read together
+COMPARED = 1 << 20  # shingles of the texts that are compared together
 MOST_COMPARED = 20
 """Texts of a bucket that a text is compared with: a phrase that begins thousands of rows would make millions of pairs."""
+
+Reader = Callable[[np.ndarray], list[str]]
+"""Returns the texts of some numbers, which are in order."""
 
 
 @dataclass(frozen=True)
@@ -30,21 +37,26 @@ class Pair:
     jaccard: float
 
 
-def find_near_duplicates(texts: Sequence[str], threshold: float = THRESHOLD) -> list[Pair]:
-    """Return, for each text that is nearly the same as an earlier one, the pair with the most similar earlier one."""
-    shingles = hash_shingles(texts)
-    best: dict[int, Pair] = {}
-    for first, second in _propose(sign(shingles), np.diff(shingles.starts) > 0):
-        index = jaccard(shingles.of(first), shingles.of(second))
-        if index >= threshold and (second not in best or index > best[second].jaccard):
-            best[second] = Pair(first, second, index)
-    return [best[second] for second in sorted(best)]
+def find_near_duplicates(read: Reader, count: int, threshold: float = THRESHOLD) -> list[Pair]:
+    """Return the pairs of `count` texts that are nearly the same, by the number of the second.
+
+    In a set of more than MOST_COMPARED texts with the same phrases, each is compared with the first and with those right before it.
+    """
+    keys, sizes = _hash_bands(read, count)
+    return [pair for pair in _compare(read, sizes, _propose(keys, sizes > 0)) if pair.jaccard >= threshold]
 
 
-def jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the size of the intersection of two sets, sorted arrays without repeats, as a share of that of their union."""
-    common = len(np.intersect1d(first, second, assume_unique=True))
-    return common / max(len(first) + len(second) - common, 1)
+def _hash_bands(read: Reader, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (count, BANDS) uint32, a hash of each band of the signature of each text, and (count,) its number of shingles."""
+    keys, sizes = np.empty((count, BANDS), np.uint32), np.empty(count, np.int64)
+    factors = np.array([pow(0x9E3779B97F4A7C15, power, 1 << 64) for power in range(1, ROWS + 1)], np.uint64)
+    for start in range(0, count, READ):
+        end = min(start + READ, count)
+        shingles = hash_shingles(read(np.arange(start, end)))
+        sizes[start:end] = np.diff(shingles.starts)
+        values = sign(shingles)[:, : BANDS * ROWS].astype(np.uint64).reshape(end - start, BANDS, ROWS)
+        keys[start:end] = (values * factors).sum(-1, dtype=np.uint64) >> np.uint64(32)
+    return keys, sizes
 
 
 def sign(shingles: Shingles, seed: int = 0) -> np.ndarray:
@@ -79,20 +91,41 @@ def _least(values: np.ndarray, starts: np.ndarray, factors: np.ndarray, shifts: 
     return least
 
 
-def _propose(signatures: np.ndarray, usable: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield the pairs (earlier, later) of texts that agree in a band, each once."""
-    seen: set[tuple[int, int]] = set()
+def _propose(keys: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """Return (pairs, 2) the numbers of texts that agree in a band, the earlier one first; ordered by the second, without repeats."""
+    numbers = np.flatnonzero(usable)
+    codes = np.empty(0, np.uint64)
     for band in range(BANDS):
-        values = signatures[:, band * ROWS : (band + 1) * ROWS]
-        keys = np.ascontiguousarray(values).view(np.dtype((np.void, values.shape[1] * 4)))[:, 0]
-        order = np.argsort(keys, kind="stable")
-        order = order[usable[order]]
-        same = keys[order][1:] == keys[order][:-1]
-        for run in np.split(order, np.flatnonzero(~same) + 1):
-            for place in range(1, len(run)):
-                earlier = run[max(0, place - MOST_COMPARED) : place]
-                for first in {int(run[0]), *map(int, earlier)}:
-                    pair = (first, int(run[place]))
-                    if pair not in seen:
-                        seen.add(pair)
-                        yield pair
+        values = keys[numbers, band]
+        order = np.argsort(values, kind="stable")  # texts of a bucket in their order
+        begins = np.flatnonzero(np.append(True, values[order][1:] != values[order][:-1]))
+        sizes = np.diff(np.append(begins, len(order)))
+        first = np.repeat(begins, sizes)  # the place where the bucket of a place begins
+        places = np.arange(len(order))
+        proposed = [np.stack([first, places])[:, places > first + MOST_COMPARED]]
+        for distance in range(1, min(int(sizes.max(initial=1)), MOST_COMPARED + 1)):
+            later = places[places - distance >= first]
+            proposed.append(np.stack([later - distance, later]))
+        pairs = numbers[order[np.concatenate(proposed, axis=1)]].astype(np.uint64)
+        codes = np.union1d(codes, (pairs[1] << np.uint64(32)) | pairs[0])
+    return np.stack([codes & np.uint64(0xFFFFFFFF), codes >> np.uint64(32)], axis=1).astype(np.int64)
+
+
+def _compare(read: Reader, sizes: np.ndarray, pairs: np.ndarray) -> Iterator[Pair]:
+    """Yield the pairs with their Jaccard index. The texts of as many pairs are read together as have COMPARED shingles."""
+    ends = np.cumsum(sizes[pairs].sum(1))
+    start = 0
+    while start < len(pairs):
+        end = max(start + 1, int(np.searchsorted(ends, (ends[start - 1] if start else 0) + COMPARED, "right")))
+        numbers = np.unique(pairs[start:end])
+        shingles = hash_shingles(read(numbers))
+        sets = {int(number): set(shingles.of(i).tolist()) for i, number in enumerate(numbers)}
+        for first, second in pairs[start:end].tolist():
+            yield Pair(first, second, jaccard(sets[first], sets[second]))
+        start = end
+
+
+def jaccard(first: set[int], second: set[int]) -> float:
+    """Return the size of the intersection of two sets as a share of that of their union."""
+    common = len(first & second)
+    return common / max(len(first) + len(second) - common, 1)

@@ -1,7 +1,7 @@
-"""Hash the word 5-grams of texts, of many texts at once.
+"""Hash the word n-grams of texts, of many texts at once.
 
 A word is a run of letters and digits, in lower case; a character of Chinese, Japanese or Korean is a word of its own, as these scripts put
-no blanks between words. A text of fewer words than a 5-gram has is one shingle. Texts are bytes of one buffer here: the polynomial hash of
+no blanks between words. A text of fewer words than an n-gram has is one shingle. Texts are bytes of one buffer here: the polynomial hash of
 each word is a difference of prefix sums modulo 2^64 (Karp and Rabin 1987), so that no word becomes a Python object. 40 MB/s a core.
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 
 WORDS = 5
 """Words of a shingle (Lee et al. 2022, section 4.2, take tokens)."""
-GROUP = 1 << 18
+GROUP = 1 << 18  # characters that are hashed together: the arrays stay in a core's cache
 MULTIPLIER = 0x9E3779B97F4A7C15 | 1
 _INVERSE = pow(MULTIPLIER, -1, 1 << 64)
-_POSITION_FACTORS = np.array([pow(0xD6E8FEB86659FD93, power, 1 << 64) for power in range(1, WORDS + 1)], np.uint64)
+_FACTOR = 0xD6E8FEB86659FD93
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Shingles:
         return np.unique(self.hashes[self.starts[text] : self.starts[text + 1]])
 
 
-def hash_shingles(texts: Sequence[str]) -> Shingles:
-    """Return the shingles of texts; a text without a word has none."""
-    parts = [_hash_group(group) for group in _group(texts)]
+def hash_shingles(texts: Sequence[str], words: int = WORDS) -> Shingles:
+    """Return the shingles of texts, each of so many `words`; a text without a word has none."""
+    parts = [_hash_group(group, words) for group in _group(texts)]
     sizes = np.concatenate([np.zeros(1, np.int64), *(np.diff(part.starts) for part in parts)])
     return Shingles(np.concatenate([np.empty(0, np.uint64), *(part.hashes for part in parts)]), np.cumsum(sizes))
 
@@ -54,13 +54,13 @@ def _group(texts: Sequence[str]) -> Iterator[Sequence[str]]:
             begin, size = end, 0
 
 
-def _hash_group(texts: Sequence[str]) -> Shingles:
+def _hash_group(texts: Sequence[str], size: int) -> Shingles:
     buffer = np.frombuffer(
         "\0".join([*(text.replace("\0", " ") for text in texts), ""]).lower().encode("utf-8", "surrogatepass"), np.uint8
     )
     words, word_text = _hash_words(buffer)
     counts = np.bincount(word_text, minlength=len(texts))
-    hashes, owners = _join_words(words, word_text, counts)
+    hashes, owners = _join_words(words, word_text, counts, size)
     order = np.argsort(owners, kind="stable")  # short texts stand behind the others
     return Shingles(hashes[order], np.searchsorted(owners[order], np.arange(len(texts) + 1)))
 
@@ -92,23 +92,24 @@ def _follows_ideograph(buffer: np.ndarray) -> np.ndarray:
     return follows
 
 
-def _join_words(words: np.ndarray, word_text: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (hash, text) of every shingle."""
-    last = len(words) - WORDS + 1
+def _join_words(words: np.ndarray, word_text: np.ndarray, counts: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (hash, text) of every shingle of `size` words."""
+    factors = np.array([pow(_FACTOR, power, 1 << 64) for power in range(1, size + 1)], np.uint64)
+    last = len(words) - size + 1
     if last > 0:
         hashes = np.zeros(last, np.uint64)
-        for place, factor in enumerate(_POSITION_FACTORS):
+        for place, factor in enumerate(factors):
             hashes += words[place : place + last] * factor
-        inside = word_text[:last] == word_text[WORDS - 1 :]
+        inside = word_text[:last] == word_text[size - 1 :]
         hashes, owners = hashes[inside], word_text[:last][inside]
     else:
         hashes, owners = np.empty(0, np.uint64), np.empty(0, np.int64)
-    short = (counts > 0) & (counts < WORDS)
+    short = (counts > 0) & (counts < size)
     is_short = short[word_text]
     first = np.cumsum(counts) - counts
     place = np.arange(len(words)) - first[word_text]
     sums = np.zeros(len(counts), np.uint64)
-    np.add.at(sums, word_text[is_short], words[is_short] * _POSITION_FACTORS[place[is_short]])
+    np.add.at(sums, word_text[is_short], words[is_short] * factors[place[is_short]])
     return _mix(np.concatenate([hashes, sums[short]])), np.concatenate([owners, np.flatnonzero(short)])
 
 
@@ -137,10 +138,7 @@ def _list_powers(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 _BYTES = np.arange(256)
-_IS_WORD = (
-    ((ord("0") <= _BYTES) & (ord("9") >= _BYTES))
-    | ((ord("A") <= _BYTES) & (ord("Z") >= _BYTES))
-    | ((ord("a") <= _BYTES) & (ord("z") >= _BYTES))
-    | (_BYTES >= 0x80)
+_IS_WORD = np.isin(_BYTES, np.frombuffer(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", np.uint8)) | (
+    _BYTES >= 0x80
 )
 _BEGINS_WORD = (_BYTES >= 0xE3) & (_BYTES <= 0xED)  # first bytes of U+3000 to U+DFFF: kana, Chinese characters, Hangul
