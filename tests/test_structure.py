@@ -76,7 +76,8 @@ ALLOWED = {
         "runs",
     },
     "models": {"config", "data", "distributed", "errors"},
-    "data": {"atomic_files", "config", "distributed", "errors", "machine"},
+    "data": {"atomic_files", "config", "distributed", "errors", "inspection", "machine"},
+    "inspection": {"errors"},
 }
 """Of some packages, the other packages and top-level modules that they may import."""
 

@@ -108,6 +108,7 @@ KEYS: dict[str, Kind] = {
     "data.share": Kind.DATA,
     "data.per_class": Kind.DATA,
     "data.fold": Kind.DATA,
+    "data.clean": Kind.DATA,
     # which pretrained weights
     "model.name_or_path": Kind.ORIGIN,
     "model.init_from": Kind.ORIGIN,
@@ -168,6 +169,7 @@ KEYS: dict[str, Kind] = {
     "generate.*": Kind.OTHER_TASKS,
     "evaluate.*": Kind.OTHER_TASKS,
     "export.*": Kind.OTHER_TASKS,
+    "inspect.*": Kind.OTHER_TASKS,
 }
 """Config key -> its kind; `a.*` stands for all keys below `a`.
 
