@@ -55,7 +55,7 @@ def clean(
     if not data.clean:
         return splits, ()
     texts = read_texts(splits, data.columns, encoder)
-    cleaned = _load_or_find(texts, data.clean, cache_dir)
+    cleaned = _load_or_find(texts, data.clean, not encoder.shares_contexts, cache_dir)
     left_out = {row.row for row in cleaned}
     train = splits["train"]
     if len(left_out) == len(train):
@@ -86,14 +86,14 @@ def _count(cleaned: tuple[CleanedRow, ...]) -> str:
     return f" ({counts}): {FILE}" if counts else ""
 
 
-def _load_or_find(texts: dict[str, RowTexts], names: list[str], cache_dir: Path) -> tuple[CleanedRow, ...]:
+def _load_or_find(texts: dict[str, RowTexts], names: list[str], near: bool, cache_dir: Path) -> tuple[CleanedRow, ...]:
     """Return the rows to leave out, from the cache if the same files were searched before."""
     parts = [(split, part.rows.fingerprint, part.text_columns, part.label) for split, part in texts.items()]
-    file = cache_dir / "cleaned" / f"{xxhash.xxh3_128_hexdigest(f'{FORMAT} {parts} {sorted(names)}'.encode())}.json"
+    file = cache_dir / "cleaned" / f"{xxhash.xxh3_128_hexdigest(f'{FORMAT} {parts} {sorted(names)} {near}'.encode())}.json"
     try:
         found = [tuple(entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
     except (OSError, ValueError):
-        found = list(_find(texts, names))
+        found = list(_find(texts, names, near))
         file.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(file) as partial:
             partial.write_text(json.dumps(found), encoding="utf-8")
@@ -104,13 +104,13 @@ def _load_or_find(texts: dict[str, RowTexts], names: list[str], cache_dir: Path)
     return tuple(cleaned)
 
 
-def _find(texts: dict[str, RowTexts], names: list[str]) -> Iterator[tuple[int, str, str | None, int | None]]:
+def _find(texts: dict[str, RowTexts], names: list[str], near: bool) -> Iterator[tuple[int, str, str | None, int | None]]:
     """Yield (row of train, reason, split and row of the row that it resembles)."""
     used = texts if "leaks" in names else {"train": texts["train"]}
     copies = None
     if {"near_duplicates", "leaks", "conflicts"} & set(names):
         groups = group_rows(used)
-        copies = find_copies(groups) if {"near_duplicates", "leaks"} & set(names) else None
+        copies = find_copies(groups, near) if {"near_duplicates", "leaks"} & set(names) else None
     if copies is not None and "near_duplicates" in names:
         for copy in copies.duplicates:
             if copy.split == "train":

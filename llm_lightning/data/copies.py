@@ -84,9 +84,9 @@ def _first_rows(numbers: np.ndarray, count: int) -> np.ndarray:
     return first_rows
 
 
-def find_copies(groups: Groups) -> Copies:
-    """Return the copies and near copies of rows."""
-    pairs = find_near_duplicates(groups.read, groups.count)
+def find_copies(groups: Groups, near: bool = True) -> Copies:
+    """Return the copies of rows, and with `near` their near copies."""
+    pairs = find_near_duplicates(groups.read, groups.count) if near else []
     duplicates = {(copy.split, copy.row): copy for copy in _exact_duplicates(groups)}
     leaks = {(copy.split, copy.row, copy.other_split): copy for copy in _exact_leaks(groups)}
     members = _list_members(groups, pairs)

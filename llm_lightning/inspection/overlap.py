@@ -36,8 +36,7 @@ class Evaluation:
     def find(self, texts: Sequence[str]) -> Iterator[Overlap]:
         """Yield each text that shares a 13-gram, with the text of the evaluation that it shares most with."""
         shingles = hash_shingles(texts, WORDS)
-        starts = np.searchsorted(self._hashes, shingles.hashes, "left")
-        is_shared = (starts < len(self._hashes)) & (self._hashes[np.minimum(starts, len(self._hashes) - 1)] == shingles.hashes)
+        is_shared = np.isin(shingles.hashes, self._hashes)
         texts_of = np.repeat(np.arange(len(texts)), np.diff(shingles.starts))
         for text in np.unique(texts_of[is_shared]).tolist():
             hashes = np.unique(shingles.hashes[is_shared & (texts_of == text)])

@@ -19,6 +19,7 @@ import numpy as np
 END = "\0"
 """Stands between the texts of a buffer; no pattern matches it."""
 GROUP = 1 << 20  # characters that are searched together
+WORD = 200  # characters in which a word ends, or it is cut
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ class Detector:
                 yield max(begin, 0), stop
             if start > stop:
                 begin = start
-            gap = _GAP.search(buffer, max(sign_start + self.after, sign_end))
-            stop = len(buffer) if gap is None else gap.start()
+            end = max(sign_start + self.after, sign_end)
+            gap = _GAP.search(buffer, end, end + WORD)
+            stop = min(end, len(buffer)) if gap is None else gap.start()
         if stop >= 0:
             yield max(begin, 0), stop
 
@@ -133,10 +135,9 @@ def passes_luhn(digits: str) -> bool:
 
 
 def is_card(text: str) -> bool:
-    """Return whether a text is the number of a payment card: 13 to 19 digits, an issuer's prefix, a right checksum."""
+    """Return whether a text is the number of a payment card: an issuer's prefix, as many digits as it gives out, a right checksum."""
     digits = re.sub(r"\D", "", text)
-    is_issued = digits[0] in "3456" or "2221" <= digits[:4] <= "2720"
-    return 13 <= len(digits) <= 19 and is_issued and len(set(digits)) > 1 and passes_luhn(digits)
+    return _CARD.fullmatch(digits) is not None and len(set(digits)) > 1 and passes_luhn(digits)
 
 
 def is_iban(text: str) -> bool:
@@ -215,6 +216,11 @@ def _build_iban_pattern() -> re.Pattern[str]:
 
 
 _LOWER = {ord(letter): letter.lower() for letter in string.ascii_uppercase}
+_CARD = re.compile(
+    r"4\d{12}(?:\d{3}){0,2}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|35\d{14}|(?:5[1-5]|2[2-7])\d{14}|6(?:011|[245]\d\d)\d{12,15}"
+    r"|(?:50|5[6-9]|6\d)\d{14}(?:\d{2,3})?"
+)
+"""Visa, American Express, Diners Club, JCB, Mastercard, Discover and UnionPay, Maestro."""
 _GAP = re.compile(r"[\s\0]")
 _DATE = re.compile(r"\d{1,4}([./-])\d{1,2}\1\d{1,4}|(19|20)\d\d[ -]+(19|20)\d\d")
 _PASSWORD_NAME = r"(?:pass(?:word|wd|wort|phrase|code)|pwd|kennwort|contraseña|mot de passe)"
@@ -225,7 +231,7 @@ _SECRET_NAME = (
 _SECRET_SIGNS = ("pass", "pwd", "kennwort", "contrase", "secret", "token", "key")
 _AT, _DOT = r" ?[\[({<] ?(?:at|@) ?[\])}>] ?", r"(?: ?[\[({<] ?(?:dot|\.) ?[\])}>] ?| dot |\.)"
 _DIGITS = re.compile(r"\d(?:[ ./()-]{0,3}\d){6}")
-_NOT_BEFORE, _NOT_BEHIND = r"(?<![\w.,+$€£/-])", r"(?![\w%€]|[.,-]\d)"
+_NOT_BEFORE, _NOT_BEHIND = r"(?<![\w.,+$€£/-])(?<!\d )", r"(?![\w%€]|[.,-]\d)"
 
 DETECTORS = (
     Detector(
@@ -268,13 +274,13 @@ DETECTORS = (
     Detector(
         "email",
         re.compile("@"),
-        re.compile(r"(?<![\w.+-])[\w.%+-]+@(?:[^\W_](?:[\w-]*[^\W_])?\.)+[^\W\d_]{2,24}\b"),
+        re.compile(r"(?<![\w.+-])[\w.%+-]{1,64}@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,9}[^\W\d_]{2,24}\b"),
         before=70,
     ),
     Detector(
         "email",
         re.compile(r"[\[({<] ?(?:at|@|AT) ?[\])}>]"),
-        re.compile(rf"[\w.%+-]+{_AT}[\w-]+(?:{_DOT}[\w-]+)+", re.IGNORECASE),
+        re.compile(rf"(?<![\w.%+-])[\w.%+-]{{1,64}}{_AT}[\w-]{{1,63}}(?:{_DOT}[\w-]{{1,63}}){{1,9}}", re.IGNORECASE),
         before=70,
     ),
     Detector("iban", re.compile(r"(?<=[A-Za-z]{2})\d\d(?:[ -]?[A-Za-z0-9]){9}"), _build_iban_pattern(), is_iban, before=2),

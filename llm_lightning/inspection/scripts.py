@@ -36,6 +36,9 @@ NONE = "no letters"
 NAMES = (*dict.fromkeys(name for _, _, name in RANGES), "other", NONE)
 _STARTS, _ENDS = (np.array([row[place] for row in RANGES], np.uint32) for place in (0, 1))
 _CODES = np.array([NAMES.index(name) for _, _, name in RANGES])
+_OTHER_BOUNDS = np.array([0x530, 0x2000, 0x2C00, 0x2E00, 0xA000, 0xAC00, 0x10000, 0x1D000], np.uint32)
+_OTHER_LETTERS = np.array([False, True] * 4 + [False])
+"""Whether characters between two bounds are letters, in most of the ranges that RANGES leaves out; others are signs and emojis."""
 _OTHER, _NONE = len(NAMES) - 2, len(NAMES) - 1
 
 
@@ -46,7 +49,7 @@ def find_scripts(texts: Sequence[str]) -> list[str]:
     owners = np.repeat(np.arange(len(texts)), sizes)
     place = np.searchsorted(_STARTS, characters, "right") - 1
     inside = (place >= 0) & (characters < _ENDS[place])
-    is_letter = inside | (characters >= 0x530)
+    is_letter = inside | (_OTHER_LETTERS[np.searchsorted(_OTHER_BOUNDS, characters, "right")])
     codes = np.where(inside, _CODES[place], _OTHER)
     counts = np.bincount(owners[is_letter] * len(NAMES) + codes[is_letter], minlength=len(texts) * len(NAMES))
     counts = counts.reshape(len(texts), len(NAMES))

@@ -119,7 +119,10 @@ def find_everything(config: Config) -> Inspection:
     cache.mkdir(parents=True, exist_ok=True)
     encoder = encodings.get_encoder(import_target(config.objective["_target_"]).encoding)
     rows = load_rows(config.data, encoder, cache)
-    texts = read_texts(rows, config.data.columns, encoder, not _holds_labels(rows["train"], config.data.columns))
+    columns, shares_contexts = config.data.columns, encoder.shares_contexts or config.data.source == "squad"
+    if shares_contexts:
+        columns = replace(columns, label=None)  # an answer is a part of the context
+    texts = read_texts(rows, columns, encoder, not _holds_labels(rows["train"], columns))
     tokenizer = build.tokenizer(config.model)
     tokenize = None if tokenizer is None else encodings.get_encoder("documents")(tokenizer, config.data)
     log.info("inspect: %s", ", ".join(f"{split} {len(part):,} rows" for split, part in texts.items()))
@@ -135,7 +138,7 @@ def find_everything(config: Config) -> Inspection:
         name=data_name(config),
         texts=texts,
         facts=facts,
-        copies=find_copies(groups),
+        copies=find_copies(groups, near=not shares_contexts),
         conflicts=find_conflicts(groups),
         personal=personal,
         unknown=None if tokenize is None else unknown,
@@ -233,7 +236,7 @@ def _count_labels(texts: RowTexts) -> dict[str, int]:
 
 
 def _find_overlaps(texts: dict[str, RowTexts], config: Config, encoder: type[Encoding]) -> list[SharedPhrases]:
-    """Return the rows that share phrases with the files of inspect.against."""
+    """Return the rows of train and validation that share phrases with the files of inspect.against."""
     others, places = [], []
     for path in expand("inspect.against", str(config.inspect.against)):
         for other, place in _read_evaluation(path, config, encoder):
@@ -245,6 +248,7 @@ def _find_overlaps(texts: dict[str, RowTexts], config: Config, encoder: type[Enc
     return sorted(
         SharedPhrases(split, start + overlap.text, *places[overlap.other], overlap.shared)
         for split, part in texts.items()
+        if split != "test"  # which the files may be
         for start, block in part.blocks()
         for overlap in evaluation.find(block)
     )

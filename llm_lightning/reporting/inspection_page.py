@@ -23,6 +23,7 @@ SHOWN = 30
 """Findings that a table shows; inspect.json has all."""
 EXCERPT = 160
 """Characters of a shown text."""
+NOTHING = "–"
 LABELS = 100
 """Labels that a table shows."""
 
@@ -40,26 +41,19 @@ def write_inspection(folder: Path, inspection: Inspection) -> Path:
 
 def summarize(inspection: Inspection) -> Table:
     """Return the table that the terminal shows too: the rows with each finding by split, and the setting that leaves them out."""
-    splits = list(inspection.facts)
+    splits = inspection.facts
     rows = []
     for title, findings, remedy in _subjects(inspection):
-        counts = [len({finding.row for finding in findings if finding.split == split}) for split in splits]
-        shares = [
-            f"{count:,} ({100 * count / max(inspection.facts[split].rows, 1):.1f}%)"
-            for count, split in zip(counts, splits, strict=True)
-        ]
-        rows.append(
-            (
-                max(counts, default=0),
-                [title, *(share if count else "–" for share, count in zip(shares, counts, strict=True)), remedy],
-            )
-        )
-    rows.sort(key=lambda row: row[0] == 0)
-    blank = [facts.blank for facts in inspection.facts.values()]
-    cells = [row for _, row in rows]
-    if any(blank):
-        cells.append(["rows without text", *(f"{count:,}" if count else "–" for count in blank), ""])
-    return Table("Rows with", ["", *splits, "left out of train by"], cells)
+        counts = {split: len({finding.row for finding in findings if finding.split == split}) for split in splits}
+        rows.append([title, *(_format_share(count, splits[split].rows) for split, count in counts.items()), remedy])
+    rows.append(["no text", *(_format_share(facts.blank, facts.rows) for facts in splits.values()), ""])
+    rows.sort(key=lambda row: set(row[1:-1]) == {NOTHING})
+    return Table("Rows with", ["", *splits, "left out of train by"], rows)
+
+
+def _format_share(count: int, rows: int) -> str:
+    share = 100 * count / max(rows, 1)
+    return f"{count:,} ({share:.1f}%)" if share >= 0.1 else f"{count:,} (<0.1%)" if count else NOTHING
 
 
 def _subjects(inspection: Inspection) -> list[tuple[str, Sequence[Any], str]]:
@@ -140,7 +134,7 @@ def duplicates(inspection: Inspection) -> Section:
 
 def conflicts(inspection: Inspection) -> Section:
     """Return the rows whose text has another label elsewhere."""
-    note = "Rows whose text (case and blanks aside) stands in another row with another label: one of the two is wrong, or both are possible."
+    note = "Rows whose text (case and blanks aside) stands in another row with another label: one is wrong, or both are possible."
     rows = [
         [
             *_places(inspection, conflict),
@@ -183,8 +177,8 @@ def overlaps(inspection: Inspection) -> Section:
     rows = [
         [
             f"{overlap.shared:,}",
-            " ".join(_place(inspection, overlap.split, overlap.row)),
-            f"{overlap.other_file} {overlap.other_place}",
+            _name_place(inspection, overlap.split, overlap.row),
+            f"{Path(overlap.other_file).name} {overlap.other_place}",
             _excerpt(inspection.texts[overlap.split], overlap.row),
         ]
         for overlap in found[:SHOWN]
@@ -259,15 +253,21 @@ def _rest(shown: int, total: int) -> str:
 def _places(inspection: Inspection, finding: Any) -> list[str]:
     """Return the places of a row and of the row that it is like."""
     return [
-        " ".join(_place(inspection, split, row))
+        _name_place(inspection, split, row)
         for split, row in ((finding.split, finding.row), (finding.other_split, finding.other_row))
     ]
+
+
+def _name_place(inspection: Inspection, split: str, row: int) -> str:
+    """Return the place of a row, with its split unless the file's name tells it."""
+    _, place = _place(inspection, split, row)
+    return place if place.startswith(split) else f"{split} {place}"
 
 
 def _place(inspection: Inspection, split: str, row: int) -> list[str]:
     """Return [split, file name and place in it] of a row."""
     file, place = inspection.texts[split].place(row)
-    return [split, f"{Path(file).name}, {place}" if place else file]
+    return [split, f"{Path(file).name} {place}".strip()]
 
 
 def _excerpt(texts: RowTexts, row: int) -> str:
