@@ -70,6 +70,7 @@ ALLOWED = {
         "data",
         "distributed",
         "errors",
+        "inspection",
         "llm_lightning.metrics.correlation",
         "machine",
         "models",

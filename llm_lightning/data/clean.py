@@ -91,14 +91,14 @@ def _load_or_find(texts: dict[str, RowTexts], names: list[str], near: bool, cach
     parts = [(split, part.rows.fingerprint, part.text_columns, part.label) for split, part in texts.items()]
     file = cache_dir / "cleaned" / f"{xxhash.xxh3_128_hexdigest(f'{FORMAT} {parts} {sorted(names)} {near}'.encode())}.json"
     try:
-        found = [tuple(entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
+        entries = [tuple(entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
     except (OSError, ValueError):
-        found = list(_find(texts, names, near))
+        entries = list(_find(texts, names, near))
         file.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(file) as partial:
-            partial.write_text(json.dumps(found), encoding="utf-8")
+            partial.write_text(json.dumps(entries), encoding="utf-8")
     cleaned = []
-    for row, reason, split, other_row in found:  # the files may lie elsewhere now
+    for row, reason, split, other_row in entries:  # the files may lie elsewhere now
         other = (split, other_row, *texts[split].place(other_row)) if split else ()
         cleaned.append(CleanedRow(row, *texts["train"].place(row), reason, *other))
     return tuple(cleaned)
@@ -124,8 +124,8 @@ def _find(texts: dict[str, RowTexts], names: list[str], near: bool) -> Iterator[
             if conflict.split == conflict.other_split == "train":  # labels of validation and test decide nothing
                 yield conflict.row, "conflicts", "train", conflict.other_row
     if "pii" in names:
-        for found in find_personal_rows({"train": texts["train"]}):
-            yield found.row, f"pii: {found.kind}", None, None
+        for personal in find_personal_rows({"train": texts["train"]}):
+            yield personal.row, f"pii: {personal.kind}", None, None
 
 
 def _without(rows: Rows, left_out: set[int]) -> Rows:

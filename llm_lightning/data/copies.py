@@ -98,10 +98,10 @@ def find_copies(groups: Groups, near: bool = True) -> Copies:
                 if (best := duplicates.get((split, copy.row))) is None or best.jaccard < copy.jaccard:
                     duplicates[split, copy.row] = copy
         for split, other in _list_leaking(groups):
-            for here, there in ((pair.first, pair.second), (pair.second, pair.first)):
-                if (other_row := int(groups.first_rows[other][there])) < 0:
+            for group, other_group in ((pair.first, pair.second), (pair.second, pair.first)):
+                if (other_row := int(groups.first_rows[other][other_group])) < 0:
                     continue
-                for row in members[split, here]:
+                for row in members[split, group]:
                     best = leaks.get((split, row, other))
                     if best is None or best.jaccard < pair.jaccard:
                         leaks[split, row, other] = Copy(split, row, other, other_row, pair.jaccard)

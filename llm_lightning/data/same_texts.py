@@ -30,7 +30,7 @@ class SameTexts:
 
     def describe(self) -> str:
         """Return the counts as a clause; empty if there is nothing to say."""
-        parts = [f"{number:,} rows are in {split} too" for split, number in self.leaks.items()]
+        parts = [f"{number:,} {'row is' if number == 1 else 'rows are'} in {split} too" for split, number in self.leaks.items()]
         if self.conflicts:
             parts.append(f"{self.conflicts:,} rows have a text that another row has with another label")
         return " and ".join(parts)

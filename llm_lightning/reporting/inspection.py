@@ -165,13 +165,13 @@ def to_record(inspection: Inspection) -> dict[str, Any]:
         "unknown_tokens": inspection.unknown,
         "overlaps": inspection.overlaps,
     }
-    found = {name: findings for name, findings in lists.items() if findings is not None}
-    counts = {name: len({(finding.split, finding.row) for finding in findings}) for name, findings in found.items()}
+    findings_by_name = {name: findings for name, findings in lists.items() if findings is not None}
+    counts = {name: len({(finding.split, finding.row) for finding in findings}) for name, findings in findings_by_name.items()}
     splits = {
-        split: asdict(facts) | {name: count_rows(findings, split) for name, findings in found.items()}
+        split: asdict(facts) | {name: count_rows(findings, split) for name, findings in findings_by_name.items()}
         for split, facts in inspection.facts.items()
     }
-    everything = {name: [locate(finding) for finding in findings] for name, findings in found.items()}
+    everything = {name: [locate(finding) for finding in findings] for name, findings in findings_by_name.items()}
     return {"data": inspection.name, "counts": counts, "splits": splits, **everything}
 
 
@@ -196,10 +196,15 @@ def _holds_labels(train: Rows, columns: ColumnsConfig) -> bool:
 
 def _describe(split: str, texts: RowTexts, encoder: Encoding | None) -> tuple[Facts, list[UnknownRow]]:
     """Return the facts of a split, and its rows with unknown tokens if an encoder with a tokenizer is given."""
-    characters, tokens, scripts, unknown = [], [], Counter[str](), []
+    characters: list[int] = []
+    tokens: list[int] = []
+    scripts: Counter[str] = Counter()
+    unknown: list[UnknownRow] = []
+    blank = 0
     unknown_token = None if encoder is None else encoder.tokenizer.unk_token_id
     for start, block in texts.blocks():
         characters += map(len, block)
+        blank += sum(not text.strip() for text in block)
         scripts.update(find_scripts(block))
         if encoder is None:
             continue
@@ -209,7 +214,7 @@ def _describe(split: str, texts: RowTexts, encoder: Encoding | None) -> tuple[Fa
                 unknown.append(UnknownRow(split, start + number, ids.count(unknown_token)))
     facts = Facts(
         rows=len(texts),
-        blank=int((np.array(characters) == 0).sum()),
+        blank=blank,
         characters=_measure(characters),
         scripts=dict(scripts.most_common()),
         labels=_count_labels(texts),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +31,17 @@ LABELS = 100
 def write_inspection(folder: Path, inspection: Inspection) -> Path:
     """Write inspect.html. Return its path."""
     rows = " · ".join(f"{split} {facts.rows:,} rows" for split, facts in inspection.facts.items())
-    parts = (leaks, conflicts, overlaps, personal, duplicates, unknown)
-    subjects = sorted((part(inspection) for part in parts), key=lambda section: -_share(section, inspection))
-    shown = [
-        section for section in (glance(inspection), *subjects, about_labels(inspection), lengths(inspection)) if not section.empty
+    subjects: list[tuple[Callable[[Inspection], Section], Sequence[Any]]] = [
+        (list_leaks, inspection.copies.leaks),
+        (list_conflicts, inspection.conflicts),
+        (list_overlaps, inspection.overlaps or []),
+        (list_personal_data, inspection.personal),
+        (list_duplicates, inspection.copies.duplicates),
+        (list_unknown_tokens, inspection.unknown or []),
     ]
+    subjects.sort(key=lambda subject: -_find_largest_share(inspection, subject[1]))
+    parts = [show_summary, *(write for write, findings in subjects if findings), show_labels, show_lengths]
+    shown = [section for section in (part(inspection) for part in parts) if not section.empty]
     return write_page(folder / "inspect.html", f"Data of {inspection.name}", rows, shown)
 
 
@@ -74,28 +80,20 @@ def _subjects(inspection: Inspection) -> list[tuple[str, Sequence[Any], str]]:
     return subjects
 
 
-def glance(inspection: Inspection) -> Section:
+def show_summary(inspection: Inspection) -> Section:
     table = summarize(inspection)
     columns = ["finding", *table.columns[1:]]
     note = "Rows with each finding, and their share of the split. A row may have several. inspect.json lists all of them."
     return Section("At a glance", note, tables=[Table(table.title, columns, table.rows, has_texts=True)])
 
 
-def _share(section: Section, inspection: Inspection) -> float:
-    """Return the largest share of a split that has a subject's findings; the title of the subject decides which."""
-    findings = {
-        "Leaks": inspection.copies.leaks,
-        "Conflicts": inspection.conflicts,
-        "Overlap with an evaluation": inspection.overlaps or [],
-        "Personal data": inspection.personal,
-        "Duplicates": inspection.copies.duplicates,
-        "Tokenizer": inspection.unknown or [],
-    }[section.title]
-    counts = Counter(split for split, _ in {(finding.split, finding.row) for finding in findings})  # type: ignore[attr-defined]
+def _find_largest_share(inspection: Inspection, findings: Sequence[Any]) -> float:
+    """Return the share of the rows of a split that have findings, in the split where it is largest."""
+    counts = Counter(split for split, _ in {(finding.split, finding.row) for finding in findings})
     return max((count / max(inspection.facts[split].rows, 1) for split, count in counts.items()), default=0.0)
 
 
-def leaks(inspection: Inspection) -> Section:
+def list_leaks(inspection: Inspection) -> Section:
     """Return the rows of train that are in validation or test too."""
     copies = sorted(inspection.copies.leaks, key=lambda copy: (-copy.jaccard, copy.split != "train", copy.split, copy.row))
     note = (
@@ -109,7 +107,7 @@ def leaks(inspection: Inspection) -> Section:
     return _section("Leaks", note, ["similarity", "row", "is like", "text of the row"], rows, len(copies))
 
 
-def duplicates(inspection: Inspection) -> Section:
+def list_duplicates(inspection: Inspection) -> Section:
     """Return the texts that have the most copies in their split."""
     copies = sorted(inspection.copies.duplicates, key=lambda copy: (-copy.jaccard, copy.split != "train", copy.split, copy.row))
     repeated = Counter((copy.split, copy.other_row) for copy in copies)
@@ -132,7 +130,7 @@ def duplicates(inspection: Inspection) -> Section:
     )
 
 
-def conflicts(inspection: Inspection) -> Section:
+def list_conflicts(inspection: Inspection) -> Section:
     """Return the rows whose text has another label elsewhere."""
     note = "Rows whose text (case and blanks aside) stands in another row with another label: one is wrong, or both are possible."
     rows = [
@@ -147,7 +145,7 @@ def conflicts(inspection: Inspection) -> Section:
     return _section("Conflicts", note, ["row", "other row", "label", "other label", "text"], rows, len(inspection.conflicts))
 
 
-def personal(inspection: Inspection) -> Section:
+def list_personal_data(inspection: Inspection) -> Section:
     """Return the number of rows by kind of personal data, and where they are."""
     kinds = Counter((finding.kind, finding.split) for finding in inspection.personal)
     splits = list(inspection.facts)
@@ -170,9 +168,9 @@ def personal(inspection: Inspection) -> Section:
     return Section("Personal data", note, tables=tables)
 
 
-def overlaps(inspection: Inspection) -> Section:
+def list_overlaps(inspection: Inspection) -> Section:
     """Return the rows that share phrases with an evaluation."""
-    found = sorted(inspection.overlaps or [], key=lambda overlap: -overlap.shared)
+    phrases = sorted(inspection.overlaps or [], key=lambda overlap: -overlap.shared)
     note = "Rows that share 13 words in a row, or all words of a shorter text, with a text of inspect.against."
     rows = [
         [
@@ -181,23 +179,23 @@ def overlaps(inspection: Inspection) -> Section:
             f"{Path(overlap.other_file).name} {overlap.other_place}",
             _excerpt(inspection.texts[overlap.split], overlap.row),
         ]
-        for overlap in found[:SHOWN]
+        for overlap in phrases[:SHOWN]
     ]
-    return _section("Overlap with an evaluation", note, ["13-grams", "row", "evaluation", "text of the row"], rows, len(found))
+    return _section("Overlap with an evaluation", note, ["13-grams", "row", "evaluation", "text of the row"], rows, len(phrases))
 
 
-def unknown(inspection: Inspection) -> Section:
+def list_unknown_tokens(inspection: Inspection) -> Section:
     """Return the rows that the tokenizer cannot spell."""
-    found = sorted(inspection.unknown or [], key=lambda row: -row.unknown)
+    unknown_rows = sorted(inspection.unknown or [], key=lambda row: -row.unknown)
     note = "Rows with characters that become the tokenizer's unknown token: the model cannot read them."
     rows = [
         [f"{row.unknown:,}", *_place(inspection, row.split, row.row), _excerpt(inspection.texts[row.split], row.row)]
-        for row in found[:SHOWN]
+        for row in unknown_rows[:SHOWN]
     ]
-    return _section("Tokenizer", note, ["unknown tokens", "split", "place", "text"], rows, len(found))
+    return _section("Tokenizer", note, ["unknown tokens", "split", "place", "text"], rows, len(unknown_rows))
 
 
-def about_labels(inspection: Inspection) -> Section:
+def show_labels(inspection: Inspection) -> Section:
     """Return how often each label occurs, the rarest first."""
     cards = {split: {"labels": facts.labels} for split, facts in inspection.facts.items() if facts.labels}
     counts = {split: card["labels"] for split, card in cards.items()}
@@ -217,7 +215,7 @@ def about_labels(inspection: Inspection) -> Section:
     )
 
 
-def lengths(inspection: Inspection) -> Section:
+def show_lengths(inspection: Inspection) -> Section:
     """Return the lengths of the rows, and their scripts."""
     rows = []
     for unit in ("characters", "tokens"):

@@ -132,6 +132,8 @@ def check_inspect(config: Config) -> Iterator[str]:
             "inspect.presidio=true: needs presidio_analyzer; pip install presidio-analyzer, and a language model of spaCy's for it "
             "(python -m spacy download en_core_web_lg)."
         )
+    if config.run is not None:
+        yield f"run={config.run}: task=inspect reads data, and no run; leave it out, and give data=, data.train= and data.columns.*."
     if config.data.streaming:
         yield "data.streaming=true: task=inspect compares all rows, and a stream never has them; leave it out."
 
