@@ -12,7 +12,12 @@ import pytest
 from .conftest import DATA, ROOT
 
 SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if "import report" in path.read_text(encoding="utf-8"))
-NEEDS = {"finetune_vs_hf.py": ["sst2"], "packing_vs_hf.py": ["sst2", "ag_news"], "time_to_quality.py": ["sst2", "wikitext2"]}
+NEEDS = {
+    "finetune_vs_hf.py": ["sst2"],
+    "inspect_data.py": ["ag_news"],
+    "packing_vs_hf.py": ["sst2", "ag_news"],
+    "time_to_quality.py": ["sst2", "wikitext2"],
+}
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,7 @@ OPTIONS = [
 ]
 
 
-def test_help_shows_groups_options_and_seven_examples(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_help_shows_groups_options_and_eight_examples(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     shown = command("--help").stdout
     for group in {group for group, _ in OPTIONS}:
         assert f"{group}: {', '.join(option for each, option in OPTIONS if each == group)}" in shown

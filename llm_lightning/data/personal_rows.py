@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llm_lightning.data.row_texts import RowTexts
-from llm_lightning.inspection.personal_data import Finding, find_personal_data
-
-Finder = Callable[[Sequence[str]], Iterator[tuple[int, list[Finding]]]]
+from llm_lightning.inspection.personal_data import Finder, find_personal_data
 
 
 @dataclass(frozen=True, order=True)

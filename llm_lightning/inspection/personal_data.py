@@ -31,6 +31,10 @@ class Finding:
     end: int
 
 
+Finder = Callable[[Sequence[str]], Iterator[tuple[int, list[Finding]]]]
+"""Yields (number of a text, its findings in order) of the texts with personal data."""
+
+
 @dataclass(frozen=True)
 class Detector:
     """How data of a kind is found."""
@@ -117,13 +121,13 @@ def _search(texts: Sequence[str]) -> Iterator[tuple[int, list[Finding]]]:
         yield number, sorted(findings, key=lambda finding: finding.start)
 
 
-def mask(text: str) -> str:
-    """Return a text with `[kind]` in the place of its personal data."""
+def mask(text: str, find: Finder = find_personal_data) -> str:
+    """Return a text with `[kind]` in the place of the personal data that `find` finds."""
     pieces, end = [], 0
-    for _, findings in find_personal_data([text]):
+    for _, findings in find([text]):
         for finding in findings:
             pieces += [text[end : finding.start], f"[{finding.kind}]"]
-            end = finding.end
+            end = max(end, finding.end)
     return "".join([*pieces, text[end:]])
 
 

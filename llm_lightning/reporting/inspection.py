@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from llm_lightning.data.rows import LINE, Rows, label_columns
 from llm_lightning.data.sources import files, text
 from llm_lightning.errors import UserError
 from llm_lightning.inspection.overlap import Evaluation
+from llm_lightning.inspection.personal_data import Finder, find_personal_data, mask
 from llm_lightning.inspection.presidio import Presidio
 from llm_lightning.inspection.scripts import find_scripts
 from llm_lightning.models import build
@@ -96,6 +98,8 @@ class Inspection:
     """None without a tokenizer."""
     overlaps: list[SharedPhrases] | None
     """None without inspect.against."""
+    hide: Callable[[str], str]
+    """Masks the personal data of a text that is shown."""
 
 
 def inspect_data(config: Config) -> dict[str, Any]:
@@ -127,22 +131,26 @@ def find_everything(config: Config) -> Inspection:
     tokenize = None if tokenizer is None else encodings.get_encoder("documents")(tokenizer, config.data)
     log.info("inspect: %s", ", ".join(f"{split} {len(part):,} rows" for split, part in texts.items()))
     groups = group_rows(texts)
-    personal = find_personal_rows(texts)
-    if config.inspect.presidio:
-        personal = sorted({*personal, *find_personal_rows(texts, Presidio())})
+    finders: list[Finder] = [find_personal_data, *([Presidio()] if config.inspect.presidio else [])]
+    personal = sorted({row for find in finders for row in find_personal_rows(texts, find)})
+    hide = partial(_mask, finders=finders)
     facts, unknown = {}, []
     for split, part in texts.items():
-        facts[split], unknown_rows = _describe(split, part, tokenize)
+        facts[split], unknown_rows = _describe(split, part, tokenize, hide)
         unknown += unknown_rows
     return Inspection(
         name=data_name(config),
         texts=texts,
         facts=facts,
         copies=find_copies(groups, near=not shares_contexts),
-        conflicts=find_conflicts(groups),
+        conflicts=[
+            replace(conflict, label=hide(conflict.label), other_label=hide(conflict.other_label))
+            for conflict in find_conflicts(groups)
+        ],
         personal=personal,
         unknown=None if tokenize is None else unknown,
         overlaps=None if config.inspect.against is None else _find_overlaps(texts, config, encoder),
+        hide=hide,
     )
 
 
@@ -194,7 +202,7 @@ def _holds_labels(train: Rows, columns: ColumnsConfig) -> bool:
     return len(set(values)) <= max(MANY, len(values) // 2) or numbers > 0.9 * len(values)
 
 
-def _describe(split: str, texts: RowTexts, encoder: Encoding | None) -> tuple[Facts, list[UnknownRow]]:
+def _describe(split: str, texts: RowTexts, encoder: Encoding | None, hide: Callable[[str], str]) -> tuple[Facts, list[UnknownRow]]:
     """Return the facts of a split, and its rows with unknown tokens if an encoder with a tokenizer is given."""
     characters: list[int] = []
     tokens: list[int] = []
@@ -217,7 +225,7 @@ def _describe(split: str, texts: RowTexts, encoder: Encoding | None) -> tuple[Fa
         blank=blank,
         characters=_measure(characters),
         scripts=dict(scripts.most_common()),
-        labels=_count_labels(texts),
+        labels={hide(label): count for label, count in _count_labels(texts).items()},
         tokens=None if encoder is None else _measure(tokens),
     )
     return facts, unknown
@@ -238,6 +246,12 @@ def _count_labels(texts: RowTexts) -> dict[str, int]:
     for names in texts.label_parts():
         counts.update(names)
     return dict(counts.most_common())
+
+
+def _mask(text: str, finders: list[Finder]) -> str:
+    for find in finders:
+        text = mask(text, find)
+    return text
 
 
 def _find_overlaps(texts: dict[str, RowTexts], config: Config, encoder: type[Encoding]) -> list[SharedPhrases]:

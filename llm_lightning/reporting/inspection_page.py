@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_lightning.data.row_texts import RowTexts
 from llm_lightning.inspection.near_duplicates import THRESHOLD
-from llm_lightning.inspection.personal_data import mask
 from llm_lightning.reporting import figures
 from llm_lightning.reporting.page import Section, write_page
 from llm_lightning.reporting.table import Table
@@ -101,8 +99,7 @@ def list_leaks(inspection: Inspection) -> Section:
         f"word 5-grams. A score on such rows tells what was learnt by heart."
     )
     rows = [
-        [f"{copy.jaccard:.2f}", *_places(inspection, copy), _excerpt(inspection.texts[copy.split], copy.row)]
-        for copy in copies[:SHOWN]
+        [f"{copy.jaccard:.2f}", *_places(inspection, copy), _excerpt(inspection, copy.split, copy.row)] for copy in copies[:SHOWN]
     ]
     return _section("Leaks", note, ["similarity", "row", "is like", "text of the row"], rows, len(copies))
 
@@ -121,7 +118,7 @@ def list_duplicates(inspection: Inspection) -> Section:
             f"{number:,}",
             *_places(inspection, first[place]),
             f"{first[place].jaccard:.2f}",
-            _excerpt(inspection.texts[place[0]], place[1]),
+            _excerpt(inspection, place[0], place[1]),
         ]
         for place, number in groups
     ]
@@ -136,9 +133,9 @@ def list_conflicts(inspection: Inspection) -> Section:
     rows = [
         [
             *_places(inspection, conflict),
-            mask(_cut(conflict.label, 40)),
-            mask(_cut(conflict.other_label, 40)),
-            _excerpt(inspection.texts[conflict.split], conflict.row),
+            _cut(conflict.label, 40),
+            _cut(conflict.other_label, 40),
+            _excerpt(inspection, conflict.split, conflict.row),
         ]
         for conflict in inspection.conflicts[:SHOWN]
     ]
@@ -177,7 +174,7 @@ def list_overlaps(inspection: Inspection) -> Section:
             f"{overlap.shared:,}",
             _name_place(inspection, overlap.split, overlap.row),
             f"{Path(overlap.other_file).name} {overlap.other_place}",
-            _excerpt(inspection.texts[overlap.split], overlap.row),
+            _excerpt(inspection, overlap.split, overlap.row),
         ]
         for overlap in phrases[:SHOWN]
     ]
@@ -189,7 +186,7 @@ def list_unknown_tokens(inspection: Inspection) -> Section:
     unknown_rows = sorted(inspection.unknown or [], key=lambda row: -row.unknown)
     note = "Rows with characters that become the tokenizer's unknown token: the model cannot read them."
     rows = [
-        [f"{row.unknown:,}", *_place(inspection, row.split, row.row), _excerpt(inspection.texts[row.split], row.row)]
+        [f"{row.unknown:,}", *_place(inspection, row.split, row.row), _excerpt(inspection, row.split, row.row)]
         for row in unknown_rows[:SHOWN]
     ]
     return _section("Tokenizer", note, ["unknown tokens", "split", "place", "text"], rows, len(unknown_rows))
@@ -204,7 +201,7 @@ def show_labels(inspection: Inspection) -> Section:
     )
     rows = [
         [
-            mask(_cut(name, 60)),
+            _cut(name, 60),
             *(f"{part.get(name, 0):,} ({100 * part.get(name, 0) / max(sum(part.values()), 1):.1f}%)" for part in counts.values()),
         ]
         for name in names[:LABELS]
@@ -268,10 +265,10 @@ def _place(inspection: Inspection, split: str, row: int) -> list[str]:
     return [split, f"{Path(file).name} {place}".strip()]
 
 
-def _excerpt(texts: RowTexts, row: int) -> str:
+def _excerpt(inspection: Inspection, split: str, row: int) -> str:
     """Return the beginning of a row's text, with its personal data masked."""
-    text = texts.read(np.array([row]))[0]
-    return _cut(mask(text[: 20 * EXCERPT]), EXCERPT)
+    text = inspection.texts[split].read(np.array([row]))[0]
+    return _cut(inspection.hide(text[: 20 * EXCERPT]), EXCERPT)
 
 
 def _cut(text: str, size: int) -> str:
