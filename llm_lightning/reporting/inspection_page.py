@@ -17,7 +17,7 @@ from llm_lightning.reporting.table import Table
 if TYPE_CHECKING:
     from llm_lightning.reporting.inspection import Inspection
 
-SHOWN = 30
+SHOWN = 12
 """Findings that a table shows; inspect.json has all."""
 EXCERPT = 160
 """Characters of a shown text."""
