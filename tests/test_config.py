@@ -28,7 +28,11 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
     (["taskk=finetune"], ["taskk", "no such key", "Did you mean 'task'?"]),
     (
         ["task=finetun"],
-        ["task=finetun", "can be chat, check, evaluate, export, finetune, generate, inspect, predict, pretrain", "Did you mean 'finetune'?"],
+        [
+            "task=finetun",
+            "can be chat, check, evaluate, export, finetune, generate, inspect, predict, pretrain",
+            "Did you mean 'finetune'?",
+        ],
     ),
     (["model=bert_tini"], ["model=bert_tini", "Did you mean 'bert_tiny'?"]),
     (["optimizer=adam"], ["optimizer=adam", "Did you mean 'adamw'?"]),

@@ -307,6 +307,8 @@ class EvaluateConfig:
 class InspectConfig:
     against: str | None = None
     """Tables or plain-text files (a glob) with texts of an evaluation, which are searched for in the rows by their word 13-grams."""
+    against_column: str | None = None
+    """Column of the texts in those tables; null takes `data.columns.text`."""
     presidio: bool = False
     """Look for names and places too, by presidio-analyzer, which has to be installed; some milliseconds a row."""
 

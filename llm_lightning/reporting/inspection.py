@@ -281,7 +281,9 @@ def _read_evaluation(path: Path, config: Config, encoder: type[Encoding]) -> Ite
         return
     data = replace(config.data, train=str(path), validation=None, test=None, dir=None)
     if ending(path) in files.TABLES and data.source not in ("squad", "self_instruct"):
-        data = replace(data, source="files", columns=replace(data.columns, label=None))
+        column = config.inspect.against_column
+        columns = replace(data.columns, label=None) if column is None else ColumnsConfig(text=column)
+        data = replace(data, source="files", columns=columns)
     part = read_texts(load_rows(data, encoder, cache_folder(config)), data.columns, encoder)["train"]
     for start, block in part.blocks():
         yield from ((other, part.place(start + number)) for number, other in enumerate(block))

@@ -286,6 +286,13 @@ def test_an_evaluation_file_and_a_tokenizer_add_their_findings(planted: Planted,
         *(f"model.name_or_path={minilm}", f"run_dir={tmp_path}/run"),
     )
     found = json.loads((tmp_path / "run" / "inspect.json").read_text())
+    (tmp_path / "evaluation.csv").write_text(f"id,question\n1,another line\n2,{' '.join(words)}\n")
+    run(
+        *("task=inspect", "data=files", f"data.train={tmp_path}/train.jsonl", f"inspect.against={tmp_path}/evaluation.csv"),
+        *("inspect.against_column=question", f"run_dir={tmp_path}/again"),
+    )
+    (overlap,) = json.loads((tmp_path / "again" / "inspect.json").read_text())["overlaps"]
+    assert (overlap["row"], overlap["other_place"], overlap["shared"]) == (6, "line 3", 3)
     (overlap,) = found["overlaps"]
     assert (overlap["row"], overlap["other_place"], overlap["shared"]) == (6, "line 2", 3)
     assert [(entry["row"], entry["unknown"]) for entry in found["unknown_tokens"]] == [(7, 1)]
