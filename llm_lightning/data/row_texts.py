@@ -21,6 +21,7 @@ from llm_lightning.data.rows import Rows, column_values, label_columns
 ROWS, CHARACTERS = 1000, 1 << 22  # rows that are read together: fewer where they are long
 NAMES = ("role", "from", "type", "name", "id", "tool_call_id")
 """Fields of a message that hold no text."""
+_PLACE = re.compile(r"(.*?), ((?:line|row|question|document) .*)", re.DOTALL)
 _SEPARATORS = re.compile(r"[\n|;,]")
 
 
@@ -87,8 +88,9 @@ class RowTexts:
 
     def place(self, row: int) -> tuple[str, str]:
         """Return (file, place in it) of a row: ("train.csv", "line 17")."""
-        file, comma, place = self.rows.where(row).rpartition(", ")
-        return (file, place) if comma else (place, "")
+        where = self.rows.where(row)
+        match = _PLACE.fullmatch(where)
+        return (match[1], match[2]) if match else (where, "")
 
     @cached_property
     def _texts(self) -> datasets.Dataset:

@@ -29,6 +29,7 @@ from llm_lightning.data.row_texts import RowTexts, read_texts
 from llm_lightning.data.rows import LINE, Rows, label_columns
 from llm_lightning.data.sources import files, text
 from llm_lightning.errors import UserError
+from llm_lightning.inspection.languages import load_identifier
 from llm_lightning.inspection.overlap import Evaluation
 from llm_lightning.inspection.personal_data import Finder, find_personal_data, mask
 from llm_lightning.inspection.presidio import Presidio
@@ -47,6 +48,8 @@ SAMPLE = 2000
 MANY = 10
 """Number of different labels up to which they are labels, whatever the number of rows."""
 BARS = 24
+LANGUAGES = 1000
+"""Rows of a split whose language is identified."""
 
 
 @dataclass(frozen=True, order=True)
@@ -79,6 +82,8 @@ class Facts:
     characters: dict[str, Any]
     """Lengths: median, p95, longest, histogram."""
     scripts: dict[str, int]
+    languages: dict[str, int]
+    """Of the first LANGUAGES rows; empty where no language identifier is installed."""
     labels: dict[str, int]
     tokens: dict[str, Any] | None
     """Lengths, where a tokenizer is given."""
@@ -225,10 +230,18 @@ def _describe(split: str, texts: RowTexts, encoder: Encoding | None, hide: Calla
         blank=blank,
         characters=_measure(characters),
         scripts=dict(scripts.most_common()),
+        languages=_count_languages(texts),
         labels={hide(label): count for label, count in _count_labels(texts).items()},
         tokens=None if encoder is None else _measure(tokens),
     )
     return facts, unknown
+
+
+def _count_languages(texts: RowTexts) -> dict[str, int]:
+    identify = load_identifier()
+    if identify is None:
+        return {}
+    return dict(Counter(map(identify, texts.read(np.arange(min(LANGUAGES, len(texts)))))).most_common())
 
 
 def _measure(lengths: list[int]) -> dict[str, Any]:

@@ -219,22 +219,23 @@ def show_lengths(inspection: Inspection) -> Section:
         for split, facts in inspection.facts.items():
             if (measured := getattr(facts, unit)) is not None:
                 rows.append([f"{unit}, {split}", *(f"{measured[name]:,.0f}" for name in ("median", "p95", "longest"))])
-    scripts = sorted(
-        {name for facts in inspection.facts.values() for name in facts.scripts}, key=lambda name: -_count_script(inspection, name)
-    )
-    script_rows = [[name, *(f"{facts.scripts.get(name, 0):,}" for facts in inspection.facts.values())] for name in scripts]
     drawn = figures.lengths({split: {"lengths": facts.tokens or facts.characters} for split, facts in inspection.facts.items()})
     unit = "tokens" if all(facts.tokens for facts in inspection.facts.values()) else "characters"
     drawn = [{**figure, "x": f"{unit} of a row", "y": "share of the rows"} for figure in drawn]
     tables = [
         Table("Lengths", ["of a row", "median", "95th percentile", "longest"], rows),
-        Table("Scripts", ["rows mostly in", *inspection.facts], script_rows),
+        _count_kinds(inspection, "Scripts", "scripts"),
+        _count_kinds(inspection, "Languages of the first rows", "languages"),
     ]
-    return Section("Lengths and scripts", "", figures=drawn, tables=tables)
+    return Section("Lengths and scripts", "", figures=drawn, tables=[table for table in tables if table.rows])
 
 
-def _count_script(inspection: Inspection, name: str) -> int:
-    return sum(facts.scripts.get(name, 0) for facts in inspection.facts.values())
+def _count_kinds(inspection: Inspection, title: str, kinds: str) -> Table:
+    """Return a table of the rows with each of the `kinds` (a field of Facts), the most frequent first."""
+    counts = {split: Counter(getattr(facts, kinds)) for split, facts in inspection.facts.items()}
+    total = sum(counts.values(), Counter())
+    rows = [[name, *(f"{part[name]:,}" for part in counts.values())] for name, _ in total.most_common()]
+    return Table(title, ["rows mostly in", *counts], rows)
 
 
 def _section(title: str, note: str, columns: list[str], rows: list[list[str]], total: int) -> Section:

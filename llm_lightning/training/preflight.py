@@ -164,13 +164,14 @@ class Preflight:
 
         Of texts without labels some copies are usual: the run warns if they make up SAME of an evaluated split.
         """
-        dataset = self.data.dataset
-        columns = self.data.config.data.columns
-        has_labels = dataset.encoding.labels is not None and not dataset.encoding.label_is_text
-        texts = read_texts(dataset.rows, columns if has_labels else replace(columns, label=None), type(dataset.encoding))
+        dataset, columns = self.data.dataset, self.data.config.data.columns
+        encoder = type(dataset.encoding)
+        has_labels = dataset.encoding.labels is not None
+        is_compared = has_labels and not encoder.shares_contexts  # an answer is a part of the context
+        texts = read_texts(dataset.rows, columns if is_compared else replace(columns, label=None), encoder)
         same = find_same_texts(texts)
         description = same.describe()
-        least = 0.0 if has_labels else SAME
+        least = 0.0 if has_labels and not encoder.label_is_text else SAME
         if same.conflicts or any(number > least * len(dataset.rows[split]) for split, number in same.leaks.items()):
             part = "" if same.compared == len(texts["train"]) else f"the first {same.compared:,} rows of "
             log.warning("data: of %strain, %s; to see them: %s", part, description, inspect_command(self.data.config))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -299,28 +302,33 @@ def test_an_evaluation_file_and_a_tokenizer_add_their_findings(planted: Planted,
     assert found["splits"]["train"]["tokens"]["longest"] > 20
 
 
-def test_presidio_is_used_where_it_is_asked_for(
+def install(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
+    """Put a stand-in of a package where imports find it."""
+    module = ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)
+    vars(module).update(content)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_presidio_and_a_language_identifier_are_used_where_they_are_installed(
     planted: Planted, tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in with the interface of presidio-analyzer, which finds a name."""
-    import importlib.machinery
-    import sys
-    from types import ModuleType, SimpleNamespace
+    """Stand-ins with the interfaces of presidio-analyzer, which finds a name, and of py3langid."""
 
     class AnalyzerEngine:
         def analyze(self, text: str, language: str, entities: list[str], score_threshold: float) -> list[Any]:
             start = text.find("river1")
             return [SimpleNamespace(entity_type="PERSON", start=start, end=start + 6)] if start >= 0 else []
 
-    module = ModuleType("presidio_analyzer")
-    module.__spec__ = importlib.machinery.ModuleSpec("presidio_analyzer", None)
-    module.AnalyzerEngine = AnalyzerEngine  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "presidio_analyzer", module)
+    install(monkeypatch, "presidio_analyzer", AnalyzerEngine=AnalyzerEngine)
+    install(monkeypatch, "py3langid", classify=lambda text: ("en" if "good" in text else "de", 1.0))
     run("task=inspect", *arguments(planted, "clean"), "inspect.presidio=true", f"run_dir={tmp_path}/run")
     found = json.loads((tmp_path / "run" / "inspect.json").read_text())
     rows = {(split, i) for split, part in planted.rows.items() for i, (text, _) in enumerate(part) if "river1" in text}
     assert {(entry["split"], entry["row"]) for entry in found["pii"]} == rows
     assert {entry["kind"] for entry in found["pii"]} == {"presidio: person"}
+    assert found["splits"]["test"]["languages"] == {"de": 12, "en": 12}
+    assert "river1" not in (tmp_path / "run" / "inspect.html").read_text().partition("<script>")[0]
 
 
 def test_text_of_any_form_is_joined() -> None:
