@@ -20,6 +20,7 @@ from llm_lightning.config.checks.trainer_flags import limit_to_few_steps
 from llm_lightning.config.schema import AdapterConfig, Config, ModelConfig, cache_folder, expand_home, plain
 from llm_lightning.config.targets import import_target, instantiate, instantiate_all
 from llm_lightning.data import tokenizers
+from llm_lightning.data.clean import write_cleaned
 from llm_lightning.data.datamodule import DataModule
 from llm_lightning.data.folds import LEFT_OUT
 from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
@@ -37,6 +38,7 @@ from llm_lightning.objectives.base import Objective
 from llm_lightning.optim.build import build_optimizer, build_schedule
 from llm_lightning.reporting import about
 from llm_lightning.reporting.data_card import data_card
+from llm_lightning.reporting.inspection import inspect_data
 from llm_lightning.reporting.results import write_pages, write_results
 from llm_lightning.robustness import measure as robustness
 from llm_lightning.runs.folder import (
@@ -78,6 +80,8 @@ def run(config: Config, sweep: str | None = None, should_continue: Callable[[int
     if config.task in use.TASKS and (config.task != "evaluate" or config.evaluate.weighs):
         return use.TASKS[config.task](config) if distributed.is_rank_zero() else {}
     try:
+        if config.task == "inspect":
+            return inspect_data(config) if distributed.is_rank_zero() else {}
         with launch.processes(config, sweep), raise_interrupts():
             if config.task == "evaluate":
                 return evaluate(config)
@@ -205,6 +209,8 @@ def train(
     resume = resume_point(config.resume, folder, shared, identity)
     if distributed.is_rank_zero():
         write_config(folder, config)
+        if config.data.clean:
+            write_cleaned(folder, dataset.cleaned)
         recover(export.folder)
     code = {"versions": package_versions(), "git": git_commit()}
     meter = Meter(config.trainer.log_every_steps, data.total_steps, cache_folder(config), energy)

@@ -15,6 +15,7 @@ SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if "im
 NEEDS = {
     "finetune_vs_hf.py": ["sst2"],
     "label_errors.py": ["sst2", "ag_news"],
+    "inspect_data.py": ["ag_news"],
     "packing_vs_hf.py": ["sst2", "ag_news"],
     "time_to_quality.py": ["sst2", "wikitext2"],
 }

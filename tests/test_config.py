@@ -28,7 +28,11 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
     (["taskk=finetune"], ["taskk", "no such key", "Did you mean 'task'?"]),
     (
         ["task=finetun"],
-        ["task=finetun", "can be chat, check, evaluate, export, finetune, generate, predict, pretrain", "Did you mean 'finetune'?"],
+        [
+            "task=finetun",
+            "can be chat, check, evaluate, export, finetune, generate, inspect, predict, pretrain",
+            "Did you mean 'finetune'?",
+        ],
     ),
     (["model=bert_tini"], ["model=bert_tini", "Did you mean 'bert_tiny'?"]),
     (["optimizer=adam"], ["optimizer=adam", "Did you mean 'adamw'?"]),
@@ -129,11 +133,11 @@ OPTIONS = [
 ]
 
 
-def test_help_shows_groups_options_and_seven_examples(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_help_shows_groups_options_and_eight_examples(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     shown = command("--help").stdout
     for group in {group for group, _ in OPTIONS}:
         assert f"{group}: {', '.join(option for each, option in OPTIONS if each == group)}" in shown
-    assert shown.split("Examples:")[1].count("python train.py") == 7
+    assert shown.split("Examples:")[1].count("python train.py") == 8
 
 
 def with_files(overrides: list[str], folder: Path) -> Config:

@@ -70,13 +70,15 @@ ALLOWED = {
         "data",
         "distributed",
         "errors",
+        "inspection",
         "llm_lightning.metrics.correlation",
         "machine",
         "models",
         "runs",
     },
     "models": {"config", "data", "distributed", "errors"},
-    "data": {"atomic_files", "config", "distributed", "errors", "machine"},
+    "data": {"atomic_files", "config", "distributed", "errors", "inspection", "machine"},
+    "inspection": {"errors"},
 }
 """Of some packages, the other packages and top-level modules that they may import."""
 

@@ -124,6 +124,9 @@ class DataConfig:
     """Training rows a class in built-in labelled data; null takes as many as the smallest class has."""
     fold: int | None = bound_field(None, Range(0, 4))
     """Which fifth of the articles of one SQuAD file is the test, the next one validation, and the others train."""
+    clean: list[str] = field(default_factory=list)
+    """Rows of train that are left out: any of `near_duplicates`, `leaks` (of validation and test), `conflicts` (one text, two labels) and
+    `pii` (personal data). `data_cleaned.csv` in the run folder lists them."""
     workers: Any = bound_field("auto", Range(0, auto=True))  # noqa: RUF009
     """Processes a device that assemble batches; 0 does it in the training process. `auto` is that on a CPU, and up to 2 for a GPU."""
     folds: int | None = bound_field(None, Range(2))
@@ -332,6 +335,16 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    against: str | None = None
+    """Tables or plain-text files (a glob) with texts of an evaluation, which are searched for in the rows by their word 13-grams."""
+    against_column: str | None = None
+    """Column of the texts in those tables; null takes `data.columns.text`."""
+    presidio: bool = False
+    """Look for names and places too, by presidio-analyzer, which has to be installed; some milliseconds a row."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     format: str = bound_field("hf", Choice("hf", "onnx", "adapter", "documents"))
     """`hf` is a Hugging Face folder, `onnx` the model for other runtimes (checked against torch), `adapter` only the LoRA weights,
@@ -358,7 +371,9 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    task: str = bound_field(MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "generate", "chat", "export", "check"))
+    task: str = bound_field(
+        MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "generate", "chat", "export", "check", "inspect")
+    )
     """What the command does; `task=` chooses it, with the objective and the schedule that go with it."""
     objective: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -388,6 +403,7 @@ class Config:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    inspect: InspectConfig = field(default_factory=InspectConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """How -m sweeps."""
     out: str | None = None

@@ -17,6 +17,7 @@ from llm_lightning.config.checks.data import check_data, check_encoding, check_l
 from llm_lightning.config.checks.files import (
     check_export,
     check_folders,
+    check_inspect,
     check_likelihood,
     check_predict,
     check_prompt,
@@ -45,6 +46,7 @@ OF_STORED = {
     "chat": [check_model],
     "weigh": [check_model, check_likelihood],
     "export": [check_model, check_export],
+    "inspect": [check_targets, check_model, check_data, check_inspect, check_folders],
 }
 """Checks for tasks that train nothing."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import datasets
 
-from llm_lightning.config.schema import Config, cache_folder
+from llm_lightning.config.schema import Config, DataConfig, cache_folder
 from llm_lightning.data import (
     encode,
     encodings,
@@ -21,6 +22,7 @@ from llm_lightning.data import (
     splits,
     tokenizers,
 )
+from llm_lightning.data.clean import CleanedRow, clean
 from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.encodings import Encoding
 from llm_lightning.data.examples import BadRows, Example
@@ -47,6 +49,8 @@ class TokenizedDataset:
     """The training text if it is streamed; `train` of the splits is then a sample from its front."""
     edits: LabelEdits = NO_EDITS
     """The changes of train by `data.drop` and `data.relabel`."""
+    cleaned: tuple[CleanedRow, ...] = ()
+    """The rows that `data.clean` has left out of train."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TokenizedDataset:
         """Return the same dataset, which does not change: a callback that copies an objective would copy the mapped files too."""
@@ -93,16 +97,13 @@ class TokenizedDataset:
         return self.splits["train"].fingerprint
 
 
-def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> TokenizedDataset:
-    """Read, validate and encode every split. If `tokenizer` is None, a tokenizer is trained on train."""
-    datasets.disable_progress_bars()  # they do not show the progress of our own work
-    data, cache, encoder = config.data, cache_folder(config), encodings.get_encoder(encoding)
-    if data.streaming:
-        stream, rows = open_stream(data)
-        return _encode_splits(config, rows, encoder, None, tokenizer, stream)
+def load_rows(data: DataConfig, encoder: type[Encoding], cache: Path, slices: list[str] | None = None) -> dict[str, Rows]:
+    """Return the rows of every split that the files have, as the encoder reads them, and log how they were read.
+
+    `slices` are the names whose columns are read too, as far as files have them.
+    """
     text_labels = label_columns(data.columns.label) if encoder.label_is_text else []
-    loaded = slice_columns.load_rows(data, cache, (*encoder.extra_columns, *text_labels), config.evaluate.slice_names)
-    columns_of_files = slice_columns.list_columns(loaded)
+    loaded = slice_columns.load_rows(data, cache, (*encoder.extra_columns, *text_labels), slices or [])
     for split, part in loaded.items():
         columns = replace(data.columns, label=None) if split == "test" else data.columns  # test may have no labels
         require_columns(split, replace(data, columns=columns), part.table.column_names)
@@ -112,16 +113,29 @@ def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> Tok
     for split, part in loaded.items():
         for note in part.notes:
             log.warning("%s: %s", split, note)
+    return loaded
+
+
+def prepare_dataset(config: Config, encoding: str, tokenizer: Any | None) -> TokenizedDataset:
+    """Read, validate and encode every split. If `tokenizer` is None, a tokenizer is trained on train."""
+    datasets.disable_progress_bars()  # they do not show the progress of our own work
+    data, cache, encoder = config.data, cache_folder(config), encodings.get_encoder(encoding)
+    if data.streaming:
+        stream, rows = open_stream(data)
+        return _encode_splits(config, rows, encoder, None, tokenizer, stream)
+    loaded = load_rows(data, encoder, cache, config.evaluate.slice_names)
+    columns_of_files = slice_columns.list_columns(loaded)
     labels = encoder.find_labels(data, loaded["train"])  # before the validation cut, which may take all rows of a rare label
     if labels is not None:
         loaded = drop_unlabelled(loaded, data, encoder)
+    loaded, cleaned = clean(loaded, data, encoder, cache)
     rows = splits.with_validation(loaded, data, encoder.one_label)
     edits = label_edits.read_edits(rows, data)
     if batches := config.trainer.flags.get("overfit_batches"):
         rows = splits.keep_batches(rows, data, batches, config.batch.sequences)
         log.warning("overfit_batches: trains on %d rows of train, and validates on the same", len(rows["train"]))
     slice_columns.require_slice_columns(rows, config.evaluate.slice_names, columns_of_files)
-    return _encode_splits(config, rows, encoder, labels, tokenizer, None, edits)
+    return replace(_encode_splits(config, rows, encoder, labels, tokenizer, None, edits), cleaned=cleaned)
 
 
 def _encode_splits(

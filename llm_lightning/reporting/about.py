@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from llm_lightning import distributed
 from llm_lightning.config.schema import Config
 from llm_lightning.data import tokenizers
+from llm_lightning.data.clean import count_reasons
 from llm_lightning.data.datamodule import DataModule
 from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.machine import cores
@@ -114,6 +115,7 @@ def describe(config: Config, dataset: TokenizedDataset, data: DataModule, model:
             "fingerprints": dataset.fingerprints,
             "rows": rows,
             "tokens": tokens,
+            **({"left_out": count_reasons(dataset.cleaned)} if dataset.cleaned else {}),
         },
     }
 

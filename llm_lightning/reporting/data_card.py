@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from llm_lightning.data.clean import count_reasons
 from llm_lightning.data.encode import TokenizedSplit, label_counts
 from llm_lightning.data.prepare import TokenizedDataset
 
@@ -43,6 +44,8 @@ def data_card(dataset: TokenizedDataset) -> dict[str, dict[str, Any]]:
             card |= {} if split == "train" else {"in_train": sum(value in train for value in hashes)}
         if split == "train":
             card |= dataset.edits.counts
+            if dataset.cleaned:
+                card["left_out"] = count_reasons(dataset.cleaned)
         if split == "train" and dataset.stream is not None:
             card["sample"] = True  # from the start of the stream
         cards[split] = card

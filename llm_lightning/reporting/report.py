@@ -147,6 +147,7 @@ def data(run: Run) -> Section:
         "longest",
         "cut",
         "skipped",
+        "left out",
         "twice",
         "also in train",
     ]
@@ -160,6 +161,10 @@ def data(run: Run) -> Section:
     notes += [
         f"Skipped of {split}: {'; '.join(card['skipped_first'])}." for split, card in cards.items() if card.get("skipped_first")
     ]
+    for split, card in cards.items():
+        reasons = ((name, number) for name, number in (card.get("left_out") or {}).items() if name != "rows")
+        if counts := ", ".join(f"{name} {number:,}" for name, number in reasons):
+            notes.append(f"Left out of {split} by data.clean: {counts} (data_cleaned.csv).")
     drawn = [*figures.lengths(cards), *figures.balance(cards)]
     return Section("Data", " ".join(notes), figures=drawn, tables=[table] if rows else [])
 
@@ -170,7 +175,9 @@ def _data_row(split: str, summary: dict[str, Any], card: dict[str, Any]) -> list
         summary["rows"].get(split),
         summary["tokens"].get(split),
         *(lengths.get(name) for name in ("median", "p95", "longest")),
-        *(card.get(name) for name in ("truncated", "skipped", "duplicates", "in_train")),
+        *(card.get(name) for name in ("truncated", "skipped")),
+        (card.get("left_out") or {}).get("rows"),
+        *(card.get(name) for name in ("duplicates", "in_train")),
     ]
     return [split + (" (sample)" if card.get("sample") else ""), *("–" if value is None else f"{value:,.0f}" for value in values)]
 

@@ -34,6 +34,8 @@ class Table:
     rows: list[list[str]]
     note: str = ""
     sortable: bool = False
+    has_texts: bool = False
+    """Whether cells hold texts, which are wrapped."""
 
 
 def metric(title: str, name: str, form: str = "{:.4f}") -> Column:
@@ -216,6 +218,7 @@ def show(tables: list[Table], **options: Any) -> None:
     """Print tables to the terminal."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table as RichTable
 
     console = Console(**options)
@@ -226,7 +229,7 @@ def show(tables: list[Table], **options: Any) -> None:
         for i, title in enumerate(table.columns):
             drawn.add_column(title, justify="left" if i == 0 else "right", overflow="fold")
         for row in table.rows:
-            drawn.add_row(*row)
+            drawn.add_row(*map(escape, row))
         if table.note:
             drawn.caption, drawn.caption_justify = table.note, "left"
         console.print(drawn)

@@ -32,15 +32,18 @@ def open_folder(config: Config) -> Path:
     Rank 0 chooses the path and locks the folder. A machine with another disk uses the same path, or the one that `run_dir` names there.
     Raises UserError if the named folder holds a run already and `resume=never`.
     """
-    folder: Path | None = None
-    if distributed.is_rank_zero():
-        folder = _open_named_folder(config) if config.run_dir is not None else _open_unnamed_folder(config)
+    folder = open_folder_alone(config) if distributed.is_rank_zero() else None
     place = distributed.broadcast(None if folder is None else str(folder.absolute()))
     if folder is None:
         folder = expand_home(place if config.run_dir is None else config.run_dir)
         if distributed.local_rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def open_folder_alone(config: Config) -> Path:
+    """Return the run's folder, locked, for a task that one process does."""
+    return _open_named_folder(config) if config.run_dir is not None else _open_unnamed_folder(config)
 
 
 def _open_named_folder(config: Config) -> Path:
@@ -120,7 +123,8 @@ os.register_at_fork(after_in_child=release_folder)  # or loader workers would ho
 
 def _create_folder(config: Config) -> Path:
     """Create a folder that no other run has, even one started in the same second."""
-    now, names = datetime.now(), [config.choices.get(g, "") for g in ("task", "data", "model")]
+    now, names = datetime.now(), [config.choices.get(group, "") for group in ("task", "data", "model")]
+    names = names[:2] if config.task == "inspect" else names  # which trains none
     parent = Path("runs") / f"{now:%Y-%m-%d}"
     parent.mkdir(parents=True, exist_ok=True)
     base = f"{now:%H-%M-%S}-" + "-".join(filter(None, names))

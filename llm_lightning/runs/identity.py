@@ -111,6 +111,7 @@ KEYS: dict[str, Kind] = {
     "data.left_out": Kind.DATA,
     "data.drop": Kind.DATA,
     "data.relabel": Kind.DATA,
+    "data.clean": Kind.DATA,
     # which pretrained weights
     "model.name_or_path": Kind.ORIGIN,
     "model.init_from": Kind.ORIGIN,
@@ -179,6 +180,7 @@ KEYS: dict[str, Kind] = {
     "evaluate.window": Kind.OTHER_TASKS,
     "evaluate.stride": Kind.OTHER_TASKS,
     "export.*": Kind.OTHER_TASKS,
+    "inspect.*": Kind.OTHER_TASKS,
 }
 """Config key -> its kind; `a.*` stands for all keys below `a`.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +21,13 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from llm_lightning import distributed
-from llm_lightning.config.schema import cache_folder
+from llm_lightning.config.redaction import redact
+from llm_lightning.config.schema import Config, cache_folder
 from llm_lightning.data.collate import EVALUATION, MicroBatch
 from llm_lightning.data.datamodule import DataModule
 from llm_lightning.data.encode import label_counts
+from llm_lightning.data.row_texts import read_texts
+from llm_lightning.data.same_texts import find_same_texts
 from llm_lightning.errors import UserError
 from llm_lightning.models import embedding
 from llm_lightning.models.forward import token_logits
@@ -39,6 +43,7 @@ log = logging.getLogger(__name__)
 WIDE = 400  # characters of a message
 SAMPLE = 100_000  # tokens that are searched for unknown ones
 UNKNOWN = 0.01  # share of unknown tokens above which the run warns
+SAME = 0.01  # share of an evaluated split's texts that are in train, above which the run warns of texts without labels
 LARGE = 2 << 30  # bytes of weights above which only task=check writes and reads a whole checkpoint
 
 
@@ -79,6 +84,8 @@ class Preflight:
             yield f"{split} batch", lambda split=split: self.batch(split)  # type: ignore[misc]
             if self.data.dataset.label_names is not None:
                 yield f"{split} labels", lambda split=split: self.labels(split)  # type: ignore[misc]
+        if self.data.dataset.stream is None and not self.data.config.trainer.flags.get("overfit_batches"):
+            yield "same texts", self.same_texts
         yield "disk", self.disk
         yield "optimizer", self.optimizer
 
@@ -151,6 +158,24 @@ class Preflight:
             raise UserError(f"no training row has the label {', '.join(missing)}")
         spread = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
         return spread if len(names) <= 12 else f"{len(names)} labels, {counts.min():,} to {counts.max():,} times"
+
+    def same_texts(self) -> str:
+        """Count the texts of train that are in validation or test too, and those with two labels; warn of them.
+
+        Of texts without labels some copies are usual: the run warns if they make up SAME of an evaluated split.
+        """
+        dataset, columns = self.data.dataset, self.data.config.data.columns
+        encoder = type(dataset.encoding)
+        has_labels = dataset.encoding.labels is not None
+        is_compared = has_labels and not encoder.shares_contexts  # an answer is a part of the context
+        texts = read_texts(dataset.rows, columns if is_compared else replace(columns, label=None), encoder)
+        same = find_same_texts(texts)
+        description = same.describe()
+        least = 0.0 if has_labels and not encoder.label_is_text else SAME
+        if same.conflicts or any(number > least * len(dataset.rows[split]) for split, number in same.leaks.items()):
+            part = "" if same.compared == len(texts["train"]) else f"the first {same.compared:,} rows of "
+            log.warning("data: of %strain, %s; to see them: %s", part, description, inspect_command(self.data.config))
+        return description or f"none of {same.compared:,} rows"
 
     def disk(self) -> str:
         """Check the disk for room: the weights, and one state more than is kept, as a new one is written before the oldest is deleted."""
@@ -375,6 +400,13 @@ def run(folder: Path, data: DataModule, objective: Objective, trainer: lightning
             f"preflight: {len(failed)} of {len(outcomes)} checks failed: {'; '.join(f'{o.name}: {o.message}' for o in failed)}"
         )
     return outcomes
+
+
+def inspect_command(config: Config) -> str:
+    """Return the command that inspects the data of a run."""
+    words = shlex.split(str(redact(config.command or "")))
+    data = [word for word in words if word.startswith(("data=", "data.", "recipe=")) and not word.startswith("data.clean")]
+    return shlex.join(["python", "train.py", "task=inspect", *data])
 
 
 def table(outcomes: list[Outcome]) -> str:

@@ -21,6 +21,14 @@ OF_FILES = ("files", "text", "conll", "squad", "parallel", "self_instruct")
 """Sources that need the names of files to read. A source that you add raises this error itself, when it reads its rows."""
 
 
+CLEAN = ("near_duplicates", "leaks", "conflicts", "pii")
+"""What data.clean may leave out of train."""
+
+
+LABELLED = ("texts", "label_sets", "words", "scores")
+"""Encodings whose labels are values that can be compared."""
+
+
 ROLES = ("system", "user", "assistant", "tool")
 """Roles of a conversation's messages."""
 
@@ -71,6 +79,7 @@ def check_data(config: Config) -> Iterator[str]:
                     f"data.{key}={getattr(data, key)}: data={data.source} is built in and reads no files; "
                     f"choose data=text or data=files."
                 )
+    yield from _check_clean(config)
     for name, role in data.roles.items():
         if role not in ROLES:
             yield f"data.roles={{{name}: {role}}}: expected one of {join_names(ROLES)}.{nearest(role, ROLES)}"
@@ -85,6 +94,24 @@ def check_data(config: Config) -> Iterator[str]:
         yield (
             f"batch.micro_tokens={config.batch.micro_tokens}: a sequence may have data.block_size={data.block_size} tokens "
             f"and has to fit; raise the one or lower the other."
+        )
+
+
+def _check_clean(config: Config) -> Iterator[str]:
+    clean = config.data.clean
+    for name in clean:
+        if name not in CLEAN:
+            yield f"data.clean={list(clean)}: expected any of {join_names(CLEAN)}.{nearest(str(name), CLEAN)}"
+    if clean and config.data.streaming:
+        yield (
+            f"data.clean={list(clean)}: not with data.streaming=true, which never has all rows to compare; leave one of the two out, or "
+            f"clean the files beforehand (task=inspect lists the rows)."
+        )
+    encoding = signatures.constants(str(config.objective.get("_target_"))).get("encoding")
+    if "conflicts" in clean and (encoding not in LABELLED or config.data.columns.label is None):
+        yield (
+            f"data.clean={list(clean)}: conflicts are texts with two labels, and objective={config.choices.get('objective')} learns "
+            f"none that could be compared; leave conflicts out."
         )
 
 

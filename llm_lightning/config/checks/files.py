@@ -123,6 +123,21 @@ def check_likelihood(config: Config) -> Iterator[str]:
     yield from check_output_file(config, "likelihood.json")
 
 
+def check_inspect(config: Config) -> Iterator[str]:
+    against = config.inspect.against
+    if against is not None and not paths.match(against):
+        yield paths.missing("inspect.against", against)
+    if config.inspect.presidio and importlib.util.find_spec("presidio_analyzer") is None:
+        yield (
+            "inspect.presidio=true: needs presidio_analyzer; pip install presidio-analyzer, and a language model of spaCy's for it "
+            "(python -m spacy download en_core_web_lg)."
+        )
+    if config.run is not None:
+        yield f"run={config.run}: task=inspect reads data, and no run; leave it out, and give data=, data.train= and data.columns.*."
+    if config.data.streaming:
+        yield "data.streaming=true: task=inspect compares all rows, and a stream never has them; leave it out."
+
+
 def check_export(config: Config) -> Iterator[str]:
     run = config.run_folder
     if config.out is None and run is None:

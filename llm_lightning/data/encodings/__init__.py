@@ -58,6 +58,8 @@ class Encoding:
     """Whether a tokenizer trained for the run begins a text, a prompt for example, as documents begin."""
     needs_offsets: ClassVar[bool] = False
     """Whether targets are placed by the characters of tokens, which tokenizers in Python do not report."""
+    shares_contexts: ClassVar[bool] = False
+    """Whether many rows have the same second text, as the questions on a paragraph do: such rows are no near copies."""
     extra_columns: ClassVar[tuple[str, ...]] = ()
     """Optional columns that `read` takes beside the configured ones, such as the `tools` of a conversation."""
 

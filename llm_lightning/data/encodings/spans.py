@@ -34,6 +34,7 @@ class Encoder(Encoding):
     """Encodes a question with its context as one or several windows."""
 
     needs_offsets = True
+    shares_contexts = True
     extra_columns = ("answer_start", "answer_starts", "is_impossible")
 
     @staticmethod
