@@ -25,9 +25,11 @@ from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.data.preview import show_rows
 from llm_lightning.errors import OtherRankFailed, Stopped, UserError
 from llm_lightning.inference import use
+from llm_lightning.inference.calibrate import calibrate_export, describe_calibration
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
 from llm_lightning.inference.export import BestExport, recover
 from llm_lightning.inference.latency import latency_ms
+from llm_lightning.inference.prediction_sets import write_scores
 from llm_lightning.models import build, float8
 from llm_lightning.models.flat_check import agree_on_batch_form
 from llm_lightning.models.recompute import recompute_layers
@@ -193,12 +195,17 @@ def train(
         remove_averaging(engine)
         trained = meter.earlier + time.perf_counter() - started - setup
 
-        # ---- evaluation of the best weights, as they were exported ----
-        export.complete(lambda: build_for_data(replace(config.model, adapter=AdapterConfig()), dataset, objective, data))
-        distributed.barrier()
-        if not shared:
-            distributed.send_folder(folder / "hf")
-        objective.model = build.reload(folder / "hf", objective.auto_class, config.model)
+        # ---- calibration and evaluation of the best weights, as they were exported ----
+        def load_export() -> None:
+            export.complete(lambda: build_for_data(replace(config.model, adapter=AdapterConfig()), dataset, objective, data))
+            distributed.barrier()
+            if not shared:
+                distributed.send_folder(folder / "hf")
+            objective.model = build.reload(folder / "hf", objective.auto_class, config.model)
+
+        load_export()
+        if calibrate_export(engine, objective, data, export):
+            load_export()
         metrics, details = evaluate_splits(engine, objective, data)
         latency = latency_ms(engine, objective, data)
 
@@ -216,6 +223,7 @@ def train(
             "throughput": meter.throughput() | {"latency_ms": latency},
             "seconds": {"setup": setup - compiling, "compile": compiling, "train": trained, "total": total},
             "energy": energy.stop(meter.tokens),
+            "calibration": describe_calibration(objective, details),
             "seed": config.seed,
             "weights": identity.weights,
             "machine": about.machine(engine),
@@ -225,6 +233,7 @@ def train(
         }
         if distributed.is_rank_zero():
             write_json(folder / "data.json", data_card(dataset))
+            write_scores(folder / "hf", objective.conformal_scores(), dataset.rows["validation"].fingerprint)
             write_results(folder, summary, details)
     except BaseException as error:
         loggers.fail(sinks, error)
@@ -278,6 +287,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     metrics = evaluate_splits(engine, objective, data)[0] | objective.summary()
     log.info("%s", "\n".join(f"  {name:<32} {value:.9g}" for name, value in metrics.items()))
     if distributed.is_rank_zero():
+        write_scores(folder / "hf", objective.conformal_scores(), dataset.rows["validation"].fingerprint)
         write_json(folder / "evaluate.json", {"metrics": metrics, "config": plain(config), "versions": package_versions()})
     return {"metrics": metrics}
 

@@ -112,12 +112,14 @@ class DataModule(lightning.LightningDataModule):
         self._readers = {index: ReaderState.from_state_dict(reader) for index, reader in state["readers"].items()}
         self._reader_count = state["count"]
 
-    def evaluation_loader(self, split: str, rank: int = 0, world: int = 1) -> DataLoader[MicroBatch]:
-        return self._loader(self.evaluation_batches(split, rank, world))
+    def evaluation_loader(self, split: str, rank: int = 0, world: int = 1, every: int = 1) -> DataLoader[MicroBatch]:
+        return self._loader(self.evaluation_batches(split, rank, world, every))
 
-    def evaluation_batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
+    def evaluation_batches(self, split: str, rank: int = 0, world: int = 1, every: int = 1) -> EvaluationBatches:
+        """Return a rank's batches of a split; of every so many only the first, a sample that has all lengths."""
         part = self.dataset.splits[split]
-        return EvaluationBatches(part, plan_evaluation(part.inputs, self.plan.spec, self.row_size), self.collator, rank, world)
+        batches = plan_evaluation(part.inputs, self.plan.spec, self.row_size)[::every]
+        return EvaluationBatches(part, batches, self.collator, rank, world)
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:
         assert self.trainer is not None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llm_lightning.data.collate import MicroBatch
 from llm_lightning.metrics.losses import BatchLosses
+from llm_lightning.metrics.rows import Rows
 from llm_lightning.metrics.state import merge_over_ranks
 
 if TYPE_CHECKING:
@@ -33,6 +34,24 @@ class EvaluationPass:
         self.objective.complete_states(self.states)
         merge_over_ranks([self.losses, *self.states.values()], self.objective.device)
         return self.objective.compute_metrics(self.losses.mean, self.losses.targets, self.states)
+
+
+class OutputPass(EvaluationPass):
+    """A pass that collects the outputs and the targets of rows, and computes no scores."""
+
+    def __init__(self, rows: Rows, objective: Objective, batches: int) -> None:
+        """`rows` gets the columns `outputs` and `targets`."""
+        self.objective, self.losses, self.rows = objective, BatchLosses(batches), rows
+
+    def add(self, batch: MicroBatch) -> None:
+        outputs = self.objective.evaluate_batch(batch)[1]
+        if not batch.blank:
+            self.rows.update(self.objective.rows(batch), outputs=outputs.float().cpu().numpy(), targets=batch.targets.cpu().numpy())
+
+    def finish(self) -> Evaluation:
+        """Merge the rows of all ranks. A collective."""
+        merge_over_ranks([self.rows], self.objective.device)
+        return {}
 
 
 def score_batches(objective: Objective, batches: Iterable[MicroBatch]) -> Evaluation:

@@ -10,6 +10,7 @@ import yaml
 
 from llm_lightning.reporting import figures
 from llm_lightning.reporting.changed_settings import differences
+from llm_lightning.reporting.confidence import confidence
 from llm_lightning.reporting.intervals import Interval, intervals
 from llm_lightning.reporting.page import Section, sections, write_page
 from llm_lightning.reporting.runs import Group, Run, load
@@ -30,7 +31,9 @@ def write_report(folder: Path) -> Path:
 
 def parts(run: Run) -> list[partial[Section]]:
     """Return functions that each build a section of the report from the run."""
-    return [partial(part, run) for part in (results, learning, mistakes, samples, data, speed, configuration, reproduction)]
+    return [
+        partial(part, run) for part in (results, confidence, learning, mistakes, samples, data, speed, configuration, reproduction)
+    ]
 
 
 def results(run: Run) -> Section:
