@@ -95,6 +95,6 @@ def test_the_threshold_of_labels_moves_with_the_temperature(temperature: float) 
         moved = move_threshold(threshold, temperature)
         reached, before = sigmoid(logits / np.float32(temperature)) >= np.float32(moved), sigmoid(logits) >= threshold
         assert reached[place]
-        near = np.abs(sigmoid(logits) - threshold) <= 6 * np.spacing(np.float32(threshold))
+        near = np.abs(sigmoid(logits) - threshold) <= 6 * max(1, temperature) * np.spacing(np.float32(threshold))
         assert (reached == before)[~near].all()
         assert near.sum() < 10
