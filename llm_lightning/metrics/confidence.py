@@ -83,7 +83,7 @@ def report_threshold(scores: ConformalScores) -> float:
 
 
 def selective_risks(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return (rows,) the share of mistakes among the k most confident rows, k from 1 on (Geifman and El-Yaniv 2017).
+    """Return (rows,) the share of mistakes among the k most confident rows, k from 1 on (Geifman et al. 2019).
 
     Their mean is AURC, the area under the risk-coverage curve. Rows of equal confidence come in a random order: each counts as the mean of
     all of them.
