@@ -183,27 +183,26 @@ def test_a_calibrated_run_has_the_predictions_of_the_other(twins: dict[bool, Pat
     assert evaluate(load_config(["task=evaluate", f"run={twins[True]}"]))["metrics"] == calibrated["metrics"]
 
 
-@pytest.mark.parametrize("moment", ["while the weights are divided", "before the evaluation"])
 def test_a_run_killed_around_the_division_divides_once(
-    moment: str, twins: dict[bool, Path], data: list[str], run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    twins: dict[bool, Path], data: list[str], run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Killed while the divided weights are written, and again between them and the evaluation."""
+    arguments = [*data, *TRAINING, "objective.calibrate=True", f"run_dir={tmp_path}/run"]
+
     class Killed(BaseException):
         pass
 
     def die(*arguments: Any) -> None:
         raise Killed
 
-    with monkeypatch.context() as patch:
-        if moment == "before the evaluation":
-            patch.setattr(run_module, "evaluate_splits", die)
-        else:
-            patch.setattr(exports, "save_file", die)
-        with pytest.raises(Killed):
-            run(*data, *TRAINING, "objective.calibrate=true", f"run_dir={tmp_path}/run")
-    is_divided = ENTRY in json.loads((tmp_path / "run" / "hf" / "config.json").read_text())
-    assert is_divided == (moment == "before the evaluation")
-    assert not (tmp_path / "run" / "summary.json").exists()
-    summary, expected = run(*data, *TRAINING, "objective.calibrate=true", f"run_dir={tmp_path}/run"), summary_of(twins[True])
+    for module, name, is_divided in ((exports, "save_file", False), (run_module, "evaluate_splits", True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, die)
+            with pytest.raises(Killed):
+                run(*arguments)
+        assert (ENTRY in json.loads((tmp_path / "run" / "hf" / "config.json").read_text())) == is_divided
+        assert not (tmp_path / "run" / "summary.json").exists()
+    summary, expected = run(*arguments), summary_of(twins[True])
     assert summary["metrics"] == expected["metrics"]
     assert summary["calibration"] == expected["calibration"]
     ours, others = (load_file(folder / "hf" / "model.safetensors") for folder in (tmp_path / "run", twins[True]))
