@@ -21,7 +21,7 @@ def find_scale_parameters(model: PreTrainedModel, compute_logits: Callable[[], T
     They are those of the last linear layer, if nothing but a scaling, a mean or dropout comes behind it. That is tried out: division by two
     is exact, so the layer is halved for a moment, and the logits have to be halved as well.
     """
-    output_layer = find_output_layer(model, model.config.num_labels)
+    output_layer = find_output_layer(model, model.config.num_labels or 0)
     if output_layer is None:
         return None
     prefix, layer = output_layer
