@@ -26,7 +26,8 @@ from llm_lightning.data.folds import LEFT_OUT
 from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
 from llm_lightning.data.preview import show_rows
 from llm_lightning.errors import OtherRankFailed, Stopped, UserError
-from llm_lightning.inference import use
+from llm_lightning.inference import prediction_sets, use
+from llm_lightning.inference.calibrate import calibrate_export, describe_calibration
 from llm_lightning.inference.evaluate import evaluate_split, evaluate_splits, require_same_labels
 from llm_lightning.inference.export import BestExport, recover
 from llm_lightning.inference.label_errors import ISSUES, is_listed, list_label_errors, split_into_runs, write_scores
@@ -242,12 +243,17 @@ def train(
         remove_averaging(engine)
         trained = meter.earlier + time.perf_counter() - started - setup
 
-        # ---- evaluation of the best weights, as they were exported ----
-        export.complete(lambda: build_for_data(replace(config.model, adapter=AdapterConfig()), dataset, objective, data))
-        distributed.barrier()
-        if not shared:
-            distributed.send_folder(folder / "hf")
-        objective.model = build.reload(folder / "hf", objective.auto_class, config.model)
+        # ---- calibration and evaluation of the best weights, as they were exported ----
+        def load_export() -> None:
+            export.complete(lambda: build_for_data(replace(config.model, adapter=AdapterConfig()), dataset, objective, data))
+            distributed.barrier()
+            if not shared:
+                distributed.send_folder(folder / "hf")
+            objective.model = build.reload(folder / "hf", objective.auto_class, config.model)
+
+        load_export()
+        if calibrate_export(engine, objective, data, export):
+            load_export()
         metrics, details = evaluate_splits(engine, objective, data)
         measured = robustness.measure(config, engine, objective, data, folder / "evaluation")
         latency = latency_ms(engine, objective, data)
@@ -267,6 +273,7 @@ def train(
             "throughput": meter.throughput() | {"latency_ms": latency},
             "seconds": {"setup": setup - compiling, "compile": compiling, "train": trained, "total": total},
             "energy": energy.stop(meter.tokens),
+            "calibration": describe_calibration(objective, details),
             "seed": config.seed,
             "weights": identity.weights,
             "machine": about.machine(engine),
@@ -278,6 +285,7 @@ def train(
             write_json(folder / "data.json", data_card(dataset))
             if objective.label_scores:
                 write_scores(folder, objective.label_scores)
+            prediction_sets.write_scores(folder / "hf", objective.conformal_scores(), dataset.rows["validation"].fingerprint)
             write_results(folder, summary, details)
     except BaseException as error:
         loggers.fail(sinks, error)
@@ -332,6 +340,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     log.info("%s", "\n".join(f"  {name:<32} {value:.9g}" for name, value in metrics.items()))
     measured = robustness.measure(config, engine, objective, data, robustness.choose_folder(folder, data))
     if distributed.is_rank_zero():
+        prediction_sets.write_scores(folder / "hf", objective.conformal_scores(), dataset.rows["validation"].fingerprint)
         earlier = robustness.read_earlier(folder, data)
         result = {"metrics": metrics, **earlier, **measured, "config": plain(config), "versions": package_versions()}
         write_json(folder / "evaluate.json", result)

@@ -24,7 +24,7 @@ STORED = ("evaluate", "predict", "generate", "chat", "export")
 """The tasks that start from a finished run."""
 CHANGEABLE = (
     *("data.", "batch.", "trainer.", "cache_dir", "debug", "out", "prompt=", "prompt_file=", "generate.", "evaluate.", "export."),
-    *("seed=", "trust=", "model.trust_remote_code="),
+    *("predict.", "seed=", "trust=", "model.trust_remote_code="),
 )
 """Keys that may change for these tasks: other files, other batch sizes, other hardware."""
 OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
@@ -53,7 +53,7 @@ def load_saved_config(task: str, run: str | None, overrides: list[str], checked:
         if not change.startswith(CHANGEABLE):
             raise UserError(
                 f"{change}: task={task} takes the run as it is; only single keys of data, batch, trainer, "
-                f"generate, evaluate and export may be changed (data.test=<file>, trainer.devices=1); leave this out."
+                f"generate, evaluate, export and predict may be changed (data.test=<file>, trainer.devices=1); leave this out."
             )
     folder = expand_home(run)
     try:

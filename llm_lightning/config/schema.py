@@ -345,6 +345,14 @@ class InspectConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    coverage: float | None = bound_field(None, Range(0, 1, open=True))
+    """Probability with which the set of labels that a prediction gets holds the true one (classification); null adds no set."""
+    conditional: str | None = bound_field(None, Choice("class", None))
+    """`class`: the probability holds for the rows of each class, and not only on the average of all rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     format: str = bound_field("hf", Choice("hf", "onnx", "adapter", "documents"))
     """`hf` is a Hugging Face folder, `onnx` the model for other runtimes (checked against torch), `adapter` only the LoRA weights,
@@ -404,6 +412,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     inspect: InspectConfig = field(default_factory=InspectConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """How -m sweeps."""
     out: str | None = None

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llm_lightning.config import signatures
+from llm_lightning.config.checks.coverage import check_coverage
 from llm_lightning.config.checks.data import check_data, check_encoding, check_labels
 from llm_lightning.config.checks.files import (
     check_export,
@@ -41,7 +42,7 @@ OF_TRAINING = [
 ]
 """Checks for tasks that train, and for those that repeat a run's evaluation."""
 OF_STORED = {
-    "predict": [check_targets, check_model, check_predict],
+    "predict": [check_targets, check_model, check_predict, check_coverage],
     "generate": [check_model, check_prompt],
     "chat": [check_model],
     "weigh": [check_model, check_likelihood],

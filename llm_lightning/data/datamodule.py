@@ -113,18 +113,20 @@ class DataModule(lightning.LightningDataModule):
         self._readers = {index: ReaderState.from_state_dict(reader) for index, reader in state["readers"].items()}
         self._reader_count = state["count"]
 
-    def evaluation_loader(self, split: str, rank: int = 0, world: int = 1) -> DataLoader[MicroBatch]:
-        return self._loader(self.evaluation_batches(split, rank, world))
+    def evaluation_loader(self, split: str, rank: int = 0, world: int = 1, every: int = 1) -> DataLoader[MicroBatch]:
+        return self._loader(self.evaluation_batches(split, rank, world, every))
 
-    def evaluation_batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
-        return self._cut_batches(self.dataset.splits[split], rank, world)
+    def evaluation_batches(self, split: str, rank: int = 0, world: int = 1, every: int = 1) -> EvaluationBatches:
+        """Return a rank's batches of a split; of every so many only the first, a sample that has all lengths."""
+        return self._cut_batches(self.dataset.splits[split], rank, world, every)
 
     def loader_of(self, part: TokenizedSplit, rank: int = 0, world: int = 1) -> DataLoader[MicroBatch]:
         """Return the evaluation batches of sequences that belong to no split."""
         return self._loader(self._cut_batches(part, rank, world))
 
-    def _cut_batches(self, part: TokenizedSplit, rank: int, world: int) -> EvaluationBatches:
-        return EvaluationBatches(part, plan_evaluation(part.inputs, self.plan.spec, self.row_size), self.collator, rank, world)
+    def _cut_batches(self, part: TokenizedSplit, rank: int, world: int, every: int = 1) -> EvaluationBatches:
+        batches = plan_evaluation(part.inputs, self.plan.spec, self.row_size)[::every]
+        return EvaluationBatches(part, batches, self.collator, rank, world)
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:
         assert self.trainer is not None

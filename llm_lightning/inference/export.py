@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from llm_lightning import distributed
+from llm_lightning.config.checks.coverage import SCORES
 from llm_lightning.models import adapter
 from llm_lightning.models.build import quiet_transformers
 from llm_lightning.training.checkpoint_io import flush
@@ -30,6 +35,10 @@ HEADS = {
     "LMHeadModel": "AutoModelForCausalLM",
 }
 """The end of a model class's name -> the auto class that gives a model such a head."""
+
+
+BESIDE = ("README.md", SCORES)
+"""Files of a finished run's export beside the model and the tokenizer: its card, and scores for prediction sets."""
 
 
 def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
@@ -74,6 +83,11 @@ class BestExport:
         with _in_place_of(self.folder) as partial:
             adapter.save(self.model, state, self.adapter_base, partial)
 
+    def divide_parameters(self, parameters: list[str], divisor: float, settings: dict[str, Any]) -> bool:
+        """Divide parameters of the best weights, as `divide_parameters` does; `complete` then merges an adapter anew. Only on rank 0."""
+        prefix = "" if self.adapter_base is None else adapter.PREFIX
+        return divide_parameters(self.folder, [prefix + name for name in parameters], divisor, settings)
+
     def complete(self, build_plain: Callable[[], PreTrainedModel]) -> None:
         """Merge the adapter into the model that `build_plain` returns, and export it to `hf/`.
 
@@ -83,10 +97,46 @@ class BestExport:
             export(adapter.merge_adapter(build_plain(), self.folder), self.tokenizer, self.run_folder / "hf")
 
 
-def copy_adapter(run_folder: Path, folder: Path) -> None:
-    """Copy a run's adapter to a peft folder, with the tokenizer and the model card."""
+def divide_parameters(folder: Path, parameters: list[str], divisor: float, settings: dict[str, Any]) -> bool:
+    """Divide parameters of an export, and change entries of its config.json, in one step: a kill leaves the old or the new folder.
+
+    Files without one of the parameters are linked, not copied. A quotient is stored in fp32, also of bf16. Return whether the export has
+    all of the parameters; otherwise nothing changes.
+    """
+    names_by_file = {file.name: set(parameters) & _list_tensors(file) for file in folder.glob("*.safetensors")}
+    if set().union(*names_by_file.values()) != set(parameters):
+        return False
     with _in_place_of(folder) as partial:
-        for file in [*(run_folder / "adapter").iterdir(), *(run_folder / "hf").glob("tokenizer*"), run_folder / "hf" / "README.md"]:
+        shutil.copytree(folder, partial, copy_function=_link_or_copy, dirs_exist_ok=True)
+        for file_name, names in names_by_file.items():
+            if names:
+                tensors = load_file(folder / file_name)
+                tensors |= {name: tensors[name].float() / divisor for name in names}
+                (partial / file_name).unlink()  # the link, or the old file would change
+                save_file(tensors, partial / file_name, {"format": "pt"})
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | settings
+        (partial / "config.json").unlink()
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return True
+
+
+def _list_tensors(file: Path) -> set[str]:
+    with safe_open(file, "pt") as tensors:
+        return set(tensors.keys())
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
+def copy_adapter(run_folder: Path, folder: Path) -> None:
+    """Copy a run's adapter to a peft folder, with the tokenizer, the model card and the scores for prediction sets."""
+    beside = [*(run_folder / "hf").glob("tokenizer*"), *(run_folder / "hf" / name for name in BESIDE)]
+    with _in_place_of(folder) as partial:
+        for file in [*(run_folder / "adapter").iterdir(), *beside]:
             if file.is_file():
                 shutil.copy(file, partial)
 

@@ -13,7 +13,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,7 @@ from llm_lightning.data.sources import conll, files, squad
 from llm_lightning.data.surrogates import find_surrogate
 from llm_lightning.errors import UserError, join_names
 from llm_lightning.inference.loaded import LoadedModel
+from llm_lightning.inference.prediction_sets import PredictionSets
 from llm_lightning.inference.text_rows import EMPTY, STANDARD_INPUT, read_plain_text, read_stream
 
 CHUNK = 4096
@@ -55,8 +56,12 @@ class Predict(Protocol):
     def __call__(self, rows: list[Row]) -> list[Row]: ...
 
 
+@dataclass(frozen=True)
 class Predictor(LoadedModel):
     """An objective that predicts labels, spans or text for rows of a table."""
+
+    sets: PredictionSets | None = None
+    """What adds prediction sets, if predict.coverage is set."""
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
@@ -67,7 +72,8 @@ class Predictor(LoadedModel):
         examples, results = usable(rows, self._example, self.objective.dataset.encoding.data)
         if examples:
             answered = self._parts(list(examples.values()))
-            results |= {example.row: self.objective.answer_row(example, parts) for example, parts in answered}
+            answers = {example.row: self.objective.answer_row(example, parts) for example, parts in answered}
+            results |= answers if self.sets is None else {row: self.sets.add(answer) for row, answer in answers.items()}
         return [results.get(number, {"error": "the text has no token of the tokenizer's"}) for number in range(len(rows))]
 
     def _example(self, number: int, row: Row) -> Example:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from llm_lightning.config.checks.coverage import check_coverage
 from llm_lightning.config.schema import ColumnsConfig, Config, ModelConfig, expand_home
 from llm_lightning.config.targets import import_target, instantiate
 from llm_lightning.data import encodings, tokenizers
@@ -26,6 +27,7 @@ from llm_lightning.inference import export as exports
 from llm_lightning.inference.generate import Generator, plain_generation
 from llm_lightning.inference.likelihood import Likelihood
 from llm_lightning.inference.predict import Predict, Predictor, rows_of, without_label, write
+from llm_lightning.inference.prediction_sets import load_sets
 from llm_lightning.inference.text_rows import read_prompt
 from llm_lightning.models import build
 from llm_lightning.models.positions import positions_of
@@ -111,9 +113,9 @@ def export(config: Config) -> dict[str, Any]:
             exports.export(model, tokenizer, out)
             for file in Path(scratch).iterdir():  # two if the weights are large
                 shutil.move(file, out / file.name)
-        card = Path(weights) / "README.md"
-        if card.is_file():
-            (out / card.name).write_bytes(card.read_bytes())
+        for file in (Path(weights) / name for name in exports.BESIDE):
+            if file.is_file():
+                (out / file.name).write_bytes(file.read_bytes())
     print(f"{config.export.format}: {out}", file=sys.stderr)
     return {"export": str(out)}
 
@@ -143,7 +145,11 @@ def predictor(config: Config) -> Predictor:
         tokenizers.load(weights, config.model.trust_remote_code), without_label(config.data)
     )
     objective: Objective = instantiate("objective", config.objective, TokenizedDataset({}, {}, encoding))
-    return Predictor(objective, config.batch, *_load_model(config, objective, weights))
+    if mistakes := list(check_coverage(config)):  # before the weights are loaded
+        raise UserError("\n".join(mistakes))
+    precision, device = _load_model(config, objective, weights)
+    names = list((objective.model.config.id2label or {}).values())
+    return Predictor(objective, config.batch, precision, device, load_sets(config, names))
 
 
 def generator(config: Config) -> Generator:
@@ -206,7 +212,7 @@ def _load_model(
 def _write_predictions(config: Config, predict: Predict) -> dict[str, Any]:
     """Write the predictions; return the number of rows, the number of errors, and the path."""
     out = _out(config, "predictions.jsonl")
-    identity = f"{weights_of(config)} {config.generate} {config.seed}"
+    identity = f"{weights_of(config)} {config.generate} {config.predict} {config.seed}"
     rows, errors = write(predict, without_label(config.data), out, identity, config.trainer.progress == "bar")
     print(
         f"{rows:,} row{'s' if rows != 1 else ''}{f', {errors:,} of them with an error' if errors else ''}: {out}", file=sys.stderr

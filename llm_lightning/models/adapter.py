@@ -24,6 +24,8 @@ from llm_lightning.models import low_rank
 from llm_lightning.models.layers import layers
 
 WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""Before the names of the model's parameters in a peft folder."""
 
 
 def add(model: PreTrainedModel, config: AdapterConfig, new: list[str]) -> None:
@@ -58,7 +60,7 @@ def state(model: PreTrainedModel) -> dict[str, Tensor]:
 def save(model: PreTrainedModel, trained: dict[str, Tensor], origin: str, folder: Path) -> None:
     """Write the trained weights as a peft folder, which names their base checkpoint."""
     state: dict[str, Tensor] = peft.get_peft_model_state_dict(model, state_dict=trained)
-    save_file({f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+    save_file({f"{PREFIX}{name}": tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
     settings: Any = model.peft_config["default"]
     settings.base_model_name_or_path = str(Path(origin).resolve()) if Path(origin).is_dir() else origin
     settings.inference_mode = True

@@ -16,7 +16,7 @@ from llm_lightning.config.schema import ModelConfig, expand_home
 from llm_lightning.config.targets import import_target, instantiate
 from llm_lightning.data import tokenizers
 from llm_lightning.errors import UserError, first_line, join_names, nearest
-from llm_lightning.models import adapter, dropout, embedding
+from llm_lightning.models import adapter, dropout, embedding, temperature
 from llm_lightning.models import head as head_rows
 from llm_lightning.models.flat_check import use_flat_batches
 from llm_lightning.models.forward import head_reads_last_place
@@ -176,7 +176,9 @@ def _load_config(config: ModelConfig, origin: str, settings: dict[str, Any]) -> 
             "model.config (%s) is for models from scratch: the checkpoint's own settings hold", join_names(config.config, 6)
         )
     try:
-        return AutoConfig.from_pretrained(origin, trust_remote_code=config.trust_remote_code, **settings)
+        model_config = AutoConfig.from_pretrained(origin, trust_remote_code=config.trust_remote_code, **settings)
+        model_config.__dict__.pop(temperature.ENTRY, None)  # training makes other logits of its weights
+        return model_config
     except Exception as error:
         raise UserError(tokenizers.unreachable(origin, error)) from error
 

@@ -22,6 +22,7 @@ from llm_lightning.data.examples import Example
 from llm_lightning.data.masking import Masking
 from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.errors import RunError, UserError
+from llm_lightning.metrics.conformal import ConformalScores
 from llm_lightning.metrics.state import States
 from llm_lightning.models import build
 from llm_lightning.objectives.evaluation import EvaluationPass
@@ -49,6 +50,8 @@ class Objective(lightning.LightningModule):
     """Whether the last evaluation stores a score for each row, in `scored`, so that slices of a split can be compared."""
     family: ClassVar[str | None] = None
     """Kind of model that the objective needs: `encoder`, `decoder` or `encoder-decoder`; None takes any."""
+    one_class: ClassVar[bool] = False
+    """Whether a row has one class, so that there are prediction sets; read from the source text like `labelled`."""
     auto_class: ClassVar[str]
     """The Hugging Face class that gives the model its head."""
     monitor: str
@@ -74,6 +77,8 @@ class Objective(lightning.LightningModule):
         self._make_optimizer: Callable[[nn.Module], Optimizer]
         self._factor: Callable[[int], float]
         self.take_step = OptimizerStep(self)
+        self.calibrate = False
+        """Whether the logits of the export are divided by a temperature, which is fitted on validation."""
         self.begin_pass: Callable[[Objective, int], EvaluationPass] = EvaluationPass
         """Begins a pass over a split, with the number of batches over all ranks."""
         self._pass: EvaluationPass | None = None
@@ -234,6 +239,14 @@ class Objective(lightning.LightningModule):
             self.label_scores = self._pass.scores.columns()
         losses, self._pass = self._pass.losses, None
         self._batches = {"batches": losses.table()} if self.final else {}
+
+    def calibrated_settings(self, temperature: float) -> dict[str, Any]:
+        """Return the entries of the model's config that change when its logits are divided by a temperature."""
+        return {}
+
+    def conformal_scores(self) -> ConformalScores | None:
+        """Return the scores of the last evaluation of validation that prediction sets are made from; None if there are none."""
+        return None
 
     def rows(self, batch: MicroBatch) -> np.ndarray:
         """Return (sequences,) the row of `self.split` that each sequence of a batch comes from."""

@@ -14,11 +14,14 @@ from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.examples import Example
 from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.errors import UserError, join_names
+from llm_lightning.metrics.confidence import Confidence, report_threshold
+from llm_lightning.metrics.conformal import ConformalScores
 from llm_lightning.metrics.counts import Calibration, ClassCounts, Confusion
 from llm_lightning.metrics.ranking import CURVES, LabelScores
 from llm_lightning.metrics.rows import Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import sequence_logits
+from llm_lightning.models.temperature import temperature_of
 from llm_lightning.objectives.base import Evaluation, Objective
 
 
@@ -29,12 +32,15 @@ class Classification(Objective):
 
     `focal_gamma` multiplies the loss of an example by (1 - p)^gamma, so that examples learnt already fade (Lin et al. 2017, equation 4).
     Evaluations report the same loss, as weights, smoothing and focus decide which model is the best.
+
+    `calibrate` divides the logits of the export by the temperature with the highest likelihood of validation, which changes no prediction.
     """
 
     encoding = "texts"
     labelled = True
     whole_sequences = True
     scores_rows = True
+    one_class = True
     auto_class = "AutoModelForSequenceClassification"
     monitor = "validation/accuracy"
     maximize = True
@@ -46,13 +52,15 @@ class Classification(Objective):
         label_smoothing: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
         class_weights: Literal["none", "balanced"] | list[Annotated[float, Range(0)]] = "none",
         focal_gamma: Annotated[float, Range(0)] = 0.0,
+        calibrate: bool = True,
     ) -> None:
         """`class_weights=balanced` weighs a class by the inverse of its share of train; a list gives the weights in label order."""
         super().__init__(dataset)
-        self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
+        self.label_smoothing, self.focal_gamma, self.calibrate = label_smoothing, focal_gamma, calibrate
         self.weights: Tensor | None
         self.register_buffer("weights", _weights(class_weights, dataset), persistent=False)
         self._details: dict[str, Any] = {}
+        self._scores: ConformalScores | None = None
         self._drawn = np.empty(0, int)
         """The classes whose precision-recall curves are drawn: the most frequent ones of the split."""
 
@@ -84,6 +92,7 @@ class Classification(Objective):
             states |= {
                 "confusion": Confusion(len(names), len(split)),
                 "scores": LabelScores(len(self._drawn), len(split)),
+                "confidence": Confidence(len(split)),
                 "examples": Rows(len(split)),
                 "mistakes": TopRows(),
             }
@@ -102,6 +111,7 @@ class Classification(Objective):
         drawn = probabilities[:, torch.from_numpy(self._drawn).to(probabilities.device)].cpu().numpy()
         states["scores"].update(rows, drawn, true[:, None] == self._drawn)
         states["examples"].update(rows, correct=(predicted == true).astype(np.uint8))
+        self._update_confidence(states["confidence"], rows, batch.targets, outputs, probabilities)
         states["mistakes"].update(
             rows, confidence, predicted != true, lambda i: (names[true[i]], names[predicted[i]], float(confidence[i]))
         )
@@ -109,8 +119,23 @@ class Classification(Objective):
     def score_labels(self, batch: MicroBatch, outputs: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return self.rows(batch), {"label": batch.targets.cpu().numpy(), "probabilities": outputs.softmax(-1).cpu().numpy()}
 
+    def _update_confidence(
+        self, state: Confidence, rows: np.ndarray, targets: Tensor, logits: Tensor, probabilities: Tensor
+    ) -> None:
+        confidence, predicted = probabilities.max(-1)
+        of_label = probabilities.gather(1, targets[:, None])[:, 0].cpu().numpy()
+        right, labels = (predicted == targets).cpu().numpy(), targets.cpu().numpy()
+        state.update(rows, confidence.cpu().numpy(), right, labels, of_label)
+        if (temperature := temperature_of(self.model.config)) != 1:
+            state.before.update((temperature * logits).softmax(-1).amax(-1).cpu().numpy(), right)
+        if self.split != "validation" and self._scores is not None:  # validation, which comes first, gives the threshold
+            threshold = report_threshold(self._scores)
+            state.count_sets((probabilities >= threshold).sum(-1).cpu().numpy(), of_label >= threshold)
+
     def compute_metrics(self, mean_loss: float, targets: int, states: States) -> Evaluation:
         if self.final:
+            if self.split == "validation":
+                self._scores = states["confidence"].conformal_scores(self.dataset.label_names or ())
             self._details = self._tables(states)
         counts = states["counts"]
         values = {"accuracy": counts.accuracy(), "macro_f1": counts.macro_f1(), "mcc": counts.mcc()}
@@ -126,6 +151,9 @@ class Classification(Objective):
             f"{name}/majority_accuracy": float(np.mean(np.equal(labels, most_frequent)))  # type: ignore[arg-type]
             for name, labels in labels_by_split.items()
         }
+
+    def conformal_scores(self) -> ConformalScores | None:
+        return self._scores
 
     def details(self) -> dict[str, Any]:
         return self._details
@@ -147,6 +175,8 @@ class Classification(Objective):
         ]
         return tables | {
             "calibration": states["calibration"].table(),
+            "ece": states["calibration"].error(),
+            **states["confidence"].tables(),
             "precision_recall": states["scores"].points([names[i] for i in self._drawn]),
             "mistakes": mistakes,
             "examples": states["examples"].table(),

@@ -60,6 +60,23 @@ class PredictionPass(EvaluationPass):
     def finish(self) -> Evaluation:
         """Gather the predictions of all ranks, on every rank; there are no scores. A collective."""
         self.predictions = {index: value for part in distributed.gather(self.predictions) for index, value in part.items()}
+
+
+class OutputPass(EvaluationPass):
+    """A pass that collects the outputs and the targets of rows, and computes no scores."""
+
+    def __init__(self, rows: Rows, objective: Objective, batches: int) -> None:
+        """`rows` gets the columns `outputs` and `targets`."""
+        self.objective, self.losses, self.rows = objective, BatchLosses(batches), rows
+
+    def add(self, batch: MicroBatch) -> None:
+        outputs = self.objective.evaluate_batch(batch)[1]
+        if not batch.blank:
+            self.rows.update(self.objective.rows(batch), outputs=outputs.float().cpu().numpy(), targets=batch.targets.cpu().numpy())
+
+    def finish(self) -> Evaluation:
+        """Merge the rows of all ranks. A collective."""
+        merge_over_ranks([self.rows], self.objective.device)
         return {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from llm_lightning.metrics.ranking import CURVES, LabelScores
 from llm_lightning.metrics.rows import SHOWN, Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import sequence_logits
+from llm_lightning.models.temperature import temperature_of
 from llm_lightning.objectives.base import Evaluation, Objective
 
 
@@ -26,6 +28,9 @@ class MultiLabel(Objective):
 
     A label applies if p reaches a threshold. Every evaluation of validation tunes the threshold for micro-F1; the export's config has it
     as `threshold`.
+
+    `calibrate` divides the logits of the export by the temperature with the highest likelihood of all labels of validation. The threshold
+    moves with them, so that no prediction changes.
     """
 
     encoding = "label_sets"
@@ -36,8 +41,9 @@ class MultiLabel(Objective):
     monitor = "validation/micro_f1"
     maximize = True
 
-    def __init__(self, dataset: TokenizedDataset) -> None:
+    def __init__(self, dataset: TokenizedDataset, *, calibrate: bool = True) -> None:
         super().__init__(dataset)
+        self.calibrate = calibrate
         self._details: dict[str, Any] = {}
         self._threshold = 0.5
 
@@ -63,7 +69,7 @@ class MultiLabel(Objective):
         labels, rows = len(self.dataset.label_names or ()), len(self.dataset.splits[self.split])
         self._threshold = float(getattr(self.model.config, "threshold", 0.5))
         states: States = {"scores": LabelScores(labels, rows), "counts": Sums(right=labels, reached=labels, true=labels)}
-        return states | ({"calibration": Calibration(rows * labels)} if self.final else {})
+        return states | ({name: Calibration(rows * labels) for name in ("calibration", "before")} if self.final else {})
 
     def update_states(self, states: States, batch: MicroBatch, outputs: Tensor) -> None:
         probabilities, applies = outputs.sigmoid().cpu().numpy(), batch.targets.cpu().numpy() == 1
@@ -73,6 +79,8 @@ class MultiLabel(Objective):
             counts[name][...] += values.sum(0)
         if self.final:
             states["calibration"].update(probabilities.ravel(), applies.ravel())
+            if (temperature := temperature_of(self.model.config)) != 1:
+                states["before"].update((temperature * outputs).sigmoid().cpu().numpy().ravel(), applies.ravel())
 
     def score_labels(self, batch: MicroBatch, outputs: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return self.rows(batch), {"label": batch.targets.cpu().numpy(), "probabilities": outputs.sigmoid().cpu().numpy()}
@@ -100,12 +108,17 @@ class MultiLabel(Objective):
             "threshold": self._threshold,
         }
 
+    def calibrated_settings(self, temperature: float) -> dict[str, Any]:
+        """Return the threshold that the same labels reach."""
+        return {"threshold": move_threshold(float(getattr(self.model.config, "threshold", 0.5)), temperature)}
+
     def details(self) -> dict[str, Any]:
         return self._details
 
     def _examples(self, names: Sequence[str], drawn: np.ndarray, states: States) -> dict[str, Any]:
         """Return the values of single examples, in the order of the data. A mistake ranks by its surest wrong answer."""
         scores: LabelScores = states["scores"]
+        before: Calibration = states["before"]
         numbers, probabilities, true = scores.single()
         predicted = probabilities >= self._threshold
         sure = np.where(predicted == true, 0, np.where(predicted, probabilities, 1 - probabilities)).max(1, initial=0)
@@ -127,6 +140,8 @@ class MultiLabel(Objective):
         self.scored[self.split] = examples.columns()
         return {
             "calibration": states["calibration"].table(),
+            "ece": states["calibration"].error(),
+            **({"calibration_before": before.table(), "ece_before": before.error()} if before["count"].any() else {}),
             "precision_recall": {
                 names[i]: curve.points() for i, curve in ((i, scores.curve(i)) for i in drawn.tolist()) if curve.positives
             },
@@ -142,3 +157,17 @@ class MultiLabel(Objective):
             "examples": examples.table(),
             **scores.kept.describe_sample(),
         }
+
+
+def move_threshold(threshold: float, temperature: float) -> float:
+    """Return the threshold of probabilities whose log-odds are divided by a temperature.
+
+    The threshold is the fp32 probability of a row of validation, which has to reach it still. So it is lowered by four units in the last
+    place of fp32, once before and once after the division: torch's sigmoid is off by up to two.
+    """
+    if threshold <= 0:
+        return threshold
+    threshold = max(threshold - 4 * float(np.spacing(np.float32(threshold))), threshold / 2)
+    odds = math.log(threshold) - math.log1p(-threshold)
+    moved = 1 / (1 + math.exp(min(-odds / temperature, 700)))
+    return moved - 4 * float(np.spacing(np.float32(moved)))

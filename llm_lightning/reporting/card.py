@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -49,10 +50,24 @@ def write_card(folder: Path) -> None:
         f"{seconds['total']:.0f} s; {cost}; seed {summary['seed']}.",
         "| metric | value |\n| --- | --- |\n" + "\n".join(f"| {name} | {value:.5g} |" for name, value in run.metrics.items()),
         f"**Where it fails.** {describe_failures(run)}",
+        *_describe_probabilities(summary.get("calibration")),
         f"**Limits.** The figures above are of {data['name']} alone: on other text, expect less, and measure it. The model has what is "
         f"wrong with its data{' and with the model that it comes from' if origin else ''}; nothing was looked at but what is said above.",
     ]
     (folder / "hf" / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _describe_probabilities(calibration: dict[str, Any] | None) -> list[str]:
+    """Return a paragraph on the temperature of the probabilities; none without one."""
+    if not calibration:
+        return []
+    before, after = calibration["ece_before"], calibration["ece"]
+    split = next((name for name in ("test", "validation") if name in before and name in after), None)
+    errors = "" if split is None else f" ECE on {split}: {before[split]:.4f} before, {after[split]:.4f} after."
+    return [
+        f"**Probabilities.** They are calibrated: the weights hold logits divided by {calibration['temperature']:.4f}, fitted on "
+        f"{calibration['rows']:,} rows of {calibration['of']}.{errors}"
+    ]
 
 
 def _use(objective: str) -> str:

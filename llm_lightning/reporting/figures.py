@@ -112,6 +112,11 @@ def reliability(split: str, tables: dict[str, Any]) -> list[Figure]:
             "hovertemplate": "%{customdata:,}",
         },
     ]
+    if before := tables.get("calibration_before"):
+        sure, right = ([part[name] for part in before] for name in ("confidence", "accuracy"))
+        traces.append(
+            {"x": sure, "y": right, "name": "before the temperature", "mode": "lines", "line": {"dash": "dot", "width": 1}}
+        )
     layout = {"xaxis": {"range": [0, 1.02]}, "yaxis": {"range": [0, 1.05]}}
     return [{"title": f"Reliability · {split}", "traces": traces, "x": "confidence", "y": "accuracy", "layout": layout}]
 

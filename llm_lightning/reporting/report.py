@@ -10,6 +10,7 @@ import yaml
 
 from llm_lightning.reporting import figures
 from llm_lightning.reporting.changed_settings import differences
+from llm_lightning.reporting.confidence import confidence
 from llm_lightning.reporting.intervals import Interval, intervals
 from llm_lightning.reporting.label_issues import label_issues
 from llm_lightning.reporting.page import Section, sections, write_page
@@ -32,7 +33,20 @@ def write_report(folder: Path) -> Path:
 
 def parts(run: Run) -> list[partial[Section]]:
     """Return functions that each build a section of the report from the run."""
-    builders = (results, learning, slices, invariance, mistakes, label_issues, samples, data, speed, configuration, reproduction)
+    builders = (
+        results,
+        confidence,
+        learning,
+        slices,
+        invariance,
+        mistakes,
+        label_issues,
+        samples,
+        data,
+        speed,
+        configuration,
+        reproduction,
+    )
     return [partial(build, run) for build in builders]
 
 

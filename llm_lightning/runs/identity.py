@@ -181,6 +181,7 @@ KEYS: dict[str, Kind] = {
     "evaluate.stride": Kind.OTHER_TASKS,
     "export.*": Kind.OTHER_TASKS,
     "inspect.*": Kind.OTHER_TASKS,
+    "predict.*": Kind.OTHER_TASKS,
 }
 """Config key -> its kind; `a.*` stands for all keys below `a`.
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ..conftest import TINY_BERT
+from ..conftest import TINY_BERT, Runner
+from ..inference.test_calibration import write_rows
 from ..objectives.test_supervised import TINY_MARIAN, tasks, write
 from .conftest import LaunchRanks
 from .test_devices import EXACT, TWO, train
@@ -58,3 +59,17 @@ def test_two_processes_evaluate_as_one_does(
     one, two = results(tmp_path / "one"), results(tmp_path / "two")
     assert one["validation"].keys() > {"rows"}
     assert two == one
+
+
+def test_two_processes_find_the_temperature_of_one(launch_ranks: LaunchRanks, run: Runner, cache: Path, tmp_path: Path) -> None:
+    """From the same weights, sharded over the ranks, with unequal numbers of batches; the folders are the same to the last bit."""
+    common = [*write_rows(tmp_path), f"cache_dir={cache}", *EXACT, "trainer.max_epochs=null", "batch.sequences=8"]
+    run(*common, "trainer.max_steps=60", "optimizer.lr=5e-3", "objective.calibrate=false", f"run_dir={tmp_path}/base")
+    again = [*common, f"model.init_from={tmp_path}/base", "trainer.max_steps=1", "optimizer.lr=1e-30", "batch.sequences=7"]
+    train(launch_ranks, again, tmp_path / "one")
+    train(launch_ranks, [*again, "trainer=fsdp", *TWO], tmp_path / "two")
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text())["calibration"] for name in ("one", "two"))
+    assert one["temperature"] < 0.8
+    assert two == one
+    for file in ("hf/model.safetensors", "hf/config.json", "hf/conformal.json", "evaluation/test.json"):
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
