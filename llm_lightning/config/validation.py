@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llm_lightning.config import signatures
+from llm_lightning.config.checks.audit import check_audit
 from llm_lightning.config.checks.data import check_data, check_encoding, check_labels
 from llm_lightning.config.checks.files import (
     check_export,
@@ -42,6 +43,7 @@ OF_STORED = {
     "chat": [check_model],
     "weigh": [check_model, check_likelihood],
     "export": [check_model, check_export],
+    "audit": [check_model, check_audit],
 }
 """Checks for tasks that train nothing."""
 

@@ -131,7 +131,7 @@ def predictor(config: Config) -> Predictor:
         tokenizers.load(weights, config.model.trust_remote_code), without_label(config.data)
     )
     objective: Objective = instantiate("objective", config.objective, TokenizedDataset({}, {}, encoding))
-    return Predictor(objective, config.batch, *_load_model(config, objective, weights))
+    return Predictor(objective, config.batch, *load_model(config, objective, weights))
 
 
 def generator(config: Config) -> Generator:
@@ -150,7 +150,7 @@ def likelihoods(config: Config) -> Likelihood:
     _require_causal(weights, config)
     tokenizer = tokenizers.load(weights, config.model.trust_remote_code)
     objective = CausalLM(TokenizedDataset({}, {}, encodings.get_encoder(CausalLM.encoding)(tokenizer, config.data)))
-    return Likelihood(objective, config.batch, *_load_model(config, objective, weights))
+    return Likelihood(objective, config.batch, *load_model(config, objective, weights))
 
 
 def weights_of(config: Config) -> str:
@@ -179,7 +179,7 @@ def _require_causal(weights: str, config: Config) -> None:
         )
 
 
-def _load_model(
+def load_model(
     config: Config, objective: Objective, weights: str
 ) -> tuple[Callable[[], AbstractContextManager[Any]], torch.device]:
     """Load the objective's model by the config's hardware settings; return (its precision context, its device)."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from llm_lightning.config.schema import expand_home
+from llm_lightning.reporting.audit_card import describe_audit
 from llm_lightning.reporting.runs import load
 
 PIPELINES = {
@@ -47,8 +48,10 @@ def write_card(folder: Path) -> None:
         f"**Training.** {summary['steps']:,} optimizer steps, {summary['tokens_seen']:,} tokens, best at step {summary['best_step']}; "
         f"{seconds['total']:.0f} s; {cost}; seed {summary['seed']}.",
         "| metric | value |\n| --- | --- |\n" + "\n".join(f"| {name} | {value:.5g} |" for name, value in run.metrics.items()),
+        *describe_audit(folder),
         f"**Limits.** The figures above are of {data['name']} alone: on other text, expect less, and measure it. The model has what is "
-        f"wrong with its data{' and with the model that it comes from' if origin else ''}; nothing of it was looked at but these figures.",
+        f"wrong with its data{' and with the model that it comes from' if origin else ''}; nothing of it was looked at but what this card "
+        f"lists.",
     ]
     (folder / "hf" / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 

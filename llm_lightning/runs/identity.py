@@ -168,6 +168,7 @@ KEYS: dict[str, Kind] = {
     "generate.*": Kind.OTHER_TASKS,
     "evaluate.*": Kind.OTHER_TASKS,
     "export.*": Kind.OTHER_TASKS,
+    "audit.*": Kind.OTHER_TASKS,
 }
 """Config key -> its kind; `a.*` stands for all keys below `a`.
 
