@@ -32,6 +32,8 @@ from llm_lightning.runs.folder import write_json
 from llm_lightning.runs.versions import package_versions
 from llm_lightning.runs.weights import fingerprint_weights
 
+SEQUENCES = 512
+"""Sequences of a batch, at most: the logits of their targets are in memory together, half a GB for a vocabulary of 250,000."""
 MASKED, CAUSAL, CLASSIFIER = "AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 HEADS = {MASKED: "a masked language model", CAUSAL: "a causal language model", CLASSIFIER: "a classifier"}
 LIMITS = (
@@ -65,9 +67,10 @@ KINDS = (
 def audit(config: Config) -> dict[str, Any]:
     """Run the measures that the config asks for. Return the record that audit.json holds.
 
-    Weights are read in fp32: the measures compare small differences.
+    Weights are read in fp32, as the measures compare small differences, and sentences go through the model in large batches.
     """
-    config = replace(config, trainer=replace(config.trainer, precision="32-true"))
+    batch = replace(config.batch, sequences=SEQUENCES, tokens=None)
+    config = replace(config, trainer=replace(config.trainer, precision="32-true"), batch=batch)
     weights = use.weights_of(config)
     head = use.auto_class(weights, config.model)
     require_measures(config, head)
