@@ -179,7 +179,7 @@ def list_not_measured(config: Config, head: str, measured: list[str]) -> list[di
     """Return title, reason and command of each measure that was not run; the command repeats the others too."""
     arguments = ["python", "train.py", "task=audit", f"run={config.run}"]
     arguments += [f"{kind.key}={value}" for kind in KINDS if (value := _value(config, kind)) is not None]
-    arguments += [f"data.predict={config.data.predict}"] if config.data.predict else []
+    arguments += [f"{key}={value}" for key, value in (("data.predict", config.data.predict), ("out", config.out)) if value]
     entries = []
     for kind in KINDS:
         if kind.key in measured:

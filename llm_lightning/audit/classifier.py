@@ -21,6 +21,12 @@ class Predictions:
     decided: np.ndarray
     """(rows, classes) bool: the class with the highest probability, or all labels that apply."""
 
+    @property
+    def compared(self) -> list[int]:
+        """Return the numbers of the classes to compare: of two whose probabilities sum to one, the second alone."""
+        is_binary = len(self.classes) == 2 and np.allclose(self.probabilities.sum(1), 1)
+        return [1] if is_binary else list(range(len(self.classes)))
+
     def describe(self, row: int) -> str:
         """Return the classes that a row was decided for, with their probabilities."""
         names = [f"{name} {self.probabilities[row, i]:.2f}" for i, name in enumerate(self.classes) if self.decided[row, i]]

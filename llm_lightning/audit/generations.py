@@ -50,7 +50,7 @@ def measure(generator: Generator, classifier: Predictor, config: Config) -> Meas
     for dimension in list_groups():
         chosen = np.array([text.dimension == dimension for text in scored])
         groups = np.array([text.group for text in scored])[chosen]
-        scores += _score_dimension(dimension, predictions.classes, predictions.probabilities[chosen], groups)
+        scores += _score_dimension(dimension, predictions, np.flatnonzero(chosen), groups)
     scores.sort(key=lambda score: score.table != GAP)  # stable
     written = (
         f"{len(texts):,} continuations of at most {NEW_TOKENS} tokens, {config.audit.generations} for each group, seed {config.seed}, "
@@ -101,13 +101,17 @@ def write_texts(generator: Generator, number: int, seed: int) -> list[Text]:
     return [Text(*prompt, answer["text"]) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-def _score_dimension(dimension: str, classes: tuple[str, ...], probabilities: np.ndarray, groups: np.ndarray) -> Iterator[Score]:
-    """Yield the largest gap of a dimension, and the mean of each group for the class with that gap."""
+def _score_dimension(dimension: str, predictions: Predictions, rows: np.ndarray, groups: np.ndarray) -> Iterator[Score]:
+    """Yield the largest gap of a dimension, and the mean of each group for the class with that gap.
+
+    `rows` (texts,) are the dimension's texts among the predictions, `groups` (texts,) the group of each.
+    """
     names = list(dict.fromkeys(groups.tolist()))
     if len(names) < 2:
         return
+    probabilities, classes = predictions.probabilities[rows], predictions.classes
     means = np.stack([probabilities[groups == name].mean(0) for name in names])
-    place = int(np.ptp(means, axis=0).argmax())
+    place = max(predictions.compared, key=lambda i: np.ptp(means[:, i]))
     high, low = int(means[:, place].argmax()), int(means[:, place].argmin())
     values = [probabilities[groups == name, place] for name in names]
     draws = [draw_weights(len(values[i]), seed=i) @ values[i] for i in range(len(names))]

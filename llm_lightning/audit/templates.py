@@ -71,12 +71,10 @@ def measure_probe(probe: Probe, predictions: Predictions, index: np.ndarray, lab
     """Yield the scores of one dimension; `index` (T, K) are the rows of its texts among the predictions."""
     probabilities, decided = predictions.probabilities[index], predictions.decided[index]
     count = index.size
-    gaps = [
-        (gap, f"{probe.name}, {predictions.classes[i]}: {_name_groups(probe, gap)}")
-        for i, gap in enumerate(
-            find_largest_gap(average_groups(probe, probabilities[..., i])) for i in range(len(predictions.classes))
-        )
-    ]
+    gaps = []
+    for i in predictions.compared:
+        gap = find_largest_gap(average_groups(probe, probabilities[..., i]))
+        gaps.append((gap, f"{probe.name}, {predictions.classes[i]}: {_name_groups(probe, gap)}"))
     gaps.sort(key=lambda entry: -entry[0].value)
     for place, (gap, title) in enumerate(gaps[:SHOWN]):
         yield _to_score(SCORES, title, gap, count, is_headline=place == 0)

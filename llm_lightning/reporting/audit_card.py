@@ -25,7 +25,7 @@ def describe_audit(folder: Path) -> list[str]:
     ]
     table = "| measure | score | value (95% interval) | examples |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
     methods = "\n".join(f"- {_escape(measure['title'])}: {_escape(measure['method'])}" for measure in record["measures"])
-    missing = "\n".join(f"- {entry['title']}: {describe_missing(entry)}" for entry in record["not_measured"])
+    missing = "\n".join(f"- {_escape(entry['title'])}: {_describe_missing(entry)}" for entry in record["not_measured"])
     return [
         f"## Social bias\n\nMeasured by `task=audit`; all scores are in `audit.html`.\n\n{table}",
         methods,
@@ -34,9 +34,10 @@ def describe_audit(folder: Path) -> list[str]:
     ]
 
 
-def describe_missing(entry: Record) -> str:
+def _describe_missing(entry: Record) -> str:
     """Return why a measure was not run, and the command that would run it."""
-    return f"{entry['reason']}; `{entry['command']}`" if entry["command"] else entry["reason"]
+    command = f"; `{entry['command']}`" if entry["command"] else ""
+    return f"{_escape(entry['reason'])}{command}"
 
 
 def list_headlines(record: Record) -> list[str]:

@@ -138,8 +138,8 @@ def set_weights(model: BertForSequenceClassification, disliked: list[int]) -> No
         layer = model.bert.encoder.layer[0]
         for linear in (layer.attention.self.value, layer.attention.output.dense, model.bert.pooler.dense):
             linear.weight.copy_(torch.eye(4))
-        model.classifier.weight[0, 0] = 5
-        model.classifier.bias[1] = 2
+        model.classifier.weight[0, 0] = 8
+        model.classifier.bias.copy_(torch.tensor([-2.0, 2.0]))
 
 
 def write_pairs(path: Path, rows: list[tuple[str, ...]], header: str = "term,swap") -> Path:
