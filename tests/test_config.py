@@ -165,6 +165,7 @@ def test_every_shipped_option_composes(group: str, option: str, tmp_path: Path, 
         ("task", "chat"): [f"run={tmp_path}"],
         ("task", "generate"): [f"run={tmp_path}", "prompt=a"],
         ("task", "export"): [f"run={tmp_path}"],
+        ("task", "audit"): [f"run={tmp_path}"],
         ("task", "predict"): [f"run={tmp_path}", f"data.predict={tmp_path}/train.txt"],
     }
     labelled = ["task=finetune", "objective=classification"]

@@ -115,20 +115,12 @@ def _score_dimension(dimension: str, predictions: Predictions, rows: np.ndarray,
     high, low = int(means[:, place].argmax()), int(means[:, place].argmin())
     values = [probabilities[groups == name, place] for name in names]
     draws = [draw_weights(len(values[i]), seed=i) @ values[i] for i in range(len(names))]
-    label = f"{dimension}, {classes[place]}"
-    yield Score(
-        GAP,
-        f"{label}: {names[high]} over {names[low]}",
-        float(means[high, place] - means[low, place]),
-        _bound(draws[high] - draws[low]),
-        len(groups),
-        neutral=0.0,
-        is_share=False,
-        is_headline=True,
-    )
+    gap = float(means[high, place] - means[low, place])
+    detail = f"{classes[place]}: {names[high]} over {names[low]}"
+    yield Score(GAP, dimension, gap, _bound(draws[high] - draws[low]), len(groups), detail, 0.0, is_share=False, is_headline=True)
     for number, name in enumerate(names):
-        size = int((groups == name).sum())
-        yield Score(MEAN, f"{label}: {name}", float(means[number, place]), _bound(draws[number]), size, is_share=False)
+        size, value = int((groups == name).sum()), float(means[number, place])
+        yield Score(MEAN, f"{dimension}: {name}", value, _bound(draws[number]), size, classes[place], is_share=False)
 
 
 def _bound(draws: np.ndarray) -> Interval:

@@ -23,20 +23,8 @@ def describe_measure(measure: Record) -> Section:
     by_table: dict[str, list[Record]] = {}
     for score in scores:
         by_table.setdefault(score["table"], []).append(score)
-    headlines = [score for score in scores if score["is_headline"]]
-    tiles = [
-        (
-            f"{score['table']} · {score['name']}",
-            format_value(score, score["value"]),
-            format_score(score).partition(" ")[2].strip("()"),
-        )
-        for score in headlines
-    ]
-    tables = [
-        Table(name, ["", "value", "95% interval", "examples"], [_describe_score(score) for score in members])
-        for name, members in by_table.items()
-    ]
-    tables = [Table(table.title, ["of", *table.columns[1:]], table.rows, sortable=True) for table in tables]
+    tiles = [_describe_headline(score) for score in scores if score["is_headline"]]
+    tables = [tabulate_scores(name, members) for name, members in by_table.items()]
     tables += [Table(**table) for table in measure["tables"]]
     if measure["examples"]:
         rows = [
@@ -47,9 +35,22 @@ def describe_measure(measure: Record) -> Section:
     return Section(measure["title"], measure["method"], tiles=tiles, figures=figures, tables=tables)
 
 
-def _describe_score(score: Record) -> list[str]:
-    interval = "–" if score["interval"] is None else " to ".join(format_value(score, bound) for bound in score["interval"])
-    return [score["name"], format_value(score, score["value"]), interval, f"{score['count']:,}"]
+def _describe_headline(score: Record) -> tuple[str, str, str]:
+    """Return the name, the value and the remark of a tile."""
+    interval = format_score(score).partition(" ")[2].strip("()")
+    return f"{score['table']} · {score['name']}", format_value(score, score["value"]), f"{interval} {score['detail']}".strip()
+
+
+def tabulate_scores(title: str, scores: list[Record]) -> Table:
+    """Return a table with a row for each score; a column holds their details, if they have some."""
+    has_details = any(score["detail"] for score in scores)
+    columns = ["of", *(["class and groups"] if has_details else []), "value", "95% interval", "examples"]
+    rows = []
+    for score in scores:
+        interval = "–" if score["interval"] is None else " to ".join(format_value(score, bound) for bound in score["interval"])
+        detail = [score["detail"]] if has_details else []
+        rows.append([score["name"], *detail, format_value(score, score["value"]), interval, f"{score['count']:,}"])
+    return Table(title, columns, rows, sortable=True)
 
 
 def draw_scores(title: str, scores: list[Record]) -> Figure:
@@ -77,7 +78,7 @@ def draw_scores(title: str, scores: list[Record]) -> Figure:
         mark = {"type": "line", "x0": unit * neutral, "x1": unit * neutral, "y0": 0, "y1": 1, "yref": "paper"}
         layout["shapes"] = [mark | {"line": {"dash": "dash", "width": 1}}]
     axis = "percent" if unit == 100 else "difference of probabilities"
-    note = "" if neutral is None else f"Dashed: {format_value(scores[0], neutral)}, no preference."
+    note = "" if neutral is None else "Dashed: no preference."
     return {"title": title, "traces": [trace], "x": axis, "y": "", "layout": layout, "note": note}
 
 

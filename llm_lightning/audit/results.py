@@ -21,6 +21,8 @@ class Score:
     """95% interval; None if there are too few examples for one."""
     count: int
     """Number of examples that it was computed from: pairs, sentences, rows or texts."""
+    detail: str = ""
+    """The class and the groups that the score is of, if it was chosen among several."""
     neutral: float | None = None
     """The value of a model without a preference; None if the score has none."""
     is_share: bool = True

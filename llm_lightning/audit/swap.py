@@ -156,14 +156,20 @@ def list_scores(
     """Yield the flip rate of all copies and of each pair's, then the mean shift of each pair."""
     count = len(flipped)
     yield Score(
-        FLIPS, "all rows with a term", float(flipped.mean()), wilson(int(flipped.sum()), count), count, 0.0, is_headline=True
+        FLIPS,
+        "all rows with a term",
+        float(flipped.mean()),
+        wilson(int(flipped.sum()), count),
+        count,
+        neutral=0.0,
+        is_headline=True,
     )
     names = [f"{first} – {second}" for first, second in swapper.pairs]
     members = [np.array([number in of_row for of_row in directions]) for number in range(len(names))]
     for name, chosen in zip(names, members, strict=True):
         if size := int(chosen.sum()):
             share = int(flipped[chosen].sum())
-            yield Score(FLIPS, name, share / size, wilson(share, size), size, 0.0)
+            yield Score(FLIPS, name, share / size, wilson(share, size), size, neutral=0.0)
     rises = after.probabilities - before.probabilities
     for number, name in enumerate(names):
         signs = np.array([of_row.get(number, 0) for of_row in directions])
@@ -174,7 +180,7 @@ def list_scores(
         values = shifts[:, place].tolist()
         average, half = mean(values), half_width(values)
         interval = None if half is None else (average - half, average + half)
-        yield Score(SHIFT, f"{name}: {before.classes[place]}", average, interval, size, 0.0, is_share=False)
+        yield Score(SHIFT, name, average, interval, size, before.classes[place], 0.0, is_share=False)
 
 
 def find_worst(before: Predictions, after: Predictions) -> list[int]:

@@ -15,8 +15,6 @@ from llm_lightning.inference.predict import Predictor
 from llm_lightning.reporting.table import Table
 
 SCORES, FLIPS, ODDS = "Score gap", "Flip rate", "Equalised-odds gap"
-SHOWN = 3
-"""Classes with the largest gaps that a dimension lists."""
 COLUMNS = 8
 """Classes whose means are listed, at most."""
 METHOD = (
@@ -71,21 +69,17 @@ def measure_probe(probe: Probe, predictions: Predictions, index: np.ndarray, lab
     """Yield the scores of one dimension; `index` (T, K) are the rows of its texts among the predictions."""
     probabilities, decided = predictions.probabilities[index], predictions.decided[index]
     count = index.size
-    gaps = []
-    for i in predictions.compared:
-        gap = find_largest_gap(average_groups(probe, probabilities[..., i]))
-        gaps.append((gap, f"{probe.name}, {predictions.classes[i]}: {_name_groups(probe, gap)}"))
-    gaps.sort(key=lambda entry: -entry[0].value)
-    for place, (gap, title) in enumerate(gaps[:SHOWN]):
-        yield _to_score(SCORES, title, gap, count, is_headline=place == 0)
+    gaps = [(find_largest_gap(average_groups(probe, probabilities[..., i])), predictions.classes[i]) for i in predictions.compared]
+    gap, name = max(gaps, key=lambda entry: entry[0].value)
+    yield _to_score(SCORES, probe, gap, name, count, is_headline=True)
     flips = count_flips(probe, decided)
     yield Score(FLIPS, probe.name, float(flips.mean()), bootstrap_mean(flips), count, neutral=0.0)
     truth = np.array([labels.get(label, -1) if label is not None else -1 for label in probe.labels])
     if len(set(truth[truth >= 0].tolist())) > 1:
         used = truth >= 0
         part = Probe(probe.name, probe.groups, [], probe.group[used], [])
-        gap, title = find_odds_gap(part, decided[used], truth[used], predictions.classes)
-        yield _to_score(ODDS, f"{probe.name}, {title}: {_name_groups(probe, gap)}", gap, int(used.sum()) * index.shape[1])
+        gap, name = find_odds_gap(part, decided[used], truth[used], predictions.classes)
+        yield _to_score(ODDS, probe, gap, name, int(used.sum()) * index.shape[1])
 
 
 def tabulate_means(probe: Probe, probabilities: np.ndarray) -> list[list[str]]:
@@ -125,9 +119,9 @@ def find_odds_gap(probe: Probe, decided: np.ndarray, truth: np.ndarray, classes:
     return max(gaps, key=lambda entry: entry[0].value)
 
 
-def _name_groups(probe: Probe, gap: Gap) -> str:
-    return "no difference" if gap.value == 0 else f"{probe.groups[gap.high]} over {probe.groups[gap.low]}"
-
-
-def _to_score(table: str, name: str, gap: Gap, count: int, is_headline: bool = False) -> Score:
-    return Score(table, name, gap.value, gap.interval, count, neutral=0.0, is_share=False, is_headline=is_headline)
+def _to_score(table: str, probe: Probe, gap: Gap, name: str, count: int, is_headline: bool = False) -> Score:
+    """Return the score of a gap of the class or the rate `name`."""
+    groups = f"{probe.groups[gap.high]} over {probe.groups[gap.low]}" if gap.value else "no difference"
+    return Score(
+        table, probe.name, gap.value, gap.interval, count, f"{name}: {groups}", 0.0, is_share=False, is_headline=is_headline
+    )

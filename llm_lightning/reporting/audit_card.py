@@ -20,7 +20,7 @@ def describe_audit(folder: Path) -> list[str]:
     if record.get("weights") != fingerprint_weights(str(folder / "hf")):
         return []
     rows = [
-        f"| {_escape(title)} | {_escape(score['table'])}: {_escape(score['name'])} | {format_score(score)} | {score['count']:,} |"
+        f"| {_escape(title)} | {_escape(name_score(score))} | {format_score(score)} | {score['count']:,} |"
         for title, score in _list_headlines(record)
     ]
     table = "| measure | score | value (95% interval) | examples |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
@@ -42,9 +42,12 @@ def _describe_missing(entry: Record) -> str:
 
 def list_headlines(record: Record) -> list[str]:
     """Return a line for each score that stands at the top."""
-    return [
-        f"{title}, {score['table'].lower()}, {score['name']}: {format_score(score)}" for title, score in _list_headlines(record)
-    ]
+    return [f"{title}, {name_score(score)}: {format_score(score)}" for title, score in _list_headlines(record)]
+
+
+def name_score(score: Record) -> str:
+    detail = f" ({score['detail']})" if score["detail"] else ""
+    return f"{score['table']}, {score['name']}{detail}"
 
 
 def _list_headlines(record: Record) -> list[tuple[str, Record]]:

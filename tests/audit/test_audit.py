@@ -149,6 +149,7 @@ def hostile_record(weights: str | None) -> dict[str, Any]:
         "value": 0.5,
         "interval": [0.4, 0.6],
         "count": 3,
+        "detail": HOSTILE,
         "neutral": 0.0,
         "is_share": True,
         "is_headline": True,

@@ -22,7 +22,7 @@ def test_gaps_are_differences_of_group_means() -> None:
     groups = np.array(["a", "a", "b", "b", "c"])
     predictions = Predictions(("good", "bad"), np.stack([1 - bad, bad], 1), np.empty(0))
     gap, *means = _score_dimension("kind", predictions, np.arange(5), groups)
-    assert (gap.table, gap.name, gap.count) == (GAP, "kind, bad: b over a", 5)
+    assert (gap.table, gap.name, gap.detail, gap.count) == (GAP, "kind", "bad: b over a", 5)
     assert gap.value == pytest.approx(0.7 - 0.2)
     assert gap.interval == pytest.approx((0.6 - 0.3, 0.8 - 0.1))
     assert [(mean.table, round(mean.value, 6), mean.count) for mean in means] == [(MEAN, 0.2, 2), (MEAN, 0.7, 2), (MEAN, 0.5, 1)]

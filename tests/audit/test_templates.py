@@ -82,8 +82,7 @@ def test_a_classifier_that_dislikes_a_group_is_found(make_classifier: MakeClassi
     folder = make_classifier(WOMEN)
     record = audit(folder, f"out={tmp_path}")
     gaps = pick(record, KEY, SCORES)
-    name = next(name for name in gaps if name.startswith("gender"))
-    assert name == "gender, positive: men over women"
+    assert gaps["gender"]["detail"] == "positive: men over women"
     groups = list_groups()["gender"]
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     means = {}
@@ -92,17 +91,17 @@ def test_a_classifier_that_dislikes_a_group_is_found(make_classifier: MakeClassi
         with torch.inference_mode():
             scores = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits.softmax(-1)
         means[group] = float(scores[:, 1].mean())
-    assert gaps[name]["value"] == pytest.approx(means["men"] - means["women"], abs=1e-6)
-    assert gaps[name]["value"] > 0.5
-    low, high = gaps[name]["interval"]
-    assert low <= gaps[name]["value"] <= high
+    assert gaps["gender"]["value"] == pytest.approx(means["men"] - means["women"], abs=1e-6)
+    assert gaps["gender"]["value"] > 0.5
+    low, high = gaps["gender"]["interval"]
+    assert low <= gaps["gender"]["value"] <= high
     other_terms = sum(len(terms) for group, terms in groups.items() if group != "women")
     flips = pick(record, KEY, FLIPS)["gender"]["value"]
     pairs = len(WOMEN) * (other_terms - 1) + (other_terms - 1 - 1)  # the two transgender terms are of one group
     assert flips == pytest.approx(pairs / count_pairs([len(terms) for terms in groups.values()]))
     odds = pick(record, KEY, ODDS)
-    assert max(score["value"] for name, score in odds.items() if name.startswith("gender")) == 1
-    assert all(score["value"] == 0 for name, score in odds.items() if name.startswith("religion"))
+    assert odds["gender"]["value"] == 1
+    assert (odds["religion"]["value"], odds["religion"]["detail"]) == (0, "true positives of negative: no difference")
 
 
 def count_pairs(sizes: list[int]) -> int:
@@ -117,8 +116,7 @@ def test_a_classifier_that_dislikes_a_pronoun_is_found_by_occupations(
     assert flips["pronoun"]["value"] == 1
     assert flips["gender"]["value"] == 0
     gaps = pick(record, KEY, SCORES)
-    occupation = next(score for name, score in gaps.items() if name.startswith("occupation"))
-    assert occupation["value"] < 0.01  # as many occupations of either stereotype
+    assert gaps["occupation"]["value"] < 0.01  # as many occupations of either stereotype
 
 
 def test_a_classifier_without_these_classes_has_no_odds(make_classifier: MakeClassifier, audit: Audit, tmp_path: Path) -> None:
@@ -141,7 +139,7 @@ def test_sentences_of_the_user_take_the_place_of_ours(make_classifier: MakeClass
     measure = record["measures"][0]
     assert measure["facts"]["templates"] == 5
     assert pick(record, KEY, FLIPS)["gender"]["count"] == 5 * sum(map(len, list_groups()["gender"].values()))
-    odds = next(score for name, score in pick(record, KEY, ODDS).items() if name.startswith("gender"))
+    odds = pick(record, KEY, ODDS)["gender"]
     assert odds["count"] == 4 * sum(map(len, list_groups()["gender"].values()))  # one has no right class
 
 
