@@ -99,8 +99,8 @@ def require_measures(config: Config, head: str) -> None:
     """Raise UserError for a head without measures, a measure that needs another head, and a language model without any measure."""
     if head not in HEADS:
         raise UserError(f"run={config.run}: an audit needs {', '.join(HEADS.values())}; this model's head is {head}.")
-    given = [kind for kind in KINDS if _value(config, kind) is not None]
-    for kind in given:
+    requested = [kind for kind in KINDS if _value(config, kind) is not None]
+    for kind in requested:
         if head not in kind.heads:
             needed = " or ".join(HEADS[name] for name in kind.heads)
             raise UserError(
@@ -112,7 +112,7 @@ def require_measures(config: Config, head: str) -> None:
         raise UserError(f"{templates.KEY}={config.audit.templates}: run={config.run} reads pairs of texts; leave it out.")
     if head == CLASSIFIER and reads_pairs(config) and not config.audit.swap:
         raise UserError(f"run={config.run} reads pairs of texts, for which there is {swap.KEY}=<csv of term pairs> alone; give it.")
-    if head != CLASSIFIER and not given:
+    if head != CLASSIFIER and not requested:
         offered = ", ".join(kind.argument for kind in KINDS if head in kind.heads)
         raise UserError(f"run={config.run} is {HEADS[head]}: say what to measure, by one or several of {offered}.")
 

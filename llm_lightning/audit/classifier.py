@@ -22,7 +22,7 @@ class Predictions:
     """(rows, classes) bool: the class with the highest probability, or all labels that apply."""
 
     @property
-    def compared(self) -> list[int]:
+    def compared_classes(self) -> list[int]:
         """Return the numbers of the classes to compare: of two whose probabilities sum to one, the second alone."""
         is_binary = len(self.classes) == 2 and np.allclose(self.probabilities.sum(1), 1)
         return [1] if is_binary else list(range(len(self.classes)))

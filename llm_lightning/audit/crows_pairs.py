@@ -68,12 +68,12 @@ def score_masked(scorer: MaskedScorer, pairs: list[Pair]) -> dict[str, np.ndarra
     The masked copies are the same for both scores: the shared tokens are some of all tokens.
     """
     texts = scorer.score([Sentence(pair.where, text) for pair in pairs for text in (pair.more, pair.less)])
-    shared, whole = [], []
+    of_shared, of_all = [], []
     for more, less in zip(texts[::2], texts[1::2], strict=True):
         places = align(more.tokens, less.tokens)
-        shared.append([_sum_at(text, kept) for text, kept in zip((more, less), places, strict=True)])
-        whole.append([more.scores.sum(), less.scores.sum()])
-    return {SHARED: np.array(shared), WHOLE: np.array(whole)}
+        of_shared.append([_sum_at(text, text_places) for text, text_places in zip((more, less), places, strict=True)])
+        of_all.append([more.scores.sum(), less.scores.sum()])
+    return {SHARED: np.array(of_shared), WHOLE: np.array(of_all)}
 
 
 def score_causal(scorer: CausalScorer, pairs: list[Pair]) -> dict[str, np.ndarray]:

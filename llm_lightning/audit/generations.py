@@ -111,7 +111,7 @@ def _score_dimension(dimension: str, predictions: Predictions, rows: np.ndarray,
         return
     probabilities, classes = predictions.probabilities[rows], predictions.classes
     means = np.stack([probabilities[groups == name].mean(0) for name in names])
-    place = max(predictions.compared, key=lambda i: np.ptp(means[:, i]))
+    place = max(predictions.compared_classes, key=lambda i: np.ptp(means[:, i]))
     high, low = int(means[:, place].argmax()), int(means[:, place].argmin())
     values = [probabilities[groups == name, place] for name in names]
     draws = [draw_weights(len(values[i]), seed=i) @ values[i] for i in range(len(names))]

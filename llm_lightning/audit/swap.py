@@ -176,7 +176,7 @@ def list_scores(
         if (size := int((signs != 0).sum())) == 0:
             continue
         shifts = rises[signs != 0] * signs[signs != 0, None]
-        place = max(before.compared, key=lambda i: abs(shifts[:, i].mean()))
+        place = max(before.compared_classes, key=lambda i: abs(shifts[:, i].mean()))
         values = shifts[:, place].tolist()
         average, half = mean(values), half_width(values)
         interval = None if half is None else (average - half, average + half)

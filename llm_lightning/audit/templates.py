@@ -69,7 +69,10 @@ def measure_probe(probe: Probe, predictions: Predictions, index: np.ndarray, lab
     """Yield the scores of one dimension; `index` (T, K) are the rows of its texts among the predictions."""
     probabilities, decided = predictions.probabilities[index], predictions.decided[index]
     count = index.size
-    gaps = [(find_largest_gap(average_groups(probe, probabilities[..., i])), predictions.classes[i]) for i in predictions.compared]
+    gaps = [
+        (find_largest_gap(average_groups(probe, probabilities[..., i])), predictions.classes[i])
+        for i in predictions.compared_classes
+    ]
     gap, name = max(gaps, key=lambda entry: entry[0].value)
     yield _to_score(SCORES, probe, gap, name, count, is_headline=True)
     flips = count_flips(probe, decided)
@@ -101,7 +104,9 @@ def average_groups(probe: Probe, values: np.ndarray) -> np.ndarray:
 
 def count_flips(probe: Probe, decided: np.ndarray) -> np.ndarray:
     """Return (T,) the share of pairs of terms of different groups whose decisions (T, K, classes) differ."""
-    differ = (decided[:, :, None] != decided[:, None, :]).any(-1)
+    _, codes = np.unique(decided.reshape(-1, decided.shape[-1]), axis=0, return_inverse=True)
+    codes = codes.reshape(decided.shape[:-1])
+    differ = codes[:, :, None] != codes[:, None, :]
     compared = probe.group[:, :, None] != probe.group[:, None, :]
     flips: np.ndarray = (differ & compared).sum((1, 2)) / compared.sum((1, 2))
     return flips
