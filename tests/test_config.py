@@ -28,7 +28,11 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
     (["taskk=finetune"], ["taskk", "no such key", "Did you mean 'task'?"]),
     (
         ["task=finetun"],
-        ["task=finetun", "can be chat, check, evaluate, export, finetune, generate, predict, pretrain", "Did you mean 'finetune'?"],
+        [
+            "task=finetun",
+            "can be audit, chat, check, evaluate, export, finetune, generate, predict, pretrain",
+            "Did you mean 'finetune'?",
+        ],
     ),
     (["model=bert_tini"], ["model=bert_tini", "Did you mean 'bert_tiny'?"]),
     (["optimizer=adam"], ["optimizer=adam", "Did you mean 'adamw'?"]),
@@ -67,7 +71,7 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
     (["run_dir=/proc/run"], ["run_dir=/proc/run", "cannot be written"]),
     (["run_dir=/dev/null/run"], ["run_dir=/dev/null/run", "/dev/null is a file"]),
     (["run_dir="], ["run_dir is empty"]),
-    (["run=runs/x"], ["only task=evaluate, predict, generate, chat and export read a run", "model.init_from=runs/x"]),
+    (["run=runs/x"], ["only task=evaluate, predict, generate, chat, export and audit read a run", "model.init_from=runs/x"]),
     (["optimizer.lr=inf"], ["optimizer.lr=inf", "a number above 0"]),
     (["optimizer.betas=[0.9]"], ["optimizer.betas", "a list of 2 values"]),
     (["optimizer.betas=[0.9,1.5]"], ["optimizer.betas", "below 1"]),

@@ -138,15 +138,20 @@ def list_measures(config: Config, head: str) -> list[Callable[[], Measure]]:
         if settings.swap:
             runs.append(partial(swap.measure, predictor, config))
         return runs
-    classifier = load_classifier(config) if settings.classifier else None  # first, as it may be refused
-    if settings.crows_pairs or settings.stereoset:
+    # first what may be refused, before minutes of scoring
+    pairs = crows_pairs.read_pairs(settings.crows_pairs) if settings.crows_pairs else None
+    items = stereoset.read_items(settings.stereoset) if settings.stereoset else None
+    classifier = load_classifier(config) if settings.classifier else None
+    if pairs or items:
         scorer = load_masked(config) if head == MASKED else load_causal(config)
-        if settings.crows_pairs:
-            runs.append(partial(crows_pairs.measure, scorer, settings.crows_pairs))
-        if settings.stereoset:
-            runs.append(partial(stereoset.measure, scorer, settings.stereoset))
+        if pairs:
+            runs.append(partial(crows_pairs.measure, scorer, str(settings.crows_pairs), pairs))
+        if items:
+            runs.append(partial(stereoset.measure, scorer, str(settings.stereoset), items))
     if classifier is not None:
-        runs.append(partial(generations.measure, use.generator(config), classifier, config))
+        generator = use.generator(config)
+        generator.model.to(classifier.device)
+        runs.append(partial(generations.measure, generator, classifier, config))
     return runs
 
 
@@ -157,7 +162,9 @@ def load_masked(config: Config) -> MaskedScorer:
         raise UserError(f"run={config.run}: its tokenizer has no mask token, so that no token can be masked.")
     encoding = encodings.get_encoder(MaskedLM.encoding)(tokenizer, config.data)
     objective = MaskedLM(TokenizedDataset({}, {}, encoding))
-    return MaskedScorer(objective, config.batch, *use.load_model(config, objective, use.weights_of(config)))
+    return MaskedScorer(
+        objective, config.batch, *use.load_model(config, objective, use.weights_of(config)), config.trainer.progress == "bar"
+    )
 
 
 def load_causal(config: Config) -> CausalScorer:

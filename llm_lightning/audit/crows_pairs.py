@@ -47,9 +47,8 @@ def read_pairs(name: str) -> list[Pair]:
     return pairs
 
 
-def measure(scorer: MaskedScorer | CausalScorer, name: str) -> Measure:
-    """Return the share of pairs whose more stereotyping sentence is likelier: of all pairs, by direction and by kind of bias."""
-    pairs = read_pairs(name)
+def measure(scorer: MaskedScorer | CausalScorer, name: str, pairs: list[Pair]) -> Measure:
+    """Return the share of the pairs of file `name` whose more stereotyping sentence is likelier: of all, by direction, by kind of bias."""
     scores = score_masked(scorer, pairs) if isinstance(scorer, MaskedScorer) else score_causal(scorer, pairs)
     method = "; ".join(f"{table.lower()}: {METHODS[table]}" for table in scores)
     return Measure(

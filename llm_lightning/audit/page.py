@@ -44,12 +44,12 @@ def _describe_headline(score: Record) -> tuple[str, str, str]:
 def tabulate_scores(title: str, scores: list[Record]) -> Table:
     """Return a table with a row for each score; a column holds their details, if they have some."""
     has_details = any(score["detail"] for score in scores)
-    columns = ["of", *(["class and groups"] if has_details else []), "value", "95% interval", "examples"]
+    columns = ["of", "value", "95% interval", "examples", *(["class and groups"] if has_details else [])]
     rows = []
     for score in scores:
         interval = "–" if score["interval"] is None else " to ".join(format_value(score, bound) for bound in score["interval"])
         detail = [score["detail"]] if has_details else []
-        rows.append([score["name"], *detail, format_value(score, score["value"]), interval, f"{score['count']:,}"])
+        rows.append([score["name"], format_value(score, score["value"]), interval, f"{score['count']:,}", *detail])
     return Table(title, columns, rows, sortable=True)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
+from tqdm import tqdm
 
 from llm_lightning.data.encodings import Sequences
 from llm_lightning.data.examples import Example
@@ -17,7 +17,7 @@ from llm_lightning.inference.loaded import LoadedModel
 from llm_lightning.models.forward import log_likelihoods
 from llm_lightning.models.positions import count_positions
 
-AT_ONCE = 1 << 18  # tokens of masked copies that are laid out together
+AT_ONCE = 1 << 16  # tokens of masked copies that are laid out together
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Sentence:
     where: str
     text: str
     context: str | None = None
+    span: tuple[int, int] | None = None
+    """The characters whose tokens a masked model scores; None for the whole sentence."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,22 @@ class MaskedText:
     """The tokens of a sentence as a masked model reads them, and its scores."""
 
     tokens: list[int]
+    second: int | None
+    """The place of the first token behind the context."""
     places: np.ndarray
-    """(scored,) the places of the tokens that were masked: those of the sentence, without special tokens and without the context."""
-    spans: list[tuple[int, int]]
-    """The characters of each scored token in the sentence; empty if the tokenizer does not report them."""
+    """(scored,) the places of the tokens that are masked: those of the sentence or of its span, without special tokens."""
     scores: np.ndarray
     """(scored,) log p(token | all other tokens), in nats."""
 
 
+@dataclass(frozen=True)
 class MaskedScorer(LoadedModel):
     """A masked language model that scores sentences (Salazar et al. 2020): each token is masked in a copy of the sentence of its own.
 
-    Copies of many sentences go through the model together, sorted by length: 1,000 pairs of 15 tokens are some 30 batches.
+    Copies of many sentences go through the model together, sorted by length and without padding.
     """
+
+    shows_progress: bool = False
 
     def score(self, sentences: list[Sentence]) -> list[MaskedText]:
         """Return the tokens of each sentence and their scores. Either all sentences have a context or none.
@@ -55,43 +60,44 @@ class MaskedScorer(LoadedModel):
         """
         positions = count_positions(self.objective.model)
         texts = [self._encode(sentence, positions) for sentence in sentences]
-        copies = ((i, place) for i, (text, _) in enumerate(texts) for place in text.places.tolist())
-        scores = np.concatenate([np.array(self._score_copies(part, texts)) for part in _cut(copies, texts)])
-        ends = np.cumsum([len(text.places) for text, _ in texts])
-        return [
-            MaskedText(text.tokens, text.places, text.spans, part)
-            for (text, _), part in zip(texts, np.split(scores, ends[:-1]), strict=True)
-        ]
+        ends = np.cumsum([len(text.places) for text in texts])
+        copies = ((text, place) for text in texts for place in text.places.tolist())
+        scores: list[float] = []
+        with tqdm(total=int(ends[-1]), unit="token", disable=not self.shows_progress, dynamic_ncols=True) as bar:
+            for part in _cut(copies):
+                scores += self._score_copies(part)
+                bar.update(len(part))
+        return [replace(text, scores=part) for text, part in zip(texts, np.split(np.array(scores), ends[:-1]), strict=True)]
 
-    def _encode(self, sentence: Sentence, positions: int | None) -> tuple[MaskedText, int | None]:
-        """Return (the text without its scores, the place of the first token of the second text of a pair)."""
+    def _encode(self, sentence: Sentence, positions: int | None) -> MaskedText:
+        """Return the tokens of a sentence, without scores. A context, or a span, needs a fast tokenizer."""
         tokenizer = self.objective.dataset.tokenizer
-        has_context = sentence.context is not None
-        texts = (sentence.context, sentence.text) if has_context else (sentence.text,)
-        encoding = tokenizer(
-            *texts, return_special_tokens_mask=True, return_offsets_mapping=tokenizer.is_fast, verbose=False, truncation=False
-        )
-        tokens, special = encoding["input_ids"], np.array(encoding["special_tokens_mask"], dtype=bool)
-        parts = [int(has_context)] * len(tokens)
-        if has_context:
-            parts = [-1 if part is None else part for part in encoding.sequence_ids(0)]
-        places = np.flatnonzero(~special & (np.array(parts) == int(has_context)))
+        texts = (sentence.text,) if sentence.context is None else (sentence.context, sentence.text)
+        encoding = tokenizer(*texts, return_special_tokens_mask=True, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+        tokens, is_scored = encoding["input_ids"], ~np.array(encoding["special_tokens_mask"], dtype=bool)
+        second = None
+        if sentence.context is not None:
+            parts = encoding.sequence_ids(0)
+            is_scored &= np.array([part == 1 for part in parts])
+            second = next((place for place, part in enumerate(parts) if part == 1), len(tokens))
+        if sentence.span is not None:
+            start, end = sentence.span
+            is_scored &= np.array([last > start and first < end for first, last in encoding["offset_mapping"]])
+        places = np.flatnonzero(is_scored)
         require_tokens(sentence, len(places), len(tokens), positions)
-        spans = [encoding["offset_mapping"][place] for place in places] if tokenizer.is_fast else []
-        return MaskedText(tokens, places, spans, np.empty(0)), int(places[0]) if has_context else None
+        return MaskedText(tokens, second, places, np.empty(0))
 
-    def _score_copies(self, copies: list[tuple[int, int]], texts: list[tuple[MaskedText, int | None]]) -> list[float]:
-        """Return the log-probability of the token that is masked in each copy, given as (text, place)."""
+    def _score_copies(self, copies: list[tuple[MaskedText, int]]) -> list[float]:
+        """Return the log-probability of the token that is masked in each copy: a text, and the place of the mask."""
         mask: int = self.objective.dataset.tokenizer.mask_token_id
         sequences = Sequences([], [Example(i, "") for i in range(len(copies))])
-        for i, place in copies:
-            text, second = texts[i]
+        for text, place in copies:
             sequences.tokens.append([*text.tokens[:place], mask, *text.tokens[place + 1 :]])
             targets = [IGNORED] * len(text.tokens)
             targets[place] = text.tokens[place]
             sequences.token_targets.append(targets)
-            if second is not None:
-                sequences.second.append(second)
+            if text.second is not None:
+                sequences.second.append(text.second)
         return self.each(sequences, lambda batch: log_likelihoods(self.objective.model, batch).tolist())
 
 
@@ -124,16 +130,15 @@ def require_tokens(sentence: Sentence, scored: int, inputs: int, positions: int 
         raise UserError(f"{sentence.where}: the sentence has {inputs} tokens, and the model {positions} positions. Remove the row.")
 
 
-def _cut(copies: Iterator[tuple[int, int]], texts: list[Any]) -> Iterator[list[tuple[int, int]]]:
+def _cut(copies: Iterable[tuple[MaskedText, int]]) -> Iterator[list[tuple[MaskedText, int]]]:
     """Yield the copies in lists of at most AT_ONCE tokens."""
-    part: list[tuple[int, int]] = []
+    part: list[tuple[MaskedText, int]] = []
     size = 0
-    for i, place in copies:
-        length = len(texts[i][0].tokens)
-        if part and size + length > AT_ONCE:
+    for text, place in copies:
+        if part and size + len(text.tokens) > AT_ONCE:
             yield part
             part, size = [], 0
-        part.append((i, place))
-        size += length
+        part.append((text, place))
+        size += len(text.tokens)
     if part:
         yield part

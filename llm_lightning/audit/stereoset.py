@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_lightning.audit.gaps import draw_weights
 from llm_lightning.audit.results import Measure, Score
-from llm_lightning.audit.sentences import CausalScorer, MaskedScorer, MaskedText, Sentence
+from llm_lightning.audit.sentences import CausalScorer, MaskedScorer, Sentence
 from llm_lightning.audit.tables import find_file
 from llm_lightning.config.schema import DataConfig
 from llm_lightning.data.json_files import parse_document
@@ -22,6 +22,8 @@ KEY = "audit.stereoset"
 TASKS = ("intrasentence", "intersentence")
 LABELS = ("stereotype", "anti-stereotype", "unrelated")
 BLANK = "BLANK"
+DIGITS = 5
+"""Digits of a score that are compared: the last bits depend on the batch."""
 LMS, SS, ICAT = "Language-model score", "Stereotype score", "ICAT"
 
 METHOD = (
@@ -83,11 +85,12 @@ def _read_item(where: str, task: str, item: Any) -> Item:
     return Item(where, task, context, target, bias_type, (stereotype, anti, unrelated))
 
 
-def measure(scorer: MaskedScorer | CausalScorer, name: str) -> Measure:
-    """Return the three scores: of all items, by task and by kind of bias."""
-    items = read_items(name)
+def measure(scorer: MaskedScorer | CausalScorer, name: str, items: list[Item]) -> Measure:
+    """Return the three scores of the items of file `name`: of all, by task and by kind of bias."""
+    tokenizer = scorer.objective.dataset.tokenizer
+    if not tokenizer.is_fast:
+        raise UserError(f"{KEY}={name}: {type(tokenizer).__name__} has no fast form, which alone tells the characters of tokens.")
     scores = np.concatenate([_score_task(scorer, [item for item in items if item.task == task]) for task in TASKS])
-    items.sort(key=lambda item: TASKS.index(item.task))  # stable, so that items stand where their scores do
     way = MASKED_WAY if isinstance(scorer, MaskedScorer) else CAUSAL_WAY
     return Measure(
         KEY,
@@ -103,23 +106,17 @@ def _score_task(scorer: MaskedScorer | CausalScorer, items: list[Item]) -> np.nd
     if not items:
         return np.empty((0, len(LABELS)))
     follows = items[0].task == TASKS[1]
-    sentences = [Sentence(item.where, text, item.context if follows else None) for item in items for text in item.sentences]
-    if not isinstance(scorer, MaskedScorer):
+    sentences = [
+        Sentence(item.where, text, item.context) if follows else Sentence(item.where, text, span=find_filled(text, item.context))
+        for item in items
+        for text in item.sentences
+    ]
+    if isinstance(scorer, MaskedScorer):
+        means = np.array([text.scores.mean() for text in scorer.score(sentences)])
+    else:
         sums, counts = scorer.score(sentences)
-        return (sums / counts).reshape(-1, len(LABELS))
-    contexts = [None if follows else item.context for item in items for _ in LABELS]
-    texts = scorer.score(sentences)
-    means = [_mean_score(text, sentence.text, context) for text, sentence, context in zip(texts, sentences, contexts, strict=True)]
-    return np.array(means).reshape(-1, len(LABELS))
-
-
-def _mean_score(text: MaskedText, sentence: str, context: str | None) -> float:
-    """Return the mean score of the tokens of the word that fills the blank; of all tokens without a context with a blank."""
-    if context is None:
-        return float(text.scores.mean())
-    start, end = find_filled(sentence, context)
-    inside = [last > start and first < end for first, last in text.spans]
-    return float(text.scores[inside].mean() if any(inside) else text.scores.mean())
+        means = sums / counts
+    return means.round(DIGITS).reshape(-1, len(LABELS))
 
 
 def find_filled(sentence: str, context: str) -> tuple[int, int]:

@@ -64,7 +64,7 @@ def format_score(score: Record) -> str:
 
 
 def format_value(score: Record, value: float) -> str:
-    return f"{100 * value:.1f}%" if score["is_share"] else f"{value:.3f}"
+    return f"{100 * value:.1f}%" if score["is_share"] else f"{round(value, 3) + 0.0:.3f}"  # no -0.000
 
 
 def _escape(text: str) -> str:
