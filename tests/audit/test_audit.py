@@ -17,6 +17,7 @@ from llm_lightning.reporting.card import write_card
 from llm_lightning.run import run as start_run
 
 from ..conftest import QUIET, TINY_BERT
+from ..reporting.test_browser import BROWSER, opened
 from .conftest import EXAMPLES, Audit, MakeClassifier, load_config, pick, read_record
 
 
@@ -184,3 +185,11 @@ def test_texts_of_files_are_no_markup_of_the_card(tmp_path: Path) -> None:
     rows = [line for line in section.splitlines() if line.startswith("|")]
     assert all(line.replace("\\|", "").count("|") == 5 for line in rows)
     assert "<script>" not in section.replace("\\<", "").replace("\\>", "")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no chromium or google-chrome on this machine")
+def test_the_page_draws_its_figures_without_an_error(causal: Path, audit: Audit, tmp_path: Path) -> None:
+    audit(causal, f"{crows_pairs.KEY}={EXAMPLES}/crows_pairs.csv", f"{stereoset.KEY}={EXAMPLES}/stereoset.json", f"out={tmp_path}")
+    elements, console = opened(tmp_path / "audit.html", tmp_path / "profile")
+    assert console == []
+    assert elements.count('<div class="plot-container plotly"') == 1 + 3  # the likelihood, and StereoSet's three scores
