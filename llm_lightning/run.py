@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from transformers import PreTrainedModel
 
 from llm_lightning import distributed, launch
+from llm_lightning.audit.audit import audit
 from llm_lightning.config.checks.trainer_flags import limit_to_few_steps
 from llm_lightning.config.schema import AdapterConfig, Config, ModelConfig, cache_folder, expand_home, plain
 from llm_lightning.config.targets import import_target, instantiate, instantiate_all
@@ -70,6 +71,9 @@ from llm_lightning.training.signals import StopOnSignal, raise_interrupts
 
 log = logging.getLogger(__name__)
 
+TASKS = use.TASKS | {"audit": audit}
+"""The tasks that use a model on one device, and train nothing."""
+
 
 def run(config: Config, sweep: str | None = None, should_continue: Callable[[int, float], bool] | None = None) -> dict[str, Any]:
     """Do the task of `config.task`. Return the run's summary.
@@ -78,8 +82,8 @@ def run(config: Config, sweep: str | None = None, should_continue: Callable[[int
     runs from 0 to 1000.
     """
     trainer.quiet_libraries()
-    if config.task in use.TASKS and (config.task != "evaluate" or config.evaluate.weighs):
-        return use.TASKS[config.task](config) if distributed.is_rank_zero() else {}
+    if config.task in TASKS and (config.task != "evaluate" or config.evaluate.weighs):
+        return TASKS[config.task](config) if distributed.is_rank_zero() else {}
     try:
         if config.task == "inspect":
             return inspect_data(config) if distributed.is_rank_zero() else {}

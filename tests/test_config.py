@@ -30,7 +30,7 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
         ["task=finetun"],
         [
             "task=finetun",
-            "can be chat, check, evaluate, export, finetune, generate, inspect, predict, pretrain",
+            "can be audit, chat, check, evaluate, export, finetune, generate, inspect, predict, pretrain",
             "Did you mean 'finetune'?",
         ],
     ),
@@ -71,7 +71,7 @@ BAD: list[tuple[list[str], list[str]]] = [  # command line, what its message mus
     (["run_dir=/proc/run"], ["run_dir=/proc/run", "cannot be written"]),
     (["run_dir=/dev/null/run"], ["run_dir=/dev/null/run", "/dev/null is a file"]),
     (["run_dir="], ["run_dir is empty"]),
-    (["run=runs/x"], ["only task=evaluate, predict, generate, chat and export read a run", "model.init_from=runs/x"]),
+    (["run=runs/x"], ["only task=evaluate, predict, generate, chat, export and audit read a run", "model.init_from=runs/x"]),
     (["optimizer.lr=inf"], ["optimizer.lr=inf", "a number above 0"]),
     (["optimizer.betas=[0.9]"], ["optimizer.betas", "a list of 2 values"]),
     (["optimizer.betas=[0.9,1.5]"], ["optimizer.betas", "below 1"]),
@@ -169,6 +169,7 @@ def test_every_shipped_option_composes(group: str, option: str, tmp_path: Path, 
         ("task", "chat"): [f"run={tmp_path}"],
         ("task", "generate"): [f"run={tmp_path}", "prompt=a"],
         ("task", "export"): [f"run={tmp_path}"],
+        ("task", "audit"): [f"run={tmp_path}"],
         ("task", "predict"): [f"run={tmp_path}", f"data.predict={tmp_path}/train.txt"],
     }
     labelled = ["task=finetune", "objective=classification"]

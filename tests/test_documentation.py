@@ -122,10 +122,11 @@ def arguments(command: str) -> list[str]:
     """The words behind train.py, with stand-ins for what is in <> and for …."""
     text = command.removeprefix("…").strip()
     text = text.rpartition("train.py")[2] if "train.py" in text else text
-    writes = re.search(r"task=(generate|chat)|evaluate\.(text|choices)", text)
+    writes = re.search(r"task=(generate|chat)|evaluate\.(text|choices)|audit\.(crows_pairs|stereoset|classifier)", text)
     run = "runs/writer" if writes else "runs/reader"
     text = re.sub(r"runs/<date>/<run>|<run( folder)?>|(?<=run=)…", run, text)
     text = text.replace("<task>", "finetune").replace("<your arguments>", "")
+    text = text.replace("<classifier>", "runs/reader")
     text = re.sub(r"<(hub )?name or folder>|<minilm>|<export>", "runs/reader/hf", text).replace("=<name>", "=some/films")
     text = text.replace("data=conll data.dir=<folder>", "data=conll data.dir=tagged")
     text = re.sub(r"(?<=data\.dir=)<[^>]+>|(?<=out=)<[^>]+>|<ag_news>", "data", text)
@@ -182,6 +183,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reviews: Path,
     (folder / "talks.jsonl").write_text(f"{json.dumps(talk)}\n" * 20)
     for name in ("MSRpar.train.tsv", "MSRpar.test.tsv", "test_2016_flickr.en", "test_2016_flickr.de"):
         (folder / "data" / name).write_text("what the check of a command looks for\n")
+    shutil.copytree(ROOT / "examples" / "audit", folder / "examples" / "audit")
     (folder / "tagged").mkdir()
     for name in ("train.conll", "tagged/train.conll", "data/train.conll"):
         (folder / name).write_text("Ann\tB-person\nsleeps\tO\n\n" * 30)

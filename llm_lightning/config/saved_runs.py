@@ -20,11 +20,11 @@ from llm_lightning.config.schema import Config, expand_home, schema, to_dataclas
 from llm_lightning.config.stored_code import keep_data_only
 from llm_lightning.errors import UserError, nearest
 
-STORED = ("evaluate", "predict", "generate", "chat", "export")
+STORED = ("evaluate", "predict", "generate", "chat", "export", "audit")
 """The tasks that start from a finished run."""
 CHANGEABLE = (
     *("data.", "batch.", "trainer.", "cache_dir", "debug", "out", "prompt=", "prompt_file=", "generate.", "evaluate.", "export."),
-    *("predict.", "seed=", "trust=", "model.trust_remote_code="),
+    *("predict.", "audit.", "seed=", "trust=", "model.trust_remote_code="),
 )
 """Keys that may change for these tasks: other files, other batch sizes, other hardware."""
 OBJECTIVES: dict[str, dict[str | None, tuple[str, dict[str, str]]]] = {
@@ -53,7 +53,7 @@ def load_saved_config(task: str, run: str | None, overrides: list[str], checked:
         if not change.startswith(CHANGEABLE):
             raise UserError(
                 f"{change}: task={task} takes the run as it is; only single keys of data, batch, trainer, "
-                f"generate, evaluate, export and predict may be changed (data.test=<file>, trainer.devices=1); leave this out."
+                f"generate, evaluate, export, predict and audit may be changed (data.test=<file>, trainer.devices=1); leave this out."
             )
     folder = expand_home(run)
     try:
@@ -108,11 +108,14 @@ def _build_config(task: str, name: str, changes: list[str]) -> dict[str, Any]:
         except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"run={name}: neither a run folder nor a model that can be loaded from the hub ({reason}).") from error
-    if task != "predict":
-        return {"task": task, "model": {"name_or_path": name}, "data": {"source": "files"}}
+    plain_config = {"task": task, "model": {"name_or_path": name}, "data": {"source": "files"}}
+    if task not in ("predict", "audit"):
+        return plain_config
     model_config = json.loads(path.read_text(encoding="utf-8"))
     architecture = (model_config.get("architectures") or ["?"])[0]
     kinds = next((kinds for end, kinds in OBJECTIVES.items() if architecture.endswith(end)), None)
+    if kinds is None and task == "audit":  # of a language model, whose likelihoods need no objective
+        return plain_config
     if kinds is None:
         raise UserError(f"run={name}: a {architecture} makes no predictions of rows.")
     objective, columns = kinds.get(model_config.get("problem_type")) or kinds[None]

@@ -360,6 +360,26 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    crows_pairs: str | None = None
+    """The csv of CrowS-Pairs, with the columns sent_more, sent_less, stereo_antistereo and bias_type: which sentence of each pair is
+    likelier? For masked and causal language models."""
+    stereoset: str | None = None
+    """The JSON of StereoSet, as in its dev.json: language-model score, stereotype score and ICAT. For masked and causal language models."""
+    templates: str | None = None
+    """A csv with your own sentences for classifiers, in place of ours: the columns text, which holds {term}, and label, the right class or
+    nothing."""
+    swap: str | None = None
+    """A csv with the columns term and swap: every row of the test split, or of `data.predict`, that has a term is copied with its
+    counterpart, and a classifier's predictions of both are compared."""
+    classifier: str | None = None
+    """Run folder, Hugging Face folder or hub name of a classifier, of toxicity or sentiment for example, that scores what a causal
+    language model writes about each group."""
+    generations: int = bound_field(25, POSITIVE)
+    """Number of texts that the model writes about each group, for `audit.classifier`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     method: str = bound_field("grid", Choice("grid", "random", "optuna"))
     """`grid` runs every combination of the values; `random` draws, and `optuna` draws near earlier good results."""
@@ -380,7 +400,7 @@ class SweepConfig:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     task: str = bound_field(
-        MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "generate", "chat", "export", "check", "inspect")
+        MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "generate", "chat", "export", "check", "inspect", "audit")
     )
     """What the command does; `task=` chooses it, with the objective and the schedule that go with it."""
     objective: dict[str, Any] = field(default_factory=dict)
@@ -400,8 +420,8 @@ class Config:
     resume: str = "auto"
     """`auto` continues what run_dir holds, `never` refuses to touch a used folder, else a checkpoint file."""
     run: str | None = None
-    """The run folder that task=evaluate, predict, generate, chat and export read. A Hugging Face folder or a hub name works too, except
-    for repeating a run's own evaluation."""
+    """The run folder that task=evaluate, predict, generate, chat, export and audit read. A Hugging Face folder or a hub name works too,
+    except for repeating a run's own evaluation."""
     trust: list[str] = field(default_factory=list)
     """Packages whose code the config of a stored run may name with `_target_`; by default llm_lightning alone."""
     prompt: str | None = None
@@ -413,11 +433,13 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     inspect: InspectConfig = field(default_factory=InspectConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """How -m sweeps."""
     out: str | None = None
     """The file for rows with their predictions or generated texts, a name that ends in .jsonl or .parquet, by default
-    predictions.jsonl in the run folder; for task=export a folder, by default export-<format> there."""
+    predictions.jsonl in the run folder; for task=export a folder, by default export-<format> there; for task=audit the folder of
+    audit.html and audit.json, by default the run folder."""
     cache_dir: str = "~/.cache/llm_lightning"
     """Folder that keeps encoded data and the built-in corpus between runs."""
     debug: bool = False

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llm_lightning.config import signatures
+from llm_lightning.config.checks.audit import check_audit
 from llm_lightning.config.checks.coverage import check_coverage
 from llm_lightning.config.checks.data import check_data, check_encoding, check_labels
 from llm_lightning.config.checks.files import (
@@ -48,6 +49,7 @@ OF_STORED = {
     "weigh": [check_model, check_likelihood],
     "export": [check_model, check_export],
     "inspect": [check_targets, check_model, check_data, check_inspect, check_folders],
+    "audit": [check_model, check_audit],
 }
 """Checks for tasks that train nothing."""
 

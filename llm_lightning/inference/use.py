@@ -147,7 +147,7 @@ def predictor(config: Config) -> Predictor:
     objective: Objective = instantiate("objective", config.objective, TokenizedDataset({}, {}, encoding))
     if mistakes := list(check_coverage(config)):  # before the weights are loaded
         raise UserError("\n".join(mistakes))
-    precision, device = _load_model(config, objective, weights)
+    precision, device = load_model(config, objective, weights)
     names = list((objective.model.config.id2label or {}).values())
     return Predictor(objective, config.batch, precision, device, load_sets(config, names))
 
@@ -168,7 +168,7 @@ def likelihoods(config: Config) -> Likelihood:
     _require_causal(weights, config)
     tokenizer = tokenizers.load(weights, config.model.trust_remote_code)
     objective = CausalLM(TokenizedDataset({}, {}, encodings.get_encoder(CausalLM.encoding)(tokenizer, config.data)))
-    return Likelihood(objective, config.batch, *_load_model(config, objective, weights))
+    return Likelihood(objective, config.batch, *load_model(config, objective, weights))
 
 
 def weights_of(config: Config) -> str:
@@ -197,7 +197,7 @@ def _require_causal(weights: str, config: Config) -> None:
         )
 
 
-def _load_model(
+def load_model(
     config: Config, objective: Objective, weights: str
 ) -> tuple[Callable[[], AbstractContextManager[Any]], torch.device]:
     """Load the objective's model by the config's hardware settings; return (its precision context, its device)."""

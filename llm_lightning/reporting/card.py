@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from llm_lightning.config.schema import expand_home
+from llm_lightning.reporting.audit_card import describe_audit
 from llm_lightning.reporting.robustness import describe_failures
 from llm_lightning.reporting.runs import load
 
@@ -51,6 +52,7 @@ def write_card(folder: Path) -> None:
         "| metric | value |\n| --- | --- |\n" + "\n".join(f"| {name} | {value:.5g} |" for name, value in run.metrics.items()),
         f"**Where it fails.** {describe_failures(run)}",
         *_describe_probabilities(summary.get("calibration")),
+        *describe_audit(folder),
         f"**Limits.** The figures above are of {data['name']} alone: on other text, expect less, and measure it. The model has what is "
         f"wrong with its data{' and with the model that it comes from' if origin else ''}; nothing was looked at but what is said above.",
     ]

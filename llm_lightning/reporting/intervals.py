@@ -196,3 +196,11 @@ def _derive_from_loss(run: Run, split: str, loss: Interval | None) -> dict[str, 
     if value and (bits := run.metrics.get(f"{split}/bits_per_byte")) is not None:
         interval_by_metric[f"{split}/bits_per_byte"] = (loss[0] * bits / value, loss[1] * bits / value)
     return interval_by_metric
+
+
+def wilson(successes: float, count: int) -> Interval:
+    """Return the 95% interval of a share (Wilson 1927); a tie may count as half a success."""
+    share, z = successes / count, 1.959963984540054
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return middle - half, middle + half

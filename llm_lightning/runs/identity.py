@@ -182,6 +182,7 @@ KEYS: dict[str, Kind] = {
     "export.*": Kind.OTHER_TASKS,
     "inspect.*": Kind.OTHER_TASKS,
     "predict.*": Kind.OTHER_TASKS,
+    "audit.*": Kind.OTHER_TASKS,
 }
 """Config key -> its kind; `a.*` stands for all keys below `a`.
 

@@ -43,7 +43,7 @@ def check_resume(config: Config) -> Iterator[str]:
         yield f"resume={config.resume}: expected auto, never, or a checkpoint file that exists.{hint}"
     if config.run is not None and config.task != "evaluate":
         yield (
-            f"run={config.run}: only task=evaluate, predict, generate, chat and export read a run; to start from its weights, give "
+            f"run={config.run}: only task=evaluate, predict, generate, chat, export and audit read a run; to start from its weights, give "
             f"{shlex.quote(f'model.init_from={config.run}')}."
         )
     if config.run_dir is not None and expand_home(config.run_dir).is_file():
