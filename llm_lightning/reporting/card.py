@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -42,7 +43,9 @@ def write_card(folder: Path) -> None:
         f"---\n{head}---",
         f"# {objective} on {data['name']}",
         f"{summary['model']['name']}, {summary['model']['parameters']:,} parameters, trained by llm_lightning.",
-        *([f"```python\n{_use(objective)}\n```"] if pipeline else []),  # an objective of the user's own is not known here
+        *([_use_windows(run.config)] if run.config["data"].get("long") == "windows" else []),
+        # an objective of the user's own is not known here
+        *([f"```python\n{_use(objective)}\n```"] if pipeline and run.config["data"].get("long") != "windows" else []),
         f"**Data.** {data['name']}: {sizes}.",
         f"**Training.** {summary['steps']:,} optimizer steps, {summary['tokens_seen']:,} tokens, best at step {summary['best_step']}; "
         f"{seconds['total']:.0f} s; {cost}; seed {summary['seed']}.",
@@ -51,6 +54,28 @@ def write_card(folder: Path) -> None:
         f"wrong with its data{' and with the model that it comes from' if origin else ''}; nothing of it was looked at but these figures.",
     ]
     (folder / "hf" / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _use_windows(config: dict[str, Any]) -> str:
+    """Return the rule by which the windows of a text are pooled, and lines of Python that apply it without llm_lightning."""
+    data = config["data"]
+    size, overlap = data["block_size"], data["block_size"] // 4 if data["overlap"] is None else data["overlap"]
+    paired = data["columns"]["text_pair"] is not None
+    texts = '"a text", "a long second text"' if paired else '"a long text"'
+    cut = '"only_second"' if paired else "True"
+    how = " Of a pair the second text is cut, and each window begins with the first." if paired else ""
+    return (
+        f"**Long texts.** The model classifies windows of {size} tokens. A longer text becomes windows that share {overlap} tokens, and "
+        f"its logits are the mean of those of its windows.{how} With transformers alone:\n\n"
+        f"```python\n"
+        f"from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+        f'model = AutoModelForSequenceClassification.from_pretrained("<this folder>").eval()\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("<this folder>")\n'
+        f"windows = tokenizer({texts}, truncation={cut}, max_length={size}, stride={overlap}, padding=True,\n"
+        f'                    return_overflowing_tokens=True, return_tensors="pt")\n'
+        f'del windows["overflow_to_sample_mapping"]\n'
+        f"logits = model(**windows).logits.mean(0)\n```"
+    )
 
 
 def _use(objective: str) -> str:

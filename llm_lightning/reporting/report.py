@@ -155,6 +155,11 @@ def data(run: Run) -> Section:
     notes += [
         f"Skipped of {split}: {'; '.join(card['skipped_first'])}." for split, card in cards.items() if card.get("skipped_first")
     ]
+    notes += [
+        f"In {split}, {card['windows']['rows']:,} rows are read in overlapping windows, {card['windows']['windows']:,} windows in all."
+        for split, card in cards.items()
+        if card.get("windows")
+    ]
     drawn = [*figures.lengths(cards), *figures.balance(cards)]
     return Section("Data", " ".join(notes), figures=drawn, tables=[table] if rows else [])
 

@@ -13,6 +13,8 @@ from llm_lightning.errors import join_names
 
 PLAIN_TEXT = ("stream", "documents")
 """Encodings of text without targets of its own."""
+WINDOWED = ("texts", "label_sets", "scores")
+"""Encodings that data.long=windows applies to."""
 
 
 def check_objective(config: Config) -> Iterator[str]:
@@ -35,6 +37,15 @@ def check_objective(config: Config) -> Iterator[str]:
         )
     if config.data.tags != "auto" and facts.get("encoding") != "words":
         yield f"data.tags={config.data.tags}: only objective=tagging has tags; leave it out."
+    encoding = str(facts.get("encoding"))
+    if config.data.long == "windows" and encoding not in WINDOWED and "." not in encoding:
+        hint = " (it reads long contexts in windows in any case)" if encoding == "spans" else ""
+        yield (
+            f"data.long=windows: only classification, multi_label and regression pool the windows of a text, and objective={objective} "
+            f"does not{hint}; leave it out."
+        )
+    elif config.data.long == "windows" and (config.data.overlap or 0) >= config.data.block_size:
+        yield f"data.overlap={config.data.overlap}: windows of data.block_size={config.data.block_size} tokens share fewer; lower it."
     if config.data.streaming:
         yield from _streaming(config, str(facts.get("encoding")), objective)
     if facts.get("whole_sequences") and config.data.packing != "none":
