@@ -23,7 +23,7 @@ from llm_lightning.config.checks.files import (
     check_stops,
 )
 from llm_lightning.config.checks.model import check_model
-from llm_lightning.config.checks.objective import check_objective
+from llm_lightning.config.checks.objective import check_long, check_objective
 from llm_lightning.config.checks.targets import check_targets
 from llm_lightning.config.checks.trainer import check_resume, check_trainer
 from llm_lightning.config.checks.trainer_flags import check_flags
@@ -32,12 +32,12 @@ from llm_lightning.config.schema import Config, GenerateConfig, SweepConfig
 from llm_lightning.errors import UserError, nearest
 
 OF_TRAINING = [
-    *(check_targets, check_model, check_data, check_objective, check_labels),
+    *(check_targets, check_model, check_data, check_objective, check_long, check_labels),
     *(check_trainer, check_flags, check_resume, check_folders),
 ]
 """Checks for tasks that train, and for those that repeat a run's evaluation."""
 OF_STORED = {
-    "predict": [check_targets, check_model, check_predict],
+    "predict": [check_targets, check_model, check_long, check_predict],
     "generate": [check_model, check_prompt],
     "chat": [check_model],
     "weigh": [check_model, check_likelihood],
