@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 import llm_lightning
 from llm_lightning.config.compose import load_config
@@ -30,9 +31,11 @@ from llm_lightning.data.windows import overlap_of
 from llm_lightning.errors import UserError
 from llm_lightning.models.batch_form import BatchForm, set_batch_form
 from llm_lightning.run import evaluate, prepare
+from llm_lightning.run import run as start
 from llm_lightning.training.checkpoints import list_checkpoints
 
 from ..conftest import QUIET, TINY_BERT, TINY_GPT, Runner, published
+from ..data.test_encodings import wordpiece  # noqa: F401
 from ..data.test_tokenizers import bpe
 from .test_supervised import WORDS, made
 
@@ -128,27 +131,34 @@ def test_logits_and_gradients_are_those_of_a_loop_over_the_windows(
         torch.testing.assert_close(found[name], gradient, rtol=1e-7, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@given(st.lists(st.integers(1, 90), min_size=1, max_size=6), st.integers(12, 40), st.data())
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=6), block=st.integers(12, 40), share=st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
-def test_the_windows_cover_every_token_of_a_text_once_or_in_the_overlap(
-    lengths: list[int], block: int, data: st.DataObject
+def test_the_windows_cover_every_token_once_and_what_they_share_twice(
+    kind: str,
+    wordpiece: Any,  # noqa: F811
+    lengths: list[int],
+    block: int,
+    share: float,
 ) -> None:
-    overlap = data.draw(st.integers(0, block - 6))
-    config = DataConfig(block_size=block, overlap=overlap, long="windows")
-    encoder = Encoder(bpe(), config)
-    special = bpe().num_special_tokens_to_add()
-    front = next(i for i, token in enumerate(bpe()("a")["input_ids"]) if token not in bpe().all_special_ids)
-    texts = [" ".join(f"word{i}" for i in range(length)) for length in lengths]
+    tokenizer = bpe() if kind == "bpe" else wordpiece
+    special = tokenizer.num_special_tokens_to_add()
+    around, front = ([], 0) if kind == "bpe" else ([wordpiece.cls_token_id, wordpiece.sep_token_id], 1)
+    overlap = round(share * (block - special - 1))
+    encoder = Encoder(tokenizer, DataConfig(block_size=block, overlap=overlap, long="windows"))
+    texts = [" ".join(f"w{i}" for i in range(length)) for length in lengths]
     found = encoder([Example(i, text) for i, text in enumerate(texts)], None)
     assert [len(tokens) for tokens in found.tokens] == [sum(sizes) for sizes in found.windows]
     assert encoder.truncated == 0
     for text, tokens, sizes in zip(texts, found.tokens, found.windows, strict=True):
-        whole, covered, start = bpe()(text, add_special_tokens=False)["input_ids"], [], 0
+        whole, covered, start = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], [], 0
         for number, size in enumerate(sizes):
-            window = tokens[start : start + size][front : front + size - special]
+            window = tokens[start : start + size]
+            inside = window[front : len(window) - special + front]
             assert size <= block
-            assert number == 0 or covered[len(covered) - overlap :] == window[:overlap]
-            covered += window if number == 0 else window[overlap:]
+            assert window == [*around[:front], *inside, *around[front:]]
+            assert number == 0 or covered[len(covered) - overlap :] == inside[:overlap]
+            covered += inside if number == 0 else inside[overlap:]
             start += size
         assert covered == whole
 
@@ -257,6 +267,8 @@ def test_predictions_and_scores_are_those_of_the_lines_in_the_model_card(objecti
         return
     probabilities = logits.softmax(-1) if objective == "classification" else logits.sigmoid()
     torch.testing.assert_close(torch.tensor([[*row["scores"].values()] for row in found]), probabilities, atol=1e-4, rtol=1e-4)
+    if objective == "multi_label":
+        check_onnx(folder, rows, logits)
     if objective == "classification":
         right = sum(row["label"] == truth["label"] for row, truth in zip(found, rows, strict=True))
         assert summary["metrics"]["validation/accuracy"] == pytest.approx(right / len(rows))
@@ -267,6 +279,20 @@ def test_predictions_and_scores_are_those_of_the_lines_in_the_model_card(objecti
         assert facts["windows"]["most"] > 2
         assert facts["truncated"] == 0
         assert len(json.loads((folder / "evaluation" / "validation.json").read_text())["examples"]["correct"]) == 12
+
+
+def check_onnx(folder: Path, rows: list[dict[str, Any]], logits: Tensor) -> None:
+    """Hold the exported ONNX model, a classifier of windows, to the same logits by the same rule."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    start(load_config(["task=export", f"run={folder}", "export.format=onnx", "trainer.progress=none"]))
+    session = onnxruntime.InferenceSession(str(folder / "export-onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    tokenizer = AutoTokenizer.from_pretrained(folder / "export-onnx")
+    for row, expected in zip(rows, logits, strict=True):
+        cut: dict[str, Any] = {"truncation": True, "max_length": 24, "stride": 6, "return_overflowing_tokens": True}
+        windows = tokenizer(row["text"], padding=True, return_tensors="np", **cut)
+        outputs = session.run(None, {name: windows[name] for name in ("input_ids", "attention_mask")})[0]
+        torch.testing.assert_close(torch.from_numpy(outputs.mean(0)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_run_in_windows_goes_on_where_it_was_killed(run: Runner, killed: Callable[..., None], tmp_path: Path) -> None:
@@ -305,7 +331,7 @@ def test_what_cutting_loses_is_said(run: Runner, tmp_path: Path, caplog: pytest.
     ("changes", "expected"),
     [
         (["objective=tagging", "data=conll", "data.long=windows"], "only classification, multi_label and regression pool"),
-        (["data.long=windows", "data.overlap=600"], "windows of data.block_size=512 tokens share fewer"),
+        (["data.long=windows", "data.overlap=600"], "windows of data.block_size=128 tokens share fewer"),
         (["data.long=window"], "expected one of cut, windows"),
     ],
 )
@@ -316,4 +342,4 @@ def test_windows_that_cannot_be_are_refused(changes: list[str], expected: str) -
 
 def test_windows_need_room_for_a_token_of_their_own() -> None:
     with pytest.raises(UserError, match="the next one would begin where it does"):
-        Encoder(bpe(), DataConfig(block_size=24, overlap=23, long="windows"))
+        Encoder(bpe(), DataConfig(block_size=24, overlap=24, long="windows"))

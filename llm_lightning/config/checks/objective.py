@@ -53,7 +53,7 @@ def check_long(config: Config) -> Iterator[str]:
         hint = " (it reads long contexts in windows in any case)" if encoding == "spans" else ""
         yield (
             f"data.long=windows: only classification, multi_label and regression pool the windows of a text, and "
-            f"objective={config.choices.get('objective')} does not{hint}; leave it out."
+            f"objective={config.choices.get('objective', config.objective.get('_target_'))} does not{hint}; leave it out."
         )
     elif (data.overlap or 0) >= data.block_size:
         yield f"data.overlap={data.overlap}: windows of data.block_size={data.block_size} tokens share fewer; lower it."
