@@ -55,7 +55,7 @@ def write(
     folder.mkdir(exist_ok=True)
     labels: dict[str, Callable[[list[str]], Any]] = {
         "classification": lambda text: text[-1][0],
-        "multi_label": lambda text: [word for word in ("Ann", "Rome") if word in text[-3:]],
+        "multi_label": lambda text: [word for word in ("Ann", "Bob") if word in text[-3:]],
         "regression": lambda text: len(text) / 10,
     }
     for split, count in (("train", 30), ("validation", 12)):
@@ -302,7 +302,7 @@ def test_a_run_in_windows_goes_on_where_it_was_killed(run: Runner, killed: Calla
     killed(*given, f"run_dir={tmp_path}/parts", after=3)
     run(*given, f"run_dir={tmp_path}/parts")
     whole, parts = (
-        torch.load(list_checkpoints(tmp_path / name / "checkpoints")[0], weights_only=True) for name in ("whole", "parts")
+        torch.load(list_checkpoints(tmp_path / name / "checkpoints")[-1], weights_only=True) for name in ("whole", "parts")
     )
     assert whole["global_step"] == parts["global_step"] == 6
     for name, weight in whole["state_dict"].items():
@@ -312,7 +312,7 @@ def test_a_run_in_windows_goes_on_where_it_was_killed(run: Runner, killed: Calla
             *given,
             "data.long=cut",
             f"run_dir={tmp_path}/parts",
-            f"resume={list_checkpoints(tmp_path / 'parts' / 'checkpoints')[0]}",
+            f"resume={list_checkpoints(tmp_path / 'parts' / 'checkpoints')[-1]}",
         )
 
 
