@@ -307,13 +307,9 @@ def test_a_run_in_windows_goes_on_where_it_was_killed(run: Runner, killed: Calla
     assert whole["global_step"] == parts["global_step"] == 6
     for name, weight in whole["state_dict"].items():
         assert weight.equal(parts["state_dict"][name]), name
+    state = list_checkpoints(tmp_path / "parts" / "checkpoints")[-1]
     with pytest.raises(UserError, match=r"data.long was windows and is cut"):
-        run(
-            *given,
-            "data.long=cut",
-            f"run_dir={tmp_path}/parts",
-            f"resume={list_checkpoints(tmp_path / 'parts' / 'checkpoints')[-1]}",
-        )
+        run(*given, "data.long=cut", f"run_dir={tmp_path}/parts", f"resume={state}")
 
 
 def test_what_cutting_loses_is_said(run: Runner, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
