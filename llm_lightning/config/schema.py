@@ -125,7 +125,7 @@ class DataConfig:
     """Which fifth of the articles of one SQuAD file is the test, the next one validation, and the others train."""
     long: str = bound_field("cut", Choice("cut", "windows"))
     """A text longer than `block_size` (classification, multi_label, regression): `cut` keeps its beginning; `windows` reads all of it, in
-    windows whose logits are averaged."""
+    windows whose logits are pooled."""
     workers: Any = bound_field("auto", Range(0, auto=True))  # noqa: RUF009
     """Processes a device that assemble batches; 0 does it in the training process. `auto` is that on a CPU, and up to 2 for a GPU."""
 

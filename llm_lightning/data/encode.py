@@ -90,7 +90,7 @@ class TokenizedSplit:
     @property
     def positions(self) -> np.ndarray:
         """(sequences,) int32: positions of each sequence on a device, as if its windows were padded to the longest of them."""
-        if self.windows is None:
+        if self.windows is None or self.window_lengths is None:
             return self.inputs
         longest = np.maximum.reduceat(self.window_lengths, self.windows[:-1])
         positions: np.ndarray = (np.diff(self.windows) * longest).astype(np.int32)

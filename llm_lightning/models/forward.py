@@ -27,7 +27,7 @@ from llm_lightning.data.collate import MicroBatch, rounded
 from llm_lightning.models import attention, last_layer
 from llm_lightning.models.batch_form import batch_form, is_unpadded, transformer_of
 from llm_lightning.models.loss import cross_entropy, linear_cross_entropy
-from llm_lightning.models.windows import pool_windows
+from llm_lightning.models.windows import Weigh, pool_windows, weigh_by_level
 
 
 def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
@@ -64,10 +64,10 @@ def log_likelihoods(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     return losses.new_zeros(len(batch.indices)).index_add(0, target_sequence, -losses)
 
 
-def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """Return (rows, classes) logits; those of a row in several windows are pooled (`windows.py`)."""
+def sequence_logits(model: PreTrainedModel, batch: MicroBatch, weigh: Weigh = weigh_by_level) -> Tensor:
+    """Return (rows, classes) logits; those of a row in several windows are pooled, with the weights of `weigh` (`windows.py`)."""
     logits = _text_logits(model, batch)
-    return logits if batch.window_rows is None else pool_windows(logits, batch.window_rows, len(batch.indices))
+    return logits if batch.window_rows is None else pool_windows(logits, batch.window_rows, len(batch.indices), weigh)
 
 
 def _text_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
