@@ -1,8 +1,9 @@
-"""Long texts whose end decides, cut and in windows: `python benchmarks/windows.py [rows]`.
+"""Long texts whose end decides, cut and in windows: `python benchmarks/windows.py [glued texts] [articles]`.
 
 Articles of AG News are glued to texts of about 2,000 tokens. The label is that of the last article, which begins with `MARK`; the others
-are drawn from all classes. MiniLM learns the marked articles alone first (`unglued`, all of train). From there it learns `rows` glued
-texts, 512 tokens at a time: `cut` reads their first 512, `windows` all of them. The scores are of the same test articles.
+are drawn from all classes. MiniLM learns marked articles alone first (`unglued`). From there it learns glued texts: `cut` reads their
+first 512 tokens, `windows` all of them, 256 at a time. The scores are of the same test articles. The arguments are the numbers of training
+texts, 600 glued and 6,000 alone by default.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from settings import DATA, has_data, pick
 MARK = "Story of the day: "
 TOKENS = pick(2000, 60)
 """Tokens of a glued text, at least; the article that exceeds them is the last but one."""
-BLOCK = pick(512, 24)
+BLOCK, WINDOW, OVERLAP = pick((512, 256, 64), (24, 24, 6))
 ROWS: dict[str, int | None] = pick({"train": 600, "validation": 100, "test": 800}, {"train": 12, "validation": 6, "test": 6})
 """Glued texts of each split."""
 SHORT: dict[str, int | None] = pick({"train": None, "validation": None, "test": 800}, {"train": 40, "validation": 6, "test": 6})
 """Articles of each split that are learnt alone; None is all."""
 ARGUMENTS = [
-    *("task=finetune", "data=files", "data.columns.label=label", "model=minilm", "optimizer.lr=1e-4", f"data.block_size={BLOCK}"),
+    *("task=finetune", "data=files", "data.columns.label=label", "model=minilm", "optimizer.lr=1e-4"),
     *("logger=csv", "callbacks.energy=false", "trainer=cpu", "trainer.progress=none", "trainer.log_every_steps=5"),
 ]
-GLUED = ["batch.sequences=8", "batch.micro_tokens=5120", *pick(["trainer.max_epochs=2"], ["trainer.max_steps=1"])]
+GLUED = ["batch.sequences=4", "batch.micro_tokens=6144", *pick(["trainer.max_epochs=3"], ["trainer.max_steps=1"])]
 
 
 def read(split: str) -> list[tuple[str, str]]:
@@ -90,18 +91,19 @@ def main() -> None:
     from common import report
     from finetune_vs_hf import minilm
 
-    if len(sys.argv) > 1:
-        ROWS["train"] = int(sys.argv[1])
+    for counts, count in zip((ROWS, SHORT), sys.argv[1:], strict=False):
+        counts["train"] = int(count)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_data(folder, minilm())
-        short = ["batch.sequences=32", *pick(["trainer.max_epochs=2"], ["trainer.max_steps=1"])]
+        short = [f"data.block_size={BLOCK}", "batch.sequences=32", *pick(["trainer.max_epochs=2"], ["trainer.max_steps=1"])]
         rows = [train(folder, "unglued", f"model.name_or_path={minilm()}", *short)]
         glued = ["model.name_or_path=null", f"model.init_from={folder}/unglued", *GLUED]
-        rows.append(train(folder, "cut", *glued))
-        rows.append(train(folder, "windows", *glued, "data.long=windows"))
+        rows.append(train(folder, "cut", *glued, f"data.block_size={BLOCK}"))
+        windows = ["data.long=windows", f"data.block_size={WINDOW}", f"data.overlap={OVERLAP}"]
+        rows.append(train(folder, "windows", *glued, *windows))
     columns = ["texts", "test accuracy %", "test loss", "ECE", "tokens a text", "tokens/s", "s of training"]
-    report("windows", columns, rows, {"glued_rows": ROWS, "tokens": TOKENS})
+    report("windows", columns, rows, {"glued": ROWS, "alone": SHORT, "tokens": TOKENS})
 
 
 if __name__ == "__main__":
