@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from functools import cached_property
@@ -22,6 +23,8 @@ from llm_lightning.inference.predict import Predictor
 from llm_lightning.inference.text_rows import EMPTY
 from llm_lightning.run import run
 from llm_lightning.training import trainer
+
+log = logging.getLogger(__name__)
 
 
 def train(*overrides: str) -> dict[str, Any]:
@@ -72,7 +75,11 @@ class Model:
         tables = [
             {column: row, EMPTY: not row.strip()} if isinstance(row, str) else {**row, column: take(row, column)} for row in rows
         ]
-        return self._predictor([{"where": f"row {number}", **row} for number, row in enumerate(tables)])
+        truncated = self._predictor.objective.dataset.encoding.truncated
+        predictions = self._predictor([{"where": f"row {number}", **row} for number, row in enumerate(tables)])
+        if self._predictor.objective.dataset.encoding.truncated > truncated:
+            log.warning("predict: %s", self._predictor.describe_cut())
+        return predictions
 
     def generate(self, prompt: str | list[dict[str, str]], **settings: Any) -> str:
         """Continue a prompt, or a conversation of {"role", "content"} messages; `settings` are those of the config's `generate`.

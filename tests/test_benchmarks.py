@@ -18,6 +18,7 @@ NEEDS = {
     "inspect_data.py": ["ag_news"],
     "packing_vs_hf.py": ["sst2", "ag_news"],
     "time_to_quality.py": ["sst2", "wikitext2"],
+    "windows.py": ["ag_news"],
 }
 
 
@@ -40,7 +41,7 @@ def start(script: str, home: Path, data: Path = DATA) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_benchmark_runs_to_its_end(script: str, home: Path, request: pytest.FixtureRequest) -> None:
-    if script in ("finetune_vs_hf.py", "time_to_quality.py"):
+    if script in ("finetune_vs_hf.py", "time_to_quality.py", "windows.py"):
         request.getfixturevalue("minilm")
     if missing := [name for name in NEEDS.get(script, []) if not (DATA / name).is_dir()]:
         pytest.skip(f"{DATA} has no {', no '.join(missing)}")

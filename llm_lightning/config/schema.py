@@ -111,8 +111,8 @@ class DataConfig:
     block_size: int = bound_field(512, Range(8))
     """Longest sequence, in tokens; memory of a micro-batch grows with it."""
     overlap: int | None = bound_field(None, Range(0))
-    """Tokens that neighbouring windows of a long context share (question_answering), so that an answer up to that long is whole in one;
-    null is a quarter of `block_size`."""
+    """Tokens that neighbouring windows of a long context share (question_answering, and `long=windows`), so that an answer up to that long
+    is whole in one; null is a quarter of `block_size`."""
     packing: str = bound_field("none", Choice("none", "best_fit", "concat"))
     """`none`: a document is a row; `best_fit`: documents share rows of `block_size` and do not see each other; `concat`: one stream
     of documents cut to blocks, attention reaches across. Longer documents than a block are cut in any case."""
@@ -127,6 +127,9 @@ class DataConfig:
     clean: list[str] = field(default_factory=list)
     """Rows of train that are left out: any of `near_duplicates`, `leaks` (of validation and test), `conflicts` (one text, two labels) and
     `pii` (personal data). `data_cleaned.csv` in the run folder lists them."""
+    long: str = bound_field("cut", Choice("cut", "windows"))
+    """A text longer than `block_size` (classification, multi_label, regression): `cut` keeps its beginning; `windows` reads all of it, in
+    windows whose logits are pooled."""
     workers: Any = bound_field("auto", Range(0, auto=True))  # noqa: RUF009
     """Processes a device that assemble batches; 0 does it in the training process. `auto` is that on a CPU, and up to 2 for a GPU."""
     folds: int | None = bound_field(None, Range(2))

@@ -27,7 +27,7 @@ from llm_lightning.config.checks.files import (
 )
 from llm_lightning.config.checks.label_errors import check_label_errors
 from llm_lightning.config.checks.model import check_model
-from llm_lightning.config.checks.objective import check_objective
+from llm_lightning.config.checks.objective import check_long, check_objective
 from llm_lightning.config.checks.robustness import check_invariance, check_slices
 from llm_lightning.config.checks.targets import check_targets
 from llm_lightning.config.checks.trainer import check_resume, check_trainer
@@ -37,13 +37,13 @@ from llm_lightning.config.schema import Config, GenerateConfig, SweepConfig
 from llm_lightning.errors import UserError, nearest
 
 OF_TRAINING = [
-    *(check_targets, check_model, check_data, check_objective, check_labels),
+    *(check_targets, check_model, check_data, check_objective, check_long, check_labels),
     *(check_trainer, check_flags, check_resume, check_folders),
     *(check_slices, check_invariance, check_label_errors),
 ]
 """Checks for tasks that train, and for those that repeat a run's evaluation."""
 OF_STORED = {
-    "predict": [check_targets, check_model, check_predict, check_coverage],
+    "predict": [check_targets, check_model, check_long, check_predict, check_coverage],
     "generate": [check_model, check_prompt],
     "chat": [check_model],
     "weigh": [check_model, check_likelihood],

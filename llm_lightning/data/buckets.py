@@ -42,6 +42,7 @@ def fill(batch: MicroBatch) -> MicroBatch:
     """Return the batch filled up to a size that few batches have, on its device.
 
     Targets of padding are IGNORED, and their places are 0. If targets belong to sequences, `indices` stay those of the real sequences.
+    Windows of padding belong to a row behind the last, which does not count.
     Translations, whose targets are a text of their own, and equal long sequences are returned unchanged.
     """
     tokens, sequences = len(batch.input_ids), batch.segments
@@ -49,7 +50,7 @@ def fill(batch: MicroBatch) -> MicroBatch:
     if batch.cu_targets is not None or dense or tokens == sequences:
         return batch
     of_tokens = batch.target_places is not None or len(batch.targets) == tokens
-    fillers = SEQUENCES - sequences % SEQUENCES if of_tokens else 1
+    fillers = SEQUENCES - sequences % SEQUENCES if of_tokens or batch.window_rows is not None else 1
     total = bucket(tokens + fillers)
     bounds = [batch.cu_seqlens, torch.arange(tokens + 1, tokens + fillers, dtype=torch.int32, device=batch.cu_seqlens.device)]
     targets, places = batch.targets, batch.target_places
@@ -68,6 +69,7 @@ def fill(batch: MicroBatch) -> MicroBatch:
         indices=_fill(batch.indices, sequences + fillers) if of_tokens else batch.indices,
         target_places=places,
         token_type_ids=None if batch.token_type_ids is None else _fill(batch.token_type_ids, total),
+        window_rows=None if batch.window_rows is None else _fill(batch.window_rows, sequences + fillers, len(batch.indices)),
     )
 
 

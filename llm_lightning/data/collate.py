@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -31,7 +32,10 @@ EVALUATION = -1
 
 @dataclass
 class MicroBatch:
-    """The input of one forward pass: whole sequences, concatenated without padding. Sequences of like lengths are neighbours."""
+    """The input of one forward pass: whole sequences, concatenated without padding. Sequences of like lengths are neighbours.
+
+    Of rows that are read in windows, each window is a sequence, and a row has one target and one index.
+    """
 
     input_ids: Tensor
     """(tokens,) int64"""
@@ -42,9 +46,9 @@ class MicroBatch:
     longest: int
     """Tokens of the longest sequence."""
     targets: Tensor
-    """(targets,) int64: the tokens to predict, or (sequences, …) the class or the numbers of each sequence."""
+    """(targets,) int64: the tokens to predict, or (sequences, …) the class or the numbers of each sequence, or row of windows."""
     indices: Tensor
-    """(sequences,) int64: the indices of the sequences in the split."""
+    """(sequences,) int64: the indices of the sequences in the split; (rows,) those of the rows of windows."""
     target_places: Tensor | None = None
     """(targets,) int64: the tokens that the targets belong to; None if every token, or every sequence, has a target."""
     token_type_ids: Tensor | None = None
@@ -53,6 +57,8 @@ class MicroBatch:
     """(sequences + 1,) int32: the start of each sequence's targets, if these are a text of their own, as in translation."""
     longest_target: int = 0
     """Tokens of the longest target text."""
+    window_rows: Tensor | None = None
+    """(sequences,) int64: the place in `indices` of the row that each sequence is a window of; None if each row is one sequence."""
     place: int = 0
     """The number of this batch in an evaluation pass."""
     blank: bool = False
@@ -62,6 +68,11 @@ class MicroBatch:
     def segments(self) -> int:
         """Sequences in `input_ids`, including the padding that `fill` adds."""
         return len(self.cu_seqlens) - 1
+
+    @property
+    def texts(self) -> int:
+        """Sequences that belong to a row, without the padding that `fill` adds; with it where rows have windows."""
+        return len(self.indices) if self.window_rows is None else len(self.window_rows)
 
     @property
     def target_count(self) -> int:
@@ -75,7 +86,7 @@ class MicroBatch:
     @property
     def padded(self) -> int:
         """Positions that the texts would take as rows padded to the longest."""
-        return len(self.indices) * (self.longest + self.longest_target)
+        return self.texts * (self.longest + self.longest_target)
 
     def pin_memory(self) -> MicroBatch:
         """Return the batch in pinned memory, from which a GPU copies while the program runs."""
@@ -109,14 +120,45 @@ def rounded(tokens: int) -> int:
 
 
 def split_micro_batch(batch: MicroBatch, count: int) -> list[MicroBatch]:
-    """Return the batch in `count` parts (a power of two) of about as many tokens, or in single sequences if it has fewer."""
+    """Return the batch in `count` parts (a power of two) of about as many tokens, or in single sequences if it has fewer.
+
+    All windows of a row stay in one part.
+    """
     sequences = len(batch.indices)
     if count == 1 or sequences == 1:
         return [batch]
-    bounds = batch.cu_seqlens.tolist()
+    bounds = batch.cu_seqlens.tolist() if batch.window_rows is None else [0, *np.cumsum(_row_sizes(batch)).tolist()]
     first = min(max(bisect(bounds, bounds[-1] // 2), 1), sequences - 1)
-    halves = [_part(batch, part, bounds) for part in (slice(0, first), slice(first, sequences))]
+    parts = (slice(0, first), slice(first, sequences))
+    halves = [_part(batch, part, bounds) if batch.window_rows is None else _part_of_rows(batch, part) for part in parts]
     return [piece for half in halves for piece in split_micro_batch(half, count // 2)]
+
+
+def _row_sizes(batch: MicroBatch) -> np.ndarray:
+    """Return (rows,) the tokens of all windows of each row."""
+    assert batch.window_rows is not None
+    sizes: np.ndarray = np.bincount(batch.window_rows.cpu().numpy(), batch.cu_seqlens.diff().cpu().numpy(), len(batch.indices))
+    return sizes.astype(np.int64)
+
+
+def _part_of_rows(batch: MicroBatch, part: slice) -> MicroBatch:
+    """Return some neighbouring rows of a batch of windows, with all their windows."""
+    assert batch.window_rows is not None
+    is_inside = (batch.window_rows >= part.start) & (batch.window_rows < part.stop)
+    lengths = batch.cu_seqlens.diff()
+    tokens = torch.repeat_interleave(is_inside, lengths)
+    lengths = lengths[is_inside]
+    return replace(
+        batch,
+        input_ids=batch.input_ids[tokens],
+        position_ids=batch.position_ids[tokens],
+        cu_seqlens=F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)),
+        longest=int(lengths.max()),
+        targets=batch.targets[part],
+        indices=batch.indices[part],
+        token_type_ids=None if batch.token_type_ids is None else batch.token_type_ids[tokens],
+        window_rows=batch.window_rows[is_inside] - part.start,
+    )
 
 
 def _part(batch: MicroBatch, part: slice, bounds: list[int]) -> MicroBatch:
@@ -248,6 +290,8 @@ class Collator:
         lengths = (data.second if self.translates else data.inputs)[indices]
         order = np.argsort(-lengths, kind="stable")
         indices, lengths = indices[order], lengths[order].astype(np.int64)
+        if data.windows is not None and (data.windows[indices + 1] - data.windows[indices]).max() > 1:
+            return self._collate_windows(data, indices)
         starts = np.concatenate([[0], np.cumsum(lengths)])
         pairs = [self._pair(data, int(i), epoch) for i in indices]
         positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
@@ -277,6 +321,36 @@ class Collator:
             token_type_ids=types,
             cu_targets=cu_targets,
             longest_target=longest_target,
+        )
+
+    def _collate_windows(self, data: TokenizedSplit, indices: np.ndarray) -> MicroBatch:
+        """Build the micro-batch of some rows, of which one or more have several windows: longest windows first."""
+        assert data.windows is not None
+        assert data.window_lengths is not None
+        counts = data.windows[indices + 1] - data.windows[indices]
+        rows = np.repeat(np.arange(len(indices)), counts)
+        first = np.cumsum(counts) - counts  # place of each row's first window among all
+        numbers = np.arange(len(rows)) + np.repeat(data.windows[indices] - first, counts)
+        lengths = data.window_lengths[numbers].astype(np.int64)
+        before = np.cumsum(lengths) - lengths
+        begins = before + np.repeat(data.starts[indices] - before[first], counts)  # in the tokens of the split
+        order = np.argsort(-lengths, kind="stable")
+        rows, lengths, begins = rows[order], lengths[order], begins[order]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        types = None
+        if data.second is not None and self.token_types:
+            types = torch.from_numpy((positions >= np.repeat(data.second[indices[rows]], lengths)).astype(np.int64))
+        tokens = [data.tokens[begin : begin + length] for begin, length in zip(begins, lengths, strict=True)]
+        return MicroBatch(
+            input_ids=torch.from_numpy(np.concatenate(tokens).astype(np.int64)),
+            position_ids=torch.from_numpy(positions),
+            cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
+            longest=int(lengths[0]),
+            targets=torch.from_numpy(np.empty(0, np.int64) if data.labels is None else data.labels[indices]),
+            indices=torch.from_numpy(indices),
+            token_type_ids=types,
+            window_rows=torch.from_numpy(rows),
         )
 
     def _pair(self, data: Any, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:

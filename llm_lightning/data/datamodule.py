@@ -35,7 +35,9 @@ class DataModule(lightning.LightningDataModule):
         self.collator = Collator(dataset.encoding.next_token, dataset.encoding.translates, masking, types)
         self.spec = replace(config.batch, micro_tokens=None) if config.batch.micro_tokens == "auto" else config.batch
         """How steps are cut; `limit` sets `micro_tokens` if it is auto."""
-        self.plan = Plan(dataset.splits["train"].inputs, self.spec, config.seed, self.row_size)
+        train = dataset.splits["train"]
+        window = None if train.windows is None else int(train.texts.max())
+        self.plan = Plan(train.positions, self.spec, config.seed, self.row_size, window)
         self._readers: dict[int, ReaderState] = {}
         """Of streamed data: the state of each reader after the last trained step; up to date on the rank of the reader."""
         self._reader_count: int | None = None
@@ -66,7 +68,7 @@ class DataModule(lightning.LightningDataModule):
         splits = self.dataset.splits.values()
         if self.dataset.encoding.translates:
             return max(int(max(split.second.max(), (split.inputs - split.second).max())) for split in splits)  # type: ignore[union-attr]
-        return max(int(split.inputs.max()) for split in splits)
+        return max(int(split.texts.max()) for split in splits)
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
         assert self.trainer is not None
@@ -125,7 +127,7 @@ class DataModule(lightning.LightningDataModule):
         return self._loader(self._cut_batches(part, rank, world))
 
     def _cut_batches(self, part: TokenizedSplit, rank: int, world: int, every: int = 1) -> EvaluationBatches:
-        batches = plan_evaluation(part.inputs, self.plan.spec, self.row_size)[::every]
+        batches = plan_evaluation(part.positions, self.plan.spec, self.row_size)[::every]
         return EvaluationBatches(part, batches, self.collator, rank, world)
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:

@@ -26,6 +26,7 @@ from llm_lightning.data.encodings import Encoding, Sequences
 from llm_lightning.data.examples import BadRows, Example
 from llm_lightning.data.masking import IGNORED
 from llm_lightning.data.rows import Rows
+from llm_lightning.data.windows import overlap_of
 from llm_lightning.errors import UserError
 
 FORMAT = 5
@@ -46,11 +47,17 @@ class Facts:
     skipped_first: list[str]
     notes: dict[str, int] = field(default_factory=dict)
     """Clauses on parts of used rows that were left out, with the number of rows."""
+    dropped: int = 0
+    """Tokens that the truncated texts lost; 0 if they were not counted."""
 
 
 @dataclass(frozen=True)
 class TokenizedSplit:
-    """The sequences of a split: `tokens[starts[i] : starts[i] + lengths[i]]`."""
+    """The sequences of a split: `tokens[starts[i] : starts[i] + lengths[i]]`.
+
+    With data.long=windows a sequence holds all windows of a row, one behind the other. So whatever plans, deals and counts sequences
+    plans, deals and counts rows, and no row is ever parted.
+    """
 
     tokens: np.ndarray
     """(total_tokens,) mapped into memory."""
@@ -70,6 +77,24 @@ class TokenizedSplit:
     """(sequences,) int32: the row that each sequence is made of, or a part of; None for the blocks of one stream."""
     facts: Facts
     fingerprint: str
+    windows: np.ndarray | None = None
+    """(sequences + 1,) int64 bounds of each sequence's windows in `window_lengths`; None unless data.long=windows."""
+    window_lengths: np.ndarray | None = None
+    """(windows,) int32: tokens of each window of each sequence, in order."""
+
+    @property
+    def texts(self) -> np.ndarray:
+        """(texts,) int32: tokens of each text that the model reads by itself: a window if there are windows, else a sequence."""
+        return self.inputs if self.window_lengths is None else self.window_lengths
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(sequences,) int32: positions of each sequence on a device, as if its windows were padded to the longest of them."""
+        if self.windows is None or self.window_lengths is None:
+            return self.inputs
+        longest = np.maximum.reduceat(self.window_lengths, self.windows[:-1])
+        positions: np.ndarray = (np.diff(self.windows) * longest).astype(np.int32)
+        return positions
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -88,7 +113,7 @@ def encode(rows: Rows, data: DataConfig, encoding: Encoding, cache_dir: Path, sp
     one_stream = bool(getattr(encoding, "one_stream", False))
     template = encoding.tokenizer.chat_template if encoding.templated else None
     marks = (data.languages, data.prefix) if encoding.translates else (sorted(data.roles.items()),) if encoding.templated else ()
-    settings = (*marks, data.columns, data.block_size, data.overlap, one_stream)
+    settings = (*marks, data.columns, data.block_size, data.overlap, one_stream, *([data.long] if data.long != "cut" else []))
     special = sorted((name, str(token)) for name, token in encoding.tokenizer.special_tokens_map.items())  # the ends of texts, say
     tokenizer = f"{tokenizers.identity(encoding.tokenizer)} {special}"
     identity = f"{FORMAT} {rows.fingerprint} {tokenizer} {type(encoding).__module__}"
@@ -113,6 +138,7 @@ def encode(rows: Rows, data: DataConfig, encoding: Encoding, cache_dir: Path, sp
             shutil.rmtree(partial, ignore_errors=True)
     encoded = _map_files(folder, data.block_size, encoding.next_token, one_stream)
     _announce(encoded.facts, split, data)
+    _announce_windows(encoded, split, data)
     if len(encoded) == 0:
         raise UserError(f"{split}: no usable row is left of {len(rows)}.")
     return encoded
@@ -138,8 +164,8 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
     folder.mkdir(parents=True)
     encoding.notes.clear()
     kind = np.uint16 if len(encoding.tokenizer) <= 1 << 16 else np.uint32
-    bad, count, size, truncated = BadRows(rows, data), 0, 0, encoding.truncated
-    parts: dict[str, list[np.ndarray]] = {"lengths": [], "rows": [], "second": [], "labels": []}
+    bad, count, size, truncated, dropped = BadRows(rows, data), 0, 0, encoding.truncated, encoding.dropped
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("lengths", "rows", "second", "labels", "windows", "window_lengths")}
     with (folder / "tokens.bin").open("wb") as file, (folder / "token_targets.bin").open("wb") as targets:
         for batch in _batches(examples.read(rows, data, encoding, bad)):
             sequences = encoding(batch, bad)
@@ -155,7 +181,8 @@ def _write(rows: Rows, data: DataConfig, encoding: Encoding, folder: Path) -> No
             np.save(folder / f"{name}.npy", np.concatenate(arrays_) if arrays_ else np.empty(0, np.int32))
     lengths = np.load(folder / "lengths.npy")
     np.save(folder / "starts.npy", np.cumsum(lengths, dtype=np.int64) - lengths)
-    facts = Facts(count, size, encoding.truncated - truncated, bad.count, bad.first, dict(+encoding.notes))
+    cut = encoding.truncated - truncated
+    facts = Facts(count, size, cut, bad.count, bad.first, dict(+encoding.notes), encoding.dropped - dropped)
     (folder / "facts.json").write_text(json.dumps(asdict(facts) | {"dtype": kind.__name__}))
 
 
@@ -175,11 +202,13 @@ def in_memory(sequences: Sequences, next_token: bool) -> TokenizedSplit:
         rows=arrays_by_name["rows"],
         facts=Facts(len(sequences.examples), 0, 0, 0, []),
         fingerprint="",
+        windows=_bounds(arrays_by_name.get("windows")),
+        window_lengths=arrays_by_name.get("window_lengths"),
     )
 
 
 def arrays(sequences: Sequences) -> dict[str, np.ndarray]:
-    """Return the arrays with a value for each sequence, by name: lengths, rows, second, labels."""
+    """Return the arrays of some sequences, by name: lengths, rows, second, labels; numbers of windows, and their lengths."""
     arrays_by_name = {
         "lengths": np.array([len(tokens) for tokens in sequences.tokens], dtype=np.int32),
         "rows": np.array([example.row for example in sequences.examples], dtype=np.int32),
@@ -188,7 +217,14 @@ def arrays(sequences: Sequences) -> dict[str, np.ndarray]:
         arrays_by_name["second"] = np.array(sequences.second, dtype=np.int32)
     if sequences.labels:
         arrays_by_name["labels"] = np.array(sequences.labels)
+    if sequences.windows:
+        arrays_by_name["windows"] = np.array([len(lengths) for lengths in sequences.windows], dtype=np.int32)
+        arrays_by_name["window_lengths"] = np.fromiter(chain.from_iterable(sequences.windows), dtype=np.int32)
     return arrays_by_name
+
+
+def _bounds(counts: np.ndarray | None) -> np.ndarray | None:
+    return None if counts is None else np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
 def _bytes(example: Example) -> int:
@@ -223,8 +259,10 @@ def _map_files(folder: Path, block_size: int, next_token: bool, one_stream: bool
     else:
         starts = _map_file(folder / "starts.npy")
     optional = {
-        name: _map_file(folder / f"{name}.npy") if (folder / f"{name}.npy").is_file() else None for name in ("labels", "second")
+        name: _map_file(folder / f"{name}.npy") if (folder / f"{name}.npy").is_file() else None
+        for name in ("labels", "second", "windows", "window_lengths")
     }
+    optional["windows"] = _bounds(optional["windows"])
     targeted = (folder / "token_targets.bin").stat().st_size
     return TokenizedSplit(
         tokens=tokens,
@@ -260,12 +298,29 @@ def _announce(facts: Facts, split: str, data: DataConfig) -> None:
         log.warning("%s: in %s of %s rows %s", split, f"{number:,}", f"{facts.rows:,}", note)
     if facts.truncated:
         log.warning(
-            "%s: %s of %s texts are longer than data.block_size=%s tokens and were cut",
+            "%s: %s of %s texts are longer than data.block_size=%s tokens and were cut%s",
             split,
             facts.truncated,
             facts.rows,
             data.block_size,
+            f"; they lost {facts.dropped:,} tokens (data.long=windows reads all)" if facts.dropped else "",
         )
+
+
+def _announce_windows(encoded: TokenizedSplit, split: str, data: DataConfig) -> None:
+    """Log the number of texts that are read in windows."""
+    if encoded.windows is None or len(encoded) == 0:
+        return
+    counts = np.diff(encoded.windows)
+    log.info(
+        "%s: %s of %s texts are longer than data.block_size=%s tokens: they are read in windows that share %s tokens, at most %s a text",
+        split,
+        f"{np.count_nonzero(counts > 1):,}",
+        f"{len(encoded):,}",
+        data.block_size,
+        overlap_of(data),
+        int(counts.max()),
+    )
 
 
 def label_counts(split: TokenizedSplit, classes: int) -> np.ndarray:

@@ -82,15 +82,26 @@ class EpochPlan:
 class Plan:
     """The steps of every epoch. Raises UserError if a sequence is longer than a step or a micro-batch may be."""
 
-    def __init__(self, lengths: np.ndarray, spec: BatchConfig, seed: int, row_size: int | None = None) -> None:
-        """`lengths`: tokens of each sequence as model input. With `row_size`, sequences are packed into rows of this size."""
+    def __init__(
+        self, lengths: np.ndarray, spec: BatchConfig, seed: int, row_size: int | None = None, window: int | None = None
+    ) -> None:
+        """`lengths`: tokens of each sequence as model input. With `row_size`, sequences are packed into rows of this size.
+
+        `window`: tokens of the longest window, if a sequence holds the windows of a row. A sequence of several windows may be longer
+        than `micro_tokens`: it is alone in its micro-batch.
+        """
         self.lengths, self.spec, self.seed = lengths, spec, seed
         self.patterns = None if row_size is None else Patterns.best_fit(lengths, row_size)
         longest = int(row_size or lengths.max())
-        for key, limit in (("batch.tokens", spec.tokens), ("batch.micro_tokens", spec.micro_tokens)):
-            if limit is not None and longest > limit:
-                what = "a row" if row_size else "the longest sequence"
-                raise UserError(f"{key}={limit}: {what} has {longest} tokens and has to fit.")
+        for key, limit, size in (
+            ("batch.tokens", spec.tokens, longest),
+            ("batch.micro_tokens", spec.micro_tokens, window or longest),
+        ):
+            if limit is not None and size > limit:
+                what = (
+                    "a row" if row_size else "the longest sequence" if window is None else "the longest row, with all its windows,"
+                )
+                raise UserError(f"{key}={limit}: {what} has {size} tokens and has to fit.")
         self._epochs: dict[int, EpochPlan] = {}
         self._first_steps = [0]
         """The first global step of each epoch, for the epochs counted so far."""

@@ -34,7 +34,7 @@ class LoadedModel:
         collate = Collator(encoding.next_token, encoding.translates, None, types)
         parts: list[Any] = [None] * len(data)
         with torch.inference_mode(), self.precision():
-            for rows in plan_evaluation(data.inputs, self.spec):
+            for rows in plan_evaluation(data.positions, self.spec):
                 batch = collate(data, rows, EVALUATION)
                 moved = self.objective.transfer_batch_to_device(batch, self.device, 0)
                 for index, part in zip(batch.indices.tolist(), say(moved), strict=True):

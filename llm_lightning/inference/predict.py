@@ -76,6 +76,15 @@ class Predictor(LoadedModel):
             results |= answers if self.sets is None else {row: self.sets.add(answer) for row, answer in answers.items()}
         return [results.get(number, {"error": "the text has no token of the tokenizer's"}) for number in range(len(rows))]
 
+    def describe_cut(self) -> str | None:
+        """Return how many texts were cut so far, in words; None if none was."""
+        encoding = self.objective.dataset.encoding
+        if not encoding.truncated:
+            return None
+        advice = "; data.long=windows reads all of a text" if encoding.dropped else ""
+        size = encoding.data.block_size
+        return f"{encoding.truncated:,} of the texts were longer than data.block_size={size} tokens and were cut{advice}"
+
     def _example(self, number: int, row: Row) -> Example:
         encoding = self.objective.dataset.encoding
         columns = encoding.data.columns

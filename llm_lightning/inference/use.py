@@ -44,7 +44,11 @@ WINDOW = 1024
 
 def predict(config: Config) -> dict[str, Any]:
     """Write the model's prediction for each row of data.predict, in the order of the rows."""
-    return _write_predictions(config, predictor(config))
+    model = predictor(config)
+    result = _write_predictions(config, model)
+    if (note := model.describe_cut()) is not None:
+        print(note, file=sys.stderr)
+    return result
 
 
 def generate(config: Config) -> dict[str, Any]:

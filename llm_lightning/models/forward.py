@@ -27,6 +27,7 @@ from llm_lightning.data.collate import MicroBatch, rounded
 from llm_lightning.models import attention, last_layer
 from llm_lightning.models.batch_form import batch_form, is_unpadded, transformer_of
 from llm_lightning.models.loss import cross_entropy, linear_cross_entropy
+from llm_lightning.models.windows import Weigh, pool_windows, weigh_by_level
 
 
 def token_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
@@ -63,7 +64,13 @@ def log_likelihoods(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     return losses.new_zeros(len(batch.indices)).index_add(0, target_sequence, -losses)
 
 
-def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+def sequence_logits(model: PreTrainedModel, batch: MicroBatch, weigh: Weigh = weigh_by_level) -> Tensor:
+    """Return (rows, classes) logits; those of a row in several windows are pooled, with the weights of `weigh` (`windows.py`)."""
+    logits = _text_logits(model, batch)
+    return logits if batch.window_rows is None else pool_windows(logits, batch.window_rows, len(batch.indices), weigh)
+
+
+def _text_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """Return (sequences, classes) logits of the head from each sequence's first token (encoders), last token (decoders) or mean.
 
     EuroBERT can also take the mean of its head's logits of all tokens.
@@ -79,14 +86,14 @@ def sequence_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     pooling = batch_form(model).pooling
     if pooling == "late":
         with _exchange_hidden(model, batch, lambda hidden: hidden[:, None]):
-            return mean(model(input_ids=batch.input_ids[:, None]).logits)[: len(batch.indices)]
+            return mean(model(input_ids=batch.input_ids[:, None]).logits)[: batch.texts]
     if pooling == "mean":
         exchanged = _exchange_hidden(model, batch, lambda hidden: mean(hidden)[:, None])
     else:
         places = _last(model, batch) if pooling == "last" else first
         exchanged = _exchange_hidden(model, batch, lambda hidden: hidden[:, None], places)
     with exchanged:
-        return model(input_ids=batch.input_ids[first][:, None]).logits[: len(batch.indices)]  # as if each sequence had one token
+        return model(input_ids=batch.input_ids[first][:, None]).logits[: batch.texts]  # as if each sequence had one token
 
 
 def span_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
@@ -209,7 +216,7 @@ def padded(model: PreTrainedModel, batch: MicroBatch, in_front: bool = False) ->
     place = (sequence, column)
 
     def rows(values: Tensor, filler: int) -> Tensor:
-        return values.new_full((len(batch.indices), width), filler).index_put(place, values)
+        return values.new_full((batch.texts, width), filler).index_put(place, values)
 
     arguments = {"input_ids": rows(batch.input_ids, model.config.pad_token_id or 0)}
     arguments["attention_mask"] = rows(torch.ones_like(batch.input_ids), 0)

@@ -66,7 +66,8 @@ class Classification(Objective):
 
     def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return (summed loss, logits (batch, classes))."""
-        logits = sequence_logits(self.model, batch).float()
+        logits = sequence_logits(self.model, batch)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         losses = F.cross_entropy(logits, batch.targets, self.weights, label_smoothing=self.label_smoothing, reduction="none")
         if self.focal_gamma:
             right = logits.softmax(-1).gather(1, batch.targets[:, None])[:, 0]

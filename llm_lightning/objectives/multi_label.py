@@ -20,6 +20,7 @@ from llm_lightning.metrics.rows import SHOWN, Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import sequence_logits
 from llm_lightning.models.temperature import temperature_of
+from llm_lightning.models.windows import weigh_by_logit
 from llm_lightning.objectives.base import Evaluation, Objective
 
 
@@ -52,13 +53,13 @@ class MultiLabel(Objective):
 
     def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return (summed loss, logits (batch, labels))."""
-        logits = sequence_logits(self.model, batch)
+        logits = sequence_logits(self.model, batch, weigh_by_logit)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.binary_cross_entropy_with_logits(logits, batch.targets.to(logits.dtype), reduction="sum"), logits
 
     def predict(self, batch: MicroBatch) -> list[list[float]]:
         """Return the probability of each label, for each text."""
-        return sequence_logits(self.model, batch).float().sigmoid().tolist()
+        return sequence_logits(self.model, batch, weigh_by_logit).float().sigmoid().tolist()
 
     def answer_row(self, example: Example, predictions: list[list[float]]) -> dict[str, Any]:
         config: Any = self.model.config

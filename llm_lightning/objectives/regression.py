@@ -15,6 +15,7 @@ from llm_lightning.metrics.correlation import correlation, ranks
 from llm_lightning.metrics.rows import SCORED, Rows, TopRows
 from llm_lightning.metrics.state import States
 from llm_lightning.models.forward import sequence_logits
+from llm_lightning.models.windows import weigh_alike
 from llm_lightning.objectives.base import Evaluation, Objective
 
 ROUNDING = 1e-6
@@ -50,12 +51,12 @@ class Regression(Objective):
 
     def loss_and_outputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return (summed loss, predictions (batch,))."""
-        predictions = sequence_logits(self.model, batch)[:, 0]
+        predictions = sequence_logits(self.model, batch, weigh_alike)[:, 0]
         predictions = predictions if predictions.dtype == torch.float64 else predictions.float()
         return (predictions - batch.targets.to(predictions.dtype)).square().sum(), predictions
 
     def predict(self, batch: MicroBatch) -> list[float]:
-        return sequence_logits(self.model, batch)[:, 0].float().tolist()
+        return sequence_logits(self.model, batch, weigh_alike)[:, 0].float().tolist()
 
     def answer_row(self, example: Example, predictions: list[float]) -> dict[str, Any]:
         return {"score": predictions[0]}

@@ -45,7 +45,9 @@ def write_card(folder: Path) -> None:
         f"---\n{head}---",
         f"# {objective} on {data['name']}",
         f"{summary['model']['name']}, {summary['model']['parameters']:,} parameters, trained by llm_lightning.",
-        *([f"```python\n{_use(objective)}\n```"] if pipeline else []),  # an objective of the user's own is not known here
+        *([_use_windows(objective, run.config)] if run.config["data"].get("long") == "windows" else []),
+        # an objective of the user's own is not known here
+        *([f"```python\n{_use(objective)}\n```"] if pipeline and run.config["data"].get("long") != "windows" else []),
         f"**Data.** {data['name']}: {sizes}.",
         f"**Training.** {summary['steps']:,} optimizer steps, {summary['tokens_seen']:,} tokens, best at step {summary['best_step']}; "
         f"{seconds['total']:.0f} s; {cost}; seed {summary['seed']}.",
@@ -70,6 +72,43 @@ def _describe_probabilities(calibration: dict[str, Any] | None) -> list[str]:
         f"**Probabilities.** They are calibrated: the weights hold logits divided by {calibration['temperature']:.4f}, fitted on "
         f"{calibration['rows']:,} rows of {calibration['of']}.{errors}"
     ]
+
+
+POOLINGS = {
+    "multi_label": (
+        "of each label, the mean weighted by the softmax of those logits over the windows",
+        "logits = (logits.softmax(0) * logits).sum(0)",
+    ),
+    "regression": ("the plain mean", "logits = logits.mean(0)"),
+}
+"""Objective -> how it pools the logits of windows (models/windows.py), in words and in Python."""
+BY_LEVEL = (
+    "the mean weighted by the softmax of the windows' mean logits",
+    "logits = (logits.mean(1, keepdim=True).softmax(0) * logits).sum(0)",
+)
+
+
+def _use_windows(objective: str, config: dict[str, Any]) -> str:
+    """Return the rule by which the windows of a text are pooled, and lines of Python that apply it without llm_lightning."""
+    data = config["data"]
+    size, overlap = data["block_size"], data["block_size"] // 4 if data["overlap"] is None else data["overlap"]
+    paired = data["columns"]["text_pair"] is not None
+    texts = '"a text", "a long second text"' if paired else '"a long text"'
+    cut = '"only_second"' if paired else "True"
+    rule, line = POOLINGS.get(objective, BY_LEVEL)
+    how = " Of a pair the second text is cut, and each window begins with the first." if paired else ""
+    return (
+        f"**Long texts.** The model classifies windows of {size} tokens. A longer text becomes windows that share {overlap} tokens, and "
+        f"its logits are pooled from those of its windows: {rule}.{how} With transformers alone:\n\n"
+        f"```python\n"
+        f"from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+        f'model = AutoModelForSequenceClassification.from_pretrained("<this folder>").eval()\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("<this folder>")\n'
+        f"windows = tokenizer({texts}, truncation={cut}, max_length={size}, stride={overlap}, padding=True,\n"
+        f'                    return_overflowing_tokens=True, return_tensors="pt")\n'
+        f'del windows["overflow_to_sample_mapping"]\n'
+        f"logits = model(**windows).logits\n{line}\n```"
+    )
 
 
 def _use(objective: str) -> str:

@@ -16,7 +16,7 @@ BARS = 24
 
 
 def data_card(dataset: TokenizedDataset) -> dict[str, dict[str, Any]]:
-    """Return, for each split: rows, tokens, lengths, labels, truncated and skipped rows, duplicates, and sequences also in train."""
+    """Return, for each split: rows, tokens, lengths, labels, windows, rows that are cut, skipped, repeated, or also in train."""
     hashes_by_split = {split: _hashes(part) for split, part in dataset.splits.items()}
     train = set(hashes_by_split.get("train") or ())
     cards = {}
@@ -28,6 +28,7 @@ def data_card(dataset: TokenizedDataset) -> dict[str, dict[str, Any]]:
             "sequences": len(part),
             "tokens": int(lengths.sum()),
             "truncated": part.facts.truncated,
+            "dropped": part.facts.dropped,
             "skipped": part.facts.skipped,
             "skipped_first": part.facts.skipped_first,
             "lengths": {
@@ -36,6 +37,13 @@ def data_card(dataset: TokenizedDataset) -> dict[str, dict[str, Any]]:
                 "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
             },
         }
+        if part.windows is not None:
+            counts_of_windows = np.diff(part.windows)
+            card["windows"] = {
+                "rows": int((counts_of_windows > 1).sum()),
+                "windows": int(counts_of_windows.sum()),
+                "most": int(counts_of_windows.max()),
+            }
         if dataset.label_names is not None:
             counted = label_counts(part, len(dataset.label_names))
             card["labels"] = dict(zip(dataset.label_names, map(int, counted), strict=True))

@@ -179,6 +179,11 @@ def data(run: Run) -> Section:
         reasons = ((name, number) for name, number in (card.get("left_out") or {}).items() if name != "rows")
         if counts := ", ".join(f"{name} {number:,}" for name, number in reasons):
             notes.append(f"Left out of {split} by data.clean: {counts} (data_cleaned.csv).")
+    notes += [
+        f"In {split}, {card['windows']['rows']:,} rows are read in overlapping windows, {card['windows']['windows']:,} windows in all."
+        for split, card in cards.items()
+        if card.get("windows")
+    ]
     drawn = [*figures.lengths(cards), *figures.balance(cards)]
     return Section("Data", " ".join(notes), figures=drawn, tables=[table] if rows else [])
 

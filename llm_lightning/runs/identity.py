@@ -105,6 +105,7 @@ KEYS: dict[str, Kind] = {
     "data.on_bad_row": Kind.DATA,
     "data.block_size": Kind.DATA,
     "data.overlap": Kind.DATA,
+    "data.long": Kind.DATA,
     "data.share": Kind.DATA,
     "data.per_class": Kind.DATA,
     "data.fold": Kind.DATA,

@@ -12,6 +12,7 @@ from llm_lightning.data.collate import MicroBatch
 from llm_lightning.data.datamodule import DataModule
 from llm_lightning.errors import UserError
 from llm_lightning.objectives.base import Objective
+from llm_lightning.training.advice import advise_on_row
 
 SHARE = 0.8
 """Share of the free memory that the plan uses; the rest is for short-lived tensors and fragments."""
@@ -34,9 +35,10 @@ def plan(objective: Objective, data: DataModule, trainer: lightning.Trainer) -> 
     rows = int(SHARE * free / row)
     length = len(data.longest_rows(1).input_ids)
     if rows < 1:
+        advice = advise_on_row(data.longest_rows(1))[1]
         raise NoRoom(
             f"batch.micro_tokens=auto: a row of {length:,} tokens takes {row / 2**30:.2f} GiB to train on, and {max(free, 0) / 2**30:.2f} "
-            f"GiB are left beside weights and optimizer; lower data.block_size, or choose a smaller model."
+            f"GiB are left beside weights and optimizer; {advice}."
         )
     return rows * length
 

@@ -26,7 +26,7 @@ def pays(model: PreTrainedModel, data: DataModule, device: torch.device) -> bool
         tokens = float(data.plan.lengths.sum()) * data.total_steps / len(data.plan.epoch_plan(0))
     else:
         tokens = float(data.spec.tokens or data.spec.sequences * data.config.data.block_size) * data.total_steps
-    return Flops.of(model, data.dataset.splits["train"].inputs).token * tokens >= PAYS[device.type]
+    return Flops.of(model, data.dataset.splits["train"].texts).token * tokens >= PAYS[device.type]
 
 
 def keep_compiled_kernels(folder: Path) -> None:

@@ -145,7 +145,7 @@ class Meter(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, Objective)
         self._unpadded = is_unpadded(module.model)
-        self.flops = Flops.of(module.model, module.dataset.splits["train"].inputs)
+        self.flops = Flops.of(module.model, module.dataset.splits["train"].texts)
         self.peak, self.devices = Peak.of(module.device, str(trainer.precision), self.cache), trainer.world_size
         kind = torch.float32 if module.device.type == "mps" else torch.float64  # MPS has no fp64
         self._loss = self._targets = torch.zeros((), dtype=kind, device=module.device)

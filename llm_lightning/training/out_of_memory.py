@@ -18,6 +18,7 @@ from llm_lightning import distributed
 from llm_lightning.data.collate import MicroBatch, StepBatch, split_micro_batch
 from llm_lightning.errors import RunError
 from llm_lightning.training import parallel
+from llm_lightning.training.advice import advise_on_row
 
 if TYPE_CHECKING:
     from llm_lightning.objectives.base import Objective
@@ -87,10 +88,8 @@ class MemoryRetry:
         size, world = len(largest.input_ids), trainer.world_size
         rank = f"rank {objective.global_rank} of {world}" if world > 1 else "the device"
         if len(largest.indices) == 1:
-            raise RunError(
-                f"{rank} ran out of memory at step {step} on a single sequence of {size:,} tokens: lower data.block_size, or "
-                f"choose a smaller model."
-            ) from error
+            what, advice = advise_on_row(largest)
+            raise RunError(f"{rank} ran out of memory at step {step} on {what} of {size:,} tokens: {advice}.") from error
         place = f"out of memory at step {step}, attempt {attempt}, collective {started}"
         can_restart = started is not None and (isinstance(objective.model, FSDPModule) or not self.is_reducing)
         if world > 1 and not (can_restart and distributed.all_arrive(place, seconds=WAIT)):

@@ -35,6 +35,7 @@ from llm_lightning.models.recompute import can_recompute, recompute_layers
 from llm_lightning.objectives.base import Objective
 from llm_lightning.objectives.evaluation import score_batches
 from llm_lightning.training import batch_size, compilation, trial
+from llm_lightning.training.advice import advise_on_row
 from llm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from llm_lightning.training.memory import peak
 
@@ -146,7 +147,8 @@ class Preflight:
         batch = self.data.collator(encoded, list(np.arange(min(4, len(encoded)))[:, None]), 0)
         if batch.target_count == 0:
             raise UserError(f"the first sequences of {split} have no target")
-        return f"{len(batch.indices)} sequences of {len(batch.input_ids)} tokens with {batch.target_count} targets"
+        windows = "" if batch.window_rows is None else f" in {len(batch.window_rows)} windows"
+        return f"{len(batch.indices)} sequences of {len(batch.input_ids)} tokens{windows} with {batch.target_count} targets"
 
     def labels(self, split: str) -> str:
         """Check that labels are in range, and return how they are distributed."""
@@ -257,11 +259,10 @@ class Preflight:
             try:
                 return self._try_batch(device, self.data.longest(self.trainer.world_size))
             except torch.OutOfMemoryError as error:
-                size, longest = len(self.data.longest(self.trainer.world_size).input_ids), self.data.longest_rows(1).longest
+                size, row = len(self.data.longest(self.trainer.world_size).input_ids), self.data.longest_rows(1)
+                longest = len(row.input_ids)
                 if size // 2 < longest or not auto:
-                    advice = (
-                        "lower data.block_size, or choose a smaller model" if size < 2 * longest else "set batch.micro_tokens=auto"
-                    )
+                    advice = advise_on_row(row)[1] if size < 2 * longest else "set batch.micro_tokens=auto"
                     kind = batch_size.NoRoom if size < 2 * longest else UserError
                     raise kind(f"the device has no memory for {size:,} tokens at once: {advice}.") from error
             self.data.limit(size // 2)

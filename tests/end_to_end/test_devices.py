@@ -15,6 +15,8 @@ from llm_lightning.training.checkpoints import list_checkpoints
 from ..conftest import QUIET, TINY_BERT, TINY_GPT
 from ..objectives.test_supervised import TINY_MARIAN, write
 from ..objectives.test_supervised import tasks as conversations
+from ..objectives.test_windows import WINDOWS
+from ..objectives.test_windows import write as write_long
 from .conftest import Launch, LaunchRanks
 from .test_launchers import wait
 from .test_runs import losses
@@ -112,6 +114,20 @@ def test_every_objective_trains_and_scores_on_two_processes_as_on_one(
     for name in ("ddp", "fsdp"):
         assert found[name][0] == pytest.approx(found["one"][0], rel=1e-5)
         assert found[name][1] == pytest.approx(found["one"][1], rel=1e-3, abs=1e-4)
+
+
+def test_rows_in_windows_train_and_score_on_two_processes_as_on_one(launch_ranks: LaunchRanks, cache: Path, tmp_path: Path) -> None:
+    given = [*QUIET, *write_long(tmp_path / "data"), *TINY_BERT, NO_DROPOUT, f"cache_dir={cache}", *EXACT, *WINDOWS]
+    given += ["batch.sequences=7", "batch.micro_sequences=2", "optimizer.lr=3e-3", "trainer.max_steps=4"]
+    found = {}
+    for name, count in (("one", 1), ("two", 2)):
+        ranks = launch_ranks([*given, f"run_dir={tmp_path}/{name}"], tmp_path / name, count=count)
+        assert wait(ranks) == [0] * count, ranks[0].log.read_text()[-3000:]
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        found[name] = [float(loss) for _, loss in losses(tmp_path / name)], summary["metrics"], summary["tokens_seen"]
+    assert found["two"][0] == pytest.approx(found["one"][0], rel=1e-5)
+    assert found["two"][1] == pytest.approx(found["one"][1], rel=1e-3, abs=1e-4)
+    assert found["two"][2] == found["one"][2]
 
 
 def gradient(folder: Path) -> list[Tensor]:

@@ -13,6 +13,8 @@ from llm_lightning.errors import join_names
 
 PLAIN_TEXT = ("stream", "documents")
 """Encodings of text without targets of its own."""
+WINDOWED = ("texts", "label_sets", "scores")
+"""Encodings that data.long=windows applies to."""
 
 
 def check_objective(config: Config) -> Iterator[str]:
@@ -39,6 +41,22 @@ def check_objective(config: Config) -> Iterator[str]:
         yield from _streaming(config, str(facts.get("encoding")), objective)
     if facts.get("whole_sequences") and config.data.packing != "none":
         yield f"data.packing={config.data.packing}: objective={objective} works on whole texts; use data.packing=none."
+
+
+def check_long(config: Config) -> Iterator[str]:
+    """Yield the reasons why texts cannot be read in windows."""
+    data = config.data
+    encoding = str(signatures.constants(str(config.objective.get("_target_"))).get("encoding"))
+    if data.long != "windows":
+        return
+    if encoding not in WINDOWED and "." not in encoding:
+        hint = " (it reads long contexts in windows in any case)" if encoding == "spans" else ""
+        yield (
+            f"data.long=windows: only classification, multi_label and regression pool the windows of a text, and "
+            f"objective={config.choices.get('objective', config.objective.get('_target_'))} does not{hint}; leave it out."
+        )
+    elif (data.overlap or 0) >= data.block_size:
+        yield f"data.overlap={data.overlap}: windows of data.block_size={data.block_size} tokens share fewer; lower it."
 
 
 def _streaming(config: Config, encoding: str, objective: str) -> Iterator[str]:

@@ -37,6 +37,8 @@ class Sequences:
     """The target of each sequence: a number or numbers; empty if tokens have targets, or without targets."""
     token_targets: list[list[int]] = field(default_factory=list)
     """The target of each token, IGNORED for a token without one; empty if tokens have no targets of their own."""
+    windows: list[list[int]] = field(default_factory=list)
+    """The number of tokens of each window that a sequence is made of, one behind the other; empty unless data.long=windows."""
 
 
 class Encoding:
@@ -68,6 +70,8 @@ class Encoding:
         self.tokenizer, self.data, self.labels = tokenizer, data, labels
         self.truncated = 0
         """Texts cut so far."""
+        self.dropped = 0
+        """Tokens that they lost, as far as they were counted."""
         self.notes: Counter[str] = Counter()
         """Clauses on parts of rows that were left out, which complete "in 3 of 20 rows", with the number of rows."""
         if not tokenizer.is_fast:

@@ -16,6 +16,7 @@ from llm_lightning.data.encodings import Encoding, Sequences, text_of
 from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.rows import Rows
+from llm_lightning.data.windows import cut_to_windows, overlap_of
 
 SEVERAL = "there are several different answers; the first that is whole in a window is learnt"
 
@@ -46,17 +47,13 @@ class Encoder(Encoding):
     def find_labels(data: DataConfig, train: Rows) -> Labels | None:
         return Labels((), ())
 
-    @property
-    def overlap(self) -> int:
-        """Tokens that two neighbouring windows share."""
-        return self.data.block_size // 4 if self.data.overlap is None else self.data.overlap
-
     def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[str, str, list[Answer] | None]:
         question, context = self._text(text), text_of(self.data.columns.text_pair, pair)
-        size, most = len(self._backend.encode(question, add_special_tokens=False).ids), self.data.block_size - self.overlap
+        overlap = overlap_of(self.data)
+        size, most = len(self._backend.encode(question, add_special_tokens=False).ids), self.data.block_size - overlap
         if size > most - self.tokenizer.num_special_tokens_to_add(pair=True) - 1:
             raise BadRow(
-                f"the question has {size} tokens, and data.block_size={self.data.block_size} with data.overlap={self.overlap} "
+                f"the question has {size} tokens, and data.block_size={self.data.block_size} with data.overlap={overlap} "
                 f"leaves no room for its context"
             )
         if self.labels is None:
@@ -83,15 +80,8 @@ class Encoder(Encoding):
 
     def windows(self, batch: list[Example]) -> list[list[Window]]:
         """Return each example's windows, in order."""
-        encoded = self.tokenizer(
-            [example.text for example in batch],
-            [example.text_pair for example in batch],
-            truncation="only_second",
-            max_length=self.data.block_size,
-            stride=self.overlap,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
+        texts, pairs = [example.text for example in batch], [example.text_pair for example in batch]
+        encoded = cut_to_windows(self.tokenizer, texts, pairs, self.data, return_offsets_mapping=True)
         windows: list[list[Window]] = [[] for _ in batch]
         for i, example in enumerate(encoded["overflow_to_sample_mapping"]):
             parts = encoded.sequence_ids(i)

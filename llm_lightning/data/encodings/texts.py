@@ -1,8 +1,13 @@
-"""Encode a text, or a pair of texts, as one sequence, cut at `data.block_size`, with one target."""
+"""Encode a text, or a pair of texts, as one sequence with one target.
+
+A text longer than `data.block_size` is cut, or with `data.long=windows` becomes overlapping windows: a sequence then holds all windows
+of a row, one behind the other.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from llm_lightning.config.schema import DataConfig
@@ -12,6 +17,7 @@ from llm_lightning.data.examples import BadRow, BadRows, Example
 from llm_lightning.data.label_values import canonical, is_unlabelled
 from llm_lightning.data.labels import Labels
 from llm_lightning.data.rows import Rows
+from llm_lightning.data.windows import cut_to_windows, require_room, require_windows
 from llm_lightning.errors import join_names
 
 
@@ -28,8 +34,18 @@ class Encoder(Encoding):
     def is_labelled(value: Any, extra: Mapping[str, Any]) -> bool:
         return not is_unlabelled(value)
 
+    def __init__(self, tokenizer: Any, data: DataConfig, labels: Labels | None = None) -> None:
+        super().__init__(tokenizer, data, labels)
+        self._makes_windows = data.long == "windows"
+        if self._makes_windows:
+            require_windows(tokenizer, data)
+
     def read(self, text: Any, pair: Any, value: Any, extra: dict[str, Any] | None = None) -> tuple[str, str | None, Any]:
-        return self._text(text), self._pair(pair), None if self.labels is None else self.label(self.labels, value)
+        first, second = self._text(text), self._pair(pair)
+        if self._makes_windows and second is not None:
+            sizes = [len(ids) for ids in self.tokenize([first, second])]
+            require_room(sizes[0], sizes[1], self.tokenizer.num_special_tokens_to_add(pair=True), self.data)
+        return first, second, None if self.labels is None else self.label(self.labels, value)
 
     def label(self, classes: Labels, value: Any) -> Any:
         """Return the target for a value. Raises BadRow for a value without one."""
@@ -47,18 +63,38 @@ class Encoder(Encoding):
         untruncated = (
             self.tokenizer([batch[i].text for i in full], pairs and [pairs[i] for i in full], verbose=False) if full else None
         )
-        self.truncated += sum(len(ids) > size for ids in untruncated["input_ids"]) if untruncated else 0
+        lengths = map(len, untruncated["input_ids"]) if untruncated else ()
+        long = {i: length for i, length in zip(full, lengths, strict=True) if length > size}
+        windows = self._cut(batch, list(long)) if self._makes_windows else {}
+        if not self._makes_windows:
+            self.truncated += len(long)
+            self.dropped += sum(long.values()) - size * len(long)
         least = self.tokenizer.num_special_tokens_to_add(pair=paired)
         usable = [i for i, ids in enumerate(tokens) if len(ids) > least]
         for i in sorted({*range(len(batch))} - {*usable}):
             if bad is not None:
                 bad.add(batch[i].row, NO_TOKEN)
         return Sequences(
-            tokens=[tokens[i] for i in usable],
+            tokens=[list(chain.from_iterable(windows[i][0])) if i in windows else tokens[i] for i in usable],
             examples=[batch[i] for i in usable],
-            second=[_second(encoded, i) for i in usable] if paired else [],
+            second=[windows[i][1] if i in windows else _second(encoded, i) for i in usable] if paired else [],
             labels=[] if self.labels is None else [batch[i].label for i in usable],
+            windows=[[*map(len, windows[i][0] if i in windows else [tokens[i]])] for i in usable] if self._makes_windows else [],
         )
+
+    def _cut(self, batch: list[Example], rows: list[int]) -> dict[int, tuple[list[list[int]], int]]:
+        """Return (the tokens of each window, the start of the second text in each) of some examples of a batch, by their places."""
+        if not rows:
+            return {}
+        paired = batch[0].text_pair is not None
+        pairs: Any = [batch[i].text_pair for i in rows] if paired else None
+        encoded = cut_to_windows(self.tokenizer, [batch[i].text for i in rows], pairs, self.data)
+        windows: dict[int, tuple[list[list[int]], int]] = {}
+        for place, (number, ids) in enumerate(zip(encoded["overflow_to_sample_mapping"], encoded["input_ids"], strict=True)):
+            if rows[number] not in windows:
+                windows[rows[number]] = [], _second(encoded, place) if paired else 0
+            windows[rows[number]][0].append(ids)
+        return windows
 
 
 def index(classes: Labels, column: str | None, value: Any) -> int:
