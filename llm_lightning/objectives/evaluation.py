@@ -60,6 +60,7 @@ class PredictionPass(EvaluationPass):
     def finish(self) -> Evaluation:
         """Gather the predictions of all ranks, on every rank; there are no scores. A collective."""
         self.predictions = {index: value for part in distributed.gather(self.predictions) for index, value in part.items()}
+        return {}
 
 
 class OutputPass(EvaluationPass):
