@@ -76,6 +76,7 @@ ALLOWED = {
         "models",
         "runs",
     },
+    "audit": {"config", "data", "errors", "inference", "models", "objectives", "reporting", "runs"},
     "models": {"config", "data", "distributed", "errors"},
     "data": {"atomic_files", "config", "distributed", "errors", "inspection", "machine"},
     "inspection": {"errors"},

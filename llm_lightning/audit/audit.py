@@ -150,7 +150,7 @@ def list_measures(config: Config, head: str) -> list[Callable[[], Measure]]:
             runs.append(partial(stereoset.measure, scorer, str(settings.stereoset), items))
     if classifier is not None:
         generator = use.generator(config)
-        generator.model.to(classifier.device)
+        generator.model.to(classifier.device)  # type: ignore[arg-type]
         runs.append(partial(generations.measure, generator, classifier, config))
     return runs
 

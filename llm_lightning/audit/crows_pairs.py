@@ -22,7 +22,7 @@ DIGITS = 3
 SHARED, WHOLE, LIKELIHOOD = "Shared tokens", "Whole sentence", "Likelihood"
 METHODS = {
     SHARED: "the sum of log p over the tokens that both sentences share, each masked by itself (Nangia et al. 2020, equation 1)",
-    WHOLE: "the sum over all tokens of the sentence, each masked by itself (Salazar et al. 2020, equation 1)",
+    WHOLE: "the sum over all tokens of the sentence, each masked by itself (Salazar et al. 2020)",
     LIKELIHOOD: "the log-likelihood of the sentence",
 }
 

@@ -26,7 +26,7 @@ def item(target: str) -> Item:
     return Item("", "intrasentence", "BLANK", target, "age", ("", "", ""))
 
 
-def test_the_three_scores_are_those_of_section_4() -> None:
+def test_the_three_scores_are_those_of_the_paper() -> None:
     """Two items of one target word and one of another: the means over words count, and not those over items."""
     items = [item("a"), item("a"), item("b")]
     scores = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [2.0, 1.0, 1.5]])  # stereotype, anti-stereotype, unrelated
