@@ -235,7 +235,8 @@ _SECRET_NAME = (
 _SECRET_SIGNS = ("pass", "pwd", "kennwort", "contrase", "secret", "token", "key")
 _AT, _DOT = r" ?[\[({<] ?(?:at|@) ?[\])}>] ?", r"(?: ?[\[({<] ?(?:dot|\.) ?[\])}>] ?| dot |\.)"
 _DIGITS = re.compile(r"\d(?:[ ./()-]{0,3}\d){6}")
-_NOT_BEFORE, _NOT_BEHIND = r"(?<![\w.,+$€£/-])(?<!\d )", r"(?![\w%€]|[.,-]\d)"
+_NOT_BEFORE, _NOT_BEHIND = r"(?<![\w.,+$€£/-])", r"(?![\w%€]|[.,-]\d)"
+_ALONE = rf"{_NOT_BEFORE}(?<!\d )"  # of numbers with blanks, which a number before them may be a part of
 
 DETECTORS = (
     Detector(
@@ -291,7 +292,10 @@ DETECTORS = (
     Detector(
         "card",
         re.compile(r"\d(?:[ .-]?\d){12}"),
-        re.compile(r"(?<![\w.,-])\d(?:[ -]?\d){12,18}(?![\w-])|(?<![\w.,-])\d{4}(?:\.\d{4}){3}(?![\w-]|\.\d)"),
+        re.compile(
+            r"(?<![\w.,-])(?:\d{4}(?P<gap>[ .-])\d{4}(?P=gap)\d{4}(?P=gap)\d{4}|\d{4}(?P<space>[ -])\d{6}(?P=space)\d{4,5}|\d{13,19})"
+            r"(?![\w-]|\.\d)"
+        ),
         is_card,
         before=0,
     ),
@@ -320,13 +324,13 @@ DETECTORS = (
         _DIGITS,
         re.compile(
             r"(?<![\w+])\(?\+\d(?:[ ./()-]{0,3}\d){6,14}(?!\d|[.,]\d)"  # +44 20 7946 0958, (+1) 555-123-4567
-            rf"|{_NOT_BEFORE}00[1-9]\d(?:[ ./()-]{{0,3}}\d){{6,12}}{_NOT_BEHIND}"  # 0049 30 123456
+            rf"|{_ALONE}00[1-9]\d(?:[ ./()-]{{0,3}}\d){{6,12}}{_NOT_BEHIND}"  # 0049 30 123456
             rf"|{_NOT_BEFORE}(?:1[ .-])?(?:\(\d{{3}}\)[ .-]?|\d{{3}}[.-])\d{{3}}[ .-]\d{{4}}{_NOT_BEHIND}"  # (555) 123-4567
-            rf"|{_NOT_BEFORE}(?:1 )?[2-9]\d\d \d{{3}}[ -]\d{{4}}{_NOT_BEHIND}"  # 555 123 4567
+            rf"|{_ALONE}(?:1 )?[2-9]\d\d \d{{3}}[ -]\d{{4}}{_NOT_BEHIND}"  # 555 123 4567
             rf"|{_NOT_BEFORE}\(\d{{2,5}}\)[ -]?\d{{3,5}}[ .-]?\d{{3,5}}{_NOT_BEHIND}"  # (11) 91234-5678
-            rf"|{_NOT_BEFORE}\(?0\d{{1,5}}\)?(?: ?[./-] ?| )\d{{2,8}}(?:[ ./-]?\d{{2,5}}){{0,3}}{_NOT_BEHIND}"  # 020 7946 0958, 030/1234567
+            rf"|{_ALONE}\(?0\d{{1,5}}\)?(?: ?[./-] ?| )\d{{2,8}}(?:[ ./-]?\d{{2,5}}){{0,3}}{_NOT_BEHIND}"  # 020 7946 0958, 030/1234567
             rf"|{_NOT_BEFORE}0[1-9]\d{{8,9}}{_NOT_BEHIND}"  # 07700900123
-            rf"|{_NOT_BEFORE}(?:1[3-9]\d[ -]\d{{4}}[ -]\d{{4}}|[6-9]\d{{4}}[ -]\d{{5}}){_NOT_BEHIND}"  # 138 1234 5678, 98765 43210
+            rf"|{_ALONE}(?:1[3-9]\d[ -]\d{{4}}[ -]\d{{4}}|[6-9]\d{{4}}[ -]\d{{5}}){_NOT_BEHIND}"  # 138 1234 5678, 98765 43210
             rf"|{_NOT_BEFORE}8 ?\(\d{{3}}\) ?\d{{3}}-\d\d-\d\d{_NOT_BEHIND}"  # 8 (495) 123-45-67
         ),
         lambda text: is_phone(text) and (text.lstrip("(").startswith(("+", "00")) or len(re.sub(r"\D", "", text)) >= 9),
