@@ -42,8 +42,8 @@ def _describe(run: Run, tables: dict[str, Any]) -> str:
     aims = [table["sets"]["aim"] for table in tables.values() if "sets" in table]
     if aims:
         sentences.append(
-            f"Sets are made to hold the true label with a probability of {aims[0]:.0%}, by a threshold from validation; to abstain is to "
-            "answer only rows whose set has one label."
+            f"Sets are made to hold the true label with a probability of {aims[0]:.0%}, by a threshold from validation. A model "
+            "that abstains answers only the rows whose set has one label."
         )
     return " ".join(sentences)
 

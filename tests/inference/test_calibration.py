@@ -36,7 +36,7 @@ from ..models.test_head import MODELS, TRAINED, closing_tokenizer, saved  # noqa
 
 TEXTS = ["a great film", "quite awful plot and was", "really", "fine"]
 WORDS = {"bad": "awful", "good": "great", "mixed": "fine"}
-TRAINING = ["trainer.max_epochs=4", "batch.sequences=8", "optimizer.lr=5e-3", "trainer.precision=32-true"]
+TRAINING = ["trainer.max_epochs=3", "batch.sequences=8", "optimizer.lr=5e-3", "trainer.precision=32-true"]
 SMOOTHED = "objective.label_smoothing=0.6"
 """Makes a model far less sure than it is right."""
 
