@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from llm_lightning.config.compose import load_config
+from llm_lightning.config.schema import Config
 from llm_lightning.data import encode, folds
 from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.encodings import Sequences
@@ -19,6 +23,7 @@ from llm_lightning.errors import UserError
 from ..conftest import QUIET, TINY_BERT
 from ..objectives.test_supervised import write
 
+OF_DATA = re.compile(r"data\.(dir|train|left_out|drop|relabel)=")
 ENCODINGS = {"classification": "texts", "multi_label": "label_sets", "tagging": "words"}
 
 
@@ -26,9 +31,22 @@ def build_split(tokens: list[list[int]], labels: list[int]) -> TokenizedSplit:
     return encode.in_memory(Sequences(tokens, [Example(i, "") for i in range(len(tokens))], labels=labels), False)
 
 
+@functools.cache
+def compose(*words: str) -> Config:
+    """Compose a config once: it takes longer than anything else here."""
+    return load_config([*QUIET, *TINY_BERT, "task=finetune", f"data.train={__file__}", *words])
+
+
+def prepare_files(cache: Path, *words: str) -> TokenizedDataset:
+    """Prepare the data of a command line."""
+    by_name = dict(word.removeprefix("data.").split("=", 1) for word in words if OF_DATA.match(word))
+    config = compose(*(word for word in words if not OF_DATA.match(word)))
+    config = replace(config, cache_dir=str(cache), data=replace(config.data, **({"train": None} | by_name)))
+    return prepare_dataset(config, ENCODINGS[config.choices["objective"]], None)
+
+
 def prepare(folder: Path, cache: Path, objective: str, *overrides: str) -> TokenizedDataset:
-    words = [*QUIET, *TINY_BERT, f"cache_dir={cache}", *write(folder, objective), *overrides]
-    return prepare_dataset(load_config(words), ENCODINGS[objective], None)
+    return prepare_files(cache, *write(folder, objective), *overrides)
 
 
 def list_rows(dataset: TokenizedDataset, split: str) -> list[tuple[list[int], object]]:

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 
-from llm_lightning.config.compose import load_config
-from llm_lightning.data.prepare import TokenizedDataset, prepare_dataset
+from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.errors import UserError
 from llm_lightning.reporting.data_card import data_card
 
-from ..conftest import QUIET, TINY_BERT
-from .test_folds import ENCODINGS, list_rows
+from .test_folds import list_rows, prepare_files
 
 Rows = list[dict[str, Any]]
 TEXTS = ["a good film", "a bad film", "good", "bad", "the plot is bad", "the plot is good"] * 4
@@ -53,8 +51,7 @@ def build_rows(kind: str) -> Rows:
 
 
 def prepare(words: list[str], cache: Path, *overrides: str) -> TokenizedDataset:
-    config = load_config([*QUIET, *TINY_BERT, "task=finetune", f"cache_dir={cache}", *words, *overrides])
-    return prepare_dataset(config, ENCODINGS[config.choices["objective"]], None)
+    return prepare_files(cache, *words, *overrides)
 
 
 def write_list(file: Path, lines: list[dict[str, Any]], delimiter: str = ",") -> Path:
