@@ -290,7 +290,8 @@ class Collator:
         lengths = (data.second if self.translates else data.inputs)[indices]
         order = np.argsort(-lengths, kind="stable")
         indices, lengths = indices[order], lengths[order].astype(np.int64)
-        if data.windows is not None and (data.windows[indices + 1] - data.windows[indices]).max() > 1:
+        windows = getattr(data, "windows", None)  # pieces of a stream have none
+        if windows is not None and (windows[indices + 1] - windows[indices]).max() > 1:
             return self._collate_windows(data, indices)
         starts = np.concatenate([[0], np.cumsum(lengths)])
         pairs = [self._pair(data, int(i), epoch) for i in indices]

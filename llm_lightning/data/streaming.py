@@ -319,7 +319,7 @@ class Reader:
 class StreamedSequences:
     """Pieces of a stream in the form of a `TokenizedSplit`, for the collator."""
 
-    labels = second = token_targets = windows = None
+    labels = second = token_targets = None
 
     def __init__(self, pieces: list[Piece]) -> None:
         self.pieces = pieces
