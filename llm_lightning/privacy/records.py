@@ -144,7 +144,7 @@ def _of_table(use: Lookup, units: int) -> Tensor:
 
 
 def _of_both(matrix: Matrix, table: Lookup, units: int) -> Tensor:
-    """Return (units,) <G_s of the matrix's uses, G_s of the table's uses> = Σ (c_i · c_j) r_j[id_i], over positions i of the table's uses."""
+    """Return (units,) the inner products of G_s by the matrix's uses and by the table's: Σ (c_i · c_j) r_j[id_i]."""
     total = matrix.r.new_zeros(units)
     by_unit = {}
     for group, places in grids(table.units, units, 1):

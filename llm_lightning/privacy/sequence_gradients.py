@@ -33,7 +33,7 @@ class SequenceGradients:
     """The gradients of each unit in a micro-batch: their norms, and their sum with a factor each."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Raises UserError if a trained weight belongs to a kind of module whose gradients cannot be told apart by sequence."""
+        """Find the modules of the trained weights. Raises UserError if gradients of one cannot be told apart by sequence."""
         self._model = model
         self._modules = _list_modules(model)
         self._inside: set[int] = set()
