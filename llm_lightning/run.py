@@ -33,6 +33,7 @@ from llm_lightning.models.flat_check import agree_on_batch_form
 from llm_lightning.models.recompute import recompute_layers
 from llm_lightning.objectives.base import Objective
 from llm_lightning.optim.build import build_optimizer, build_schedule
+from llm_lightning.privacy.build import build_private_gradient, check_units, plan_budget
 from llm_lightning.reporting import about
 from llm_lightning.reporting.data_card import data_card
 from llm_lightning.reporting.results import write_pages, write_results
@@ -209,6 +210,9 @@ def train(
             "objective": config.choices["objective"],
             **facts,
             "metrics": metrics | objective.summary(),
+            **(
+                {} if config.privacy.kind == "none" else {"privacy": plan_budget(config.privacy, data).describe(engine.global_step)}
+            ),
             "monitor": {"name": objective.monitor, "maximize": objective.maximize},
             "steps": engine.global_step,
             "best_step": best.best_step,
@@ -293,7 +297,11 @@ def prepare(config: Config, tokenizer: Any | None = None) -> tuple[TokenizedData
         dataset = prepare_dataset(config, objective_class.encoding, tokenizer)
     require_same_data(dataset)
     objective: Objective = instantiate("objective", config.objective, dataset)
-    return dataset, objective, DataModule(config, dataset, objective.masking(config.seed))
+    data = DataModule(config, dataset, objective.masking(config.seed))
+    if config.privacy.kind == "dp" and config.task != "evaluate":
+        check_units(dataset)
+        data.stop_at(plan_budget(config.privacy, data).most_steps)
+    return dataset, objective, data
 
 
 def require_same_data(dataset: TokenizedDataset) -> None:
@@ -324,6 +332,8 @@ def build_and_connect(config: Config, dataset: TokenizedDataset, objective: Obje
     factor = build_schedule(config.scheduler, data.total_steps, float(config.optimizer.get("lr", 1.0)))
     make_optimizer = partial(build_optimizer, config.optimizer)
     objective.connect(model, make_optimizer, factor, config.trainer.clip_norm, config.seed)
+    if config.privacy.kind == "dp":
+        objective.take_step.use_private_gradient(build_private_gradient(config, model, data))
     if config.trainer.precision == "fp8":
         float8.convert(model)
     if config.trainer.recompute == "layers":

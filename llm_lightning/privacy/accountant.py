@@ -18,6 +18,7 @@ PRECISION = 1e-3
 MOST_NOISE = 1e4
 
 
+@cache
 def compute_epsilon(noise_multiplier: float, sampling_rate: float, steps: int, delta: float) -> float:
     """Return epsilon at `delta` after some steps; infinity without noise."""
     if not steps:

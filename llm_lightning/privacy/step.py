@@ -50,7 +50,7 @@ class PrivateGradient:
         return (self._threshold / norms.clamp(min=1e-12)).clamp(max=1.0)
 
     def finish(self, step: int, world_size: int, reduce: Callable[[Tensor], Any]) -> None:
-        """Add noise to the sum of this rank, sum over ranks by `reduce` (in place), and divide by the expected number of units.
+        """Add noise to the sum of this rank, sum over ranks by `reduce`, and divide by the expected number of units.
 
         Each rank adds an independent part of the noise, whose variances add up.
         """
@@ -62,5 +62,5 @@ class PrivateGradient:
                 drawn = self._noise(parameter.numel(), step, place).view_as(parameter)
                 parameter.grad.add_(drawn.to(parameter.grad), alpha=deviation)
             if world_size > 1:
-                reduce(parameter.grad)
+                parameter.grad.copy_(reduce(parameter.grad))
             parameter.grad.div_(self._expected)
