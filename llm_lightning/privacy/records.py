@@ -53,12 +53,17 @@ class Records:
     vectors: Tensor | None = None
     """(units + 1, …) the gradient of each unit itself, where the parameter is a vector; the last one is padding's."""
 
+    @property
+    def is_one_product(self) -> bool:
+        """Whether the gradient is that of one use of a matrix."""
+        return len(self.matrices) == 1 and not self.lookups and self.vectors is None
+
     def squared_norms(self, units: int) -> Tensor:
         """Return (units,) ‖G_s‖², in fp32 or fp64."""
         if self.vectors is not None:
             return self.vectors[:units].square().sum(-1)
         matrix, table = join_matrices(self.matrices), join_lookups(self.lookups)
-        parts = [_of_matrix(matrix, units)] if matrix else []
+        parts = [square_matrices([matrix], units)] if matrix else []
         parts += [_of_table(table, units)] if table else []
         if matrix and table:
             parts.append(2 * _of_both(matrix, table, units))
@@ -94,46 +99,70 @@ def _exact(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def grids(positions: Tensor, units: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield groups of units of like sizes: (units,) their numbers, and (units, most positions) the places of their positions.
+@dataclass(frozen=True)
+class Group:
+    """Units with equally many positions."""
 
-    Places past a unit's last position are the number of all positions, where `_rows` has a row of zeros. A group has at most `AT_ONCE`
-    numbers, of `width` a place.
+    units: Tensor
+    """(units,) their numbers."""
+    places: Tensor
+    """(units, positions of each)"""
+    span: slice | None
+    """The places, where they are neighbours in this order."""
+
+    def rows_of(self, values: Tensor) -> Tensor:
+        """Return (units, positions of each, width) the rows of `values` (positions, width), in fp32 at least."""
+        rows = values[self.places.flatten()] if self.span is None else values[self.span]
+        return _exact(rows).view(*self.places.shape, -1)
+
+
+def group_units(positions: Tensor, units: int, width: int) -> Iterator[Group]:
+    """Yield the units that have positions, those with equally many together; a group has at most `AT_ONCE` numbers, of `width` a place.
+
+    `positions`: (positions,) the unit of each, or the number of units for padding.
     """
     order = torch.argsort(positions, stable=True)
     counts = torch.bincount(positions, minlength=units + 1)[:units]
     starts = counts.cumsum(0) - counts
-    by_size = torch.argsort(counts, descending=True)
+    by_size = torch.argsort(counts, descending=True, stable=True)
     sizes = counts[by_size].tolist()
     first = 0
     while first < units and sizes[first]:
-        longest = sizes[first]
-        last = min(units, first + max(1, AT_ONCE // (longest * width)))
-        last = next((i for i in range(first, last) if 2 * sizes[i] < longest), last)  # at most half of a group is padding
-        group = by_size[first:last]
-        column = torch.arange(longest, device=positions.device)
-        inside = column < counts[group, None]
-        places = torch.where(inside, (starts[group, None] + column).clamp(max=len(order) - 1), 0)
-        yield group, torch.where(inside, order[places], len(order))
+        size = sizes[first]
+        most = min(units, first + max(1, AT_ONCE // (size * width)))
+        last = next((i for i in range(first, most) if sizes[i] != size), most)
+        numbers = by_size[first:last]
+        places = order[starts[numbers, None] + torch.arange(size, device=positions.device)]
+        begin = int(places[0, 0])
+        are_neighbours = bool((places.flatten() == torch.arange(begin, begin + places.numel(), device=places.device)).all())
+        yield Group(numbers, places, slice(begin, begin + places.numel()) if are_neighbours else None)
         first = last
 
 
-def _rows(values: Tensor, places: Tensor) -> Tensor:
-    """Return (units, most positions, width) the rows of `values` (positions, width) at places; zeros where a place is past the end."""
-    rows = values[places.clamp(max=len(values) - 1)]
-    return rows.masked_fill_((places == len(values))[..., None], 0.0)
+def square_matrices(uses: list[Matrix], units: int) -> Tensor:
+    """Return (units,) the sum of ‖G_s‖² over matrices, each with one use here, whose positions belong to the same units."""
+    total = torch.zeros(units, dtype=_exact(uses[0].r).dtype, device=uses[0].r.device)
+    width = max(use.r.shape[1] + use.c.shape[1] for use in uses)
+    for group in group_units(uses[0].units, units, width):
+        length = group.places.shape[1]
+        grams: dict[tuple[int, int], Tensor] = {}
 
+        def gram(values: Tensor, group: Group = group, grams: dict[tuple[int, int], Tensor] = grams) -> Tensor:
+            key = (
+                values.data_ptr(),
+                values.shape[1],
+            )  # several matrices may have the same input, as those of queries, keys and values
+            if key not in grams:
+                rows = group.rows_of(values)
+                grams[key] = rows @ rows.mT
+            return grams[key]
 
-def _of_matrix(use: Matrix, units: int) -> Tensor:
-    total = use.r.new_zeros(units)
-    p, q = use.r.shape[1], use.c.shape[1]
-    for group, places in grids(use.units, units, p + q):
-        r, c = _rows(use.r, places), _rows(use.c, places)
-        if places.shape[1] * (p + q) <= p * q:
-            total[group] = ((r @ r.mT) * (c @ c.mT)).sum((1, 2))
-        else:
-            for unit, own_r, own_c in zip(group.tolist(), r, c, strict=True):
-                total[unit] = (own_r.T @ own_c).square().sum()
+        for use in uses:
+            if length * (use.r.shape[1] + use.c.shape[1]) <= use.r.shape[1] * use.c.shape[1]:
+                total[group.units] += (gram(use.r) * gram(use.c)).sum((1, 2))
+            else:
+                for unit, r, c in zip(group.units.tolist(), group.rows_of(use.r), group.rows_of(use.c), strict=True):
+                    total[unit] += (r.T @ c).square().sum()
     return total
 
 
@@ -146,13 +175,12 @@ def _of_table(use: Lookup, units: int) -> Tensor:
 def _of_both(matrix: Matrix, table: Lookup, units: int) -> Tensor:
     """Return (units,) the inner products of G_s by the matrix's uses and by the table's: Σ (c_i · c_j) r_j[id_i]."""
     total = matrix.r.new_zeros(units)
-    by_unit = {}
-    for group, places in grids(table.units, units, 1):
-        by_unit |= {unit: own[own < len(table.ids)] for unit, own in zip(group.tolist(), places, strict=True)}
-    for group, places in grids(matrix.units, units, 1):
-        for unit, own in zip(group.tolist(), places, strict=True):
-            if unit in by_unit:
-                uses, lookups = own[own < len(matrix.r)], by_unit[unit]
-                products = table.c[lookups] @ matrix.c[uses].T
-                total[unit] = (products * matrix.r[uses[None], table.ids[lookups, None]]).sum()
+    lookups: dict[int, Tensor] = {}
+    for group in group_units(table.units, units, 1):
+        lookups |= dict(zip(group.units.tolist(), group.places, strict=True))
+    for group in group_units(matrix.units, units, 1):
+        for unit, uses in zip(group.units.tolist(), group.places, strict=True):
+            if unit in lookups:
+                products = table.c[lookups[unit]] @ matrix.c[uses].T
+                total[unit] = (products * matrix.r[uses[None], table.ids[lookups[unit], None]]).sum()
     return total

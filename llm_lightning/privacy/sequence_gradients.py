@@ -26,7 +26,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.models.batch_form import batch_form, is_unpadded, set_batch_form, transformer_of
 from llm_lightning.models.embedding import Embedding
 from llm_lightning.models.forward import sequence_of
-from llm_lightning.privacy.records import Lookup, Matrix, Records
+from llm_lightning.privacy.records import Lookup, Matrix, Records, square_matrices
 
 
 class SequenceGradients:
@@ -61,7 +61,16 @@ class SequenceGradients:
 
     def norms(self) -> Tensor:
         """Return (units,) the norm of each unit's gradient, over all trained weights."""
-        return torch.stack([records.squared_norms(self.units) for records in self._records.values()]).sum(0).sqrt()
+        alone: dict[int, list[Matrix]] = {}
+        """Matrices that are used once, by the tensor of their units."""
+        others = []
+        for records in self._records.values():
+            if records.is_one_product:
+                alone.setdefault(id(records.matrices[0].units), []).append(records.matrices[0])
+            else:
+                others.append(records.squared_norms(self.units))
+        squares = [square_matrices(uses, self.units) for uses in alone.values()]
+        return torch.stack(squares + others).sum(0).sqrt()
 
     def add_sum(self, factors: Tensor) -> None:
         """Add Σ f_u G_u to the gradients of the weights, of the last recorded batch; `factors` (units,)."""
