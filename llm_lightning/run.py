@@ -166,6 +166,8 @@ def train(
         recover(export.folder)
     code = {"versions": package_versions(), "git": git_commit()}
     meter = Meter(config.trainer.log_every_steps, data.total_steps, cache_folder(config), energy)
+    if config.privacy.kind == "dp":
+        meter.measure_privacy = plan_budget(config.privacy, data).bound_after
     best = BestModel(export.folder, export.write, data.total_steps, config.callbacks.patience, should_continue)
     checkpoints = Checkpoints(config.checkpoint, folder, identity.to_record() | code, data, meter, best)
     bars = [ProgressBar(meter)] if config.trainer.progress == "bar" else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -38,6 +39,7 @@ def write_card(folder: Path) -> None:
     head = yaml.safe_dump(facts | {"tags": ["llm_lightning", objective]}, sort_keys=False)
     sizes = ", ".join(f"{split} {count:,} rows ({data['tokens'][split]:,} tokens)" for split, count in data["rows"].items())
     cost = "not measured" if energy.get("kwh") is None else f"{energy['kwh']:.5f} kWh, {energy['co2eq_kg'] * 1000:.2f} g CO2eq"
+    seed = "" if "privacy" in summary else f"; seed {summary['seed']}"
     parts = [
         f"---\n{head}---",
         f"# {objective} on {data['name']}",
@@ -45,12 +47,24 @@ def write_card(folder: Path) -> None:
         *([f"```python\n{_use(objective)}\n```"] if pipeline else []),  # an objective of the user's own is not known here
         f"**Data.** {data['name']}: {sizes}.",
         f"**Training.** {summary['steps']:,} optimizer steps, {summary['tokens_seen']:,} tokens, best at step {summary['best_step']}; "
-        f"{seconds['total']:.0f} s; {cost}; seed {summary['seed']}.",
+        f"{seconds['total']:.0f} s; {cost}{seed}.",
+        *([_describe_privacy(summary["privacy"])] if "privacy" in summary else []),
         "| metric | value |\n| --- | --- |\n" + "\n".join(f"| {name} | {value:.5g} |" for name, value in run.metrics.items()),
         f"**Limits.** The figures above are of {data['name']} alone: on other text, expect less, and measure it. The model has what is "
         f"wrong with its data{' and with the model that it comes from' if origin else ''}; nothing of it was looked at but these figures.",
     ]
     (folder / "hf" / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _describe_privacy(privacy: dict[str, Any]) -> str:
+    """Return what differential privacy promises of the weights, and what it does not cover. The seed is left out: it tells the samples."""
+    return (
+        f"**Privacy.** Trained by DP-SGD: the weights are differentially private for each training {privacy['unit']}, with epsilon "
+        f"{privacy['epsilon']:.4g} at delta {privacy['delta']:g} (noise multiplier {privacy['noise_multiplier']:.4g}, sampling rate "
+        f"{privacy['sampling_rate']:.4g}, {privacy['steps']:,} steps; {privacy['accountant']}). Not covered: the choice of the best step "
+        f"by validation rows, which are not training rows; the figures above and the files of the run folder besides the weights, which "
+        f"were computed from the rows; the seed of the run, which has to stay secret."
+    )
 
 
 def _use(objective: str) -> str:
