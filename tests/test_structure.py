@@ -76,6 +76,7 @@ ALLOWED = {
         "runs",
     },
     "models": {"config", "data", "distributed", "errors"},
+    "privacy": {"config", "data", "distributed", "errors", "models"},
     "data": {"atomic_files", "config", "distributed", "errors", "machine"},
 }
 """Of some packages, the other packages and top-level modules that they may import."""

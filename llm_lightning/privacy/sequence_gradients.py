@@ -95,7 +95,7 @@ class SequenceGradients:
                 f"privacy: a {type(module).__name__} computes one value for several sequences, so that its gradient cannot be told apart "
                 f"by sequence; freeze it (model.freeze), or choose another model."
             )
-        parameter = module._parameters.get(name)  # private; read in torch 2.13: bf16 copies hide the parameter from public access
+        parameter = dict(module.named_parameters(recurse=False)).get(name)  # not its bf16 copy, which hides it from `getattr`
         if parameter is None or not parameter.requires_grad:
             return None
         return self._records.setdefault(parameter, Records())
@@ -144,22 +144,22 @@ class _Places:
 
 def _list_modules(model: PreTrainedModel) -> list[tuple[nn.Module, Any]]:
     """Return the modules with trained weights, each with the function that computes it. LoRA's parts are computed one by one."""
-    found: list[tuple[nn.Module, Any]] = []
+    chosen: list[tuple[nn.Module, Any]] = []
     covered: set[nn.Parameter] = set()
     for module in model.modules():
         if isinstance(module, peft.tuners.lora.Linear):
-            found.append((module, lambda _, module, *args, **kwargs: peft.tuners.lora.Linear.forward(module, *args, **kwargs)))
-        own = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
-        if own and (compute := _choose(module)) is not None:
-            found.append((module, compute))
-            covered.update(own)
+            chosen.append((module, lambda _, module, *args, **kwargs: peft.tuners.lora.Linear.forward(module, *args, **kwargs)))
+        trained = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+        if trained and (compute := _choose(module)) is not None:
+            chosen.append((module, compute))
+            covered.update(trained)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter not in covered:
             raise UserError(
                 f"privacy: the gradient of {name} cannot be told apart by sequence; freeze it (model.freeze=['{name}']), or choose another "
                 f"model."
             )
-    return found
+    return chosen
 
 
 def _choose(module: nn.Module) -> Any:
