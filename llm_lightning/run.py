@@ -38,6 +38,7 @@ from llm_lightning.models.flat_check import agree_on_batch_form
 from llm_lightning.models.recompute import recompute_layers
 from llm_lightning.objectives.base import Objective
 from llm_lightning.optim.build import build_optimizer, build_schedule
+from llm_lightning.privacy.build import build_private_gradient, check_units, plan_budget
 from llm_lightning.reporting import about
 from llm_lightning.reporting.data_card import data_card
 from llm_lightning.reporting.inspection import inspect_data
@@ -219,6 +220,8 @@ def train(
         recover(export.folder)
     code = {"versions": package_versions(), "git": git_commit()}
     meter = Meter(config.trainer.log_every_steps, data.total_steps, cache_folder(config), energy)
+    if config.privacy.kind == "dp":
+        meter.measure_privacy = plan_budget(config.privacy, data).bound_after
     best = BestModel(export.folder, export.write, data.total_steps, config.callbacks.patience, should_continue)
     checkpoints = Checkpoints(config.checkpoint, folder, identity.to_record() | code, data, meter, best)
     bars = [ProgressBar(meter)] if config.trainer.progress == "bar" else []
@@ -270,6 +273,9 @@ def train(
             **facts,
             "metrics": metrics | objective.summary(),
             **measured,
+            **(
+                {} if config.privacy.kind == "none" else {"privacy": plan_budget(config.privacy, data).describe(engine.global_step)}
+            ),
             "monitor": {"name": objective.monitor, "maximize": objective.maximize},
             "steps": engine.global_step,
             "best_step": best.best_step,
@@ -364,7 +370,11 @@ def prepare(config: Config, tokenizer: Any | None = None) -> tuple[TokenizedData
         dataset = prepare_dataset(config, objective_class.encoding, tokenizer)
     require_same_data(dataset)
     objective: Objective = instantiate("objective", config.objective, dataset)
-    return dataset, objective, DataModule(config, dataset, objective.masking(config.seed))
+    data = DataModule(config, dataset, objective.masking(config.seed))
+    if config.privacy.kind == "dp" and config.task != "evaluate":
+        check_units(dataset)
+        data.stop_at(plan_budget(config.privacy, data).most_steps)
+    return dataset, objective, data
 
 
 def require_same_data(dataset: TokenizedDataset) -> None:
@@ -395,6 +405,8 @@ def build_and_connect(config: Config, dataset: TokenizedDataset, objective: Obje
     factor = build_schedule(config.scheduler, data.total_steps, float(config.optimizer.get("lr", 1.0)))
     make_optimizer = partial(build_optimizer, config.optimizer)
     objective.connect(model, make_optimizer, factor, config.trainer.clip_norm, config.seed)
+    if config.privacy.kind == "dp":
+        objective.take_step.use_private_gradient(build_private_gradient(config, model, data))
     if config.trainer.precision == "fp8":
         float8.convert(model)
     if config.trainer.recompute == "layers":

@@ -80,6 +80,7 @@ ALLOWED = {
     "models": {"config", "data", "distributed", "errors"},
     "data": {"atomic_files", "config", "distributed", "errors", "inspection", "machine"},
     "inspection": {"errors"},
+    "privacy": {"config", "data", "distributed", "errors", "models"},
 }
 """Of some packages, the other packages and top-level modules that they may import."""
 

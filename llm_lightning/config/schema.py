@@ -401,6 +401,26 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    kind: str = bound_field("none", Choice("none", "dp"))
+    """`dp` trains with differential privacy: the gradient of each training row is clipped, and noise is added to their sum."""
+    epsilon: float = bound_field(8.0, Range(0, open_low=True))
+    """The most that training may cost: the smaller, the less the weights can tell of any one row, and the more noise is added."""
+    delta: float = bound_field(1e-5, Range(0, 1, open=True))
+    """Probability with which more than epsilon may be told; below 1 / training rows."""
+    clipping: str = bound_field("automatic", Choice("automatic", "flat"))
+    """`automatic` divides each row's gradient by its norm (Bu et al. 2022); `flat` cuts norms above `threshold`."""
+    threshold: float = bound_field(1.0, Range(0, open_low=True))
+    """The norm that a row's gradient has at most. With automatic clipping and Adam it changes nothing."""
+    noise_multiplier: float | None = bound_field(None, Range(0))
+    """Standard deviation of the noise, in thresholds; null solves it for epsilon. With one, training ends when epsilon is used up."""
+    secure_noise: bool = True
+    """Draw noise from the system's cryptographic generator. `false` draws it from `seed`, for tests: whoever knows it can undo it."""
+    public_tokenizer: bool = False
+    """Whether a tokenizer that is trained on the training text may tell of it: it is not covered by epsilon."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     task: str = bound_field(
         MISSING, Choice("pretrain", "finetune", "evaluate", "predict", "generate", "chat", "export", "check", "inspect", "audit")
@@ -414,6 +434,7 @@ class Config:
     scheduler: dict[str, Any] = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = bound_field(0, Range(0, 2**32 - 1))

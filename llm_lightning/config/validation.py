@@ -28,6 +28,7 @@ from llm_lightning.config.checks.files import (
 from llm_lightning.config.checks.label_errors import check_label_errors
 from llm_lightning.config.checks.model import check_model
 from llm_lightning.config.checks.objective import check_long, check_objective
+from llm_lightning.config.checks.privacy import check_privacy
 from llm_lightning.config.checks.robustness import check_invariance, check_slices
 from llm_lightning.config.checks.targets import check_targets
 from llm_lightning.config.checks.trainer import check_resume, check_trainer
@@ -39,7 +40,7 @@ from llm_lightning.errors import UserError, nearest
 OF_TRAINING = [
     *(check_targets, check_model, check_data, check_objective, check_long, check_labels),
     *(check_trainer, check_flags, check_resume, check_folders),
-    *(check_slices, check_invariance, check_label_errors),
+    *(check_slices, check_invariance, check_label_errors, check_privacy),
 ]
 """Checks for tasks that train, and for those that repeat a run's evaluation."""
 OF_STORED = {

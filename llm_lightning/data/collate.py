@@ -387,8 +387,8 @@ class TrainingSteps(Dataset[StepBatch]):
         plan = self.plan.epoch_plan(epoch)
         micro_batches, max_micro_batches = plan.micro_batches(step_of_epoch, self.plan.lengths, self.spec, self.rank, self.world)
         batches = [self.collator(self.data, [sequences], epoch) for sequences in micro_batches]
-        first_row = plan.row_at(int(plan.steps[step_of_epoch]))
         for _ in range(max_micro_batches - len(micro_batches)):
+            first_row = plan.row_at(int(plan.steps[step_of_epoch]))
             batches.append(replace(self.collator(self.data, [first_row], epoch), blank=True))
         return build_step_batch(batches, step, epoch + (step_of_epoch + 1) / len(plan))
 

@@ -15,7 +15,7 @@ from llm_lightning.config.schema import Config
 from llm_lightning.data.collate import Collator, EvaluationBatches, FromStep, MicroBatch, StepBatch, TrainingSteps
 from llm_lightning.data.encode import TokenizedSplit
 from llm_lightning.data.masking import Masking
-from llm_lightning.data.plan import Plan, max_rows_at_once, plan_evaluation
+from llm_lightning.data.plan import Plan, PoissonPlan, max_rows_at_once, plan_evaluation
 from llm_lightning.data.prepare import TokenizedDataset
 from llm_lightning.data.reader_state import ReaderState
 from llm_lightning.data.streaming import Stream, StreamedSteps, reading_ranks
@@ -37,7 +37,8 @@ class DataModule(lightning.LightningDataModule):
         """How steps are cut; `limit` sets `micro_tokens` if it is auto."""
         train = dataset.splits["train"]
         window = None if train.windows is None else int(train.texts.max())
-        self.plan = Plan(train.positions, self.spec, config.seed, self.row_size, window)
+        plan = Plan if config.privacy.kind == "none" else PoissonPlan
+        self.plan = plan(train.positions, self.spec, config.seed, self.row_size, window)
         self._readers: dict[int, ReaderState] = {}
         """Of streamed data: the state of each reader after the last trained step; up to date on the rank of the reader."""
         self._reader_count: int | None = None
@@ -54,6 +55,11 @@ class DataModule(lightning.LightningDataModule):
             return trainer.max_steps
         limits = [trainer.max_steps, None if trainer.max_epochs is None else self.plan.steps(trainer.max_epochs)]
         return min(limit for limit in limits if limit is not None)
+
+    def stop_at(self, steps: int) -> None:
+        """End the run after this many steps, if it would take more."""
+        self.total_steps = min(self.total_steps, steps)
+        self.validate_every = min(self.validate_every, self.total_steps)
 
     def setup(self, stage: str) -> None:
         """Limit `micro_tokens` to the least that fits on any rank's device, as all ranks cut one plan."""

@@ -68,6 +68,8 @@ class EpochPlan:
         `lengths` holds the lengths of all sequences.
         """
         first, last = int(self.steps[step]), int(self.steps[step + 1])
+        if first == last:  # a Poisson sample may hold no row
+            return [], 0
         sizes = lengths.take(self.order[first:last]) if self.sizes is None else self.sizes[first:last]
         share = assign_to_rank(sizes, spec, rank, world)
         rows, bounds = share.rows + first, share.bounds
@@ -177,6 +179,24 @@ class Plan:
         gather = np.repeat(bounds[shuffled] - new[:-1], sizes)
         gather += np.arange(len(order))
         return EpochPlan(order[gather], None, new)
+
+
+class PoissonPlan(Plan):
+    """Steps that hold each row with the same probability, independently (Poisson sampling), as differential privacy is accounted for.
+
+    A step has `batch.sequences` rows on average, and perhaps none. An epoch is as many steps as an ordinary one.
+    """
+
+    @property
+    def sampling_rate(self) -> float:
+        """Return the probability that a step holds a row."""
+        return min(1.0, self.spec.sequences / len(self.lengths))
+
+    def _plan_epoch(self, rng: np.random.Generator) -> EpochPlan:
+        count = len(self.lengths)
+        steps = [np.flatnonzero(rng.random(count) < self.sampling_rate) for _ in range(-(-count // self.spec.sequences))]
+        order = np.concatenate(steps).astype(np.int32 if count < 1 << 31 else np.int64)
+        return EpochPlan(order, None, np.concatenate([[0], np.cumsum([len(step) for step in steps])]))
 
 
 def assign_to_rank(sizes: np.ndarray, spec: BatchConfig, rank: int = 0, world: int = 1) -> RankShare:

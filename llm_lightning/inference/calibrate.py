@@ -43,7 +43,9 @@ def calibrate_export(trainer: lightning.Trainer, objective: Objective, data: Dat
     """
     if not objective.calibrate or read_calibration(objective.model.config) is not None:
         return False
-    if data.config.data.long == "windows":  # the logits of a text's windows weigh each other: divided, they could change a prediction
+    if (
+        data.config.data.long == "windows"
+    ):  # the logits of a text's windows weigh each other: divided, they could change a prediction
         log.info("calibration: left out, with data.long=windows")
         return False
     started = time.perf_counter()

@@ -41,6 +41,7 @@ def write_card(folder: Path) -> None:
     head = yaml.safe_dump(facts | {"tags": ["llm_lightning", objective]}, sort_keys=False)
     sizes = ", ".join(f"{split} {count:,} rows ({data['tokens'][split]:,} tokens)" for split, count in data["rows"].items())
     cost = "not measured" if energy.get("kwh") is None else f"{energy['kwh']:.5f} kWh, {energy['co2eq_kg'] * 1000:.2f} g CO2eq"
+    seed = "" if "privacy" in summary else f"; seed {summary['seed']}"
     parts = [
         f"---\n{head}---",
         f"# {objective} on {data['name']}",
@@ -50,7 +51,8 @@ def write_card(folder: Path) -> None:
         *([f"```python\n{_use(objective)}\n```"] if pipeline and run.config["data"].get("long") != "windows" else []),
         f"**Data.** {data['name']}: {sizes}.",
         f"**Training.** {summary['steps']:,} optimizer steps, {summary['tokens_seen']:,} tokens, best at step {summary['best_step']}; "
-        f"{seconds['total']:.0f} s; {cost}; seed {summary['seed']}.",
+        f"{seconds['total']:.0f} s; {cost}{seed}.",
+        *([_describe_privacy(summary["privacy"])] if "privacy" in summary else []),
         "| metric | value |\n| --- | --- |\n" + "\n".join(f"| {name} | {value:.5g} |" for name, value in run.metrics.items()),
         f"**Where it fails.** {describe_failures(run)}",
         *_describe_probabilities(summary.get("calibration")),
@@ -108,6 +110,17 @@ def _use_windows(objective: str, config: dict[str, Any]) -> str:
         f'                    return_overflowing_tokens=True, return_tensors="pt")\n'
         f'del windows["overflow_to_sample_mapping"]\n'
         f"logits = model(**windows).logits\n{line}\n```"
+    )
+
+
+def _describe_privacy(privacy: dict[str, Any]) -> str:
+    """Return what differential privacy promises of the weights, and what it does not cover. The seed is left out: it tells the samples."""
+    return (
+        f"**Privacy.** Trained by DP-SGD: the weights are differentially private for each training {privacy['unit']}, with epsilon "
+        f"{privacy['epsilon']:.4g} at delta {privacy['delta']:g} (noise multiplier {privacy['noise_multiplier']:.4g}, sampling rate "
+        f"{privacy['sampling_rate']:.4g}, {privacy['steps']:,} steps; {privacy['accountant']}). Not covered: the choice of the best step "
+        f"by validation rows, which are not training rows; the figures above and the files of the run folder besides the weights, which "
+        f"were computed from the rows; the seed of the run, which has to stay secret."
     )
 
 

@@ -52,6 +52,7 @@ KEYS: dict[str, Kind] = {
     "objective.*": Kind.WEIGHTS,
     "optimizer.*": Kind.WEIGHTS,
     "scheduler.*": Kind.WEIGHTS,
+    "privacy.*": Kind.WEIGHTS,
     "model._target_": Kind.WEIGHTS,
     "model.arguments.*": Kind.WEIGHTS,
     "model.family": Kind.WEIGHTS,
@@ -140,6 +141,7 @@ KEYS: dict[str, Kind] = {
     "data.workers": Kind.EXECUTION,
     "model.trust_remote_code": Kind.EXECUTION,
     "trust": Kind.EXECUTION,
+    "privacy.public_tokenizer": Kind.EXECUTION,
     # what is written and shown
     "run_dir": Kind.RECORD,
     "resume": Kind.RECORD,
@@ -290,6 +292,8 @@ def require_same_run(state: Path, record: dict[str, Any], step: int, now: RunIde
     hint = ""
     if evaluation and not changed:
         hint = f" To score its weights on other data: task=evaluate run={state.parent.parent}, with data.validation or data.test."
+    if before.total_steps != now.total_steps and now.config.get("privacy", {}).get("kind") == "dp":
+        changed.append(_change("the number of steps, for which the noise was solved,", before.total_steps, now.total_steps))
     if changed := [*changed, *training, *evaluation]:
         raise UserError(
             f"{state} belongs to a run with other settings: {'; '.join(changed)}. Repeat that run's command to continue "

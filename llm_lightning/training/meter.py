@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ class Meter(Callback):
         self.begun = self.since = time.perf_counter()
         self.flops = Flops(0.0, 0.0)
         self.peak, self.devices = Peak(), 1
+        self.measure_privacy: Callable[[int], float] | None = None
+        """Returns a bound of the epsilon that some steps have spent, in private training."""
 
     # ---- totals ----
 
@@ -189,6 +192,8 @@ class Meter(Callback):
         }
         if (mfu := self._mfu(closed)) is not None:
             self.values["train/mfu"] = mfu
+        if self.measure_privacy is not None:
+            self.values["privacy/epsilon"] = self.measure_privacy(trainer.global_step)
         self.emit(trainer, self.values, epoch)
 
     def pause(self, trainer: lightning.Trainer) -> None:

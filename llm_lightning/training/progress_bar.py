@@ -31,7 +31,8 @@ class ProgressBar(Callback):
         values = self.meter.values
         loss, rate, speed = (values[f"train/{name}"] for name in ("loss", "learning_rate", "tokens_per_second"))
         mfu = f" · MFU {values['train/mfu']:.0%}" if "train/mfu" in values else ""
-        self._bar.set_postfix_str(f"loss {loss:.3f} · lr {rate:.1e} · {speed:,.0f} tokens/s{mfu}", refresh=False)
+        spent = f" · ε ≤ {values['privacy/epsilon']:.2f}" if "privacy/epsilon" in values else ""
+        self._bar.set_postfix_str(f"loss {loss:.3f} · lr {rate:.1e} · {speed:,.0f} tokens/s{mfu}{spent}", refresh=False)
         self._bar.update(trainer.global_step - self._bar.n)
         self.meter.restart_clock()
 

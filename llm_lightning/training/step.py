@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from llm_lightning.data.collate import MicroBatch, StepBatch
 from llm_lightning.models import dropout, embedding
+from llm_lightning.privacy.step import PrivateGradient
 from llm_lightning.training import parallel
 from llm_lightning.training.graphs import Graphs
 from llm_lightning.training.memory import return_unused
@@ -36,6 +38,7 @@ class OptimizerStep:
         self._objective = objective
         self._retry = MemoryRetry(objective, self._drop_graphs)
         self._graphs: Graphs | None = None
+        self._private: PrivateGradient | None = None
 
     def __call__(self, batch: StepBatch) -> dict[str, Any]:
         """Train on the batch of a step. Return this rank's `loss_sum`, all ranks' `targets`, `gradient_norm` and `learning_rate`.
@@ -48,10 +51,14 @@ class OptimizerStep:
 
         global_targets = self._sum_over_ranks(batch.rank_targets)
         loss_scale = trainer.world_size / global_targets.clamp(min=1.0)  # DDP and FSDP2 average over ranks, and we want the sum
+        if self._private is not None:
+            loss_scale = torch.ones_like(loss_scale)
         loss_sum = self._retry.run_in_pieces(  # once; after an out-of-memory error again, with smaller micro-batches
             batch, lambda micro_batches: self._accumulate_gradients(micro_batches, batch.index, loss_scale)
         )
 
+        if self._private is not None:
+            self._private.finish(batch.index, trainer.world_size, lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"))
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         gradient_norm = clip_gradients(objective.model, optimizer.optimizer, objective.clip_norm, scaler)
         learning_rate = optimizer.param_groups[0]["lr"]
@@ -76,8 +83,12 @@ class OptimizerStep:
         ):  # where our plugin casts; Lightning's own it has entered already, without harm
             for i, micro_batch in enumerate(micro_batches):
                 is_last = i == len(micro_batches) - 1
-                with parallel.gradient_sync(trainer.strategy, objective.model, is_last):
-                    loss_sum += self._run_forward_backward(micro_batch, loss_scale, is_last)
+                with parallel.gradient_sync(trainer.strategy, objective.model, is_last and self._private is None):
+                    if self._private is None:
+                        loss_sum += self._run_forward_backward(micro_batch, loss_scale, is_last)
+                    else:
+                        run = partial(self._run_forward_backward, loss_scale=loss_scale, is_last=False)
+                        loss_sum += self._private.accumulate(micro_batch, run)
         return loss_sum
 
     def _run_forward_backward(self, batch: MicroBatch, loss_scale: Tensor, is_last: bool = True) -> Tensor:
@@ -103,6 +114,10 @@ class OptimizerStep:
         """Run forward and backward passes as CUDA graphs in the precision's context; None turns graphs off."""
         trained = [parameter for parameter in self._objective.model.parameters() if parameter.requires_grad]
         self._graphs = None if context is None else Graphs(self._run_forward_backward, trained, context)
+
+    def use_private_gradient(self, private: PrivateGradient) -> None:
+        """Train with differential privacy."""
+        self._private = private
 
     def _drop_graphs(self) -> bool:
         """Turn graphs off. Return whether they were on."""
