@@ -19,7 +19,7 @@ def check_privacy(config: Config) -> Iterator[str]:
     if config.data.long == "windows":
         yield "data.long=windows: not together with privacy=dp, which records one sequence a row; cut the texts (data.long=cut)."
     if config.data.folds is not None:
-        yield f"data.folds={config.data.folds}: not together with privacy=dp: epsilon would hold for each of their runs alone; leave it out."
+        yield f"data.folds={config.data.folds}: not together with privacy=dp: epsilon would hold for each of their runs alone."
     if config.data.streaming:
         yield "data.streaming=true: not together with privacy=dp, which draws each step from all rows."
     if config.trainer.strategy == "fsdp":
