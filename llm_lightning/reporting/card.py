@@ -85,8 +85,8 @@ POOLINGS = {
 }
 """Objective -> how it pools the logits of windows (models/windows.py), in words and in Python."""
 BY_LEVEL = (
-    "the mean weighted by the softmax of the windows' mean logits",
-    "logits = (logits.mean(1, keepdim=True).softmax(0) * logits).sum(0)",
+    "the mean weighted by the softmax over the windows of the sum of a window's logits, divided by the root of their number",
+    "logits = ((logits.sum(1, keepdim=True) / logits.shape[1] ** 0.5).softmax(0) * logits).sum(0)",
 )
 
 

@@ -73,7 +73,7 @@ def pool(windows: list[Tensor], objective: str) -> Tensor:
     if objective == "regression":
         weights: Any = [1 / len(windows)] * len(windows)
     elif objective == "classification":
-        weights = torch.stack([logits.mean() for logits in windows]).softmax(0)
+        weights = torch.stack([logits.sum() / len(logits) ** 0.5 for logits in windows]).softmax(0)
     else:
         weights = torch.stack(windows).softmax(0)
     total = torch.zeros_like(windows[0])
