@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 class EvaluationPass:
     """The losses and the states of one rank's part of a pass over a split."""
 
+    scores: Rows | None = None
+    """The probabilities of the labels of the rows that `data.left_out` names, in a pass over them."""
+
     def __init__(self, objective: Objective, batches: int) -> None:
         """`batches` is the number of batches over all ranks."""
         self.objective, self.losses = objective, BatchLosses(batches)
         self.states = objective.build_states()
-        self.scores = Rows(0) if objective.split == LEFT_OUT else None
-        """The probabilities of the labels of the rows that `data.left_out` names."""
+        if objective.split == LEFT_OUT:
+            self.scores = Rows(0)
 
     def add(self, batch: MicroBatch) -> None:
         """Evaluate a batch. A blank batch runs through the model too, as ranks gather a sharded model together, but does not count."""
