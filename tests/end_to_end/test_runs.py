@@ -96,7 +96,7 @@ def test_the_record_of_a_run(finetuned: tuple[Path, dict[str, Any]]) -> None:
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert set(summary) == {
         *("task", "objective", "model", "data", "metrics", "steps", "best_step", "tokens_seen", "throughput", "seconds", "energy"),
-        *("seed", "monitor", "tokenizer", "machine", "versions", "git", "checkpoint", "export", "weights"),
+        *("seed", "monitor", "tokenizer", "machine", "versions", "git", "checkpoint", "export", "weights", "calibration"),
     }
     assert set(summary["data"]) == {"name", "fingerprint", "fingerprints", "rows", "tokens"}
     assert set(summary["throughput"]) == {
