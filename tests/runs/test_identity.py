@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from llm_lightning.config.compose import load_config
@@ -261,7 +262,7 @@ def test_a_run_goes_on_wherever_its_model_is_and_refuses_another(
 def test_what_is_finished(tmp_path: Path) -> None:
     given = ["task=pretrain", "data=text", "data.train=a.txt"]
     (tmp_path / "summary.json").write_text("{}")
-    (tmp_path / "config.yaml").write_text(json.dumps(plain(load_config(given))))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain(load_config(given))))
     assert (
         load_finished_by_name(
             tmp_path, load_config([*given, "trainer.devices=4", "logger=wandb", "checkpoint.keep=9", "generate.top_k=3"])
