@@ -271,7 +271,9 @@ def test_any_text_comes_back_or_is_refused(writer: str, texts: list[str], tmp_pa
         refusal = str(error)
     if loaded is None:
         assert path.name in refusal
-        assert writer in ("spark", "tabs"), refusal
+        assert writer in ("spark", "tabs") or "a backslash before a double quote" in refusal, (
+            refusal
+        )  # which can be read in two ways
         return
     problems = loaded.table[PROBLEM][:]
     assert len(problems) == len(texts) or (writer == "spark" and any(problems))
