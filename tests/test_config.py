@@ -175,6 +175,7 @@ def test_every_shipped_option_composes(group: str, option: str, tmp_path: Path, 
     }
     labelled = ["task=finetune", "objective=classification"]
     extras = {"model": labelled, "objective": labelled[:1], "data": ["objective=causal_lm"], "model/adapter": ["model=gpt2"]}
+    extras["privacy"] = [*labelled, "data=docs_topics"]
     config = with_files([*extras.get(group, []), f"{group}={option}", *needs.get((group, option), [])], tmp_path)
     assert config.choices[group] == option or config.run is not None  # which has its choices
 
