@@ -77,7 +77,7 @@ def test_limit_test_batches_limits_the_last_evaluation(train: Runner) -> None:
 
 def test_fast_dev_run_tries_everything_and_leaves_nothing(train: Runner, tmp_path: Path) -> None:
     summary = train("trainer.fast_dev_run=2")
-    assert (summary["steps"], SEEN["validated"]) == (2, [2, 2])
+    assert (summary["steps"], SEEN["validated"]) == (2, [2, 2, 2])  # in training, for the temperature, and at the end
     assert not (tmp_path / "run").exists()
     assert not Path(SEEN["folder"]).exists()
     assert list(tmp_path.glob(".check-*")) == []
