@@ -12,7 +12,7 @@ from llm_lightning.audit.results import Measure, Score
 from llm_lightning.audit.sentences import CausalScorer, MaskedScorer, MaskedText, Sentence
 from llm_lightning.audit.tables import read_table
 from llm_lightning.errors import UserError
-from llm_lightning.reporting.intervals import wilson
+from llm_lightning.reporting.intervals import share_interval
 
 KEY = "audit.crows_pairs"
 COLUMNS = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
@@ -115,4 +115,4 @@ def count_shares(table: str, pairs: list[Pair], scores: np.ndarray) -> Iterator[
         if count := int(chosen.sum()):
             total = float(preferred[chosen].sum())
             headline = is_first and name == "all pairs"
-            yield Score(table, name, total / count, wilson(total, count), count, neutral=0.5, is_headline=headline)
+            yield Score(table, name, total / count, share_interval(total, count), count, neutral=0.5, is_headline=headline)

@@ -20,7 +20,7 @@ from llm_lightning.config.schema import Config, DataConfig, cache_folder
 from llm_lightning.data import sources
 from llm_lightning.errors import UserError
 from llm_lightning.inference.predict import Predictor, Row, paths_of, rows_of, without_label
-from llm_lightning.reporting.intervals import wilson
+from llm_lightning.reporting.intervals import share_interval
 from llm_lightning.reporting.significance import half_width
 
 KEY = "audit.swap"
@@ -159,7 +159,7 @@ def list_scores(
         FLIPS,
         "all rows with a term",
         float(flipped.mean()),
-        wilson(int(flipped.sum()), count),
+        share_interval(int(flipped.sum()), count),
         count,
         neutral=0.0,
         is_headline=True,
@@ -169,7 +169,7 @@ def list_scores(
     for name, chosen in zip(names, members, strict=True):
         if size := int(chosen.sum()):
             share = int(flipped[chosen].sum())
-            yield Score(FLIPS, name, share / size, wilson(share, size), size, neutral=0.0)
+            yield Score(FLIPS, name, share / size, share_interval(share, size), size, neutral=0.0)
     rises = after.probabilities - before.probabilities
     for number, name in enumerate(names):
         signs = np.array([of_row.get(number, 0) for of_row in directions])

@@ -69,18 +69,27 @@ def confusion(split: str, tables: dict[str, Any]) -> list[Figure]:
     if not matrix or len(matrix) > CLASSES:
         return []
     shares = [[value / max(sum(row), 1) for value in row] for row in matrix]
-    trace = {"z": shares, "x": tables["labels"], "y": tables["labels"], "text": matrix, "type": "heatmap", "zmin": 0, "zmax": 1}
+    hover = "true %{y}<br>said %{x}<br>%{text}<extra></extra>"
+    return [draw_matrix(f"Confusion · {split}", shares, matrix, tables["labels"], "said", hover)]
+
+
+def draw_matrix(title: str, shares: list[list[Any]], counts: list[list[Any]], labels: list[str], across: str, hover: str) -> Figure:
+    """Draw a matrix of classes as a heatmap, with a row a true class: its colours are shares, its numbers counts.
+
+    `across` is what the columns are.
+    """
+    trace: dict[str, Any] = {"z": shares, "x": labels, "y": labels, "text": counts, "type": "heatmap", "zmin": 0, "zmax": 1}
     trace |= {
         "colorscale": [[0, "rgba(47,111,222,0.04)"], [1, "rgba(47,111,222,0.62)"]],
         "showscale": False,
         "xgap": 2,
         "ygap": 2,
-        "hovertemplate": "true %{y}<br>said %{x}<br>%{text}<extra></extra>",
+        "hovertemplate": hover,
     }
-    trace |= {"texttemplate": "%{text}"} if len(matrix) <= LABELS else {}
+    trace |= {"texttemplate": "%{text}"} if len(labels) <= LABELS else {}
     axis = {"type": "category", "showgrid": False}
     layout = {"yaxis": axis | {"autorange": "reversed"}, "xaxis": axis, "hovermode": "closest"}
-    return [{"title": f"Confusion · {split}", "traces": [trace], "x": "said", "y": "true", "layout": layout}]
+    return {"title": title, "traces": [trace], "x": across, "y": "true", "layout": layout}
 
 
 def reliability(split: str, tables: dict[str, Any]) -> list[Figure]:

@@ -173,8 +173,11 @@ def ratio_interval(top: np.ndarray, bottom: np.ndarray) -> Interval:
     return float(low), float(high)
 
 
-def share_interval(count: int, total: int) -> Interval:
-    """Return Wilson's score interval (1927) of a share, which holds for few examples too: of 0 among 50 it is 0 to 7%, not 0 to 0."""
+def share_interval(count: float, total: int) -> Interval:
+    """Return Wilson's score interval (1927) of a share, which holds for few examples too: of 0 among 50 it is 0 to 7%, not 0 to 0.
+
+    A tie may count as half.
+    """
     z = 1.959963984540054  # of 95%
     middle, scale = (count + z * z / 2) / (total + z * z), z / (total + z * z)
     half = scale * math.sqrt(count * (total - count) / total + z * z / 4)
@@ -196,11 +199,3 @@ def _derive_from_loss(run: Run, split: str, loss: Interval | None) -> dict[str, 
     if value and (bits := run.metrics.get(f"{split}/bits_per_byte")) is not None:
         interval_by_metric[f"{split}/bits_per_byte"] = (loss[0] * bits / value, loss[1] * bits / value)
     return interval_by_metric
-
-
-def wilson(successes: float, count: int) -> Interval:
-    """Return the 95% interval of a share (Wilson 1927); a tie may count as half a success."""
-    share, z = successes / count, 1.959963984540054
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return middle - half, middle + half

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from llm_lightning.reporting.figures import draw_matrix
 from llm_lightning.reporting.page import Figure, Section
 from llm_lightning.reporting.runs import Run
 from llm_lightning.reporting.table import Table
-
-NUMBERED = 30
-"""Labels up to which the cells of the matrix have numbers."""
 
 
 def label_issues(run: Run) -> Section:
@@ -39,19 +37,9 @@ def label_issues(run: Run) -> Section:
 def draw_noise(labels: list[str], joint: list[list[int]], noise: list[list[float]]) -> Figure:
     """Draw the noise matrix: which share of each true class is estimated to have which label, with the numbers of rows in the cells."""
     shares, counts = ([list(column) for column in zip(*matrix, strict=True)] for matrix in (noise, joint))  # a row a true class
-    trace: dict[str, Any] = {"z": shares, "x": labels, "y": labels, "text": counts, "type": "heatmap", "zmin": 0, "zmax": 1}
-    trace |= {
-        "colorscale": [[0, "rgba(47,111,222,0.04)"], [1, "rgba(47,111,222,0.62)"]],
-        "showscale": False,
-        "xgap": 2,
-        "ygap": 2,
-        "hovertemplate": "true %{y}<br>labelled %{x}<br>%{text} (%{z:.1%})<extra></extra>",
-    }
-    trace |= {"texttemplate": "%{text}"} if len(labels) <= NUMBERED else {}
-    axis = {"type": "category", "showgrid": False}
-    layout = {"yaxis": axis | {"autorange": "reversed"}, "xaxis": axis, "hovermode": "closest"}
+    hover = "true %{y}<br>labelled %{x}<br>%{text} (%{z:.1%})<extra></extra>"
     note = "Colours are shares of the true class, the noise matrix; numbers are estimated counts."
-    return {"title": "Estimated noise · train", "traces": [trace], "x": "labelled", "y": "true", "layout": layout, "note": note}
+    return draw_matrix("Estimated noise · train", shares, counts, labels, "labelled", hover) | {"note": note}
 
 
 def _list_pairs(pairs: list[dict[str, Any]]) -> Table:
