@@ -36,7 +36,6 @@ class SequenceGradients:
         """Find the modules of the trained weights. Raises UserError if gradients of one cannot be told apart by sequence."""
         self._model = model
         self._modules = _list_modules(model)
-        self._inside: set[int] = set()
         self._places: _Places
         self._records: dict[nn.Parameter, Records] = {}
         self.units = 0
